@@ -4,17 +4,31 @@ The extension is optional. Without a compiler the package installs all the same 
 `zograd.noise` falls back to the torch implementation with the same bits.
 """
 
+import sys
+
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# No fused multiply-add anywhere: it would change the last bit (MSVC's /fp:precise already means that).
+GNU_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fno-wrapv"]
+# Apple's clang has no OpenMP runtime; there the kernels run on one thread.
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
+MSVC_FLAGS = ["/O2", "/std:c++17", "/fp:precise", "/openmp", "/EHsc"]
+
+
+class BuildKernels(build_ext):
+    """Picks the flags once the compiler is known."""
+
+    def build_extension(self, ext):
+        msvc = self.compiler.compiler_type == "msvc"
+        ext.extra_compile_args = MSVC_FLAGS if msvc else GNU_FLAGS + OPENMP
+        ext.extra_link_args = [] if msvc else OPENMP
+        super().build_extension(ext)
+
 
 setup(
     ext_modules=[
-        Extension(
-            "zograd.noise._native",
-            sources=["src/zograd/noise/_native.cpp"],
-            extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-ffp-contract=off"],
-            extra_link_args=["-fopenmp"],
-            language="c++",
-            optional=True,
-        )
-    ]
+        Extension("zograd.noise._native", sources=["src/zograd/noise/_native.cpp"], language="c++", optional=True)
+    ],
+    cmdclass={"build_ext": BuildKernels},
 )

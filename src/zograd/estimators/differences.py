@@ -1,0 +1,94 @@
+"""Finite differences along random directions: g = (1/n) sum_j D_j v_j, D_j the difference quotient along v_j."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from zograd.vector import Ask, Estimate, Query, Routine, combination
+
+
+def positive_count(n: int, least: int = 1) -> None:
+    if n < least:
+        raise ValueError(f"an estimator needs n >= {least} directions, got n={n}")
+
+
+@dataclass(frozen=True, slots=True)
+class Central:
+    """g = (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j.
+
+    Costs 2 n evaluations. Bias O(mu^2), zero on quadratics. Variance (d - 1)/n |g|^2 for laws of fixed norm.
+    SPSA (Spall 1992), MeZO (Malladi et al. 2023, Definition 1).
+    """
+
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        positive_count(self.n)
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.n
+
+    def __call__(self, ask: Ask) -> Routine[None]:
+        v = [ask.draw(j) for j in range(self.n)]
+        f = yield [Query(side * ask.mu * vj) for vj in v for side in (1.0, -1.0)]
+        plus, minus = np.array(f[::2]), np.array(f[1::2])
+        g = combination((plus - minus) / (2 * ask.mu * self.n), v)
+        return Estimate(g, float(np.mean(f)), f, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """g = (1/n) sum_j (f(x + mu v_j) - f(x)) / mu v_j.
+
+    Costs n + 1 evaluations. Bias O(mu^2) for symmetric laws (odd moments vanish); the curvature term mu v^T H v / 2
+    adds variance, so mu matters more than in `Central`.
+    """
+
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        positive_count(self.n)
+
+    @property
+    def evaluations(self) -> int:
+        return self.n + 1
+
+    def __call__(self, ask: Ask) -> Routine[None]:
+        v = [ask.draw(j) for j in range(self.n)]
+        f0, *f = yield [Query(), *(Query(ask.mu * vj) for vj in v)]
+        g = combination((np.array(f) - f0) / (ask.mu * self.n), v)
+        return Estimate(g, f0, [f0, *f], None)
+
+
+class Spread(NamedTuple):
+    """slope = std_j(f(x + mu v_j)) / mu (population standard deviation), close to |grad f| for Rademacher directions."""
+
+    slope: float
+
+
+@dataclass(frozen=True, slots=True)
+class OneSided:
+    """The estimate of `Forward`, with the spread of the n losses measured alongside: the batched estimator of FZOO.
+
+    g = (1/n) sum_j (f_j - f0) / mu v_j  and  slope = std(f_1..f_n) / mu, with
+    E[slope] = |grad f| E sqrt(chi^2_{n-1} / n) to first order: 0.80, 0.90, 0.98 of |grad f| for n = 4, 8, 32.
+    Costs n + 1 evaluations; n >= 2, since one loss has no spread. FZOO (arXiv 2506.09034), Eq. 3 and Prop. 3.2.
+    """
+
+    n: int = 8
+
+    def __post_init__(self) -> None:
+        positive_count(self.n, 2)
+
+    @property
+    def evaluations(self) -> int:
+        return self.n + 1
+
+    def __call__(self, ask: Ask) -> Routine[Spread]:
+        e = yield from Forward(self.n)(ask)
+        slope = float(np.std(e.losses[1:])) / ask.mu
+        return Estimate(e.vector, e.loss, e.losses, Spread(slope))

@@ -1,0 +1,139 @@
+"""`minimize`: a black box of NumPy arrays, with SciPy's shape of result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from zograd import methods
+from zograd.run import Method, Record, Run
+from zograd.spaces import Space
+from zograd.stores.base import Store
+from zograd.vector import Query, Vector
+
+
+@dataclass
+class Result:
+    """What `minimize` found.
+
+    x, fun: the last iterate and the loss there. best: not kept, since a single noisy value proves nothing. nfev:
+    evaluations of f, failed ones included. nit: steps. success: whether the budget was used without giving up.
+    tape: the records, from which the run can be replayed.
+    """
+
+    x: npt.NDArray[Any]
+    fun: float
+    nfev: int
+    nit: int
+    success: bool
+    message: str
+    tape: list[Record]
+
+
+class ArrayStore(Store):
+    """One NumPy array as the iterate."""
+
+    def __init__(self, x0: npt.ArrayLike, space: Space) -> None:
+        x = np.array(x0, copy=True)  # C order, ours
+        if x.size == 0:
+            raise ValueError("x0 is empty; pass an array with at least one element")
+        if not np.issubdtype(x.dtype, np.floating):
+            x = x.astype(np.float64)
+        if x.dtype not in (np.float32, np.float64):
+            raise TypeError(f"x0 has dtype {x.dtype}; pass float64 or float32")
+        if not np.all(np.isfinite(x)):
+            raise ValueError("x0 holds NaN or infinite values; pass a finite starting point")
+        self.array = x
+        super().__init__({"x": torch.from_numpy(x)}, space=space)
+
+    def point(self, at: Vector) -> npt.NDArray[Any]:
+        """A fresh array at Retr_x(at); the caller may keep or overwrite it."""
+        leaf = self.leaves[0]
+        out = torch.empty(leaf.numel, dtype=leaf.dtype)
+        array: npt.NDArray[Any] = self.point_(out, leaf, at).view(leaf.tensor.shape).numpy()
+        return array
+
+
+def array_method(method: str | Method[Any]) -> Method[Any]:
+    """A name from the menu with the defaults of a black box, or a method as it is."""
+    if not isinstance(method, str):
+        return method
+    settings = {"lr": 1e-2} if method not in ("frank_wolfe",) else {}
+    return methods.make(method, **settings)
+
+
+def minimize(
+    f: Callable[..., float],
+    x0: npt.ArrayLike,
+    method: str | Method[Any] = "zo_sgd",
+    *,
+    args: Sequence[Any] = (),
+    budget: int = 10_000,
+    seed: int = 0,
+    callback: Callable[[Record], object] | None = None,
+    max_failures: int = 20,
+) -> Result:
+    """Minimize f(x, *args) over arrays of the shape of x0, from values alone.
+
+    f: takes a float array of x0's shape and dtype, returns a number. NaN or infinity is a failed evaluation: its step
+        is refused and the next one draws new directions. An exception from f passes through.
+    method: a name of the menu (then lr = 1e-2 and the radius of the menu) or a `zograd.Method`.
+    budget: evaluations of f, at most; the last one is spent on f at the result.
+    callback: called with the `Record` of each step; returning True ends the run.
+    max_failures: refused steps in a row after which the run gives up.
+
+    Costs O(d) memory for one point at a time. Raises ValueError for a budget too small for a single step, an empty or
+    non-finite x0, or an x0 outside of the method's space or set.
+    """
+    m = array_method(method)
+    store = ArrayStore(x0, m.space)
+    check_set(m, store)
+    run = Run(store, m, seed)
+    if budget < m.evaluations + 1:
+        raise ValueError(f"budget={budget} is less than one step and the final value: use at least {m.evaluations + 1}")
+    tape: list[Record] = []
+
+    def oracle(store: Any, queries: Sequence[Query], key: int) -> list[float]:
+        return [scalar(f(store.point(query.at), *args)) for query in queries]
+
+    success, message = True, "budget used"
+    while run.evaluations + m.evaluations < budget:
+        record = run.step(oracle)
+        tape.append(record)
+        if callback is not None and callback(record) is True:
+            message = "stopped by the callback"
+            break
+        if run.refused_in_a_row >= max_failures:
+            success = False
+            message = f"{max_failures} steps in a row had a non-finite value, the last {record.loss} at step {record.step}"
+            break
+    value = scalar(f(store.array.copy(), *args))
+    if success and not math.isfinite(value):
+        success, message = False, f"f is {value} at the result"
+    return Result(store.array, value, run.evaluations + 1, run.step_number, success, message, tape)
+
+
+def scalar(value: Any) -> float:
+    """A loss as a Python float; the error says what came instead."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        shape = getattr(value, "shape", None)
+        what = f"an array of shape {shape}" if shape is not None else repr(value)
+        raise TypeError(f"the loss must return one number, got {what}; reduce it with .mean() or .sum()") from None
+
+
+def check_set(method: Method[Any], store: Store) -> None:
+    """Refuse a start outside of the constraint set of the method, where no step could bring it in."""
+    constraint = getattr(method.rule, "set", None)
+    if constraint is None:
+        return
+    x = torch.cat([store.master(leaf) for leaf in store.leaves])
+    if (why := constraint.explain(x)) is not None:
+        raise ValueError(f"x0 is not in {type(constraint).__name__}: {why}; start inside, for example at 0")

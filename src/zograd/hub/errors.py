@@ -1,0 +1,17 @@
+"""The three errors of the hub: a download that failed, a model that is not there, a task that cannot be read."""
+
+from __future__ import annotations
+
+__all__ = ["FetchError", "ModelNotFoundError", "TaskError"]
+
+
+class FetchError(RuntimeError):
+    """A wheel could not be brought, is not the expected one, or could not be converted. Nothing was stored."""
+
+
+class ModelNotFoundError(FileNotFoundError):
+    """A model was named that is neither an alias, nor an existing folder, nor a name of the form `owner/name`."""
+
+
+class TaskError(ValueError):
+    """A task is unknown, or a data file does not fit the template and the label words."""

@@ -1,0 +1,1 @@
+"""The language-model door: load a model, choose what is trained, score a task with forward passes, fine-tune."""

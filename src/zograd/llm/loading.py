@@ -1,0 +1,170 @@
+"""Loading a causal language model, and choosing which of its tensors are trained."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from zograd.hub import resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+class ModelError(ValueError):
+    """A model that is not there, does not parse, or does not have what was asked for."""
+
+
+def extra(name: str) -> str:
+    return f'this needs more packages: pip install "zograd[{name}]"'
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The torch dtype by its usual names; "auto" is bfloat16 where the processor multiplies it natively, else float32."""
+    if name == "auto":
+        return torch.bfloat16 if fast_bfloat16() else torch.float32
+    if name not in DTYPES:
+        raise ModelError(f"there is no dtype {name!r}; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def fast_bfloat16() -> bool:
+    """Whether this machine has matrix units for bfloat16 (CUDA, or AMX on the CPU); elsewhere float32 is faster."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def load(
+    name_or_path: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode and its tokenizer; aliases are fetched on first use.
+
+    Raises ModelError when the name is no alias, directory or loadable hub name, or when the files do not parse.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as e:
+        raise ModelError(extra("llm")) from e
+    path = resolve_model(name_or_path)
+    kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
+    silence()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+    except Exception as e:  # transformers raises OSError, ValueError, KeyError, SafetensorError ... for bad files
+        raise ModelError(f"cannot load a causal language model from {path}: {first_line(e)}") from e
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).eval(), tokenizer
+
+
+def first_line(e: BaseException) -> str:
+    text = str(e).strip() or type(e).__name__
+    return text.splitlines()[0]
+
+
+def silence() -> None:
+    """Keep transformers' bars and advice off the terminal: ours are enough."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The list of transformer blocks: the longest ModuleList of the model."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    if not lists:
+        raise ModelError(f"{type(model).__name__} has no list of blocks; select by pattern instead of by layers")
+    return max(lists, key=len)
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """LoRA as peft has it: W + (alpha / r) B A, on the `targets` of the top `layers` blocks (all when None)."""
+
+    r: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    layers: int | None = None
+
+
+def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
+    """Insert adapters through peft. A is drawn from `seed` (the caller's random state is untouched), B is 0."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as e:
+        raise ModelError(extra("llm")) from e
+    depth = len(blocks(model))
+    top = depth if spec.layers is None else min(spec.layers, depth)
+    config = LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=0.0,
+        target_modules=list(spec.targets),
+        layers_to_transform=None if top == depth else list(range(depth - top, depth)),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        try:
+            wrapped: nn.Module = get_peft_model(model, config)
+        except ValueError as e:
+            raise ModelError(f"LoRA does not fit this model: {first_line(e)}") from e
+    return wrapped.eval()
+
+
+def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
+    """The tensors to train, by name: "full", "lora" (adapters already attached) or a pattern.
+
+    A pattern matches parameter names: with "*" or "?" as a shell pattern, otherwise as a regular expression searched in
+    the name. `layers` keeps only tensors of the top so many blocks. Raises ModelError when nothing matches.
+    """
+    named = dict(model.named_parameters())
+    if train == "full":
+        chosen = named
+    elif train == "lora":
+        chosen = {k: p for k, p in named.items() if "lora_" in k}
+    elif any(c in train for c in "*?"):
+        chosen = {k: p for k, p in named.items() if fnmatch.fnmatchcase(k, train)}
+    else:
+        try:
+            chosen = {k: p for k, p in named.items() if re.search(train, k)}
+        except re.error as e:
+            raise ModelError(f"--train {train!r} is neither full, lora nor a valid pattern: {e}") from e
+    if layers is not None:
+        kept = {id(p) for block in list(blocks(model))[-layers:] for p in block.parameters()} if layers else set()
+        chosen = {k: p for k, p in chosen.items() if id(p) in kept}
+    if not chosen:
+        raise ModelError(f"--train {train!r} selects no parameter; names look like {', '.join(list(named)[:3])}")
+    return chosen
+
+
+def decay_groups(chosen: Mapping[str, Tensor]) -> dict[str, int]:
+    """Group 0 decays; group 1 (biases and norm gains: tensors with one axis) does not, as MeZO has it."""
+    return {name: int(p.ndim <= 1) for name, p in chosen.items()}
+
+
+def plain_model(model: nn.Module) -> Any:
+    """The transformers model itself, inside of peft's wrapper if there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,241 @@
+"""A task on a model: what an example costs in forward passes, its loss, and how well the model does.
+
+Classification as MeZO does it: the text goes into a template ("... It was"), each class has a label word (" terrible",
+" great"), the loss is the cross-entropy over the label words only, the prediction is the best-scoring one. Label words
+of one token are scored by a single forward of the prompt; longer ones by the mean log-probability of their tokens,
+one forward for each class. Prompt/completion data: mean negative log-likelihood of the completion's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zograd.hub import Example, Task, TaskError
+from zograd.llm.loading import plain_model
+from zograd.llm.prefix import Prefix, first_trained_block
+from zograd.noise import fold
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+FORWARD_TOKENS = 256
+"""What one more forward costs, in tokens: the time of a short forward is that of reading the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence_:
+    """Token ids of one sequence, and from which token on they are scored (len(ids) when the next token is)."""
+
+    ids: tuple[int, ...]
+    scored_from: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """accuracy after subtracting the mean score of each class (`calibrated`), share of the largest class, mean loss."""
+
+    metric: str
+    value: float
+    calibrated: float | None
+    majority: float | None
+    examples: int
+    loss: float
+
+
+class Scorer:
+    """The examples of a task, encoded for one model; computes losses and metrics of any subset.
+
+    model: a causal language model of transformers, with or without peft adapters, on any device.
+    trained: the trained tensors; when all of them sit in upper blocks, `cache_prefix=True` keeps the activations of
+        the frozen lower blocks of each example after its first forward.
+    max_length: longest sequence the model takes; a longer prompt is refused by name.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        *,
+        trained: Sequence[Tensor] = (),
+        cache_prefix: bool = False,
+        max_length: int | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.task = model, tokenizer, task
+        self.base = plain_model(model)
+        self.device = next(model.parameters()).device
+        self.pad = int(tokenizer.pad_token_id or 0)
+        longest = getattr(self.base.config, "max_position_embeddings", None)
+        self.max_length = min(max_length or 10**9, longest or 10**9)
+        self.words = [self._word(w) for w in task.label_words]
+        self.single = task.kind == "classification" and all(len(w) == 1 for w in self.words)
+        self.label_ids = torch.tensor([w[0] for w in self.words], device=self.device) if self.single else None
+        below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
+        self.prefix = Prefix(self.base, below) if below else None
+        self._numbers: dict[Sequence_, int] = {}
+        self._encoded: dict[Example, list[Sequence_]] = {}
+
+    def _word(self, word: str) -> list[int]:
+        ids = list(self.tokenizer.encode(word, add_special_tokens=False))
+        if not ids:
+            raise TaskError(f"label word {word!r} has no tokens in this tokenizer; use another word")
+        return ids
+
+    def encode(self, example: Example) -> list[Sequence_]:
+        """The sequences whose forwards score this example (kept, since batches come back each epoch)."""
+        if example not in self._encoded:
+            self._encoded[example] = self._encode(example)
+        return self._encoded[example]
+
+    def _encode(self, example: Example) -> list[Sequence_]:
+        prompt = list(self.tokenizer.encode(example.prompt))
+        if self.task.kind == "classification":
+            tails = [[]] if self.single else self.words
+        else:
+            tails = [list(self.tokenizer.encode(example.completion, add_special_tokens=False))]
+            if not tails[0]:
+                raise TaskError(f"an empty completion for the prompt {example.prompt[:40]!r}")
+        longest = len(prompt) + max(map(len, tails))
+        if not prompt or longest > self.max_length:
+            what = f"{longest} tokens, but the model takes {self.max_length}" if prompt else "no tokens"
+            raise TaskError(
+                f"the prompt {example.prompt[:40]!r}... has {what}; shorten it or leave the example out"
+            )
+        return [Sequence_((*prompt, *tail), len(prompt)) for tail in tails]
+
+    # ---- forward passes ----------------------------------------------------------------------------------------
+
+    def _hidden(self, sequences: Sequence[Sequence_]) -> Tensor:
+        """Last hidden states [len(sequences), width, d] of a right-padded batch."""
+        width = max(len(s.ids) for s in sequences)
+        ids = torch.full((len(sequences), width), self.pad)
+        mask = torch.zeros(len(sequences), width, dtype=torch.int64)
+        for row, s in enumerate(sequences):
+            ids[row, : len(s.ids)] = torch.tensor(s.ids)
+            mask[row, : len(s.ids)] = 1
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device), "use_cache": False}
+        backbone = getattr(self.base, self.base.base_model_prefix)
+        if self.prefix is None:
+            return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
+        numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in sequences]
+        if all(n in self.prefix.kept for n in numbers):
+            with self.prefix.recall(numbers, width):
+                return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
+        with self.prefix.record(numbers, [len(s.ids) for s in sequences]):
+            return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
+
+    def _logits(self, hidden: Tensor, ids: Tensor | None) -> Tensor:
+        """Logits in float32 of rows of hidden states; of the tokens `ids` only, when given."""
+        head = self.base.get_output_embeddings()
+        if ids is None:
+            logits = head(hidden)
+        else:
+            logits = F.linear(hidden, F.embedding(ids, head.weight), None if head.bias is None else head.bias[ids])
+        cap = getattr(self.base.config, "final_logit_softcapping", None)
+        logits = logits.float()
+        return logits if not cap else torch.tanh(logits / cap) * cap
+
+    def scores(self, examples: Sequence[Example]) -> Tensor:
+        """float32 [examples, classes]: the log-score of each class. Completions: [examples, 1], mean log-likelihood."""
+        encoded = [self.encode(e) for e in examples]
+        sequences = [s for group in encoded for s in group]
+        hidden = self._hidden(sequences)
+        if self.single:
+            last = torch.tensor([len(s.ids) - 1 for s in sequences], device=self.device)
+            rows = hidden[torch.arange(len(sequences), device=self.device), last]
+            return self._logits(rows, self.label_ids)
+        where = [(row, t) for row, s in enumerate(sequences) for t in range(s.scored_from, len(s.ids))]
+        rows = torch.tensor([row for row, _ in where], device=self.device)
+        times = torch.tensor([t - 1 for _, t in where], device=self.device)
+        tokens = torch.tensor([sequences[row].ids[t] for row, t in where], device=self.device)
+        picked = -F.cross_entropy(self._logits(hidden[rows, times], None), tokens, reduction="none")
+        total = torch.zeros(len(sequences), device=self.device).index_add_(0, rows, picked)
+        count = torch.tensor([len(s.ids) - s.scored_from for s in sequences], device=self.device)
+        return (total / count).view(len(examples), -1)
+
+    def losses(self, examples: Sequence[Example]) -> Tensor:
+        """float32 [examples]: cross-entropy over the label words, or negative mean log-likelihood of the completion."""
+        return self._losses(self.scores(examples), examples)
+
+    def _losses(self, scores: Tensor, examples: Sequence[Example]) -> Tensor:
+        if self.task.kind != "classification":
+            return -scores[:, 0]
+        labels = torch.tensor([e.label for e in examples], device=self.device)
+        return F.cross_entropy(scores, labels, reduction="none")
+
+    def loss(self, examples: Sequence[Example]) -> Tensor:
+        """Mean loss of a batch, in length buckets so that little is spent on padding."""
+        parts = [self.losses([examples[i] for i in bucket]) for bucket in self.buckets(examples)]
+        return torch.cat(parts).mean()
+
+    def buckets(self, examples: Sequence[Example], most: int = 64) -> list[list[int]]:
+        """Positions sorted by length and cut into batches of at most `most`, at the least total cost.
+
+        A batch costs its padded tokens plus `FORWARD_TOKENS`, since below that a forward reads weights, not tokens.
+        """
+        lengths = [max(len(s.ids) for s in self.encode(e)) for e in examples]
+        order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
+        best: list[tuple[float, int]] = [(0.0, 0)]  # least cost of the first k, and where their last batch begins
+        for k in range(1, len(order) + 1):
+            width = lengths[order[k - 1]]
+            first = max(0, k - most)
+            best.append(min((best[j][0] + (k - j) * width + FORWARD_TOKENS, j) for j in range(first, k)))
+        cut, k = [], len(order)
+        while k:
+            cut.append(order[best[k][1] : k])
+            k = best[k][1]
+        return cut[::-1]
+
+    # ---- evaluation --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[Example], *, progress: Callable[[int], object] | None = None) -> Metrics:
+        """Metric, calibrated metric, majority share and mean loss over examples."""
+        if not examples:
+            raise TaskError("there are no examples to evaluate; give the task more data")
+        scores: Tensor | None = None
+        for bucket in self.buckets(examples, most=32):
+            part = self.scores([examples[i] for i in bucket]).cpu()
+            scores = torch.empty(len(examples), part.shape[1]) if scores is None else scores
+            scores[torch.tensor(bucket)] = part
+            if progress is not None:
+                progress(len(bucket))
+        assert scores is not None
+        loss = float(self._losses(scores.to(self.device), examples).mean())
+        if self.task.kind != "classification":
+            return Metrics("loss", loss, None, None, len(examples), loss)
+        labels = torch.tensor([e.label for e in examples])
+        hit = (scores.argmax(1) == labels).double().mean()
+        logp = torch.log_softmax(scores.double(), 1)
+        calibrated = ((logp - logp.mean(0)).argmax(1) == labels).double().mean()
+        majority = torch.bincount(labels).max() / len(labels)
+        return Metrics("accuracy", float(hit), float(calibrated), float(majority), len(examples), loss)
+
+
+class Batches:
+    """Deterministic batches: batch t is a function of (seed, t) alone, each epoch a fresh permutation."""
+
+    def __init__(self, examples: Sequence[Example], size: int, seed: int) -> None:
+        if not examples:
+            raise TaskError("the training split is empty; give the task more data")
+        if size < 1:
+            raise ValueError(f"the batch size must be at least 1, got {size}")
+        self.examples, self.size, self.seed = examples, min(size, len(examples)), seed
+
+    def __getitem__(self, step: int) -> list[Example]:
+        n, first = len(self.examples), step * self.size
+        return [self.examples[self._order(k // n)[k % n]] for k in range(first, first + self.size)]
+
+    def _order(self, epoch: int) -> Any:
+        if getattr(self, "_kept", (None,))[0] != epoch:
+            rng = np.random.Generator(np.random.Philox(fold(self.seed, epoch)))
+            self._kept = (epoch, rng.permutation(len(self.examples)))
+        return self._kept[1]

@@ -1,0 +1,219 @@
+"""The menu: one function per published method, that only composes parts and carries the paper's defaults.
+
+Units: mu in units of x; lr multiplies the direction. Learning rates are the papers' for full fine-tuning of large
+language models unless stated; small problems take larger ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, TypeAlias
+
+from zograd.estimators import Central, OneSided, Ranked, Spread
+from zograd.laws import Gaussian, Law, Rademacher, Sphere
+from zograd.rules import SGD, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
+from zograd.run import Method
+from zograd.schedules import Schedule
+from zograd.sets import LinearMinimizer
+
+Rate: TypeAlias = float | Schedule
+
+MU = 2.0**-10
+"""Default radius: a power of two next to MeZO's 1e-3, so that adding it to a 16-bit weight rounds as little as can be."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the menu."""
+
+    name: str
+    build: Callable[..., Method[Any]]
+    source: str
+    extra_memory: str
+    formula: str
+
+
+MENU: dict[str, Entry] = {}
+
+
+def entry(*, source: str, extra_memory: str, formula: str) -> Callable[[Callable[..., Method[Any]]], Any]:
+    def register(build: Callable[..., Method[Any]]) -> Callable[..., Method[Any]]:
+        name = build.__name__
+        MENU[name] = Entry(name, build, source, extra_memory, formula)
+        return build
+
+    return register
+
+
+@entry(
+    source="Spall 1992 (SPSA); Nesterov and Spokoiny 2017",
+    extra_memory="none",
+    formula="x <- x - lr (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j",
+)
+def zo_sgd(
+    lr: Rate = 1e-6, mu: Rate = MU, n: int = 1, law: Law = Rademacher(), weight_decay: float = 0.0
+) -> Method[None]:
+    """Two-point gradient descent with minimum-variance (Rademacher) directions, n averaged."""
+    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_sgd")
+
+
+@entry(
+    source="Malladi et al. 2023, arXiv 2305.17333, Algorithm 1; lr 1e-6 or 1e-7, eps 1e-3, one direction",
+    extra_memory="none",
+    formula="x <- x - lr (f(x + mu z) - f(x - mu z)) / (2 mu) z,  z ~ N(0, I)",
+)
+def mezo(lr: Rate = 1e-6, mu: Rate = 1e-3, n: int = 1, law: Law = Gaussian(), weight_decay: float = 0.0) -> Method[None]:
+    """MeZO as published: Gaussian directions. `zo_sgd` is the same with cheaper and better Rademacher ones."""
+    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="mezo")
+
+
+@entry(
+    source="Malladi et al. 2023, section 3.3 (momentum and Adam from replayed scalars); Polyak 1964",
+    extra_memory="none (`replay=True`), or one float32 slot a trained weight",
+    formula="m <- beta m + g,  x <- x - lr m,  g as in mezo",
+)
+def mezo_momentum(
+    lr: Rate = 1e-7,
+    mu: Rate = 1e-3,
+    beta: float = 0.9,
+    n: int = 1,
+    replay: bool = True,
+    window: int | None = None,
+    law: Law = Gaussian(),
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """MeZO with heavy ball, by default from replayed seeds instead of a buffer."""
+    rule = ReplayMomentum(beta, window) if replay else Momentum(beta)
+    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay, name="mezo_momentum")
+
+
+@entry(
+    source="Malladi et al. 2023 (MeZO-Adam); Zhang et al. 2024, arXiv 2402.11592; Kingma and Ba 2015",
+    extra_memory="two float32 slots a trained weight",
+    formula="Adam on g = (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j",
+)
+def zo_adam(
+    lr: Rate = 1e-6,
+    mu: Rate = MU,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    n: int = 1,
+    law: Law = Rademacher(),
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Adam fed with the two-point estimate."""
+    rule = Adam(beta1, beta2, eps)
+    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay, name="zo_adam")
+
+
+@entry(
+    source="Liu et al. 2019, ZO-signSGD (ICLR), Algorithm 1",
+    extra_memory="none",
+    formula="x <- x - lr sign((1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j)",
+)
+def zo_sign(
+    lr: Rate = 1e-6, mu: Rate = MU, n: int = 4, law: Law = Rademacher(), weight_decay: float = 0.0
+) -> Method[None]:
+    """The sign of the averaged estimate, elementwise."""
+    return Method(Central(n), law, Sign(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_sign")
+
+
+@entry(
+    source="FZOO, arXiv 2506.09034, Algorithm 1; N 8, lr 1e-5, eps 1e-3",
+    extra_memory="none",
+    formula="x <- x - lr (1/n) sum_j (f_j - f_0) / std(f_1..f_n) u_j,  f_j = f(x + mu u_j), u_j in {-1, 1}^d",
+)
+def fzoo(
+    lr: Rate = 1e-5, mu: Rate = MU, n: int = 8, law: Law = Rademacher(), weight_decay: float = 0.0
+) -> Method[Spread]:
+    """Batched one-sided differences, normalised by the spread of the losses."""
+    return Method(OneSided(n), law, SpreadSGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="fzoo")
+
+
+@entry(
+    source="Ye, arXiv 2512.16200 (rank-based zeroth-order); linear ranks are our choice",
+    extra_memory="none",
+    formula="x <- x - lr sum_k w_k v_(k),  v_(1) .. v_(n) from the best loss to the worst, w linear in k, sum |w_k| = 1",
+)
+def rank(
+    lr: Rate = 1e-2, mu: Rate = MU, n: int = 16, law: Law = Rademacher(), weight_decay: float = 0.0
+) -> Method[None]:
+    """Only the order of the losses matters: invariant under any increasing map of f."""
+    return Method(Ranked(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="rank")
+
+
+@entry(
+    source="Frank and Wolfe 1956; Mokhtari, Hassani and Karbasi 2020 (averaged estimates); Balasubramanian and Ghadimi 2018",
+    extra_memory="one float32 slot a trained weight",
+    formula="m <- (1 - rho_t) m + rho_t g,  x <- x + gamma_t (argmin_{s in set} <m, s> - x),  gamma_t = lr 2/(t + 2)",
+)
+def frank_wolfe(
+    set: LinearMinimizer, lr: Rate = 1.0, mu: Rate = MU, n: int = 8, rho: float = 1.0, law: Law = Rademacher()
+) -> Method[None]:
+    """Projection-free descent over a set with a linear minimiser (`zograd.sets`)."""
+    return Method(Central(n), law, FrankWolfe(set, rho), mu=mu, lr=lr, name="frank_wolfe")
+
+
+def names() -> list[str]:
+    """The names on the menu."""
+    return list(MENU)
+
+
+def make(name: str, **settings: Any) -> Method[Any]:
+    """The menu entry `name` with some of its defaults replaced; an unknown name or setting says what there is."""
+    if name not in MENU:
+        raise ValueError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
+    known = inspect.signature(MENU[name].build).parameters
+    if unknown := sorted(settings.keys() - known.keys()):
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    if isinstance(settings.get("law"), str):
+        settings["law"] = law_named(settings["law"])
+    return MENU[name].build(**settings)
+
+
+def law_named(name: str) -> Law:
+    """A law of directions by its lower-case name, as the command line gives it."""
+    laws: dict[str, Law] = {"rademacher": Rademacher(), "gaussian": Gaussian(), "sphere": Sphere()}
+    if name not in laws:
+        raise ValueError(f"there is no law {name!r}; use one of {', '.join(laws)}")
+    return laws[name]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A line of the menu as plain data: formula, parts, defaults, evaluations a step, extra memory, source."""
+    item = MENU.get(name)
+    if item is None:
+        raise ValueError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
+    parameters = inspect.signature(item.build).parameters
+    needed = [p for p in parameters.values() if p.default is p.empty]
+    from zograd.sets import L1Ball
+
+    method = item.build(*(L1Ball(1.0) for _ in needed))
+    return {
+        "name": name,
+        "summary": inspect.getdoc(item.build) or "",
+        "formula": item.formula,
+        "law": type(method.law).__name__,
+        "estimator": type(method.estimator).__name__,
+        "space": type(method.space).__name__,
+        "rule": type(method.rule).__name__,
+        "defaults": {k: plain(p.default) for k, p in parameters.items() if p.default is not p.empty},
+        "required": [p.name for p in needed],
+        "evaluations_per_step": method.evaluations,
+        "extra_memory": item.extra_memory,
+        "slots": sorted(method.rule.slots),
+        "source": item.source,
+    }
+
+
+def plain(value: Any) -> Any:
+    """A part as plain data for JSON: dataclasses become {"type": name, field: value}."""
+    if is_dataclass(value) and not isinstance(value, type):
+        fields = {k: v for k, v in asdict(value).items() if k not in ("flat", "whole_leaf", "fixed_norm")}
+        return {"type": type(value).__name__, **fields} if fields else type(value).__name__
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(v) for v in value]
+    return value

@@ -1,0 +1,282 @@
+"""Seeded noise, fused with the weight update: x -> scale * x + dense + sum_j coef_j * noise(key_j).
+
+Noise is a pure function of (key: 64 bits, leaf: 32 bits, element index: below 2^40). It is never stored: the same three
+numbers give it again, on any device, with any number of threads, in any chunking, bit for bit. `leaf` numbers the
+tensors of a model; the element index counts the elements of one tensor in memory order.
+
+Format (version 1, frozen). Philox4x32-10 with key = (key lo, key hi) and counter = (q lo, q hi, leaf, stream):
+
+========  =====================================================================================================
+stream    element i of block b
+========  =====================================================================================================
+0 signs   blocks of 2048: b = i >> 11, e = i & 2047, w = e >> 5; q = 16 b + (w & 15), word w >> 4, bit e & 31;
+          bit 0 is +1, bit 1 is -1
+1, 2      blocks of 128: b = i >> 7, e = i & 127; q = 16 b + (e & 15), word (e >> 4) & 3, half e >> 6: one 16-bit u
+1 normal  (-1)^(u >> 15) * table[u & 32767] * 2^-16, see `table.py`
+2 round   the random bits of stochastic rounding
+3 fold    key derivation, see `fold`
+========  =====================================================================================================
+
+Two backends with the same bits: "native" (compiled C++, CPU) and "torch" (integer operations, any device). The
+environment variable ZOGRAD_BACKEND=torch forces the second. Reference in NumPy: `reference.py`.
+
+Files: format.py (names, Philox, fold), table.py (quantiles), portable.py (torch), native.py and _native.cpp (C++).
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from . import native, portable
+from .format import MAX_INDEX, NOISE_VERSION, Kind, Term, fold
+
+__all__ = ["NOISE_VERSION", "Kind", "Term", "backend", "combine", "combine_rows", "fold", "gram"]
+
+_ENVIRONMENT = "ZOGRAD_BACKEND"
+_DTYPES = frozenset(native.DTYPES)
+_HALF = frozenset((torch.bfloat16, torch.float16))
+_GRAM_COUNT = 1 << 24  # |z_j z_k| < 2^38 in integer units: sums of 2^24 stay in int64
+
+
+@cache
+def _use_native() -> bool:
+    """Decided once per process, with a warning if the kernels are missing rather than declined."""
+    wanted = os.environ.get(_ENVIRONMENT, "")
+    if wanted not in ("", "native", "torch"):
+        raise ValueError(f"{_ENVIRONMENT}={wanted!r} is not a backend; expected 'torch', 'native' or nothing")
+    if wanted == "torch":
+        return False
+    if native.library() is None:
+        warnings.warn(
+            "the compiled noise kernels of zograd are missing, so noise on the CPU runs as torch operations: the same "
+            "bits, 10 to 100 times slower. Install a C++ compiler and reinstall zograd (in a checkout: "
+            f"`python setup.py build_ext --inplace`), or set {_ENVIRONMENT}=torch to accept this silently.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return False
+    return True
+
+
+def backend() -> str:
+    """"native" or "torch": what computes noise for CPU tensors (other devices always use torch)."""
+    return "native" if _use_native() else "torch"
+
+
+def combine(
+    out: Tensor,
+    x: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    terms: Sequence[Term] = (),
+    dense: Tensor | None = None,
+    dense_coef: float = 1.0,
+    leaf: int = 0,
+    start: int = 0,
+    rounding: int | None = None,
+    low: Tensor | None = None,
+) -> int:
+    """out[i] = round(scale * x[i] + (dense_coef * dense[i] + sum_j coef_j * noise_j(key_j, leaf, start + i))).
+
+    One read of x and one write of out, whatever the number of terms. Nothing is recorded for autograd.
+
+    Arithmetic is float32 (float64 when out is float64), without fused multiply-add, in this order: v = dense_coef *
+    dense, then v += coef_j * z_j for each term (the first contribution assigns), then scale * x + v. Coefficients are
+    first rounded to that precision. NaN is stored in 16 bits as the canonical quiet NaN.
+
+    Args:
+        out: float32, float64, bfloat16 or float16; contiguous, any shape, read as a flat vector of n elements.
+        x: same dtype, device and n; may be `out` itself (in place), must not overlap it otherwise. None: zeros.
+        terms: `Term(kind, key, coef)` triples.
+        dense: n elements, float32 (float64 when out is float64), contiguous.
+        leaf: 0 <= leaf < 2^32, which tensor this is.
+        start: index of out[0] within that tensor; start + n <= 2^40. Any value, no alignment needed.
+        rounding: None rounds to nearest even. A key (bfloat16 and float16 only) rounds stochastically with the 16-bit
+            draws of that key at (leaf, start + i): E[out] is the unrounded value (for float16 subnormals to 2^-16 of
+            their spacing), values that need no rounding stay, and finite values stay finite. Use a fresh key per call.
+        low: int16[n], contiguous: the lower halves of split master weights (bfloat16 and float16, in place only). The
+            pair holds 32 bits: for bfloat16 exactly a float32; for float16 the sign, 5 exponent bits and 26 mantissa
+            bits. out is the master rounded to 16 bits (half away from zero). All zero means master == out. The
+            float32 increment v is added to the master in float32 (bfloat16) or float64 (float16), where `scale` is
+            not rounded to float32 either. Finite masters stay finite.
+
+    Returns the number of elements whose bits changed (with `low`: either half), 0 when out is not x. Off the CPU this
+    number is the only synchronisation.
+
+    Cost, one core with AVX-512, per element: one or two signs as `out.add_(c)`, normals 2 to 3 ns each.
+
+    Raises ValueError or TypeError, before anything is written.
+
+    >>> w = torch.zeros(4)
+    >>> combine(w, w, terms=[Term(Kind.SIGN, key=7, coef=0.5)])
+    4
+    >>> w
+    TBD
+    """
+    dtype = out.dtype
+    n = out.numel()
+    if dtype not in _DTYPES:
+        raise TypeError(f"out is {dtype}; expected float32, float64, bfloat16 or float16. Convert it with out.float()")
+    if not out.is_contiguous():
+        raise ValueError(_strided("out", out))
+    if x is not None and x is not out:
+        _check_like("x", x, out, n, dtype)
+        _check_overlap("x", x, out)
+    if dense is not None:
+        _check_like("dense", dense, out, n, torch.float64 if dtype == torch.float64 else torch.float32)
+        _check_overlap("dense", dense, out)
+    in_place = x is not None and x.data_ptr() == out.data_ptr()
+    if rounding is not None or low is not None:
+        if dtype not in _HALF:
+            what = "rounding" if low is None else "low"
+            raise ValueError(f"{what} is given for {dtype}; it applies to bfloat16 and float16 only. Leave it out")
+        if low is None:
+            _check_key("rounding", rounding)
+        elif rounding is not None:
+            raise ValueError("both rounding and low are given; split weights need no stochastic rounding: leave one out")
+        elif not in_place:
+            raise ValueError("low is given but x is not out; split weights update in place: combine(w, w, low=low, ...)")
+        else:
+            _check_like("low", low, out, n, torch.int16)
+            _check_overlap("low", low, out)
+    _check_terms(terms)
+    _check_place(leaf, start, n)
+    if n == 0:
+        return 0
+    engine = native if out.device.type == "cpu" and _use_native() else portable
+    moved = engine.combine(out, x, scale, terms, dense, dense_coef, leaf, start, rounding, low)
+    return moved if in_place else 0
+
+
+def combine_rows(out: Tensor, x: Tensor, rows: Tensor, *, terms: Sequence[Term], leaf: int) -> None:
+    """out[r, :] = round(x[rows[r], :] + sum_j coef_j noise_j), the noise of elements rows[r] * row_len + (0..row_len-1).
+
+    What an embedding table perturbed by `combine(..., start=0)` would return for these rows, without touching the rest
+    of the table. Rounds to nearest even.
+
+    Args:
+        out: [R, row_len] (or any shape of R * row_len elements), contiguous, dtype and device of x; no overlap with x.
+        x: [num_rows, row_len], contiguous, float32, float64, bfloat16 or float16.
+        rows: int64[R], contiguous, 0 <= rows < num_rows; repeated rows get the same noise.
+
+    Raises ValueError, TypeError, or IndexError for a row outside the table (CPU; off the CPU, torch's own device check).
+
+    Cost: R * row_len elements of `combine`, plus up to one extra block of noise per row.
+    """
+    if x.dim() != 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected [num_rows, row_len]. Write x.view(num_rows, -1)")
+    num_rows, row_len = x.shape
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x is {x.dtype}; expected float32, float64, bfloat16 or float16. Convert it with x.float()")
+    if not x.is_contiguous():
+        raise ValueError(_strided("x", x))
+    if rows.dtype != torch.int64:
+        raise TypeError(f"rows is {rows.dtype}; expected int64. Write rows.long()")
+    if rows.device != x.device:
+        raise ValueError(f"rows is on {rows.device} and x on {x.device}; write rows.to(x.device)")
+    if not rows.is_contiguous():
+        raise ValueError(_strided("rows", rows))
+    _check_like("out", out, x, rows.numel() * row_len, x.dtype)
+    _check_overlap("out", out, x, same_allowed=False)
+    _check_terms(terms)
+    _check_place(leaf, 0, x.numel())
+    if out.numel() == 0:
+        return
+    if rows.device.type == "cpu":
+        least, most = (int(bound) for bound in rows.aminmax())
+        if least < 0 or most >= num_rows:
+            raise IndexError(f"rows reach from {least} to {most}; x has {num_rows} rows, expected 0 <= rows < {num_rows}")
+    engine = native if out.device.type == "cpu" and _use_native() else portable
+    engine.combine_rows(out, x, rows, terms, leaf, row_len)
+
+
+def gram(keys: Sequence[tuple[Kind, int]], leaf: int, start: int, count: int) -> npt.NDArray[np.object_]:
+    """G[j, k] = sum_i z_j[i] z_k[i] over elements start <= i < start + count, exactly, in units of 2^-32.
+
+    keys: `(kind, key)` pairs. Returns Python ints in an object array [n, n]; `G.astype(float) * 2.0**-32` is the Gram
+    matrix in floating point. Sums over leaves and ranges add without error. A sign has diagonal count * 2^32.
+
+    Cost: the noise of n keys, then n^2 / 2 dot products (sign with sign: 32 elements per word operation).
+    """
+    for kind, key in keys:
+        _check_kind(kind)
+        _check_key("key", key)
+    if count < 0:
+        raise ValueError(f"count={count} is negative; expected the number of elements, count >= 0")
+    _check_place(leaf, start, count)
+    engine = native if _use_native() else portable
+    total = np.zeros((len(keys), len(keys)), dtype=object)
+    if not len(keys):
+        return total
+    for begin in range(start, start + count, _GRAM_COUNT):
+        part = engine.gram(keys, leaf, begin, min(_GRAM_COUNT, start + count - begin))
+        lower = np.tril(part.numpy())
+        total += (lower + np.tril(lower, -1).T).astype(object)
+    return total
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+def _strided(name: str, tensor: Tensor) -> str:
+    return (
+        f"{name} is not contiguous (shape {tuple(tensor.shape)}, strides {tensor.stride()}); noise is indexed in memory "
+        f"order. Pass a contiguous tensor, for example {name}.contiguous() and copy the result back"
+    )
+
+
+def _check_like(name: str, tensor: Tensor, other: Tensor, numel: int, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        short = str(dtype).removeprefix("torch.")
+        raise TypeError(f"{name} is {tensor.dtype}; expected {dtype}. Write {name}.to(torch.{short})")
+    if tensor.numel() != numel:
+        raise ValueError(f"{name} has {tensor.numel()} elements (shape {tuple(tensor.shape)}); expected {numel}")
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device}; expected {other.device}. Write {name}.to({str(other.device)!r})")
+    if not tensor.is_contiguous():
+        raise ValueError(_strided(name, tensor))
+
+
+def _check_overlap(name: str, tensor: Tensor, out: Tensor, *, same_allowed: bool = True) -> None:
+    """Same memory is in place; partly the same memory would read elements that are already overwritten."""
+    a, b = tensor.data_ptr(), out.data_ptr()
+    if a == b and same_allowed and tensor.dtype == out.dtype:
+        return
+    if a < b + out.numel() * out.element_size() and b < a + tensor.numel() * tensor.element_size():
+        raise ValueError(f"{name} and the tensor it is combined with share part of their memory; pass {name}.clone()")
+
+
+def _check_key(name: str, key: object) -> None:
+    if not isinstance(key, int) or not 0 <= key < 1 << 64:
+        raise ValueError(f"{name}={key!r} is not a 64-bit key; expected an int, 0 <= {name} < 2**64. Write fold(seed, step)")
+
+
+def _check_kind(kind: object) -> None:
+    if kind not in (0, 1):
+        raise ValueError(f"kind={kind!r} is not a law of noise; expected Kind.SIGN or Kind.NORMAL")
+
+
+def _check_terms(terms: Sequence[Term]) -> None:
+    for term in terms:
+        if len(term) != 3:
+            raise ValueError(f"term {term!r} has {len(term)} fields; expected Term(kind, key, coef)")
+        kind, key, coef = term
+        if kind not in (0, 1):
+            _check_kind(kind)
+        if type(key) is not int or not 0 <= key < 1 << 64:
+            _check_key("key", key)
+        if not isinstance(coef, (float, int)):
+            raise TypeError(f"coef is {type(coef).__name__}; expected a float. Write float(coef)")
+
+
+def _check_place(leaf: int, start: int, count: int) -> None:
+    if not 0 <= leaf < 1 << 32:
+        raise ValueError(f"leaf={leaf} is out of range; expected 0 <= leaf < 2**32, the number of the tensor in its model")
+    if start < 0 or start + count > MAX_INDEX:
+        raise ValueError(f"start={start} with {count} elements is out of range; expected 0 <= start, start + n <= 2**40")

@@ -1,0 +1,565 @@
+// Noise kernels: Philox4x32-10 signs, normals and rounding draws, fused with the weight update.
+//
+// The format (which bit of which Philox word belongs to which element) is fixed in __init__.py; reference.py is the
+// readable statement of it. This file is the quick one: plain loops, written so that GCC and Clang vectorise them.
+// C ABI, no Python or torch headers; native.py calls it through ctypes.
+//
+// Work is cut into tiles of 2048 consecutive element indices (one Philox sign block). Per tile, all noise terms are
+// summed into a buffer v that stays in the first-level cache, so weights are read once and written once whatever the
+// number of terms.
+//
+// Compile with -ffp-contract=off: a fused multiply-add would change the last bit.
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define EXPORT extern "C" __declspec(dllexport)
+#define INLINE static __forceinline
+#define IVDEP __pragma(loop(ivdep))
+#elif defined(__clang__)
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#define IVDEP _Pragma("GCC ivdep")  // x == out (in place) has no loop-carried dependence; GCC's own check gives up
+#endif
+
+// One binary for every x86-64: each kernel is compiled for three instruction sets and the widest that the machine has is
+// picked at run time. The target attribute reaches only code that is inlined, hence INLINE everywhere; OpenMP regions
+// stay outside the kernels because they are outlined. AVX-512 is used without its DQ part on purpose: with it GCC makes
+// the 32 x 32 -> 64 bit products of Philox from vpmullq, three times the work of the vpmuludq it uses otherwise.
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#define LEVELS 3
+#define LEVEL1 __attribute__((target("arch=x86-64-v3")))
+#define LEVEL2 __attribute__((target("arch=x86-64-v3,avx512f,avx512bw,avx512vl")))
+#else
+#define LEVELS 1
+#endif
+
+namespace {
+
+constexpr int64_t ABI = 1;
+constexpr int TILE = 2048;
+constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
+
+enum Stream : uint32_t { SIGNS = 0, NORMALS = 1, ROUNDING = 2 };
+enum Kind : int64_t { SIGN = 0, NORMAL = 1 };
+enum Dtype : int64_t { F32 = 0, F64 = 1, BF16 = 2, F16 = 3 };
+enum Mode : int64_t { NEAREST = 0, STOCHASTIC = 1, SPLIT = 2 };
+
+// Both structs are packed by native.py with struct.Struct; every field is 8 bytes.
+struct Term {
+    int64_t kind;
+    uint64_t key;
+    double coef;
+};
+
+struct Call {
+    int64_t dtype, mode, threads, n_terms;
+    int64_t n;         // elements (combine) or elements per row (combine_rows)
+    int64_t start;     // index of the first element (combine)
+    int64_t n_rows;    // combine_rows only
+    uint64_t leaf, round_key;
+    double scale, dense_coef;
+    uint64_t out, x, dense, low, rows, table;  // addresses, 0 when absent
+};
+
+template <class To, class From>
+INLINE To bits(From from) {
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+// condition ? yes : no, without a branch. Where ?: chains make GCC see control flow, it gives up on the whole loop.
+template <class U>
+INLINE U select(bool condition, U yes, U no) {
+    const U mask = U(0) - U(condition);
+    return (yes & mask) | (no & ~mask);
+}
+
+// ---------------------------------------------------------------------------------------------------------- Philox
+
+INLINE void round_(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
+    const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
+    c0 = uint32_t(p1 >> 32) ^ c1 ^ k0, c1 = uint32_t(p1);
+    c2 = uint32_t(p0 >> 32) ^ c3 ^ k1, c3 = uint32_t(p0);
+}
+
+// words[16 k + lane] = word k of Philox4x32-10(counter = (16 block + lane, leaf, stream), key). The ten rounds are
+// unrolled by hand so that the loop over lanes is the one that gets vectorised.
+INLINE void philox16(uint64_t key, uint64_t block, uint32_t leaf, uint32_t stream, uint32_t* words) {
+    const uint64_t q = block * 16;  // a multiple of 16: lanes never carry into the high word
+    const uint32_t q0 = uint32_t(q), q1 = uint32_t(q >> 32);
+    const uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+    constexpr uint32_t W0 = 0x9E3779B9u, W1 = 0xBB67AE85u;
+    for (uint32_t lane = 0; lane < 16; ++lane) {
+        uint32_t c0 = q0 + lane, c1 = q1, c2 = leaf, c3 = stream;
+        round_(c0, c1, c2, c3, k0, k1);
+        round_(c0, c1, c2, c3, k0 + W0, k1 + W1);
+        round_(c0, c1, c2, c3, k0 + 2 * W0, k1 + 2 * W1);
+        round_(c0, c1, c2, c3, k0 + 3 * W0, k1 + 3 * W1);
+        round_(c0, c1, c2, c3, k0 + 4 * W0, k1 + 4 * W1);
+        round_(c0, c1, c2, c3, k0 + 5 * W0, k1 + 5 * W1);
+        round_(c0, c1, c2, c3, k0 + 6 * W0, k1 + 6 * W1);
+        round_(c0, c1, c2, c3, k0 + 7 * W0, k1 + 7 * W1);
+        round_(c0, c1, c2, c3, k0 + 8 * W0, k1 + 8 * W1);
+        round_(c0, c1, c2, c3, k0 + 9 * W0, k1 + 9 * W1);
+        words[lane] = c0;
+        words[16 + lane] = c1;
+        words[32 + lane] = c2;
+        words[48 + lane] = c3;
+    }
+}
+
+// draws[e], from <= e < to (multiples of 128): the 16-bit draws of one tile.
+INLINE void draws16(uint64_t key, uint32_t leaf, uint32_t stream, uint64_t tile, int from, int to, uint16_t* draws) {
+    alignas(64) uint32_t words[64];
+    for (int e = from; e < to; e += 128) {
+        philox16(key, tile * 16 + uint64_t(e >> 7), leaf, stream, words);
+        for (int j = 0; j < 64; ++j) draws[e + j] = uint16_t(words[j]);
+        for (int j = 0; j < 64; ++j) draws[e + 64 + j] = uint16_t(words[j] >> 16);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------- terms, into v[]
+
+INLINE float flip(float a, uint32_t sign_bit) { return bits<float>(bits<uint32_t>(a) ^ sign_bit); }
+INLINE double flip(double a, uint32_t sign_bit) { return bits<double>(bits<uint64_t>(a) ^ (uint64_t(sign_bit) << 32)); }
+
+template <bool FIRST, class A>
+INLINE void accumulate_signs(A coef, const uint32_t* words, int from, int to, A* v) {
+    for (int w = from >> 5; w < to >> 5; ++w) {
+        const uint32_t word = words[w];
+        A* const vw = v + 32 * w;
+        for (int j = 0; j < 32; ++j) {
+            const A cz = flip(coef, (word << (31 - j)) & 0x80000000u);
+            vw[j] = FIRST ? cz : vw[j] + cz;
+        }
+    }
+}
+
+template <bool FIRST, class A>
+INLINE void accumulate_normals(A coef, const uint16_t* draws, const int32_t* table, int from, int to, A* v) {
+    for (int e = from; e < to; ++e) {
+        const uint32_t u = draws[e];
+        const A magnitude = A(table[u & 0x7fffu]) * A(0x1p-16);  // exact: at most 19 bits
+        const A cz = coef * flip(magnitude, (u << 16) & 0x80000000u);
+        v[e] = FIRST ? cz : v[e] + cz;
+    }
+}
+
+template <class A>
+INLINE void accumulate(const Term& term, bool first, uint32_t leaf, const int32_t* table, uint64_t tile, int from, int to,
+                       A* v) {
+    if (term.kind == SIGN) {
+        alignas(64) uint32_t words[64];
+        philox16(term.key, tile, leaf, SIGNS, words);
+        if (first) accumulate_signs<true>(A(term.coef), words, from, to, v);
+        else accumulate_signs<false>(A(term.coef), words, from, to, v);
+    } else {
+        alignas(64) uint16_t draws[TILE];
+        draws16(term.key, leaf, NORMALS, tile, from, to, draws);
+        if (first) accumulate_normals<true>(A(term.coef), draws, table, from, to, v);
+        else accumulate_normals<false>(A(term.coef), draws, table, from, to, v);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- number formats
+// load: stored bits -> arithmetic type. nearest: round half to even. stochastic: up with probability (t - down) / ulp.
+// join / split: the 32-bit master code held as (16-bit float, 16 low bits).
+
+// NaN leaves as the canonical quiet NaN; infinities pass; a finite value never becomes infinite in stochastic or split.
+
+struct Float32 {
+    using Bits = uint32_t;
+    using Acc = float;
+    INLINE float load(uint32_t b) { return bits<float>(b); }
+    INLINE uint32_t nearest(float t) { return bits<uint32_t>(t); }
+};
+
+struct Float64 {
+    using Bits = uint64_t;
+    using Acc = double;
+    INLINE double load(uint64_t b) { return bits<double>(b); }
+    INLINE uint64_t nearest(double t) { return bits<uint64_t>(t); }
+};
+
+struct BFloat16 {
+    using Bits = uint16_t;
+    using Acc = float;
+    using Master = float;
+
+    INLINE float load(uint16_t b) { return bits<float>(uint32_t(b) << 16); }
+
+    INLINE uint16_t nearest(float t) {
+        const uint32_t u = bits<uint32_t>(t);
+        const uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+        return uint16_t((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : r);
+    }
+
+    INLINE uint16_t stochastic(float t, uint32_t draw) {
+        const uint32_t u = bits<uint32_t>(t), a = u & 0x7fffffffu;
+        uint32_t r = (a + draw) >> 16;
+        r = r > 0x7f7fu ? 0x7f7fu : r;
+        r = select(a >= 0x7f800000u, 0x7f80u, r) | (u >> 31 << 15);
+        return uint16_t(select(a > 0x7f800000u, 0x7fc0u, r));
+    }
+
+    INLINE float join(uint32_t hi, uint32_t lo) {  // the code is the float32 pattern of the master
+        const uint32_t code = (((hi & 0x7fffu) - (lo >> 15)) << 16 | lo) & 0x7fffffffu;
+        return bits<float>(code | (hi & 0x8000u) << 16);
+    }
+
+    INLINE void split(float t, uint16_t& hi, uint16_t& lo) {
+        const uint32_t u = bits<uint32_t>(t), a = u & 0x7fffffffu;
+        uint32_t code = a > 0x7f7f7fffu ? 0x7f7f7fffu : a;
+        code = select(a >= 0x7f800000u, 0x7f800000u, code);
+        const uint32_t h = (code + 0x8000u) >> 16 | (u >> 31 << 15);
+        hi = uint16_t(select(a > 0x7f800000u, 0x7fc0u, h));
+        lo = uint16_t(code);
+    }
+};
+
+struct Float16 {
+    using Bits = uint16_t;
+    using Acc = float;
+    using Master = double;
+    static constexpr uint64_t INFINITE = 0x7ff0000000000000u;
+
+    INLINE float load(uint16_t b) {
+        const uint32_t m = b & 0x7fffu, wide = m << 13;
+        const uint32_t normal = wide + (112u << 23), infinite = wide + (224u << 23);
+        const uint32_t subnormal = bits<uint32_t>(bits<float>(wide + (113u << 23)) - 0x1p-14f);
+        const uint32_t r = m < 0x0400u ? subnormal : (m >= 0x7c00u ? infinite : normal);
+        return bits<float>(r | uint32_t(b & 0x8000u) << 16);
+    }
+
+    INLINE uint16_t nearest(float t) {
+        const uint32_t u = bits<uint32_t>(t), a = u & 0x7fffffffu;
+        // Adding 0.5 aligns the last bit with 2^-24, the spacing of subnormals, so the addition does the rounding.
+        const uint32_t subnormal = bits<uint32_t>(bits<float>(a) + 0.5f) - 0x3f000000u;
+        const uint32_t normal = (a - (112u << 23) + 0xfffu + ((a >> 13) & 1u)) >> 13;
+        uint32_t r = a < 0x38800000u ? subnormal : normal;
+        r = a >= 0x47800000u ? 0x7c00u : r;
+        return uint16_t(a > 0x7f800000u ? 0x7e00u : r | (u >> 31 << 15));
+    }
+
+    INLINE uint16_t stochastic(float t, uint32_t draw) {
+        const uint32_t u = bits<uint32_t>(t), a = u & 0x7fffffffu;
+        const bool tiny = a < 0x38800000u;                               // below 2^-14
+        const float s = bits<float>(select(tiny, a, 0u)) * 0x1p24f;  // n + f, exact
+        const int32_t n = int32_t(s);
+        const float f = s - float(n);
+        const uint32_t subnormal = uint32_t(n) + uint32_t(float(int32_t(draw)) < f * 0x1p16f);
+        const uint32_t normal = (a - (112u << 23) + (draw >> 3)) >> 13;
+        uint32_t r = select(tiny, subnormal, normal > 0x7bffu ? 0x7bffu : normal);
+        r = select(a >= 0x7f800000u, 0x7c00u, r) | (u >> 31 << 15);
+        return uint16_t(select(a > 0x7f800000u, 0x7e00u, r));
+    }
+
+    INLINE double join(uint32_t hi, uint32_t lo) {  // the code is 5 exponent and 26 mantissa bits
+        const uint32_t code = (((hi & 0x7fffu) - (lo >> 15)) << 16 | lo) & 0x7fffffffu;
+        const uint64_t subnormal = bits<uint64_t>(double(int32_t(code)) * 0x1p-40);
+        const uint64_t normal = (uint64_t(code) + (1008ull << 26)) << 26;
+        const uint64_t infinite = uint64_t(code & 0x3ffffffu) << 26 | INFINITE;
+        const uint64_t a = code < (1u << 26) ? subnormal : (code >= 31u << 26 ? infinite : normal);
+        return bits<double>(a | uint64_t(hi & 0x8000u) << 48);
+    }
+
+    INLINE void split(double t, uint16_t& hi, uint16_t& lo) {
+        const uint64_t u = bits<uint64_t>(t), a = u & 0x7fffffffffffffffull;
+        const uint64_t subnormal = bits<uint64_t>(bits<double>(a) * 0x1p40 + 0x1p52) & 0xffffffffull;
+        const uint64_t normal = ((a + ((1ull << 25) - 1) + ((a >> 26) & 1)) >> 26) - (1008ull << 26);
+        uint64_t code = select(a < uint64_t(1009) << 52, subnormal, normal);  // below 2^-14
+        code = code > 0x7bff7fffu ? 0x7bff7fffu : code;
+        code = select(a >= INFINITE, uint64_t(0x7c000000), code);
+        const uint64_t h = (code + 0x8000u) >> 16 | (u >> 63 << 15);
+        hi = uint16_t(select(a > INFINITE, uint64_t(0x7e00), h));
+        lo = uint16_t(code);
+    }
+};
+
+// ------------------------------------------------------------------------------------------------------- the update
+
+template <class D, int MODE, bool HAS_X>
+INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_tile, int64_t last_tile) {
+    using Acc = typename D::Acc;
+    using Bits = typename D::Bits;
+    alignas(64) Acc v[TILE];
+    const auto leaf = uint32_t(call.leaf);
+    const auto* const table = reinterpret_cast<const int32_t*>(call.table);
+    const auto scale = Acc(call.scale), dense_coef = Acc(call.dense_coef);
+    const bool silent = call.n_terms == 0 && call.dense == 0;
+    // t + (-0.0) == t for every t, zeros included: the loops below need no case for "nothing to add".
+    if (silent) for (int e = 0; e < TILE; ++e) v[e] = HAS_X ? Acc(-0.0) : Acc(0.0);
+
+    int64_t moved = 0;
+    for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+        const int64_t base = tile * TILE;
+        const int lo = call.start > base ? int(call.start - base) : 0;
+        const int hi = call.start + call.n < base + TILE ? int(call.start + call.n - base) : TILE;
+        const int from = lo & ~127, to = (hi + 127) & ~127;  // noise is made in whole blocks, then the part is used
+        const int64_t offset = base + lo - call.start;
+        const int count = hi - lo;
+
+        bool first = true;
+        if (call.dense) {
+            const Acc* const dense = reinterpret_cast<const Acc*>(call.dense) + offset;
+            for (int e = from; e < lo; ++e) v[e] = 0;
+            for (int e = 0; e < count; ++e) v[lo + e] = dense_coef * dense[e];
+            for (int e = hi; e < to; ++e) v[e] = 0;
+            first = false;
+        }
+        for (int64_t j = 0; j < call.n_terms; ++j) {
+            accumulate(terms[j], first, leaf, table, uint64_t(tile), from, to, v);
+            first = false;
+        }
+
+        Bits* const out = reinterpret_cast<Bits*>(call.out) + offset;
+        const Acc* const add = v + lo;
+        alignas(64) uint16_t draws[MODE == STOCHASTIC ? TILE : 1];
+        if constexpr (MODE == STOCHASTIC) draws16(call.round_key, leaf, ROUNDING, uint64_t(tile), from, to, draws);
+        const uint16_t* const draw = draws + (MODE == STOCHASTIC ? lo : 0);
+        uint32_t differ = 0;
+        if constexpr (MODE == SPLIT) {
+            using Master = typename D::Master;
+            const auto master_scale = Master(call.scale);
+            auto* const low = reinterpret_cast<uint16_t*>(call.low) + offset;
+            IVDEP
+            for (int e = 0; e < count; ++e) {
+                const Bits h0 = out[e];
+                const uint16_t l0 = low[e];
+                Bits h;
+                uint16_t l;
+                D::split(master_scale * D::join(h0, l0) + Master(add[e]), h, l);
+                differ += uint32_t((h ^ h0) | (l ^ l0)) != 0;
+                out[e] = h;
+                low[e] = l;
+            }
+        } else if constexpr (HAS_X) {
+            const Bits* const x = reinterpret_cast<const Bits*>(call.x) + offset;
+            IVDEP
+            for (int e = 0; e < count; ++e) {
+                const Bits before = x[e];
+                const Acc t = scale * D::load(before) + add[e];
+                Bits after;
+                if constexpr (MODE == STOCHASTIC) after = D::stochastic(t, draw[e]);
+                else after = D::nearest(t);
+                differ += after != before;
+                out[e] = after;
+            }
+        } else {
+            for (int e = 0; e < count; ++e) {
+                if constexpr (MODE == STOCHASTIC) out[e] = D::stochastic(add[e], draw[e]);
+                else out[e] = D::nearest(add[e]);
+            }
+        }
+        moved += differ;
+    }
+    return moved;
+}
+
+using Kernel = int64_t (*)(const Call&, const Term*, int64_t, int64_t);
+
+#define KERNEL(NAME, TARGET, D, MODE)                                                               \
+    TARGET int64_t NAME(const Call& call, const Term* terms, int64_t first, int64_t last) {         \
+        if (MODE == SPLIT || call.x) return combine_tiles<D, MODE, true>(call, terms, first, last); \
+        return combine_tiles<D, MODE, false>(call, terms, first, last);                             \
+    }
+
+#define KERNELS(LEVEL, TARGET)                                     \
+    KERNEL(nearest_f32_##LEVEL, TARGET, Float32, NEAREST)          \
+    KERNEL(nearest_f64_##LEVEL, TARGET, Float64, NEAREST)          \
+    KERNEL(nearest_bf16_##LEVEL, TARGET, BFloat16, NEAREST)        \
+    KERNEL(nearest_f16_##LEVEL, TARGET, Float16, NEAREST)          \
+    KERNEL(stochastic_bf16_##LEVEL, TARGET, BFloat16, STOCHASTIC)  \
+    KERNEL(stochastic_f16_##LEVEL, TARGET, Float16, STOCHASTIC)    \
+    KERNEL(split_bf16_##LEVEL, TARGET, BFloat16, SPLIT)            \
+    KERNEL(split_f16_##LEVEL, TARGET, Float16, SPLIT)              \
+    const Kernel kernels_##LEVEL[4][3] = {                         \
+        {nearest_f32_##LEVEL, nullptr, nullptr},                   \
+        {nearest_f64_##LEVEL, nullptr, nullptr},                   \
+        {nearest_bf16_##LEVEL, stochastic_bf16_##LEVEL, split_bf16_##LEVEL}, \
+        {nearest_f16_##LEVEL, stochastic_f16_##LEVEL, split_f16_##LEVEL}, \
+    };
+
+KERNELS(0, )
+#if LEVELS == 3
+KERNELS(1, LEVEL1)
+KERNELS(2, LEVEL2)
+#endif
+
+int level() {
+#if LEVELS == 3
+    static const int found = [] {
+        __builtin_cpu_init();
+        const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                        __builtin_cpu_supports("bmi2");
+        const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512vl");
+        return v3 ? (avx512 ? 2 : 1) : 0;
+    }();
+    return found;
+#else
+    return 0;
+#endif
+}
+
+Kernel kernel_for(const Call& call) {
+#if LEVELS == 3
+    if (level() == 2) return kernels_2[call.dtype][call.mode];
+    if (level() == 1) return kernels_1[call.dtype][call.mode];
+#endif
+    return kernels_0[call.dtype][call.mode];
+}
+
+int64_t bytes_of(int64_t dtype) { return dtype == F64 ? 8 : dtype == F32 ? 4 : 2; }
+
+void unpack(const char* packed, Call& call, std::vector<Term>& terms) {
+    std::memcpy(&call, packed, sizeof call);
+    terms.resize(size_t(call.n_terms));
+    if (call.n_terms) std::memcpy(terms.data(), packed + sizeof call, sizeof(Term) * terms.size());
+}
+
+// ------------------------------------------------------------------------------------------------------------- Gram
+
+INLINE int32_t ones(uint32_t b) {  // population count; written out because it then vectorises everywhere
+    b = b - ((b >> 1) & 0x55555555u);
+    b = (b & 0x33333333u) + ((b >> 2) & 0x33333333u);
+    return int32_t((((b + (b >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24);
+}
+
+// gram[j n + k] += sum_i z_j z_k, k <= j, over the elements of some tiles. |z| < 2^19, so 2^24 elements fit in int64.
+INLINE void gram_tiles(int64_t n, const int64_t* kinds, const uint64_t* keys, uint32_t leaf, const int32_t* table,
+                       int64_t start, int64_t count, int64_t first_tile, int64_t last_tile, uint32_t* words, int32_t* z,
+                       int64_t* gram) {
+    alignas(64) uint16_t draws[TILE];
+    alignas(64) uint32_t inside[TILE / 32];
+    for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+        const int64_t base = tile * TILE;
+        const int lo = start > base ? int(start - base) : 0;
+        const int hi = start + count < base + TILE ? int(start + count - base) : TILE;
+        for (int w = 0; w < TILE / 32; ++w) inside[w] = 0;
+        for (int e = lo; e < hi; ++e) inside[e >> 5] |= 1u << (e & 31);
+        for (int64_t j = 0; j < n; ++j) {
+            int32_t* const zj = z + TILE * j;
+            if (kinds[j] == SIGN) {
+                uint32_t* const wj = words + TILE / 32 * j;
+                philox16(keys[j], uint64_t(tile), leaf, SIGNS, wj);
+                for (int w = 0; w < TILE / 32; ++w)
+                    for (int i = 0; i < 32; ++i) zj[32 * w + i] = 65536 - int32_t((wj[w] >> i) & 1u) * 131072;
+            } else {
+                draws16(keys[j], leaf, NORMALS, uint64_t(tile), 0, TILE, draws);
+                for (int e = 0; e < TILE; ++e) {
+                    const int32_t magnitude = table[draws[e] & 0x7fff];
+                    zj[e] = draws[e] >> 15 ? -magnitude : magnitude;
+                }
+            }
+            for (int e = 0; e < lo; ++e) zj[e] = 0;
+            for (int e = hi; e < TILE; ++e) zj[e] = 0;
+            for (int64_t k = 0; k <= j; ++k) {
+                int64_t dot = 0;
+                if (kinds[j] == SIGN && kinds[k] == SIGN) {
+                    const uint32_t *const a = words + TILE / 32 * j, *const b = words + TILE / 32 * k;
+                    int32_t unequal = 0;
+                    for (int w = 0; w < TILE / 32; ++w) unequal += ones((a[w] ^ b[w]) & inside[w]);
+                    dot = int64_t(hi - lo - 2 * unequal) * (int64_t(1) << 32);
+                } else {
+                    const int32_t* const zk = z + TILE * k;
+                    for (int e = 0; e < TILE; ++e) dot += int64_t(zj[e]) * zk[e];
+                }
+                gram[j * n + k] += dot;
+            }
+        }
+    }
+}
+
+#define GRAM(LEVEL, TARGET)                                                                                           \
+    TARGET void gram_##LEVEL(int64_t n, const int64_t* kinds, const uint64_t* keys, uint32_t leaf, const int32_t* table, \
+                             int64_t start, int64_t count, int64_t first, int64_t last, uint32_t* words, int32_t* z,  \
+                             int64_t* gram) {                                                                         \
+        gram_tiles(n, kinds, keys, leaf, table, start, count, first, last, words, z, gram);                           \
+    }
+
+GRAM(0, )
+#if LEVELS == 3
+GRAM(1, LEVEL1)
+GRAM(2, LEVEL2)
+#endif
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------------------ entry points
+
+EXPORT int64_t zograd_noise_abi() { return ABI; }
+
+// setuptools on Windows and macOS links an extension module by this symbol; nobody imports it.
+EXPORT void* PyInit__native() { return nullptr; }
+
+// Returns the number of elements whose bits differ between x and out.
+EXPORT int64_t zograd_noise_combine(const char* packed) {
+    Call call;
+    std::vector<Term> terms;
+    unpack(packed, call, terms);
+    if (call.n <= 0) return 0;
+    const Kernel kernel = kernel_for(call);
+    const int64_t first = call.start / TILE, tiles = (call.start + call.n - 1) / TILE + 1 - first;
+    const int64_t parts = call.n < PARALLEL_FROM || call.threads < 1 ? 1 : call.threads < tiles ? call.threads : tiles;
+    if (parts == 1) return kernel(call, terms.data(), first, first + tiles);
+    int64_t moved = 0;
+#pragma omp parallel for num_threads(int(parts)) schedule(static) reduction(+ : moved)
+    for (int64_t p = 0; p < parts; ++p)
+        moved += kernel(call, terms.data(), first + tiles * p / parts, first + tiles * (p + 1) / parts);
+    return moved;
+}
+
+// out[r, :] = x[rows[r], :] + noise at elements rows[r] * n + (0 .. n - 1).
+EXPORT void zograd_noise_combine_rows(const char* packed) {
+    Call call;
+    std::vector<Term> terms;
+    unpack(packed, call, terms);
+    if (call.n <= 0 || call.n_rows <= 0) return;
+    const Kernel kernel = kernel_for(call);
+    const auto* const rows = reinterpret_cast<const int64_t*>(call.rows);
+    const uint64_t row_bytes = uint64_t(call.n * bytes_of(call.dtype));
+    const int threads = call.n * call.n_rows < PARALLEL_FROM || call.threads < 1 ? 1 : int(call.threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t r = 0; r < call.n_rows; ++r) {
+        Call row = call;
+        row.start = rows[r] * call.n;
+        row.x = call.x + uint64_t(rows[r]) * row_bytes;
+        row.out = call.out + uint64_t(r) * row_bytes;
+        kernel(row, terms.data(), row.start / TILE, (row.start + row.n - 1) / TILE + 1);
+    }
+}
+
+// gram: n x n, row major, lower triangle filled; count <= 2^24.
+EXPORT void zograd_noise_gram(int64_t n, const int64_t* kinds, const uint64_t* keys, uint64_t leaf, const int32_t* table,
+                              int64_t start, int64_t count, int64_t threads, int64_t* gram) {
+    const int64_t first = start / TILE, tiles = (start + count - 1) / TILE + 1 - first;
+    const int64_t parts = count < PARALLEL_FROM || threads < 1 ? 1 : threads < tiles ? threads : tiles;
+    auto* kernel = gram_0;
+#if LEVELS == 3
+    kernel = level() == 2 ? gram_2 : level() == 1 ? gram_1 : gram_0;
+#endif
+#pragma omp parallel for num_threads(int(parts)) schedule(static) if (parts > 1)
+    for (int64_t p = 0; p < parts; ++p) {
+        std::vector<uint32_t> words(size_t(n * TILE / 32));
+        std::vector<int32_t> z(size_t(n * TILE));
+        std::vector<int64_t> part(size_t(n * n));
+        kernel(n, kinds, keys, uint32_t(leaf), table, start, count, first + tiles * p / parts,
+               first + tiles * (p + 1) / parts, words.data(), z.data(), part.data());
+#pragma omp critical
+        for (int64_t i = 0; i < n * n; ++i) gram[i] += part[i];
+    }
+}

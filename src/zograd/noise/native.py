@@ -1,0 +1,143 @@
+"""Loads the compiled kernels (`_native.cpp`) and calls them through ctypes.
+
+torch is imported first on purpose: the kernels use OpenMP, and the loader then gives them the runtime that torch has
+already loaded instead of a second one. All arguments of a call travel in one packed buffer, which keeps the cost of a
+call near 2 microseconds.
+"""
+
+import ctypes
+import struct
+import sysconfig
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .format import Kind
+from .table import magnitudes
+
+ABI = 1
+SUFFIXES = (".so", ".pyd", ".dylib")
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+NEAREST, STOCHASTIC, SPLIT = range(3)
+
+# The structs Call and Term of _native.cpp.
+_CALL = struct.Struct("=7q 2Q 2d 6Q")
+_TERM = struct.Struct("=qQd")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None when they were not built (or were built from another version of the source)."""
+    found = [path for path in Path(__file__).parent.glob("_native*") if path.suffix in SUFFIXES]
+    tag = sysconfig.get_config_var("EXT_SUFFIX") or ""
+    # Any build will do, the ABI is plain C; the one of the running Python is the freshest when there are several.
+    for path in sorted(found, key=lambda path: (not path.name.endswith(tag), path.name)):
+        try:
+            lib = ctypes.CDLL(str(path))
+            lib.zograd_noise_abi.restype = ctypes.c_int64
+            if lib.zograd_noise_abi() != ABI:
+                continue
+        except (OSError, AttributeError):
+            continue
+        lib.zograd_noise_combine.argtypes = [ctypes.c_char_p]
+        lib.zograd_noise_combine.restype = ctypes.c_int64
+        lib.zograd_noise_combine_rows.argtypes = [ctypes.c_char_p]
+        lib.zograd_noise_combine_rows.restype = None
+        i64, u64, address = ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
+        lib.zograd_noise_gram.argtypes = [i64, address, address, u64, address, i64, i64, i64, address]
+        lib.zograd_noise_gram.restype = None
+        return lib
+    return None
+
+
+def _pack_terms(terms: Sequence[tuple[Kind, int, float]]) -> bytes:
+    return b"".join([_TERM.pack(kind, key, coef) for kind, key, coef in terms])
+
+
+def _table_for(terms: Sequence[tuple[Kind, int, float]]) -> int:
+    """Address of the table of normals; 0 when nobody reads it, so that signs never pay for it."""
+    return magnitudes().data_ptr() if any(kind for kind, _, _ in terms) else 0
+
+
+def combine(
+    out: Tensor,
+    x: Tensor | None,
+    scale: float,
+    terms: Sequence[tuple[Kind, int, float]],
+    dense: Tensor | None,
+    dense_coef: float,
+    leaf: int,
+    start: int,
+    rounding: int | None,
+    low: Tensor | None,
+) -> int:
+    """`zograd.noise.combine` on checked arguments; returns the number of elements whose bits differ from x's."""
+    lib = library()
+    assert lib is not None
+    mode = NEAREST if rounding is None and low is None else STOCHASTIC if low is None else SPLIT
+    call = _CALL.pack(
+        DTYPES[out.dtype],
+        mode,
+        torch.get_num_threads(),
+        len(terms),
+        out.numel(),
+        start,
+        0,
+        leaf,
+        rounding or 0,
+        scale,
+        dense_coef,
+        out.data_ptr(),
+        0 if x is None else x.data_ptr(),
+        0 if dense is None else dense.data_ptr(),
+        0 if low is None else low.data_ptr(),
+        0,
+        _table_for(terms),
+    )
+    moved: int = lib.zograd_noise_combine(call + _pack_terms(terms))
+    return moved
+
+
+def combine_rows(
+    out: Tensor, x: Tensor, rows: Tensor, terms: Sequence[tuple[Kind, int, float]], leaf: int, row_len: int
+) -> None:
+    """`zograd.noise.combine_rows` on checked arguments."""
+    lib = library()
+    assert lib is not None
+    call = _CALL.pack(
+        DTYPES[out.dtype],
+        NEAREST,
+        torch.get_num_threads(),
+        len(terms),
+        row_len,
+        0,
+        rows.numel(),
+        leaf,
+        0,
+        1.0,
+        1.0,
+        out.data_ptr(),
+        x.data_ptr(),
+        0,
+        0,
+        rows.data_ptr(),
+        _table_for(terms),
+    )
+    lib.zograd_noise_combine_rows(call + _pack_terms(terms))
+
+
+def gram(keys: Sequence[tuple[Kind, int]], leaf: int, start: int, count: int) -> Tensor:
+    """int64[n, n], lower triangle: sum_i z_j z_k in units of 2^-32, for count <= 2^24 elements."""
+    lib = library()
+    assert lib is not None
+    n = len(keys)
+    kinds = (ctypes.c_int64 * n)(*(kind for kind, _ in keys))
+    words = (ctypes.c_uint64 * n)(*(key for _, key in keys))
+    table = magnitudes().data_ptr() if any(kind for kind, _ in keys) else 0
+    sums = torch.zeros((n, n), dtype=torch.int64)
+    lib.zograd_noise_gram(n, kinds, words, leaf, table, start, count, torch.get_num_threads(), sums.data_ptr())
+    return sums

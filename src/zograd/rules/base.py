@@ -1,0 +1,24 @@
+"""The protocol of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+from zograd.stores.base import Iterate
+from zograd.vector import Estimate
+
+A_contra = TypeVar("A_contra", contravariant=True)
+
+
+class Rule(Protocol[A_contra]):
+    """x <- Retr_x(-lr * direction(estimate)). The iterate multiplies by lr and applies weight decay.
+
+    `slots` names the d-sized state (frame coordinates) and its initial value; `state` holds scalars and Vectors, owned
+    by the run, recomputed when a tape is replayed.
+    """
+
+    @property
+    def slots(self) -> Mapping[str, float]: ...
+
+    def apply(self, x: Iterate, estimate: Estimate[A_contra], state: dict[str, Any]) -> None: ...

@@ -1,0 +1,86 @@
+"""Gradient descent and its two momenta."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zograd.stores.base import Iterate
+from zograd.vector import Estimate, Vector, combination
+
+
+@dataclass(frozen=True, slots=True)
+class SGD:
+    """x <- x - lr g, in one pass over the weights that regenerates the directions. No d-sized memory."""
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        return {}
+
+    def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
+        x.step_(estimate.vector)
+
+
+def check_beta(name: str, beta: float) -> None:
+    if not 0.0 <= beta < 1.0:
+        raise ValueError(f"{name} must lie in [0, 1), got {beta}")
+
+
+@dataclass(frozen=True, slots=True)
+class Momentum:
+    """Heavy ball: m <- beta m + g, x <- x - lr m. Memory: one float32 slot of d elements.
+
+    The largest stable lr shrinks by about (1 - beta), unlike with exact gradients (arXiv 2604.14669).
+    """
+
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_beta("beta", self.beta)
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        return {"momentum": 0.0}
+
+    def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
+        for b in x.blocks(estimate.vector):
+            (g,), m = b.v, b.slots["momentum"]
+            m.mul_(self.beta).add_(g)
+            b.step_(g.copy_(m))
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayMomentum:
+    """Heavy ball from replayed seeds: m = sum_{k < window} beta^k g_{t-k}. No d-sized memory.
+
+    Costs `window` regenerations of noise a step instead of a slot. window=None takes the smallest K with
+    beta^K <= 1e-3, so that what is cut off is at most 0.1 % of the weight of the newest estimate.
+    """
+
+    beta: float = 0.9
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        check_beta("beta", self.beta)
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 step, got {self.window}")
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        return {}
+
+    @property
+    def steps(self) -> int:
+        """The number of estimates kept."""
+        if self.window is not None:
+            return self.window
+        k = 1
+        while self.beta**k > 1e-3:
+            k += 1
+        return k
+
+    def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
+        past: list[Vector] = [estimate.vector, *state.get("past", [])][: self.steps]
+        state["past"] = past
+        x.step_(combination([self.beta**k for k in range(len(past))], past))

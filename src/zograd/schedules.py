@@ -1,0 +1,62 @@
+"""Schedules of the learning rate and of the radius mu: frozen functions of the step number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Shape: TypeAlias = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """peak * w(t) * s(t): warm-up w(t) = min(1, (t+1)/warmup), then the shape s from 1 to `end` over `total` steps.
+
+    constant: s = 1.   linear: s = 1 - (1 - end) u.   cosine: s = end + (1 - end) (1 + cos(pi u)) / 2,
+    with u = (t - warmup) / (total - warmup) clipped to [0, 1].
+    """
+
+    peak: float
+    shape: Shape = "constant"
+    total: int = 0
+    warmup: int = 0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.peak) or self.peak < 0:
+            raise ValueError(f"a schedule needs a finite peak >= 0, got {self.peak}")
+        if self.shape not in ("constant", "linear", "cosine"):
+            raise ValueError(f"unknown schedule shape {self.shape!r}; use 'constant', 'linear' or 'cosine'")
+        if self.shape != "constant" and self.total <= self.warmup:
+            raise ValueError(
+                f"a {self.shape} schedule needs total > warmup steps, got total={self.total}, warmup={self.warmup}"
+            )
+
+    def __call__(self, step: int) -> float:
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.shape == "constant":
+            return self.peak * rise
+        u = min(max((step - self.warmup) / (self.total - self.warmup), 0.0), 1.0)
+        fall = 1.0 - u if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * u))
+        return self.peak * rise * (self.end + (1.0 - self.end) * fall)
+
+
+def as_schedule(value: float | Schedule) -> Schedule:
+    """A number is a constant schedule."""
+    return value if isinstance(value, Schedule) else Schedule(float(value))
+
+
+def constant(value: float, warmup: int = 0) -> Schedule:
+    """value, after a linear rise over `warmup` steps."""
+    return Schedule(value, "constant", 0, warmup)
+
+
+def linear(peak: float, total: int, *, warmup: int = 0, end: float = 0.0) -> Schedule:
+    """From `peak` to `end * peak` along a line."""
+    return Schedule(peak, "linear", total, warmup, end)
+
+
+def cosine(peak: float, total: int, *, warmup: int = 0, end: float = 0.0) -> Schedule:
+    """From `peak` to `end * peak` along half a cosine."""
+    return Schedule(peak, "cosine", total, warmup, end)

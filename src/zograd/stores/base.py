@@ -1,0 +1,408 @@
+"""The store: the iterate and its slots as named tensors, read and moved block by block.
+
+A query never writes to the weights: `Store.at(point)` puts a lens (`stores/lens.py`) between the loss and the weights,
+so that whatever the loss raises, the weights are bit-identical afterwards, in every dtype. Weights change in
+`Iterate` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zograd import noise
+from zograd.spaces import Euclidean, Space
+from zograd.stores.split import expand
+from zograd.vector import Address, Array, Basis, Noise, Slot, Vector, accumulation_dtype, fill_, noise_terms
+
+Rounding: TypeAlias = Literal["stochastic", "split", "nearest"]
+
+CHUNK = 1 << 18
+"""Elements a block holds: 1 MiB of float32, small enough to stay in the cache between two operations."""
+
+HALF = (torch.bfloat16, torch.float16)
+SUPPORTED = (torch.float32, torch.float64, *HALF)
+
+
+class Rate(NamedTuple):
+    """How one group of leaves moves: x <- (1 - lr * weight_decay) x - lr * direction."""
+
+    lr: float
+    weight_decay: float = 0.0
+
+
+@dataclass(eq=False)
+class Leaf:
+    """One trained tensor. `low` holds the low halves of fp32 master weights where the tensor is kept split."""
+
+    name: str
+    tensor: Tensor
+    index: int
+    group: int
+    low: Tensor | None = None
+    slots: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def flat(self) -> Tensor:
+        """The elements in order, sharing memory; looked up afresh because users replace `param.data`."""
+        return self.tensor.detach().view(-1)
+
+    @property
+    def numel(self) -> int:
+        return self.tensor.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+
+@dataclass(slots=True)
+class Block:
+    """A slice of one leaf: the weights, the vectors' elements (workspace, yours to overwrite) and the slots."""
+
+    leaf: Leaf
+    start: int
+    x: Tensor
+    v: list[Tensor]
+    slots: dict[str, Tensor]
+    iterate: Iterate | None = None
+
+    def step_(self, direction: Tensor) -> None:
+        """x <- Retr_x(-lr * direction), with weight decay; the direction is overwritten when the space is not flat."""
+        assert self.iterate is not None, "blocks of a store are read-only; a rule gets blocks that move"
+        self.iterate._step_block(self, direction)
+
+
+class Store:
+    """Named tensors under optimization, with the geometry and the rounding of their moves.
+
+    tensors: name -> tensor (parameters of a model, or any tensors). Float32, float64, bfloat16 or float16, contiguous.
+        A tensor that occurs under several names (tied weights) is one leaf.
+    rounding: how a 16-bit weight takes a step smaller than its spacing. "stochastic": up or down at random with the
+        right mean, drawn from counter noise, so replay is exact. "split": exact fp32 master weights, the high half in
+        the tensor that the forward uses and the low half in two more bytes a weight. "nearest": torch's rounding.
+        Vectors and scalars (norm gains, biases) in 16 bits are always split: a gain of 1 would not feel a probe.
+    groups: the group of each tensor (for its own learning rate), by name; default all in group 0.
+    decays: factor on the weight decay of each group.
+
+    Memory beyond the weights: slots that rules declare, `low`, one tile of weights in use (`stores/lens.py`).
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        space: Space | None = None,
+        rounding: Rounding = "stochastic",
+        groups: Mapping[str, int] | None = None,
+        decays: Sequence[float] = (1.0,),
+    ) -> None:
+        if rounding not in ("stochastic", "split", "nearest"):
+            raise ValueError(f"unknown rounding {rounding!r}; use 'stochastic', 'split' or 'nearest'")
+        self.space: Space = space if space is not None else Euclidean()
+        self.rounding = rounding
+        self.decays = tuple(decays)
+        self.leaves: list[Leaf] = []
+        self.by_id: dict[int, Leaf] = {}
+        self._aliases: list[Tensor] = []
+        by_memory: dict[tuple[Any, ...], Leaf] = {}
+        for name, tensor in tensors.items():
+            if id(tensor) in self.by_id:
+                continue
+            self._check(name, tensor)
+            memory = (tensor.device, tensor.data_ptr())
+            if tensor.numel() and memory in by_memory:
+                first = by_memory[memory]
+                if first.tensor.shape != tensor.shape or first.dtype != tensor.dtype:
+                    raise ValueError(
+                        f"{name!r} and {first.name!r} share memory but differ in shape or dtype; train one of them"
+                    )
+                self.by_id[id(tensor)] = first
+                self._aliases.append(tensor)
+                continue
+            leaf = Leaf(name, tensor, len(self.leaves), (groups or {}).get(name, 0))
+            if leaf.dtype in HALF and (rounding == "split" or tensor.ndim <= 1):
+                leaf.low = torch.zeros(tensor.numel(), dtype=torch.int16, device=tensor.device)
+            self.leaves.append(leaf)
+            self.by_id[id(tensor)] = by_memory[memory] = leaf
+        if not self.leaves:
+            raise ValueError("there is nothing to train: the selection holds no tensor")
+        self.dim = sum(leaf.numel for leaf in self.leaves)
+        self.escaped: set[int] = set()
+        self.seen: set[int] = set()
+        self.pointed: set[int] = set()
+        self._scratch: dict[tuple[torch.dtype, torch.device, int], Tensor] = {}
+        self._warned_small = False
+        self.require(self.space.slots)
+
+    def _check(self, name: str, tensor: Tensor) -> None:
+        if tensor.dtype not in SUPPORTED:
+            raise TypeError(
+                f"{name!r} has dtype {tensor.dtype}; zograd trains float32, float64, bfloat16 and float16 tensors. "
+                f"Leave it out of the selection, or train what scales it."
+            )
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name!r} is not contiguous (strides {tensor.stride()}); pass {name}.contiguous()")
+        if (why := self.space.explain(tensor.detach())) is not None:
+            raise ValueError(f"{name!r} is not in {type(self.space).__name__}: {why}")
+
+    # ---- slots -------------------------------------------------------------------------------------------------
+
+    def require(self, slots: Mapping[str, float]) -> None:
+        """Allocate d-sized slots once, filled with their initial values."""
+        for name, value in slots.items():
+            for leaf in self.leaves:
+                if name not in leaf.slots:
+                    dtype = accumulation_dtype(leaf.dtype)
+                    leaf.slots[name] = torch.full((leaf.numel,), value, dtype=dtype, device=leaf.tensor.device)
+
+    def assign(self, slot: str, vector: Vector) -> None:
+        """slot <- vector, evaluated with the old slots."""
+        for block in self.blocks(vector):
+            block.slots[slot].copy_(block.v[0])
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def blocks(self, *vectors: Vector) -> Iterator[Block]:
+        """The leaves in order, in chunks: weights, vectors' elements in a reused workspace, slots. No allocation."""
+        for leaf in self.leaves:
+            flat, size = leaf.flat, leaf.numel if self.space.whole_leaf else CHUNK
+            for start in range(0, leaf.numel, size):
+                stop = min(start + size, leaf.numel)
+                slots = {name: slot[start:stop] for name, slot in leaf.slots.items()}
+                sources = self._sources(leaf, start, stop, slots, vectors)
+                v = [
+                    fill_(self.scratch(leaf, stop - start, use=1 + k), vector, Address(leaf.index, start), sources)
+                    for k, vector in enumerate(vectors)
+                ]
+                yield Block(leaf, start, flat[start:stop], v, slots)
+
+    def _sources(
+        self, leaf: Leaf, start: int, stop: int, slots: dict[str, Tensor], vectors: Sequence[Vector]
+    ) -> Mapping[str, Tensor]:
+        """The tensors that vectors may name: the slots and, when asked for, the iterate."""
+        if any(isinstance(e, Slot) and e.name == "x" for v in vectors for e, _ in v.terms):
+            return {**slots, "x": self.master(leaf, start, stop)}
+        return slots
+
+    def master(self, leaf: Leaf, start: int = 0, stop: int | None = None) -> Tensor:
+        """The weights in the accumulation dtype, with the low halves where they are split (a fresh tensor)."""
+        return expand(leaf.flat[start:stop], None if leaf.low is None else leaf.low[start:stop])
+
+    def gram(self, vectors: Sequence[Vector]) -> Array:
+        """<v_j, v_k> in frame coordinates for all pairs, in one pass. Exact integer sums between noise directions."""
+        bases: list[Basis] = list(dict.fromkeys(e for v in vectors for e, _ in v.terms))
+        position = {e: i for i, e in enumerate(bases)}
+        coefs = np.zeros((len(vectors), len(bases)))
+        for j, v in enumerate(vectors):
+            for e, c in v.terms:
+                coefs[j, position[e]] = c
+        return np.asarray(coefs @ self._basis_gram(bases) @ coefs.T)
+
+    def _basis_gram(self, bases: Sequence[Basis]) -> Array:
+        if all(isinstance(e, Noise) for e in bases):
+            keys = [(e.kind, e.key) for e in bases if isinstance(e, Noise)]
+            total = np.zeros((len(bases), len(bases)), dtype=object)
+            for leaf in self.leaves:
+                total = total + np.asarray(noise.gram(keys, leaf.index, 0, leaf.numel), dtype=object)
+            return np.asarray(total / 2**32, dtype=np.float64)
+        g = np.zeros((len(bases), len(bases)))
+        for block in self.blocks(*(Vector(((e, 1.0),)) for e in bases)):
+            rows = torch.stack(block.v).double()
+            g += (rows @ rows.T).cpu().numpy()
+        return g
+
+    def scratch(self, leaf: Leaf, numel: int, use: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Workspace number `use` on the leaf's device, allocated once and grown when a larger block comes."""
+        dtype = dtype if dtype is not None else accumulation_dtype(leaf.dtype)
+        key = (dtype, leaf.tensor.device, use)
+        buffer = self._scratch.get(key)
+        if buffer is None or buffer.numel() < numel:
+            self._scratch[key] = buffer = torch.empty(numel, dtype=dtype, device=leaf.tensor.device)
+        return buffer[:numel]
+
+    def point_(self, out: Tensor, leaf: Leaf, point: Vector, start: int = 0, stop: int | None = None) -> Tensor:
+        """out <- the elements start..stop of leaf at Retr_x(point), rounded to nearest in out's dtype."""
+        terms, others = noise_terms(point)
+        if self.space.flat and not others and out.dtype == leaf.dtype and leaf.low is None:
+            noise.combine(out, leaf.flat[start:stop], terms=terms, leaf=leaf.index, start=start)
+            return out
+        stop = leaf.numel if stop is None else stop
+        size = leaf.numel if self.space.whole_leaf else CHUNK
+        for a in range(start, stop, size):
+            b = min(a + size, stop)
+            x = self.master(leaf, a, b)
+            if point:
+                slots = {name: slot[a:b] for name, slot in leaf.slots.items()}
+                z = self.scratch(leaf, b - a, use=0)
+                fill_(z, point, Address(leaf.index, a), self._sources(leaf, a, b, slots, (point,)))
+                self.space.move_(x, self.space.lift_(z, x, slots))
+            out[a - start : b - start].copy_(x)
+        return out
+
+    # ---- standing at a point -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def at(self, point: Vector) -> Iterator[None]:
+        """Inside, the loss sees Retr_x(point); the weights themselves are not written.
+
+        Leaves that the loss reads without torch's function dispatch (scripted modules, foreign kernels) are found on
+        the first query: they get `escaped`, and are then perturbed by save, write and copy back. `settled()` tells
+        whether the value just obtained may be used.
+        """
+        from zograd.stores.lens import Lens
+
+        saved: list[tuple[Leaf, Tensor]] = []
+        try:
+            for index in sorted(self.escaped):
+                leaf = self.leaves[index]
+                saved.append((leaf, leaf.flat.clone()))
+                self.point_(leaf.flat, leaf, point)
+            with Lens(self, point):
+                yield
+        finally:
+            for leaf, copy in saved:
+                leaf.flat.copy_(copy)
+
+    def settled(self) -> bool:
+        """After a query: True, or False when leaves were found that the lens did not see (evaluate once more)."""
+        unseen = [
+            leaf
+            for leaf in self.leaves
+            if leaf.index not in self.escaped and (leaf.index not in self.seen or leaf.index in self.pointed)
+        ]
+        if not unseen:
+            return True
+        self.escaped.update(leaf.index for leaf in unseen)
+        names = ", ".join(leaf.name for leaf in unseen[:3]) + (", ..." if len(unseen) > 3 else "")
+        warnings.warn(
+            f"the loss did not read {len(unseen)} of {len(self.leaves)} trained tensors through torch functions "
+            f"({names}): they are unused, or read by compiled code. They are perturbed by copy, which is exact but "
+            f"needs their size in extra memory; leave them out of the selection if they are unused.",
+            stacklevel=3,
+        )
+        return False
+
+    # ---- moving ------------------------------------------------------------------------------------------------
+
+    def iterate(self, rates: Sequence[Rate], key: int) -> Iterate:
+        """The iterate of one step, for a rule to move; `key` draws the stochastic rounding."""
+        return Iterate(self, rates, key)
+
+    def health(self, iterate: Iterate) -> float:
+        """Fraction of the weights whose bits the step changed; warns once when steps vanish below the spacing."""
+        fraction = iterate.changed / self.dim
+        rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
+        if self._warned_small or rounded < self.dim // 2 or not iterate.moved or fraction >= 0.02:
+            return fraction
+        self._warned_small = True
+        remedy = "rounding='split' (two more bytes a trained weight) or a larger lr"
+        warnings.warn(
+            f"this step changed {fraction:.2%} of the 16-bit weights: it is far below their spacing, and rounding "
+            f"noise outweighs it ({self.rounding} rounding). Use {remedy}.",
+            stacklevel=4,
+        )
+        return fraction
+
+    # ---- state -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, low halves and slots, by name (references, not copies)."""
+        state = {f"x.{leaf.name}": leaf.tensor.detach() for leaf in self.leaves}
+        state |= {f"low.{leaf.name}": leaf.low for leaf in self.leaves if leaf.low is not None}
+        state |= {f"slot.{name}.{leaf.name}": slot for leaf in self.leaves for name, slot in leaf.slots.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy back what `state_dict` gave; refuses, before anything is written, what does not fit."""
+        mine = self.state_dict()
+        if missing := sorted(mine.keys() ^ state.keys()):
+            raise ValueError(f"the saved state does not fit this store: {missing[0]!r} is in only one of them")
+        for name, tensor in mine.items():
+            if tensor.shape != state[name].shape or tensor.dtype != state[name].dtype:
+                raise ValueError(
+                    f"{name!r} is {tuple(tensor.shape)} {tensor.dtype} here, but {tuple(state[name].shape)} "
+                    f"{state[name].dtype} in the saved state"
+                )
+        for name, tensor in mine.items():
+            tensor.copy_(state[name])
+
+    def digest(self) -> str:
+        """SHA-256 over the weights in order of the leaves."""
+        h = hashlib.sha256()
+        for leaf in self.leaves:
+            h.update(tensor_bytes(leaf.tensor))
+        return h.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, as they lie in memory (copied to the CPU when it is elsewhere)."""
+    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+class Iterate:
+    """The moving weights of one step: a rule turns an estimate into a direction, this moves by -lr * direction.
+
+    Every leaf is to be moved once. Weight decay is decoupled: x <- (1 - lr * weight_decay) x before the move.
+    """
+
+    def __init__(self, store: Store, rates: Sequence[Rate], key: int) -> None:
+        if max(leaf.group for leaf in store.leaves) >= len(rates):
+            raise ValueError(f"the store has leaves of group {max(g.group for g in store.leaves)}, got {len(rates)} rates")
+        if not store.space.flat and any(rate.weight_decay for rate in rates):
+            raise ValueError(
+                f"weight decay pulls towards 0, which {type(store.space).__name__} does not contain; use weight_decay=0"
+            )
+        self.store, self.rates, self.key = store, rates, key
+        self.changed = 0
+        self.moved = False
+
+    @property
+    def dim(self) -> int:
+        return self.store.dim
+
+    def gram(self, vectors: Sequence[Vector]) -> Array:
+        return self.store.gram(vectors)
+
+    def blocks(self, *vectors: Vector) -> Iterator[Block]:
+        for block in self.store.blocks(*vectors):
+            block.iterate = self
+            yield block
+
+    def step_(self, direction: Vector) -> None:
+        """x <- Retr_x(-lr * direction): in a flat space one pass that reads and writes each weight once."""
+        if not (self.store.space.flat and all(isinstance(e, Noise) for e, _ in direction.terms)):
+            for block in self.blocks(direction):
+                block.step_(block.v[0])
+            return
+        for leaf in self.store.leaves:
+            rate = self.rates[leaf.group]
+            terms, _ = noise_terms(direction, -rate.lr)
+            self._write(leaf, leaf.flat, leaf.low, 0, terms=terms)
+
+    def _step_block(self, block: Block, direction: Tensor) -> None:
+        leaf, space = block.leaf, self.store.space
+        low = None if leaf.low is None else leaf.low[block.start : block.start + block.x.numel()]
+        rate = self.rates[leaf.group]
+        if space.flat:
+            self._write(leaf, block.x, low, block.start, dense=direction, dense_coef=-rate.lr)
+            return
+        x = self.store.master(leaf, block.start, block.start + block.x.numel())
+        space.move_(x, space.lift_(direction.mul_(-rate.lr), x, block.slots))
+        self._write(leaf, block.x, low, block.start, scale=0.0, dense=x)  # 0 x + Retr_x(v): exact
+
+    def _write(self, leaf: Leaf, x: Tensor, low: Tensor | None, start: int, **source: Any) -> None:
+        rate = self.rates[leaf.group]
+        stochastic = leaf.dtype in HALF and low is None and self.store.rounding == "stochastic"
+        source.setdefault("scale", 1.0 - rate.lr * rate.weight_decay)
+        rounding = self.key if stochastic else None
+        self.changed += noise.combine(x, x, leaf=leaf.index, start=start, rounding=rounding, low=low, **source)
+        self.moved = self.moved or rate.lr != 0.0

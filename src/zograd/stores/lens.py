@@ -1,0 +1,201 @@
+"""The lens: while it is on, every torch function that reads a trained weight reads Retr_x(point) instead.
+
+A `TorchFunctionMode` sees each call that names a trained tensor, whoever makes it: the module that owns the weight,
+another one that borrows it (`nn.MultiheadAttention` and its `out_proj`), a tied head, a loop over `parameters()`.
+The weights are never written, so there is nothing to restore.
+
+`F.linear` regenerates the weight in tiles that stay in the cache, and `F.embedding` only the rows that are looked up;
+other functions get a fresh tensor of the leaf's size. So the memory of a query is one tile above that of inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from zograd import noise
+from zograd.vector import Vector, noise_terms
+
+if TYPE_CHECKING:
+    from zograd.stores.base import Leaf, Store
+
+TILE = 1 << 20
+"""Elements of a weight matrix that are regenerated at a time (4 MiB of float32)."""
+
+# Calls that read no elements: the real tensor answers them, and they do not count as seeing the leaf.
+_SHAPE_ONLY = frozenset(
+    {
+        Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.storage_offset,
+        Tensor.is_contiguous, Tensor.is_floating_point, Tensor.is_complex, Tensor.element_size, Tensor.get_device,
+        Tensor.__len__, Tensor.__hash__, Tensor.__repr__, Tensor.requires_grad_, Tensor.type, torch.is_tensor,
+        torch.is_floating_point, torch.is_complex, torch.numel, torch.empty_like, torch.zeros_like, torch.ones_like,
+        torch.result_type, Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
+        Tensor.is_inference, Tensor.is_signed,
+    }
+)  # fmt: skip
+_VALUE_PROPERTIES = frozenset({Tensor.data.__get__, Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__})  # type: ignore[attr-defined]
+_POINTERS = frozenset({Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage})
+_BINARY = frozenset(
+    {
+        torch.mul, torch.add, torch.sub, torch.div, Tensor.mul, Tensor.add, Tensor.sub, Tensor.div, Tensor.__mul__,
+        Tensor.__rmul__, Tensor.__add__, Tensor.__radd__, Tensor.__sub__, Tensor.__rsub__, Tensor.__truediv__,
+        Tensor.__rtruediv__,
+    }
+)  # fmt: skip
+_NORMS = frozenset({F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm, torch.layer_norm, torch.rms_norm, torch.group_norm})
+_CASTS = frozenset({Tensor.float, Tensor.to, Tensor.type_as})
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class Lens(TorchFunctionMode):
+    """Shows Retr_x(point) in place of the weights of `store` to every torch function called in this thread."""
+
+    def __init__(self, store: Store, point: Vector) -> None:
+        super().__init__()
+        self.store, self.point = store, point
+        self.terms, others = noise_terms(point)
+        self.tiled = store.space.flat and not others
+        self.leaves = store.by_id
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        leaves = self.leaves
+        for a in args:
+            if id(a) in leaves or (type(a) in (list, tuple) and any(id(e) in leaves for e in a)):
+                return self._show(func, args, kwargs)
+        for a in kwargs.values():
+            if id(a) in leaves:
+                return self._show(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _show(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = getattr(func, "__name__", "")
+        if func in _SHAPE_ONLY or (name == "__get__" and func not in _VALUE_PROPERTIES):
+            return func(*args, **kwargs)
+        if func in _POINTERS:  # somebody reads the memory itself: this leaf must be perturbed there
+            self.store.pointed.add(self.leaves[id(args[0])].index)
+            return func(*args, **kwargs)
+        if name == "__set__" or (name.endswith("_") and not name.endswith("__") and id(args[0]) in self.leaves):
+            leaf = self.leaves[id(args[0])]
+            raise RuntimeError(
+                f"the loss writes to trained tensor {leaf.name!r} (torch function {name}); an evaluation must only "
+                f"read the weights. Move the write out of the loss, or leave the tensor out of the selection."
+            )
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        if func is F.embedding:
+            return self._embedding(*args, **kwargs)
+        if (func in _BINARY or func in _NORMS) and self._any_split_half(args, kwargs):
+            return self._in_float32(func, args, kwargs)
+        if func in _CASTS and self._any_split_half(args[:1], {}):
+            return func(self._float32(self.leaves[id(args[0])]), *args[1:], **kwargs)
+        return func(*self._replace(args), **{k: self._replace_one(v) for k, v in kwargs.items()})
+
+    # ---- what a leaf looks like --------------------------------------------------------------------------------
+
+    def _leaf(self, a: object) -> Leaf | None:
+        """The leaf that `a` is, marked as seen; None when it is no leaf, or one whose memory is perturbed already."""
+        leaf = self.leaves.get(id(a))
+        if leaf is None or leaf.index in self.store.escaped:
+            return None
+        self.store.seen.add(leaf.index)
+        return leaf
+
+    def _replace_one(self, a: Any) -> Any:
+        if type(a) in (list, tuple):
+            return type(a)(self._replace_one(e) for e in a)
+        leaf = self._leaf(a)
+        if leaf is None or not (self.point or leaf.low is not None):
+            return a
+        out = torch.empty(leaf.numel, dtype=leaf.dtype, device=leaf.tensor.device)
+        return self.store.point_(out, leaf, self.point).view(leaf.tensor.shape)
+
+    def _replace(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(self._replace_one(a) for a in args)
+
+    def _any_split_half(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether a 16-bit norm gain or bias is among the arguments: those are shown in float32."""
+        leaves = (self.leaves.get(id(a)) for a in (*args, *kwargs.values()))
+        return any(leaf is not None and leaf.tensor.ndim <= 1 and leaf.dtype in _HALF for leaf in leaves)
+
+    def _float32(self, leaf: Leaf) -> Tensor:
+        self.store.seen.add(leaf.index)
+        if leaf.index in self.store.escaped:
+            return leaf.tensor.float()
+        out = torch.empty(leaf.numel, dtype=torch.float32, device=leaf.tensor.device)
+        return self.store.point_(out, leaf, self.point).view(leaf.tensor.shape)
+
+    def _in_float32(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """func with every 16-bit tensor widened, and its result in the dtype that func would have given."""
+        everything = (*args, *kwargs.values())
+        tensors = [a for a in everything if isinstance(a, Tensor)]
+        if func in _BINARY:
+            x, y = everything[0], everything[1]
+            dtype = torch.result_type(x, y)
+        else:
+            dtype = tensors[0].dtype
+
+        def wide(a: Any) -> Any:
+            if isinstance(a, Tensor):
+                leaf = self.leaves.get(id(a))
+                if leaf is not None:
+                    return self._float32(leaf)
+                return a.float() if a.dtype in _HALF else a
+            return a
+
+        return func(*(wide(a) for a in args), **{k: wide(a) for k, a in kwargs.items()}).to(dtype)
+
+    # ---- the two functions that read almost every weight of a language model -------------------------------------
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        leaf = self._leaf(weight)
+        if leaf is None or torch.is_autocast_enabled(weight.device.type):
+            args = self._replace((input, weight, bias))
+            return F.linear(*args)
+        if bias is not None and self._any_split_half((bias,), {}):
+            y = self._linear(input, weight)
+            return (y.float() + self._float32(self.leaves[id(bias)])).to(y.dtype)
+        x, bias = self._replace_one(input), self._replace_one(bias)
+        if not self.terms and leaf.low is None:
+            return F.linear(x, weight, bias)
+        rows, columns = weight.shape
+        tile = max(1, TILE // max(columns, 1))
+        if rows <= tile:
+            w = self.store.scratch(leaf, leaf.numel, use=-1, dtype=leaf.dtype)
+            self.store.point_(w, leaf, self.point)
+            return F.linear(x, w.view(rows, columns), bias)
+        shape = (*x.shape[:-1], rows)
+        x = x.reshape(-1, columns)
+        out = x.new_empty(x.shape[0], rows)
+        for a in range(0, rows, tile):
+            b = min(a + tile, rows)
+            w = self.store.scratch(leaf, (b - a) * columns, use=-1, dtype=leaf.dtype)
+            self.store.point_(w, leaf, self.point, a * columns, b * columns)
+            torch.mm(x, w.view(b - a, columns).t(), out=out[:, a:b])
+        if bias is not None:
+            out += bias
+        return out.view(shape)
+
+    def _embedding(
+        self, input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None, *rest: Any, **named: Any
+    ) -> Tensor:
+        leaf = self._leaf(weight)
+        if max_norm is not None and leaf is not None:
+            raise RuntimeError(
+                f"embedding {leaf.name!r} has max_norm, which writes to the weights in each forward; "
+                f"set max_norm=None or leave it out of the selection"
+            )
+        if leaf is None or not self.tiled or leaf.low is not None or input.numel() >= weight.shape[0]:
+            args = self._replace((input, weight))
+            return F.embedding(*args, padding_idx, max_norm, *rest, **named)
+        out = torch.empty((*input.shape, weight.shape[1]), dtype=leaf.dtype, device=weight.device)
+        rows = input.reshape(-1).to(torch.int64)
+        noise.combine_rows(out.view(-1, weight.shape[1]), weight.detach(), rows, terms=self.terms, leaf=leaf.index)
+        return out

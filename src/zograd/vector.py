@@ -1,0 +1,191 @@
+"""What flows between the parts: linear combinations of directions that are regenerated from seeds.
+
+`Vector` = sum_j c_j e_j with basis vectors e_j that are *names* (a noise key, a slot of the store), never arrays.
+Only a store turns a Vector into numbers, one block at a time, so a Vector of a model with a billion weights
+holds a few scalars, a checkpoint is a list of Vectors, and workers exchange Vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from zograd.noise import Kind, Term, combine
+
+A = TypeVar("A")
+A_co = TypeVar("A_co", covariant=True)
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Gram: TypeAlias = Callable[[Sequence["Vector"]], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a block lies: elements `start` .. `start + len(block)` of leaf number `leaf`."""
+
+    leaf: int
+    start: int
+
+
+@runtime_checkable
+class Basis(Hashable, Protocol):
+    """A basis vector: a hashable name that can write any block of itself on request."""
+
+    def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
+        """out += coef * (this vector's elements at `at`); `slots` are the store's named tensors on the same block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """A random direction with independent elements of mean 0 and variance 1, a function of its key alone."""
+
+    kind: Kind
+    key: int
+
+    def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
+        combine(out, out, terms=(Term(self.kind, self.key, coef),), leaf=at.leaf, start=at.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A named d-sized tensor of the store (an anchor, a momentum); `Slot("x")` is the iterate itself."""
+
+    name: str
+
+    def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
+        if self.name not in slots:
+            raise KeyError(f"the vector names slot {self.name!r}, but this store has {sorted(slots)}")
+        out.add_(slots[self.name], alpha=coef)
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """sum_j c_j e_j, closed under `+`, `-` and multiplication by a scalar; equal basis vectors merge."""
+
+    terms: tuple[tuple[Basis, float], ...] = ()
+
+    def __add__(self, other: Vector) -> Vector:
+        return combination((1.0, 1.0), (self, other))
+
+    def __sub__(self, other: Vector) -> Vector:
+        return combination((1.0, -1.0), (self, other))
+
+    def __mul__(self, scalar: float) -> Vector:
+        return Vector(tuple((e, c * float(scalar)) for e, c in self.terms))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: float) -> Vector:
+        return Vector(tuple((e, c / float(scalar)) for e, c in self.terms))
+
+    def __neg__(self) -> Vector:
+        return self * -1.0
+
+    def __bool__(self) -> bool:
+        return bool(self.terms)
+
+
+def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vector:
+    """sum_k a_k v_k as one Vector, terms in order of first appearance."""
+    merged: dict[Basis, float] = {}
+    for a, v in zip(coefficients, vectors, strict=True):
+        for e, c in v.terms:
+            merged[e] = merged.get(e, 0.0) + float(a) * c
+    return Vector(tuple(merged.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The loss is wanted at Retr_x(at): at x + at in a flat space. All queries of one yield share batch and randomness."""
+
+    at: Vector = field(default_factory=Vector)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate(Generic[A]):
+    """What an estimator returns.
+
+    vector: the gradient estimate. loss: the value to show for this step. losses: every value received.
+    aux: scalars that a rule needs (typed: a rule that reads curvature does not accept an estimator that has none).
+    writes: slots to assign, before the move and in terms of the old slots.
+    """
+
+    vector: Vector
+    loss: float
+    losses: Sequence[float]
+    aux: A
+    writes: Mapping[str, Vector] = field(default_factory=dict)
+
+
+Routine: TypeAlias = Generator[Sequence[Query], Sequence[float], Estimate[A]]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """All that an estimator may know: the step, the dimension, the radius mu, directions, inner products."""
+
+    step: int
+    dim: int
+    mu: float
+    draw: Callable[[int], Vector]
+    gram: Gram
+    seed: int
+
+    @cached_property
+    def rng(self) -> np.random.Generator:
+        """Scalar randomness of this step (never d-sized)."""
+        return np.random.Generator(np.random.Philox(self.seed))
+
+    def norm(self, v: Vector) -> float:
+        """Euclidean norm of v in frame coordinates; one pass over its noise."""
+        return float(np.sqrt(self.gram([v])[0, 0]))
+
+    def inner(self, a: Vector, vectors: Sequence[Vector]) -> Array:
+        """<a, v> for each v; one pass over the noise of all of them."""
+        row: Array = self.gram([a, *vectors])[0, 1:]
+        return row
+
+
+class Estimator(Protocol[A_co]):
+    """Yields the points where the loss is wanted, receives the losses, returns the estimate."""
+
+    @property
+    def evaluations(self) -> int:
+        """Loss evaluations a call costs."""
+
+    def __call__(self, ask: Ask, /) -> Generator[Sequence[Query], Sequence[float], Estimate[A_co]]: ...
+
+
+def noise_terms(v: Vector, scale: float = 1.0) -> tuple[list[Term], list[tuple[Basis, float]]]:
+    """The terms of scale * v that the noise kernel sums in one pass, and the others."""
+    noise, others = [], []
+    for e, c in v.terms:
+        if isinstance(e, Noise):
+            noise.append(Term(e.kind, e.key, c * scale))
+        else:
+            others.append((e, c * scale))
+    return noise, others
+
+
+def fill_(out: Tensor, v: Vector, at: Address, slots: Mapping[str, Tensor]) -> Tensor:
+    """out <- the elements of v at `at`, in the accumulation order of its terms (noise first)."""
+    noise, others = noise_terms(v)
+    if noise:
+        combine(out, None, terms=noise, leaf=at.leaf, start=at.start)
+    else:
+        out.zero_()
+    for e, c in others:
+        e.add_(out, c, at, slots)
+    return out
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays float64; every other weight dtype is computed with in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
