@@ -21,7 +21,7 @@ from zograd.sets import LinearMinimizer
 Rate: TypeAlias = float | Schedule
 
 MU = 2.0**-10
-"""Default radius: a power of two next to MeZO's 1e-3, so that adding it to a 16-bit weight rounds as little as can be."""
+"""Default radius: a power of two next to MeZO's 1e-3, so that adding it to a 16-bit weight rounds little."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def zo_sgd(
     extra_memory="none",
     formula="x <- x - lr (f(x + mu z) - f(x - mu z)) / (2 mu) z,  z ~ N(0, I)",
 )
-def mezo(lr: Rate = 1e-6, mu: Rate = 1e-3, n: int = 1, law: Law = Gaussian(), weight_decay: float = 0.0) -> Method[None]:
+def mezo(
+    lr: Rate = 1e-6, mu: Rate = 1e-3, n: int = 1, law: Law = Gaussian(), weight_decay: float = 0.0
+) -> Method[None]:
     """MeZO as published: Gaussian directions. `zo_sgd` is the same with cheaper and better Rademacher ones."""
     return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="mezo")
 
@@ -136,7 +138,7 @@ def fzoo(
 @entry(
     source="Ye, arXiv 2512.16200 (rank-based zeroth-order); linear ranks are our choice",
     extra_memory="none",
-    formula="x <- x - lr sum_k w_k v_(k),  v_(1) .. v_(n) from the best loss to the worst, w linear in k, sum |w_k| = 1",
+    formula="x <- x - lr sum_k w_k v_(k),  v_(1) .. v_(n) from best to worst loss, w linear in k, sum |w_k| = 1",
 )
 def rank(
     lr: Rate = 1e-2, mu: Rate = MU, n: int = 16, law: Law = Rademacher(), weight_decay: float = 0.0
@@ -146,7 +148,7 @@ def rank(
 
 
 @entry(
-    source="Frank and Wolfe 1956; Mokhtari, Hassani and Karbasi 2020 (averaged estimates); Balasubramanian and Ghadimi 2018",
+    source="Frank and Wolfe 1956; Mokhtari, Hassani, Karbasi 2020 (averaging); Balasubramanian and Ghadimi 2018",
     extra_memory="one float32 slot a trained weight",
     formula="m <- (1 - rho_t) m + rho_t g,  x <- x + gamma_t (argmin_{s in set} <m, s> - x),  gamma_t = lr 2/(t + 2)",
 )

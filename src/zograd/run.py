@@ -47,7 +47,9 @@ class Method(Generic[A]):
         object.__setattr__(self, "mu", as_schedule(self.mu))
         object.__setattr__(self, "lr", as_schedule(self.lr))
         if self.weight_decay and not self.space.flat:
-            raise ValueError(f"weight decay pulls towards 0, outside of {type(self.space).__name__}; use weight_decay=0")
+            raise ValueError(
+                f"weight decay pulls towards 0, outside of {type(self.space).__name__}; use weight_decay=0"
+            )
         if not as_schedule(self.mu).peak > 0:
             raise ValueError(f"mu must be > 0, got {as_schedule(self.mu).peak}")
         check_pairing(self.estimator, self.rule)
@@ -59,7 +61,7 @@ class Method(Generic[A]):
 
 
 def check_pairing(estimator: Estimator[Any], rule: Rule[Any]) -> None:
-    """Name the mistake that the type checker would have found: a rule that reads what the estimator does not measure."""
+    """Name the mistake that the type checker would find: a rule reading what the estimator does not measure."""
     from zograd.estimators import OneSided
     from zograd.rules import SpreadSGD
 

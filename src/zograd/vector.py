@@ -103,13 +103,13 @@ def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vec
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The loss is wanted at Retr_x(at): at x + at in a flat space. All queries of one yield share batch and randomness."""
+    """The loss is wanted at Retr_x(at): x + at in a flat space. Queries of one yield share batch and randomness."""
 
     at: Vector = field(default_factory=Vector)
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate(Generic[A]):
+class Estimate(Generic[A_co]):
     """What an estimator returns.
 
     vector: the gradient estimate. loss: the value to show for this step. losses: every value received.
@@ -120,7 +120,7 @@ class Estimate(Generic[A]):
     vector: Vector
     loss: float
     losses: Sequence[float]
-    aux: A
+    aux: A_co
     writes: Mapping[str, Vector] = field(default_factory=dict)
 
 

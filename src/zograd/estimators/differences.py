@@ -65,7 +65,7 @@ class Forward:
 
 
 class Spread(NamedTuple):
-    """slope = std_j(f(x + mu v_j)) / mu (population standard deviation), close to |grad f| for Rademacher directions."""
+    """slope = std_j(f(x + mu v_j)) / mu (population standard deviation), near |grad f| for Rademacher directions."""
 
     slope: float
 

@@ -111,7 +111,9 @@ def minimize(
             break
         if run.refused_in_a_row >= max_failures:
             success = False
-            message = f"{max_failures} steps in a row had a non-finite value, the last {record.loss} at step {record.step}"
+            message = (
+                f"{max_failures} steps in a row had a non-finite value, the last {record.loss} at step {record.step}"
+            )
             break
     value = scalar(f(store.array.copy(), *args))
     if success and not math.isfinite(value):

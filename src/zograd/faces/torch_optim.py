@@ -81,7 +81,11 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise TypeError("ZOOptimizer.step needs the loss: opt.step(lambda: loss_fn(model(x), y))")
         assert self.run is not None
         t = self.run.step_number
-        own = 1.0 if self._base.shape == "constant" and not self._base.warmup else self._base(t) / max(self._base(0), 1e-300)
+        own = (
+            1.0
+            if self._base.shape == "constant" and not self._base.warmup
+            else self._base(t) / max(self._base(0), 1e-300)
+        )
         rates = [Rate(float(g["lr"]) * own, float(g["weight_decay"])) for g in self.param_groups]
         self.last = self.run.step(sequential(closure), rates)
         if self.record is not None:

@@ -37,7 +37,7 @@ def extra(name: str) -> str:
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The torch dtype by its usual names; "auto" is bfloat16 where the processor multiplies it natively, else float32."""
+    """The torch dtype by its usual names; "auto" is bfloat16 where the processor multiplies it, else float32."""
     if name == "auto":
         return torch.bfloat16 if fast_bfloat16() else torch.float32
     if name not in DTYPES:
@@ -48,7 +48,7 @@ def dtype_named(name: str) -> torch.dtype:
 def fast_bfloat16() -> bool:
     """Whether this machine has matrix units for bfloat16 (CUDA, or AMX on the CPU); elsewhere float32 is faster."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_amx_tile_supported())
 
 
@@ -140,7 +140,7 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
     A pattern matches parameter names: with "*" or "?" as a shell pattern, otherwise as a regular expression searched in
     the name. `layers` keeps only tensors of the top so many blocks. Raises ModelError when nothing matches.
     """
-    named = dict(model.named_parameters())
+    named: dict[str, Tensor] = dict(model.named_parameters())
     if train == "full":
         chosen = named
     elif train == "lora":
@@ -167,4 +167,5 @@ def decay_groups(chosen: Mapping[str, Tensor]) -> dict[str, int]:
 
 def plain_model(model: nn.Module) -> Any:
     """The transformers model itself, inside of peft's wrapper if there is one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

@@ -106,10 +106,12 @@ class Scorer:
         longest = len(prompt) + max(map(len, tails))
         if not prompt or longest > self.max_length:
             what = f"{longest} tokens, but the model takes {self.max_length}" if prompt else "no tokens"
-            raise TaskError(
-                f"the prompt {example.prompt[:40]!r}... has {what}; shorten it or leave the example out"
-            )
+            raise TaskError(f"the prompt {example.prompt[:40]!r}... has {what}; shorten it or leave the example out")
         return [Sequence_((*prompt, *tail), len(prompt)) for tail in tails]
+
+    def tokens(self, examples: Sequence[Example]) -> int:
+        """Tokens of a batch, without padding."""
+        return sum(len(s.ids) for e in examples for s in self.encode(e))
 
     # ---- forward passes ----------------------------------------------------------------------------------------
 
@@ -141,7 +143,8 @@ class Scorer:
             logits = F.linear(hidden, F.embedding(ids, head.weight), None if head.bias is None else head.bias[ids])
         cap = getattr(self.base.config, "final_logit_softcapping", None)
         logits = logits.float()
-        return logits if not cap else torch.tanh(logits / cap) * cap
+        capped: Tensor = logits if not cap else torch.tanh(logits / cap) * cap
+        return capped
 
     def scores(self, examples: Sequence[Example]) -> Tensor:
         """float32 [examples, classes]: the log-score of each class. Completions: [examples, 1], mean log-likelihood."""

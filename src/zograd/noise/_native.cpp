@@ -17,6 +17,7 @@
 #if defined(_MSC_VER) && !defined(__clang__)
 #define EXPORT extern "C" __declspec(dllexport)
 #define INLINE static __forceinline
+#define PREFETCH(address) ((void)(address))
 #define IVDEP __pragma(loop(ivdep))
 #elif defined(__clang__)
 #if defined(_WIN32)
@@ -32,18 +33,17 @@
 #define IVDEP _Pragma("GCC ivdep")  // x == out (in place) has no loop-carried dependence; GCC's own check gives up
 #endif
 
+#if !defined(PREFETCH)
+#define PREFETCH(address) __builtin_prefetch(address)
+#endif
+
 // One binary for every x86-64: each kernel is compiled for three instruction sets and the widest that the machine has is
 // picked at run time. The target attribute reaches only code that is inlined, hence INLINE everywhere; OpenMP regions
-// stay outside the kernels because they are outlined. GCC makes the 32 x 32 -> 64 bit products of Philox from the 64-bit
-// vpmullq; on 256-bit vectors that takes 75 ns per 16 counters, on 512-bit ones 115 (Sapphire Rapids, GCC 12).
+// stay outside the kernels because they are outlined.
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #define LEVELS 3
 #define LEVEL1 __attribute__((target("arch=x86-64-v3")))
-#if defined(__clang__)
 #define LEVEL2 __attribute__((target("arch=x86-64-v4")))
-#else
-#define LEVEL2 __attribute__((target("arch=x86-64-v4,prefer-vector-width=256")))
-#endif
 #else
 #define LEVELS 1
 #endif
@@ -242,10 +242,9 @@ struct Float16 {
 
     INLINE float load(uint16_t b) {
         const uint32_t m = b & 0x7fffu, wide = m << 13;
-        const uint32_t normal = wide + (112u << 23), infinite = wide + (224u << 23);
-        const uint32_t subnormal = bits<uint32_t>(bits<float>(wide + (113u << 23)) - 0x1p-14f);
-        const uint32_t r = m < 0x0400u ? subnormal : (m >= 0x7c00u ? infinite : normal);
-        return bits<float>(r | uint32_t(b & 0x8000u) << 16);
+        const float normal = bits<float>(wide + (224u << 23)) * 0x1p-112f;  // infinities and NaN included
+        const float subnormal = bits<float>(wide + (113u << 23)) - 0x1p-14f;
+        return flip(m < 0x0400u ? subnormal : normal, uint32_t(b & 0x8000u) << 16);
     }
 
     INLINE uint16_t nearest(float t) {
@@ -253,8 +252,7 @@ struct Float16 {
         // Adding 0.5 aligns the last bit with 2^-24, the spacing of subnormals, so the addition does the rounding.
         const uint32_t subnormal = bits<uint32_t>(bits<float>(a) + 0.5f) - 0x3f000000u;
         const uint32_t normal = (a - (112u << 23) + 0xfffu + ((a >> 13) & 1u)) >> 13;
-        uint32_t r = a < 0x38800000u ? subnormal : normal;
-        r = a >= 0x47800000u ? 0x7c00u : r;
+        const uint32_t r = a < 0x38800000u ? subnormal : (normal > 0x7c00u ? 0x7c00u : normal);
         return uint16_t(a > 0x7f800000u ? 0x7e00u : r | (u >> 31 << 15));
     }
 
@@ -316,6 +314,12 @@ INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_
         const int64_t offset = base + lo - call.start;
         const int count = hi - lo;
 
+        // Making the noise takes no memory traffic and is too long for out-of-order execution to look past it: ask for
+        // the weights first, so that they arrive meanwhile.
+        Bits* const out = reinterpret_cast<Bits*>(call.out) + offset;
+        const Bits* const x = HAS_X ? reinterpret_cast<const Bits*>(call.x) + offset : nullptr;
+        if constexpr (HAS_X) for (int e = 0; e < count; e += 64 / int(sizeof(Bits))) PREFETCH(x + e);
+
         bool first = true;
         if (call.dense) {
             const Acc* const dense = reinterpret_cast<const Acc*>(call.dense) + offset;
@@ -329,7 +333,6 @@ INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_
             first = false;
         }
 
-        Bits* const out = reinterpret_cast<Bits*>(call.out) + offset;
         const Acc* const add = v + lo;
         alignas(64) uint16_t draws[MODE == STOCHASTIC ? TILE : 1];
         if constexpr (MODE == STOCHASTIC) draws16(call.round_key, leaf, ROUNDING, uint64_t(tile), from, to, draws);
@@ -351,7 +354,6 @@ INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_
                 low[e] = l;
             }
         } else if constexpr (HAS_X) {
-            const Bits* const x = reinterpret_cast<const Bits*>(call.x) + offset;
             IVDEP
             for (int e = 0; e < count; ++e) {
                 const Bits before = x[e];
@@ -403,18 +405,20 @@ KERNELS(1, LEVEL1)
 KERNELS(2, LEVEL2)
 #endif
 
+int level_limit = 2;  // lowered by tests only
+
 int level() {
 #if LEVELS == 3
     static const int found = [] {
         __builtin_cpu_init();
         const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
                         __builtin_cpu_supports("bmi2");
-        const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("avx512vl");
-        return v3 ? (avx512 ? 2 : 1) : 0;
+        const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+        return v3 ? (v4 ? 2 : 1) : 0;
     }();
-    return found;
+    return found < level_limit ? found : level_limit;
 #else
     return 0;
 #endif
@@ -507,6 +511,12 @@ GRAM(2, LEVEL2)
 // ------------------------------------------------------------------------------------------------------ entry points
 
 EXPORT int64_t zograd_noise_abi() { return ABI; }
+
+// Uses at most this level (0 baseline, 1 AVX2, 2 AVX-512) and returns the level in use; for tests and measurements.
+EXPORT int64_t zograd_noise_limit_level(int64_t limit) {
+    level_limit = int(limit);
+    return level();
+}
 
 // setuptools on Windows and macOS links an extension module by this symbol; nobody imports it.
 EXPORT void* PyInit__native() { return nullptr; }

@@ -59,7 +59,7 @@ def fold(key: int, *data: int) -> int:
     For one key, different d give different results except with the probability of a random collision, 2^-64 per pair.
 
     >>> hex(fold(0, 1))
-    'TBD'
+    '0x39c3390a86865c32'
     """
     if not 0 <= key < 1 << 64:
         raise ValueError(f"key={key} is not a 64-bit key; expected 0 <= key < 2**64, for example fold(0, seed)")

@@ -37,9 +37,7 @@ def philox(c0: Tensor, c1: Tensor, c2: int, c3: int, key: int) -> list[Tensor]:
     return w
 
 
-def _blocks(
-    key: int, leaf: int, stream: int, starts: Tensor, count: int, block: int
-) -> tuple[Tensor, Tensor]:
+def _blocks(key: int, leaf: int, stream: int, starts: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
     """Words of the blocks that cover elements starts[r] + (0 .. count - 1), for each row r.
 
     Returns int64[R, blocks, 4, 16], word k of lane l of each block (counters q = 16 block + lane), and int64[R, count],
@@ -95,7 +93,9 @@ def nearest(t: Tensor, dtype: torch.dtype) -> Tensor:
     r = t.to(dtype)
     if dtype not in _CANONICAL_NAN:
         return r.view(_BITS[r.element_size()])
-    return torch.where(t.isnan(), torch.tensor(_CANONICAL_NAN[dtype], device=t.device), r.view(torch.int16)).to(torch.int16)
+    return torch.where(t.isnan(), torch.tensor(_CANONICAL_NAN[dtype], device=t.device), r.view(torch.int16)).to(
+        torch.int16
+    )
 
 
 def stochastic(t: Tensor, draws: Tensor, dtype: torch.dtype) -> Tensor:
@@ -196,8 +196,8 @@ def combine(
     """`zograd.noise.combine` on checked arguments; returns the number of elements whose bits differ from x's."""
     n, device, dtype = out.numel(), out.device, out.dtype
     acc = torch.float64 if dtype == torch.float64 else torch.float32
-    out, x, dense, low = (None if a is None else a.detach().view(1, -1) for a in (out, x, dense, low))
-    assert out is not None
+    out = out.detach().view(1, -1)
+    x, dense, low = (None if a is None else a.detach().view(1, -1) for a in (x, dense, low))
     codes = out.view(_BITS[out.element_size()])
     moved = torch.zeros((), dtype=torch.int64, device=device)
     for begin in range(0, n, CHUNK):

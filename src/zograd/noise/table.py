@@ -1,8 +1,8 @@
 """The 32,768 magnitudes of the normal law, as integers in units of 2^-16.
 
 Magnitude `idx` is the quantile of |N(0, 1)| at (idx + 1/2) / 32768, times one constant so that the symmetric law of
-65,536 atoms has variance 1, rounded to an integer. Largest 4.325 (283,441 units), smallest one unit; variance 1 - 1.1e-8, fourth
-moment 2.9992.
+65,536 atoms has variance 1, rounded to an integer. The largest is 4.325 (283,441 units), the smallest one unit; the
+variance is 1 - 1.1e-8 and the fourth moment 2.9992.
 
 Being integers, normals are the same on every machine and device. The quantiles come from the standard library
 (Wichura 1988, algorithm AS 241); its last-bit differences between C libraries disappear in the rounding, and the hash

@@ -13,7 +13,7 @@ from zograd.vector import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Adam:
-    """m <- b1 m + (1 - b1) g, s <- b2 s + (1 - b2) g^2, x <- x - lr m^ / (sqrt(s^) + eps), m^ = m / (1 - b1^t), s^ alike.
+    """m <- b1 m + (1 - b1) g, s <- b2 s + (1 - b2) g^2, x <- x - lr m^ / (sqrt(s^) + eps), with m^ = m / (1 - b1^t).
 
     Kingma and Ba (2015), Algorithm 1, with decoupled weight decay. Memory: two float32 slots of d elements. With few
     directions a step, s is nearly constant over the coordinates: expect little from the preconditioner.

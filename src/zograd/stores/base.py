@@ -345,7 +345,7 @@ class Store:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, as they lie in memory (copied to the CPU when it is elsewhere)."""
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class Iterate:
@@ -356,7 +356,9 @@ class Iterate:
 
     def __init__(self, store: Store, rates: Sequence[Rate], key: int) -> None:
         if max(leaf.group for leaf in store.leaves) >= len(rates):
-            raise ValueError(f"the store has leaves of group {max(g.group for g in store.leaves)}, got {len(rates)} rates")
+            raise ValueError(
+                f"the store has leaves of group {max(g.group for g in store.leaves)}, got {len(rates)} rates"
+            )
         if not store.space.flat and any(rate.weight_decay for rate in rates):
             raise ValueError(
                 f"weight decay pulls towards 0, which {type(store.space).__name__} does not contain; use weight_decay=0"

@@ -47,7 +47,9 @@ _BINARY = frozenset(
         Tensor.__rtruediv__,
     }
 )  # fmt: skip
-_NORMS = frozenset({F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm, torch.layer_norm, torch.rms_norm, torch.group_norm})
+_NORMS = frozenset(
+    {F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm, torch.layer_norm, torch.rms_norm, torch.group_norm}
+)
 _CASTS = frozenset({Tensor.float, Tensor.to, Tensor.type_as})
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -63,7 +65,11 @@ class Lens(TorchFunctionMode):
         self.leaves = store.by_id
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         leaves = self.leaves
@@ -173,7 +179,7 @@ class Lens(TorchFunctionMode):
             return F.linear(x, w.view(rows, columns), bias)
         shape = (*x.shape[:-1], rows)
         x = x.reshape(-1, columns)
-        out = x.new_empty(x.shape[0], rows)
+        out: Tensor = x.new_empty(x.shape[0], rows)
         for a in range(0, rows, tile):
             b = min(a + tile, rows)
             w = self.store.scratch(leaf, (b - a) * columns, use=-1, dtype=leaf.dtype)
@@ -184,7 +190,13 @@ class Lens(TorchFunctionMode):
         return out.view(shape)
 
     def _embedding(
-        self, input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None, *rest: Any, **named: Any
+        self,
+        input: Tensor,
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        *rest: Any,
+        **named: Any,
     ) -> Tensor:
         leaf = self._leaf(weight)
         if max_norm is not None and leaf is not None:
@@ -193,8 +205,7 @@ class Lens(TorchFunctionMode):
                 f"set max_norm=None or leave it out of the selection"
             )
         if leaf is None or not self.tiled or leaf.low is not None or input.numel() >= weight.shape[0]:
-            args = self._replace((input, weight))
-            return F.embedding(*args, padding_idx, max_norm, *rest, **named)
+            return F.embedding(*self._replace((input, weight)), padding_idx, max_norm, *rest, **named)  # type: ignore[call-arg]
         out = torch.empty((*input.shape, weight.shape[1]), dtype=leaf.dtype, device=weight.device)
         rows = input.reshape(-1).to(torch.int64)
         noise.combine_rows(out.view(-1, weight.shape[1]), weight.detach(), rows, terms=self.terms, leaf=leaf.index)

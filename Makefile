@@ -1,0 +1,57 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test test-slow test-gpu test-matrix lint format bench clean
+
+quickstart: $(VENV)/.demo
+	$(BIN)/zograd quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+# The default suite of the language-model door against the oldest supported transformers, in an environment of its own.
+test-matrix: .venv-floor/.dev
+	.venv-floor/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/llm tests/conformance tests/hub
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.demo
+	$(BIN)/zograd bench step
+	$(BIN)/zograd bench step --batch-size 2 --seq-len 32
+	$(BIN)/zograd bench memory
+	$(BIN)/zograd bench exact
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt setup.py src/zograd/noise/_native.cpp | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt setup.py src/zograd/noise/_native.cpp | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/.demo
+
+.venv-floor/.dev: pyproject.toml constraints-floor.txt setup.py src/zograd/noise/_native.cpp
+	$(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-floor.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build .venv-floor src/*.egg-info src/zograd/noise/_native*.so

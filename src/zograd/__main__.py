@@ -1,0 +1,5 @@
+"""`python -m zograd`."""
+
+from zograd.cli import main
+
+main()

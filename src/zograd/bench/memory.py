@@ -1,0 +1,80 @@
+"""Peak memory of one step beside that of inference and of the baseline loop."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from zograd.bench.workload import Workload, quiet_machine
+from zograd.memory import Peak, resident_bytes, trim
+
+REPEATS = 3
+
+
+def bench_memory(
+    model: str = "smollm2-135m",
+    *,
+    batch_size: int = 16,
+    seq_len: int = 64,
+    dtype: str = "float32",
+    method: str = "zo_sgd",
+    rounds: int = REPEATS,
+    threads: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """ratio = (peak of a step) / (peak of a plain forward with loss), as the operating system sees the process.
+
+    In the order inference, step, baseline: a warm-up of each, then medians of `rounds` peaks. Slots and low halves of the
+    method come into being with the warm-up of the step: they count in it, not in inference.
+
+    Keys: `inference_peak_bytes`, `step_peak_bytes`, `baseline_peak_bytes` (whole process, Python and torch included),
+    `ratio`, `baseline_ratio`; `weights_bytes`; `process_bytes`, what the process holds besides weights when idle; and
+    the stricter `net_ratio`, `baseline_net_ratio` with `process_bytes` taken off both sides, which is what remains
+    when the model is large; `measured_by`, see `Peak`. On a CUDA device only its tensors count and `process_bytes` is 0.
+
+    Cost: (1 + rounds) x (a forward, a step and a baseline step). Raises ModelError or ValueError before that.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    with quiet_machine(threads):
+        work = Workload(
+            model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed
+        )
+        cuda = work.device.type == "cuda"
+        ways = {"inference": lambda: work.forwards(1), "step": work.step, "baseline": work.baseline}
+        peaks: dict[str, int] = {}
+        process = 0
+        method_of_measuring = ""
+        with tqdm(total=len(ways) * (rounds + 1), unit="run", file=sys.stderr, disable=None, leave=False) as bar:
+            for name, way in ways.items():
+                way()
+                bar.update()
+                if name == "inference" and not cuda:
+                    trim()
+                    process = max(0, resident_bytes() - work.weights_bytes)
+                seen = []
+                for _ in range(rounds):
+                    with Peak(work.device) as peak:
+                        way()
+                    seen.append(peak.bytes)
+                    method_of_measuring = peak.method
+                    bar.update()
+                peaks[name] = int(statistics.median(seen))
+        inference, step, baseline = peaks["inference"], peaks["step"], peaks["baseline"]
+        return {
+            "inference_peak_bytes": inference,
+            "step_peak_bytes": step,
+            "baseline_peak_bytes": baseline,
+            "ratio": step / inference,
+            "baseline_ratio": baseline / inference,
+            "process_bytes": process,
+            "net_ratio": (step - process) / (inference - process),
+            "baseline_net_ratio": (baseline - process) / (inference - process),
+            "rounds": rounds,
+            "measured_by": method_of_measuring,
+            **work.description(),
+        }

@@ -1,0 +1,98 @@
+"""Time of one step, in forward passes of the unmodified model, beside the baseline loop."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from zograd.bench.workload import Workload, quiet_machine
+
+
+def bench_step(
+    model: str = "smollm2-135m",
+    *,
+    batch_size: int = 16,
+    seq_len: int = 64,
+    dtype: str = "float32",
+    method: str = "zo_sgd",
+    rounds: int = 7,
+    threads: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """ratio = median over rounds of (time of a step) / (time of as many plain forwards as the step evaluates).
+
+    Plain forwards, step and baseline step take turns in one process, in an order that reverses every round, after one
+    warm-up of each; so what else runs on the machine hits all three. Seconds of different processes do not compare.
+
+    threads: of torch and of the noise kernels; None keeps what is set. With one thread on a CPU the clock is the CPU
+        time of this thread, which other processes disturb least; otherwise wall time.
+
+    Keys: `ratio` (to `forwards` plain forwards: 2 for a two-point method), `ratio_quartiles`, `ratio_min` (fastest step
+    over fastest forwards); `overhead_ns_per_param` ((step - forwards) / trained elements, in ns); the same four with
+    `baseline_` in front, for the baseline loop over its two forwards; `t_forward`, `t_step`, `t_baseline` (seconds,
+    medians); `rounds`, `clock` and the description of the workload.
+
+    Cost: (2 + forwards + baseline) x (rounds + 1), about 5 minutes with the defaults on one core. Memory: see
+    `bench_memory`. Raises ModelError or ValueError before anything is timed.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    with quiet_machine(threads):
+        work = Workload(
+            model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed
+        )
+        alone = torch.get_num_threads() == 1 and work.device.type == "cpu"
+        clock = time.thread_time if alone else time.perf_counter
+        ways = {"forward": lambda: work.forwards(2), "step": work.step, "baseline": work.baseline}
+        seconds = interleaved(ways, rounds, clock)
+        k = work.method.evaluations
+        forward = [t / 2 for t in seconds["forward"]]
+        return {
+            **comparison("", seconds["step"], [k * t for t in forward], work.dim),
+            **comparison("baseline_", seconds["baseline"], [2 * t for t in forward], work.dim),
+            "forwards": k,
+            "rounds": rounds,
+            "t_forward": statistics.median(forward),
+            "t_step": statistics.median(seconds["step"]),
+            "t_baseline": statistics.median(seconds["baseline"]),
+            "clock": "thread_time" if alone else "wall",
+            **work.description(),
+        }
+
+
+def interleaved(
+    ways: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of each way in each round: round-robin, order reversed every round, one warm-up of each. Bar on stderr."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    order = list(ways)
+    with tqdm(total=(rounds + 1) * len(ways), unit="run", file=sys.stderr, disable=None, leave=False) as bar:
+        for number in range(rounds + 1):
+            for name in order:
+                start = clock()
+                ways[name]()
+                if number:
+                    seconds[name].append(clock() - start)
+                bar.update()
+            order.reverse()
+    return seconds
+
+
+def comparison(prefix: str, seconds: Sequence[float], reference: Sequence[float], dim: int) -> dict[str, Any]:
+    """Median, quartiles and min/min of seconds / reference, round by round, and their difference in ns an element."""
+    ratios = [t / r for t, r in zip(seconds, reference, strict=True)]
+    extra = [(t - r) / dim * 1e9 for t, r in zip(seconds, reference, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return {
+        f"{prefix}ratio": statistics.median(ratios),
+        f"{prefix}ratio_quartiles": [low, high],
+        f"{prefix}ratio_min": min(seconds) / min(reference),
+        f"{prefix}overhead_ns_per_param": statistics.median(extra),
+    }

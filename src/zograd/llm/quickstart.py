@@ -1,0 +1,67 @@
+"""The main job with its defaults: a real model, a real task, forward passes only, a few minutes on two cores.
+
+The trained part is the top two blocks, whole weights: the activations of the 28 frozen blocks below them are computed
+once. Measured on this task, a step there gains more than ten times what it gains on LoRA adapters (`docs/log.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zograd.llm.settings import TrainSettings
+from zograd.llm.train import train
+from zograd.rundir import RunError
+
+RECIPE: dict[str, Any] = {
+    "model": "smollm2-135m",
+    "task": "trec",
+    "method": "zo_sgd",
+    "train": "full",
+    "layers": 2,
+    "steps": 500,
+    "batch_size": 32,
+    "lr": 1e-3,
+    "mu": 2.0**-11,
+    "lr_schedule": "cosine",
+    "dtype": "float32",
+    "train_examples": 1000,
+    "eval_split": "test",
+    "eval_examples": 400,
+    "eval_every": 100,
+}
+
+
+def quickstart(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Train by `RECIPE` and return the summary of `train` with the three accuracies side by side.
+
+    `out` that holds a run already gets a numbered sibling, so that the command can be typed again.
+    """
+    folder = free(out)
+    settings = TrainSettings(**RECIPE, seed=seed)
+    say(
+        f"zograd: fine-tuning {settings.model} on {settings.task} by forward passes only: {settings.steps} steps of "
+        f"{settings.method}, seed {seed}; the first time, the model (93 MB) comes through pip"
+    )
+    result = train(settings, folder)
+    return {
+        **result,
+        "model": settings.model,
+        "task": settings.task,
+        "method": settings.method,
+        "examples": result["eval_examples"],
+        "accuracy_before": result["metric_before"],
+        "accuracy_calibrated": result["metric_calibrated"],
+        "accuracy_after": result["metric_after"],
+        "run_bytes": (folder / "tape.zo").stat().st_size,
+    }
+
+
+def free(out: Path) -> Path:
+    """`out`, or the first of out-2, out-3, ... that holds no run."""
+    for k in range(1, 10_000):
+        folder = out if k == 1 else out.with_name(f"{out.name}-{k}")
+        if not (folder / "run.json").exists():
+            return folder
+    raise RunError(f"{out} and its numbered siblings all hold runs; remove some, or choose another --out")

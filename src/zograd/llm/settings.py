@@ -1,0 +1,102 @@
+"""The settings of a fine-tuning run: what the command line, a YAML or TOML file and `run.json` hold."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown, of the wrong type or out of range; the message names it."""
+
+
+class TrainSettings(BaseModel):
+    """Keys are those of `zograd train`, with underscores."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str = "smollm2-135m"
+    task: str = "trec"
+    method: str = "zo_sgd"
+    method_settings: dict[str, Any] = Field(default_factory=dict, alias="set")
+    steps: int = Field(default=1000, ge=0)
+    batch_size: int = Field(default=16, ge=1)
+    lr: float | None = Field(default=None, ge=0)
+    mu: float | None = Field(default=None, gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_end: float = Field(default=0.0, ge=0, le=1)
+    warmup: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    train: str = "full"
+    layers: int | None = Field(default=None, ge=1)
+    lora_r: int = Field(default=8, ge=1)
+    lora_alpha: float = Field(default=16.0, gt=0)
+    lora_targets: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj"])
+    rounding: Literal["stochastic", "split", "nearest"] = "stochastic"
+    dtype: str = "auto"
+    device: str = "cpu"
+    cache_prefix: bool = True
+    train_examples: int | None = Field(default=1000, ge=1)
+    eval_examples: int | None = Field(default=500, ge=1)
+    eval_split: Literal["validation", "test"] = "validation"
+    eval_every: int = Field(default=0, ge=0)
+    save_every: int = Field(default=500, ge=1)
+    max_failures: int = Field(default=10, ge=1)
+    prompt_template: str | None = None
+    label_words: dict[str, str] | list[str] | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """As plain data, to be read back by `parse`."""
+        data: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
+        return data
+
+
+def parse(data: dict[str, Any]) -> TrainSettings:
+    """Validated settings; SettingsError with one line that names the first mistake."""
+    try:
+        return TrainSettings.model_validate(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(field.alias or key for key, field in TrainSettings.model_fields.items())
+            raise SettingsError(f"there is no setting {name!r}; there are {known}") from None
+        raise SettingsError(f"{name} = {first['input']!r}: {first['msg']}") from None
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The keys of a .yaml, .yml or .toml file."""
+    file = Path(path)
+    try:
+        text = file.read_text()
+    except OSError as e:
+        raise SettingsError(f"cannot read the config {file}: {e.strerror}") from None
+    try:
+        data = tomllib.loads(text) if file.suffix == ".toml" else yaml.safe_load(text)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as e:
+        raise SettingsError(f"the config {file} does not parse: {str(e).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise SettingsError(f"the config {file} must hold keys and values, it holds {type(data).__name__}")
+    return data
+
+
+def parse_assignments(pairs: list[str]) -> dict[str, Any]:
+    """["n=8", "lr=1e-3"] as {"n": 8, "lr": 0.001}; values are read as YAML, numbers like 1e-3 as numbers."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, eq, value = pair.partition("=")
+        if not eq or not key:
+            raise SettingsError(f"--set {pair!r}: write key=value, for example --set n=8")
+        try:
+            out[key] = float(value) if any(c in value for c in ".eE") else int(value)
+        except ValueError:
+            out[key] = yaml.safe_load(value)
+    return out

@@ -1,0 +1,333 @@
+"""Fine-tuning a language model on a task, with a run on disk."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zograd import methods
+from zograd.hub import load_task
+from zograd.llm import loading
+from zograd.llm.settings import SettingsError, TrainSettings, parse
+from zograd.llm.task import Batches, Metrics, Scorer
+from zograd.memory import Peak
+from zograd.oracles import sequential
+from zograd.run import Method, Record, Run
+from zograd.rundir import RunDirectory, RunError, check_identity, identity
+from zograd.schedules import Schedule
+from zograd.stores import Store
+from zograd.tape import Tape
+
+LORA_LR = 100.0
+"""MeZO's ratio of the learning rate for LoRA (1e-4) to that for full weights (1e-6); its radius for LoRA is 1e-2."""
+LORA_MU = 2.0**-7
+
+
+class DivergenceError(RuntimeError):
+    """Too many refused steps in a row."""
+
+
+@dataclass
+class Prepared:
+    """A base model with its trained part chosen, ready to run or to replay."""
+
+    settings: TrainSettings
+    model: nn.Module
+    tokenizer: Any
+    trained: Mapping[str, Tensor]
+    store: Store
+    run: Run[Any]
+    replay_seconds: float = 0.0
+
+
+def build_method(s: TrainSettings) -> Method[Any]:
+    """The method of the settings: the menu's defaults, then MeZO's for LoRA, then what was asked for."""
+    settings = dict(s.method_settings)
+    entry = methods.describe(s.method)
+    if entry["required"]:
+        raise SettingsError(
+            f"method {s.method!r} needs {', '.join(entry['required'])}, which language models have no default for; "
+            f"use it from Python, or choose another of {', '.join(methods.names())}"
+        )
+    lr = settings.pop("lr", None) if s.lr is None else s.lr
+    mu = settings.pop("mu", None) if s.mu is None else s.mu
+    lora = s.train == "lora"
+    if lr is None:
+        lr = entry["defaults"]["lr"] * (LORA_LR if lora else 1.0)
+    if mu is None:
+        mu = LORA_MU if lora else entry["defaults"]["mu"]
+    if s.weight_decay:
+        settings["weight_decay"] = s.weight_decay
+    schedule = Schedule(float(lr), s.lr_schedule, s.steps, s.warmup, s.lr_end)
+    return methods.make(s.method, lr=schedule, mu=float(mu), **settings)
+
+
+def prepare(s: TrainSettings) -> Prepared:
+    """Load the base model, attach adapters, choose the trained tensors, make the store and the run."""
+    if s.train in ("prefix", "scales"):
+        raise SettingsError(f"--train {s.train} is not available in this release; use full, lora or a pattern")
+    method = build_method(s)
+    model, tokenizer = loading.load(s.model, dtype=s.dtype, device=s.device)
+    module: nn.Module = model
+    layers = s.layers
+    if s.train == "lora":
+        spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets), s.layers)
+        module, layers = loading.attach_lora(model, spec, s.seed), None
+    trained = loading.select(module, s.train, layers=layers)
+    module.requires_grad_(False)
+    store = Store(
+        trained, space=method.space, rounding=s.rounding, groups=loading.decay_groups(trained), decays=(1.0, 0.0)
+    )
+    return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed))
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM fill the list instead of raising; a second signal raises KeyboardInterrupt."""
+    caught: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Fine-tune and return the summary that `zograd train --json` prints.
+
+    The run is written to `out` as it goes; with `resume` the run there goes on to the bit-identical end. Raises
+    DivergenceError after `max_failures` refused steps in a row, with the run intact.
+    """
+    if (Path(out) / "run.json").exists() and not resume:
+        raise RunError(f"{out} already holds a run; go on with --resume, or choose another --out")
+    directory = RunDirectory.open(out) if resume else None
+    if directory is not None:
+        steps = s.steps
+        s = parse(directory.meta["settings"])
+        if s.lr_schedule != "constant" and steps != s.steps:
+            raise RunError(
+                f"the {s.lr_schedule} schedule of this run ends at {s.steps} steps; resume it with --steps {s.steps}"
+            )
+        s = s.model_copy(update={"steps": steps})
+    task = load_task(
+        s.task,
+        prompt_template=s.prompt_template,
+        label_words=s.label_words,
+        text_column=s.text_column,
+        label_column=s.label_column,
+        seed=s.seed,
+    )
+    p = prepare(s)
+    base = identity(p.model.state_dict(keep_vars=True).items())  # reads, hence makes resident, every weight
+    examples = list(task.splits["train"])[: s.train_examples]
+    held_out = list(task.splits[s.eval_split])[: s.eval_examples]
+    scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
+    for example in (*examples, *held_out):
+        scorer.encode(example)  # an example that does not fit is refused before anything is written
+    batches = Batches(examples, s.batch_size, s.seed)
+
+    with Peak(s.device) as inference, torch.no_grad():
+        prefix, scorer.prefix = scorer.prefix, None
+        scorer.loss(batches[0])
+        scorer.prefix = prefix
+    if directory is None:
+        before = scorer.evaluate(held_out)
+        directory = RunDirectory.create(
+            out,
+            s.stored(),
+            base,
+            trained=list(p.trained),
+            metrics_before=asdict(before),
+            data={"task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source},
+        )
+        directory.start({"seed": s.seed, "method": s.method, "settings": s.stored(), "trained": list(p.trained)})
+        directory.log({"step": 0, "evaluations": 0, **_shown(before)})
+        done = 0
+    else:
+        check_identity(directory.meta["model"], base, s.model)
+        before = Metrics(**directory.meta["metrics_before"])
+        done = directory.resume(p.run)
+
+    loop = Loop(p, scorer, batches, held_out, directory, quiet)
+    with Peak(s.device) as peak:
+        loop.go()
+        after = loop.last_metrics or scorer.evaluate(held_out)
+    directory.save_state(p.run)
+    directory.close()
+    summary = {
+        "steps": p.run.step_number,
+        "evaluations": p.run.evaluations,
+        "loss_first": loop.first_loss(),
+        "loss_last": loop.recent_loss(),
+        "metric": after.metric,
+        "metric_before": before.value,
+        "metric_calibrated": before.calibrated,
+        "metric_after": after.value,
+        "majority": before.majority,
+        "eval_loss_before": before.loss,
+        "eval_loss_after": after.loss,
+        "eval_examples": after.examples,
+        "trained": p.store.dim,
+        "peak_bytes": peak.bytes,
+        "inference_peak_bytes": inference.bytes,
+        "memory_method": peak.method,
+        "seconds": loop.seconds,
+        "steps_this_time": p.run.step_number - done,
+        "interrupted": loop.interrupted,
+        "sha256": p.store.digest(),
+        "run": str(out),
+    }
+    if not loop.interrupted:
+        directory.meta["result"] = summary
+        directory.save_meta()
+    return summary
+
+
+def _shown(m: Metrics) -> dict[str, Any]:
+    return {"metric": m.metric, "value": m.value, "eval_loss": m.loss}
+
+
+class Loop:
+    """The steps of one run, with the progress bar, the log, refusals and clean stops."""
+
+    def __init__(
+        self, p: Prepared, scorer: Scorer, batches: Batches, held_out: list[Any], directory: RunDirectory, quiet: bool
+    ) -> None:
+        self.p, self.scorer, self.batches, self.held_out = p, scorer, batches, held_out
+        self.directory, self.quiet = directory, quiet
+        self.interrupted = False
+        self.last_metrics: Metrics | None = None
+        self.seconds = 0.0
+
+    def go(self) -> None:
+        from tqdm import tqdm
+
+        s, run = self.p.settings, self.p.run
+        start, tokens = time.perf_counter(), 0
+        bar = tqdm(
+            total=s.steps, initial=run.step_number, desc=run.method.name, unit="step", file=sys.stderr,
+            disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5,
+        )  # fmt: skip
+        with interruptible() as caught, bar:
+            while run.step_number < s.steps and not caught:
+                batch = self.batches[run.step_number]
+                record = run.step(sequential(lambda batch=batch: self.scorer.loss(batch)))  # type: ignore[misc]
+                self.directory.append(record)
+                tokens += self.scorer.tokens(batch) * record.evaluations
+                self._after(record, bar, tokens / (time.perf_counter() - start))
+        self.interrupted = bool(caught)
+        self.seconds = time.perf_counter() - start
+
+    def _after(self, record: Record, bar: Any, speed: float) -> None:
+        s, run = self.p.settings, self.p.run
+        bar.update(1)
+        bar.set_postfix(
+            loss=f"{record.loss:.3f}", lr=f"{record.rates[0].lr:.1e}", evals=run.evaluations, tok_s=f"{speed:.0f}",
+            **({"acc": f"{self.last_metrics.value:.3f}"} if self.last_metrics else {}), refresh=False,
+        )  # fmt: skip
+        line: dict[str, Any] = {"step": run.step_number, "evaluations": run.evaluations, "loss": _number(record.loss)}
+        line |= {"lr": record.rates[0].lr, "moved": record.moved}
+        if record.refused:
+            line["refused"] = True
+            if run.refused_in_a_row >= s.max_failures:
+                self.directory.log(line)
+                self.directory.close()
+                raise DivergenceError(
+                    f"{run.refused_in_a_row} steps in a row had a non-finite loss (the last {record.loss} at step "
+                    f"{record.step}); lower --lr (now {record.rates[0].lr:g}) or --mu, and start again"
+                )
+        self.last_metrics = None
+        if (s.eval_every and run.step_number % s.eval_every == 0) or run.step_number == s.steps:
+            self.last_metrics = self.scorer.evaluate(self.held_out)
+            line |= _shown(self.last_metrics)
+        self.directory.log(line)
+        if run.step_number % s.save_every == 0:
+            self.directory.save_state(run)
+
+    def _losses(self) -> list[float]:
+        return [r.loss for r in Tape(self.directory.tape_path).records if not r.refused]
+
+    def first_loss(self) -> float | None:
+        """Mean training loss of the first 10 steps of the whole run."""
+        losses = self._losses()[:10]
+        return sum(losses) / len(losses) if losses else None
+
+    def recent_loss(self) -> float | None:
+        """Mean training loss of the last 10 steps."""
+        losses = self._losses()[-10:]
+        return sum(losses) / len(losses) if losses else None
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if value == value and abs(value) != float("inf") else None
+
+
+# ---- base model + tape ------------------------------------------------------------------------------------------
+
+
+def restore(path: str | Path, model: str | None = None, *, to: int | None = None) -> tuple[Prepared, Tape]:
+    """The base model with a run replayed onto it, up to step `to` (all when None); no forward pass is made."""
+    directory = RunDirectory.open(path)
+    s = parse(directory.meta["settings"])
+    tape = Tape(directory.tape_path)
+    if to is not None and not 0 <= to <= tape.steps:
+        raise RunError(f"--to {to}: the tape of {path} has {tape.steps} steps")
+    p = prepare(s if model is None else s.model_copy(update={"model": model}))
+    check_identity(directory.meta["model"], identity(p.model.state_dict(keep_vars=True).items()), p.settings.model)
+    start = time.perf_counter()
+    p.run.replay(tape.records[:to])
+    p.replay_seconds = time.perf_counter() - start
+    return p, tape
+
+
+def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | None = None) -> dict[str, Any]:
+    """Replay a run and save the model (adapters merged) as safetensors that transformers loads."""
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise RunError(f"{out} is not empty; choose a new folder for the weights")
+    start = time.perf_counter()
+    p, tape = restore(path, model, to=to)
+    sha256 = p.store.digest()
+    seconds = time.perf_counter() - start
+    recorded = RunDirectory.open(path).meta.get("result", {})
+    if to in (None, recorded.get("steps")) and recorded.get("steps") == tape.steps and recorded["sha256"] != sha256:
+        raise RunError(
+            f"the replayed weights have SHA-256 {sha256}, but the run ended at {recorded['sha256']}: "
+            f"this machine's arithmetic or one of the files differs; nothing was written"
+        )
+    whole: Any = p.model
+    if hasattr(whole, "merge_and_unload"):
+        whole = whole.merge_and_unload()
+    whole.save_pretrained(out)
+    p.tokenizer.save_pretrained(out)
+    note = {"run": str(path), "base": p.settings.model, "steps": p.run.step_number, "sha256_trained": sha256}
+    (Path(out) / "zograd.json").write_text(json.dumps(note, indent=1))
+    return {
+        "steps": p.run.step_number,
+        "evaluations": p.run.evaluations,
+        "sha256": sha256,
+        "seconds": seconds,
+        "replay_seconds": p.replay_seconds,
+        "out": str(out),
+    }

@@ -1,0 +1,208 @@
+"""A run on disk: `run.json`, `tape.zo`, `metrics.jsonl` and, for methods with d-sized slots, `state.safetensors`.
+
+The tape alone gives the weights back from the base model; `run.json` says which base model that is, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zograd import __version__
+from zograd.noise import NOISE_VERSION
+from zograd.run import Record, Run
+from zograd.stores.base import tensor_bytes
+from zograd.tape import TAPE_VERSION, Tape, TapeWriter
+
+
+class RunError(ValueError):
+    """A run directory that cannot be used as asked: the message names the file and what to do."""
+
+
+def identity(tensors: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+    """Name, shape, dtype and SHA-256 of each tensor: what a tape's base model is recognised by."""
+    return [
+        {
+            "name": name,
+            "shape": list(t.shape),
+            "dtype": str(t.dtype).removeprefix("torch."),
+            "sha256": hashlib.sha256(tensor_bytes(t)).hexdigest(),
+        }
+        for name, t in tensors
+    ]
+
+
+def check_identity(expected: list[dict[str, Any]], found: list[dict[str, Any]], what: str) -> None:
+    """Raise RunError naming the first tensor of the model `what` (identity `found`) that is not the recorded one."""
+    by_name = {entry["name"]: entry for entry in found}
+    for entry in expected:
+        name = entry["name"]
+        if name not in by_name:
+            raise RunError(
+                f"{what} has no tensor {name!r}, which the run was started from; use the recorded base model"
+            )
+        for key in ("shape", "dtype", "sha256"):
+            if by_name[name][key] != entry[key]:
+                raise RunError(
+                    f"{what} is not the base model of this run: tensor {name!r} has {key} {by_name[name][key]}, the "
+                    f"run was started from {entry[key]}. Use the recorded base model and dtype."
+                )
+
+
+class RunDirectory:
+    """Files of one run. Make one with `create` or `open`."""
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self.path, self.meta = path, meta
+        self.writer: TapeWriter | None = None
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], settings: Mapping[str, Any], model: list[dict[str, Any]], **more: Any
+    ) -> RunDirectory:
+        """A fresh run; refuses a folder that already holds one."""
+        root = Path(path)
+        if (root / "run.json").exists() or (root / "tape.zo").exists():
+            raise RunError(f"{root} already holds a run; go on with --resume, or choose another --out")
+        root.mkdir(parents=True, exist_ok=True)
+        meta = {
+            "zograd": __version__,
+            "tape_version": TAPE_VERSION,
+            "noise_version": NOISE_VERSION,
+            "python": platform.python_version(),
+            "packages": _versions("torch", "transformers", "peft", "numpy"),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "settings": dict(settings),
+            "model": model,
+            **more,
+        }
+        run = cls(root, meta)
+        run.save_meta()
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
+        """An existing run; RunError when there is none or run.json does not parse."""
+        root = Path(path)
+        try:
+            meta = json.loads((root / "run.json").read_text())
+        except FileNotFoundError:
+            raise RunError(f"{root} holds no run (no run.json in it); check the path") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise RunError(f"{root / 'run.json'} does not parse ({e}); restore it from a copy") from e
+        return cls(root, meta)
+
+    def save_meta(self) -> None:
+        """Write run.json through a temporary file: a killed process leaves the old one or the new one."""
+        atomic_write(self.path / "run.json", json.dumps(self.meta, indent=1).encode())
+
+    @property
+    def tape_path(self) -> Path:
+        return self.path / "tape.zo"
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        """Begin the tape."""
+        self.writer = TapeWriter(self.tape_path, header)
+
+    def resume(self, run: Run[Any]) -> int:
+        """Bring `run`, which stands at the base model, to the end of the tape; returns the number of steps."""
+        if not self.tape_path.exists():
+            raise RunError(f"{self.path} has no tape.zo; the run was never started: remove the folder and start again")
+        tape = Tape(self.tape_path)
+        done = self._load_state(run, tape.steps)
+        run.replay(record for record in tape.records if record.step >= done)
+        self._trim_metrics(tape.steps)
+        self.writer = TapeWriter(self.tape_path)
+        return tape.steps
+
+    def append(self, record: Record) -> None:
+        assert self.writer is not None
+        self.writer.append(record)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a") as f:
+            f.write(json.dumps(dict(line)) + "\n")
+
+    def _trim_metrics(self, steps: int) -> None:
+        """Drop lines of steps that the tape does not have, and a torn last line."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for text in path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if line.get("step", 0) <= steps:
+                kept.append(text)
+        atomic_write(path, "".join(text + "\n" for text in kept).encode())
+
+    # ---- d-sized state: a shortcut over replaying from the first step ---------------------------------------------
+
+    def save_state(self, run: Run[Any]) -> None:
+        """Write weights and slots, when the method has slots; without, a replay costs little more than reading them."""
+        if not run.method.rule.slots:
+            return
+        from safetensors.torch import save_file
+
+        tensors = {k: v.detach().cpu().contiguous() for k, v in run.store.state_dict().items()}
+        state = run.state_dict()
+        if any(not isinstance(v, int | float) for v in state["state"].values()):
+            return
+        target = self.path / "state.safetensors"
+        temporary = target.with_suffix(".tmp")
+        save_file(tensors, temporary, metadata={"run": json.dumps(state)})
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, target)
+
+    def _load_state(self, run: Run[Any], steps: int) -> int:
+        """Load the state unless it is ahead of the tape (after a power loss): then the tape alone is replayed."""
+        target = self.path / "state.safetensors"
+        if not target.exists():
+            return 0
+        from safetensors import safe_open
+
+        with safe_open(target, "pt") as f:
+            state = json.loads(f.metadata()["run"])
+            if state["step"] > steps:
+                return 0
+            run.store.load_state_dict({k: f.get_tensor(k) for k in f.keys()})  # noqa: SIM118
+        run.load_state_dict(state)
+        return int(state["step"])
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old contents or the new ones, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def _versions(*names: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

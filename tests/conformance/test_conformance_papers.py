@@ -1,0 +1,75 @@
+"""Law: every method of the menu walks the path of its paper, written in NumPy (`tests/reference/papers.py`)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_problems import CASES, LAWS, Case, directions, smooth, start, values_oracle
+
+from zograd.run import Run
+from zograd.stores import Store
+
+SIZES = (12, 8)  # two leaves, so that a slip in the address of an element shows
+STEPS = 100
+
+
+def trajectory(method, seed: int, steps: int) -> np.ndarray:
+    x = torch.from_numpy(start(sum(SIZES)))
+    a, b = x[: SIZES[0]].clone(), x[SIZES[0] :].clone()
+    run = Run(Store({"a": a, "b": b}), method, seed)
+    path = []
+    for _ in range(steps):
+        run.step(values_oracle)
+        path.append(torch.cat([a, b]).numpy().copy())
+    return np.stack(path)
+
+
+def paper_trajectory(case: Case, method, seed: int, steps: int, **changed) -> np.ndarray:
+    n = getattr(method.estimator, "n", 1)
+    settings = {k: v for k, v in {**case.settings, **changed}.items() if k not in ("n", "law", "replay")}
+    settings.setdefault("mu", method.mu.peak)
+    V = directions(method, n, SIZES, seed, steps)
+    return np.stack(list(case.paper(smooth, start(sum(SIZES)), V, **settings)))
+
+
+def assert_same_path(ours: np.ndarray, theirs: np.ndarray, relative: float = 1e-10) -> None:
+    gap = np.abs(ours - theirs).max(axis=1) / np.abs(theirs).max(axis=1)
+    assert gap.max() < relative, f"paths part at step {int(np.argmax(gap >= relative))}: relative gap {gap.max():.2e}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_follows_its_paper_for_100_steps(case: Case) -> None:
+    method = case.method()
+    ours = trajectory(method, 7, STEPS)
+    assert_same_path(ours, paper_trajectory(case, method, 7, STEPS))
+    assert np.abs(ours[-1] - start(sum(SIZES))).max() > 1e-3, "nothing moved, so nothing was compared"
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.decays], ids=lambda c: c.id)
+def test_weight_decay_is_decoupled(case: Case) -> None:
+    """x <- (1 - lr weight_decay) x - lr direction: the decay never passes through a momentum or a normalisation."""
+    method = case.method(weight_decay=0.7)
+    assert_same_path(trajectory(method, 3, 30), paper_trajectory(case, method, 3, 30, weight_decay=0.7))
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_follows_its_paper_under_every_law(case: Case, law) -> None:
+    method = case.method(law=law)
+    assert_same_path(trajectory(method, 11, 10), paper_trajectory(case, method, 11, 10))
+
+
+def test_the_schedules_of_lr_and_mu_are_read_at_the_step_they_belong_to() -> None:
+    """zo_sgd with lr_t and mu_t equals one paper step at a time with those numbers."""
+    from zograd import methods
+    from zograd.schedules import cosine, linear
+
+    lr, mu = cosine(1e-2, 20, warmup=3), linear(1e-2, 20, end=0.1)
+    method = methods.zo_sgd(lr=lr, mu=mu)
+    case = next(c for c in CASES if c.name == "zo_sgd")
+    x, path = start(sum(SIZES)), []
+    for t, V in enumerate(directions(method, 1, SIZES, 5, 20)):
+        (x,) = case.paper(smooth, x, [V], lr=lr(t), mu=mu(t))
+        path.append(x)
+    assert_same_path(trajectory(method, 5, 20), np.stack(path))
