@@ -155,7 +155,7 @@ def test_one_sided_curvature_adds_variance_but_central_has_none() -> None:
     assert off == pytest.approx(v * mu * (v @ A @ v) / 2)
 
 
-# ---- what they show and measure ----------------------------------------------------------------------------------------
+# ---- what they show and measure --------------------------------------------------------------------------------------
 
 
 def test_the_loss_shown_is_the_mean_or_the_base_point() -> None:
@@ -249,7 +249,9 @@ INCREASING = {
 def test_rank_sees_only_the_order_of_the_losses(name: str) -> None:
     """Bit-identical iterates when every loss passes through an increasing function."""
     method = methods.rank(lr=0.05, n=6)
-    np.testing.assert_array_equal(iterates(method, smooth), iterates(method, lambda x: float(INCREASING[name](smooth(x)))))
+    np.testing.assert_array_equal(
+        iterates(method, smooth), iterates(method, lambda x: float(INCREASING[name](smooth(x))))
+    )
 
 
 @pytest.mark.parametrize("scale", [0.25, 2.0, 2.0**30])

@@ -26,12 +26,12 @@ by_name = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name_
 
 
 @cache
-def draws(law, d: int = D, n: int = N) -> np.ndarray:
-    """n directions of dimension d, one a row."""
-    store = Store({"x": torch.zeros(d, dtype=torch.float64)})
-    out, rows = torch.zeros(d, dtype=torch.float64), np.empty((n, d))
-    for k in range(n):
-        fill_(out, law(fold(2024, k), d, store.gram), Address(0, 0), {})
+def draws(law) -> np.ndarray:
+    """N directions of dimension D, one a row."""
+    store = Store({"x": torch.zeros(D, dtype=torch.float64)})
+    out, rows = torch.zeros(D, dtype=torch.float64), np.empty((N, D))
+    for k in range(N):
+        fill_(out, law(fold(2024, k), D, store.gram), Address(0, 0), {})
         rows[k] = out.numpy()
     return rows
 
@@ -47,7 +47,7 @@ def coordinate_variance(law) -> np.ndarray:
 
 @by_name
 def test_directions_are_white(law) -> None:
-    """E[v v^T] = I, every entry within 4.5 standard errors (136 entries a law: one beyond 4.5 has odds of 1 in 1000)."""
+    """E[v v^T] = I, every entry within 4.5 standard errors (with 136 entries a law, odds of 1 in 1000)."""
     v = draws(law)
     mean = v.T @ v / N
     error = np.sqrt(np.maximum((v**2).T @ v**2 / N - mean**2, 0) / N)  # s.e. of the mean of v_i v_j
@@ -56,7 +56,7 @@ def test_directions_are_white(law) -> None:
 
 @by_name
 def test_directions_are_centred(law) -> None:
-    """E[v] = 0 and E[v_i v_j v_k] = 0: odd moments vanish, which is what cancels the curvature in one-sided estimates."""
+    """E[v] = 0 and E[v_i v_j v_k] = 0: odd moments vanish, which cancels the curvature in one-sided estimates."""
     v = draws(law)
     assert np.all(np.abs(v.mean(0)) <= 4.5 / math.sqrt(N))
     third = (v[:, 0] * v[:, 1] * v[:, 2], v[:, 0] * v[:, 1] ** 2, v[:, 3] ** 3)

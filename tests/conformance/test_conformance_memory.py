@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 import torch
 import torch.nn.functional as F
-from small_problems import CASES, DTYPES, digest, loss_of, records_of, tensors, values_oracle
+from small_problems import CASES, DTYPES, digest, records_of, tensors, values_oracle
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zograd import noise
@@ -80,11 +80,12 @@ def test_a_step_allocates_no_more_than_a_tile(case, kind: str, small_blocks) -> 
     weights, loss = four_layers(dtype)
     case_settings = {"set": type(case.settings["set"])(1e9)} if "set" in case.settings else {}
     run = Run(Store(weights, rounding=rounding), case.method(**case_settings), 0)
+    with LargestNewStorage():
+        run.step(sequential(loss))  # what is imported or tabled once in a process is not the step's
     tracemalloc.start()
     try:
         with LargestNewStorage() as largest:
-            for _ in range(2):
-                run.step(sequential(loss))
+            run.step(sequential(loss))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -99,7 +100,7 @@ def test_the_guard_sees_a_copy_of_the_weights() -> None:
     assert largest.bytes == 4 * SIDE * SIDE
 
 
-# ---- cutting -----------------------------------------------------------------------------------------------------------
+# ---- cutting ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:this step changed")
@@ -159,13 +160,13 @@ def test_the_number_of_threads_does_not_matter(case, kind: str, restored_threads
         method = case.method(**({"set": type(case.settings["set"])(1e9)} if "set" in case.settings else {}))
         run = Run(Store(weights, rounding=rounding), method, 1)
         for _ in range(2):
-            told = [math_free_loss(k) for k in range(len(run.ask()))]
+            told = [arbitrary_loss(k) for k in range(len(run.ask()))]
             run.tell(told)
         found.add(digest(run.store.state_dict()))
     assert len(found) == 1
 
 
-def math_free_loss(k: int) -> float:
+def arbitrary_loss(k: int) -> float:
     return 1.0 + 2.0**-8 * ((5 * k) % 7)
 
 
@@ -181,7 +182,7 @@ def test_the_split_into_leaves_is_part_of_the_address() -> None:
 
 
 def test_other_tensors_do_not_change_the_direction_of_a_leaf() -> None:
-    """Leaf number and element index alone address the noise: appending a tensor leaves the earlier ones as they were."""
+    """Leaf number and element index alone address the noise: appending a tensor leaves the earlier ones alone."""
     few, many = tensors(torch.float64, (6, 5)), tensors(torch.float64, (6, 5), (4,))
     seen = []
     for weights in (few, many):
@@ -196,12 +197,11 @@ def test_workspace_is_made_once() -> None:
     """From the second step on, no tensor of a block's size is made at all by a step without slots."""
     weights = tensors(torch.float32, (SIDE, SIDE))
     run = Run(Store(weights), CASES[0].method(), 0)
-    f = loss_of({"w": torch.ones(3)})
 
     def told() -> None:
-        run.tell([f() + 0.01 * k for k in range(len(run.ask()))])
+        run.tell([arbitrary_loss(k) for k in range(len(run.ask()))])
 
     told()
     with LargestNewStorage() as largest:
         told()
-    assert largest.bytes <= 8
+    assert largest.bytes == 0

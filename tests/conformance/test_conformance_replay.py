@@ -4,7 +4,9 @@ or refuses, and a torn end costs the last record only."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import re
 import struct
 import warnings
 
@@ -39,7 +41,7 @@ def through_a_file(records: list[Record], path) -> list[Record]:
     return Tape(path).records
 
 
-# ---- replay ------------------------------------------------------------------------------------------------------------
+# ---- replay ----------------------------------------------------------------------------------------------------------
 
 
 @vanishing
@@ -120,7 +122,7 @@ def test_a_tape_that_starts_elsewhere_is_refused() -> None:
         fresh.replay(records[1:])
 
 
-# ---- the file ----------------------------------------------------------------------------------------------------------
+# ---- the file --------------------------------------------------------------------------------------------------------
 
 floats = st.floats(width=64)
 keys = st.integers(0, 2**64 - 1)
@@ -180,10 +182,15 @@ def test_bases_that_have_no_name_on_disk_are_refused() -> None:
         pack_record(record)
 
 
-def test_a_two_point_record_takes_88_bytes() -> None:
-    """The number that the documentation states, frame included."""
-    vector = Vector(((Noise(Kind.SIGN, 1), 0.5),))
-    assert len(pack_record(Record(0, vector, 1.0, (Rate(1e-3),), None))) + 12 == 88
+def test_a_two_point_record_takes_the_bytes_that_the_docstring_states(tmp_path) -> None:
+    from zograd import tape as module
+
+    path = tmp_path / "tape.zo"
+    record = Record(0, Vector(((Noise(Kind.SIGN, 1), 0.5),)), 1.0, (Rate(1e-3),), None)
+    with TapeWriter(path, {}) as tape:
+        empty = path.stat().st_size
+        tape.append(record)
+    assert f"A two-point record takes {path.stat().st_size - empty} bytes" in module.__doc__
 
 
 @pytest.fixture
@@ -199,17 +206,13 @@ def taped(tmp_path):
 
 def test_a_flipped_byte_is_found(taped) -> None:
     """Every byte of the file, several flips each: TapeError, never other records."""
-    path, records = taped
+    path, _ = taped
     data = path.read_bytes()
     for at in range(len(data)):
         for mask in (0x01, 0x80, 0xFF):
             path.write_bytes(data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
-            try:
-                tape = Tape(path)
-            except TapeError as error:
-                assert str(path) in str(error)
-            else:
-                assert tape.records == records, f"byte {at} changed what was read"
+            with pytest.raises(TapeError, match=re.escape(str(path))):
+                Tape(path)
 
 
 def test_a_cut_gives_a_prefix_of_the_records(taped) -> None:
@@ -242,7 +245,7 @@ def test_a_record_that_is_lost_doubled_or_swapped_is_found(taped) -> None:
     path, _ = taped
     data = path.read_bytes()
     ends = [len(_PREAMBLE), *(end for _, end, _ in _frames(data, path))]
-    frames = [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    frames = [data[a:b] for a, b in itertools.pairwise(ends)]
     head, (a, b, c, d) = data[: ends[0]] + frames[0], frames[1:]
     for order in ((b, c, d), (a, a, b, c, d), (b, a, c, d), (a, c, d), (a, b, d, c)):
         path.write_bytes(head + b"".join(order))

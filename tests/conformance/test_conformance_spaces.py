@@ -1,4 +1,4 @@
-"""Spaces: lifts and retractions stay inside, agree with the metric to first order, and commute with their symmetries."""
+"""Spaces: lifts and retractions stay inside, agree with the metric to first order, commute with symmetries."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_nothing_moves_by_the_zero_vector(space) -> None:
 
 @by_space
 def test_lift_is_linear_and_isometric(space) -> None:
-    """<lift z, lift z>_x = |z|^2: white noise in the frame is white in the metric, so the estimator is isotropic there."""
+    """<lift z, lift z>_x = |z|^2: white noise in the frame is white noise in the metric."""
     x, z = points(2)
     _, w = points(3)
     lifted = space.lift_(z.clone(), x, {})

@@ -24,7 +24,9 @@ def two_point(f: Loss, x: Array, V: Array, mu: float) -> Array:
     return np.mean([c * v for c, v in zip(D, V, strict=True)], axis=0)
 
 
-def zo_sgd(f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0) -> Iterator[Array]:
+def zo_sgd(
+    f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0
+) -> Iterator[Array]:
     """x <- x - lr g  (Nesterov and Spokoiny 2017; MeZO, Algorithm 1)."""
     x = x0
     for V in directions:
@@ -91,7 +93,9 @@ def zo_adam(
         yield x
 
 
-def zo_sign(f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0) -> Iterator[Array]:
+def zo_sign(
+    f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0
+) -> Iterator[Array]:
     """x <- x - lr sign(g)  (ZO-signSGD, Liu et al. 2019, Algorithm 1)."""
     x = x0
     for V in directions:
@@ -99,7 +103,9 @@ def zo_sign(f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float,
         yield x
 
 
-def fzoo(f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0) -> Iterator[Array]:
+def fzoo(
+    f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0
+) -> Iterator[Array]:
     """x <- x - lr (1/N) sum_i (l_i - l_0) / sigma u_i, sigma the population standard deviation of l_1 .. l_N (FZOO)."""
     x = x0
     for U in directions:
@@ -108,7 +114,9 @@ def fzoo(f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, we
         yield x
 
 
-def rank(f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0) -> Iterator[Array]:
+def rank(
+    f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0
+) -> Iterator[Array]:
     """x <- x - lr sum_k w_k v_(k), v_(1) the best; w linear in k from negative to positive, sum |w_k| = 1."""
     x = x0
     for V in directions:
@@ -121,7 +129,7 @@ def rank(f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, we
 def frank_wolfe(
     f: Loss, x0: Array, directions: Directions, *, set: Any, lr: float = 1.0, mu: float, rho: float = 1.0
 ) -> Iterator[Array]:
-    """m <- (1 - rho_t) m + rho_t g, x <- x + gamma_t (s - x), s = argmin_{|s|_1 <= r} <m, s>  (Mokhtari et al. 2020)."""
+    """m <- (1 - rho_t) m + rho_t g, x <- x + gamma_t (s - x), s = argmin_{|s|_1 <= r} <m, s>  (Mokhtari et al.)."""
     x, m = x0, np.zeros_like(x0)
     for t, V in enumerate(directions):
         rho_t = 1.0 if t == 0 else rho * (t + 1) ** (-2 / 3)

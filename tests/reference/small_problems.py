@@ -87,7 +87,9 @@ def directions(method: Method[Any], n: int, sizes: Sequence[int], seed: int, ste
     """The matrix of directions of each step, one a row, from the seed alone."""
     for t in range(steps):
         key = fold(seed, t)
-        yield np.stack([dense(method.law(fold(key, DIRECTION, j), sum(sizes), exact_gram(sizes)), sizes) for j in range(n)])
+        yield np.stack(
+            [dense(method.law(fold(key, DIRECTION, j), sum(sizes), exact_gram(sizes)), sizes) for j in range(n)]
+        )
 
 
 def exact_gram(sizes: Sequence[int]) -> Callable[[Sequence[Vector]], Array]:
@@ -102,7 +104,9 @@ def smooth(x: Array) -> float:
     """A smooth, convex, badly scaled function of any number of variables, neither separable nor quadratic."""
     i = np.arange(x.size)
     x = x.reshape(-1).astype(np.float64)
-    return float(np.sum(np.log(np.cosh(x - np.sin(i)))) + 0.05 * np.sum((i % 5 + 1) * x**2) + 0.1 * np.sum(x[1:] * x[:-1]) + 0.3)
+    return float(
+        np.sum(np.log(np.cosh(x - np.sin(i)))) + 0.05 * np.sum((i % 5 + 1) * x**2) + 0.1 * np.sum(x[1:] * x[:-1]) + 0.3
+    )
 
 
 def start(d: int = 20) -> Array:
@@ -123,7 +127,7 @@ DTYPES = {
 
 
 def tensors(dtype: torch.dtype, *shapes: tuple[int, ...], seed: int = 1) -> dict[str, Tensor]:
-    """Named tensors of small weights: sum |x_i| stays below 4 for the default shapes, the radius of the set in CASES."""
+    """Named tensors of small weights: sum |x_i| < 4 for the default shapes, the radius of the set in CASES."""
     g = torch.Generator().manual_seed(seed)
     shapes = shapes or ((6, 5), (7,), (3, 4))
     return {f"w{i}": (0.05 * torch.randn(s, generator=g, dtype=torch.float64)).to(dtype) for i, s in enumerate(shapes)}

@@ -6,6 +6,7 @@ a step of zograd, and a step of the baseline loop. Random ids cost what text cos
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -52,7 +53,6 @@ class Workload:
         vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         self.ids = torch.randint(0, vocabulary, (batch_size, seq_len), generator=generator).to(self.device)
         self.parameters = dict(self.model.named_parameters())
-        self.oracle = sequential(self.loss)
         self.dim = sum(p.numel() for p in self.parameters.values())
         self.weights_bytes = sum(p.numel() * p.element_size() for p in self.parameters.values())
         self._steps = 0
@@ -73,7 +73,7 @@ class Workload:
         self._finish()
 
     def step(self) -> None:
-        self.run.step(self.oracle)
+        self.run.step(sequential(self.loss))
         self._finish()
 
     def baseline(self) -> None:
@@ -117,6 +117,7 @@ def quiet_machine(threads: int | None) -> Iterator[None]:
     """Inside, torch uses `threads` threads (None: as before); at the end its threads and random state are as before."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
+    gc.collect()  # a model that an earlier benchmark left behind would count in this one's memory
     before = torch.get_num_threads()
     with torch.random.fork_rng():
         try:

@@ -137,15 +137,15 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
 def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
     """The tensors to train, by name: "full", "lora" (adapters already attached) or a pattern.
 
-    A pattern matches parameter names: with "*" or "?" as a shell pattern, otherwise as a regular expression searched in
-    the name. `layers` keeps only tensors of the top so many blocks. Raises ModelError when nothing matches.
+    A pattern of letters, dots, "*" and "?" is a shell pattern for whole names ("*.q_proj.weight"); anything else is a
+    regular expression searched in the name ("(q|v)_proj"). `layers` keeps only tensors of the top so many blocks. Raises ModelError when nothing matches.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
     if train == "full":
         chosen = named
     elif train == "lora":
         chosen = {k: p for k, p in named.items() if "lora_" in k}
-    elif any(c in train for c in "*?"):
+    elif re.fullmatch(r"[\w.?*]*[?*][\w.?*]*", train) and not train.startswith("."):
         chosen = {k: p for k, p in named.items() if fnmatch.fnmatchcase(k, train)}
     else:
         try:

@@ -1,13 +1,15 @@
-"""The frozen prefix: when only upper blocks are trained, what the lower ones compute never changes.
+"""The frozen prefix: when only upper parts are trained, what the parts below compute never changes.
 
-`record` keeps the hidden states that enter the first trained block, once for each example; inside of `recall`, the
-blocks below it are replaced by one that hands out the kept states. Exact: the same numbers that the full forward gives.
+`record` keeps what enters the first trained block, once for each example; inside of `recall`, the blocks below are
+replaced by one that hands out the kept states. When everything trained comes after the attention of the last block and
+only the last position is scored, the attention's output at that position is kept as well, and a forward is one token
+an example. The same numbers as the full forward, up to the rounding of differently shaped matrix products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -25,97 +27,139 @@ def first_trained_block(model: nn.Module, trained: Iterable[Tensor]) -> int:
         if any(id(p) in ids for p in block.parameters()):
             break
         below += 1
-    inside = {id(p) for block in layers for p in block.parameters()}
+    inside = {id(p) for p in layers.parameters()}
     tops = _after_blocks(model)
-    return below if all(i in inside or i in tops for i in ids) else 0
+    return min(below, len(layers) - 1) if all(i in inside or i in tops for i in ids) else 0
 
 
 def _after_blocks(model: nn.Module) -> set[int]:
-    """Parameters used after the last block only: the final norm, and an untied head."""
+    """Parameters used after the last block only: the final norm."""
     layers = blocks(model)
     owner = next(m for m in model.modules() if any(child is layers for child in m.children()))
     norms = [m for m in owner.children() if m is not layers and not isinstance(m, nn.Embedding)]
     return {id(p) for m in norms for p in m.parameters()}
 
 
+def attention_of(block: nn.Module) -> tuple[str, nn.Module] | None:
+    """The child of a block that mixes positions, by its name; None when there is not exactly one."""
+    found = [(name, child) for name, child in block.named_children() if name.endswith(("attn", "attention"))]
+    return found[0] if len(found) == 1 else None
+
+
+def trained_after_attention(block: nn.Module, trained: Iterable[Tensor]) -> bool:
+    """Whether no trained tensor is in the block's attention or in what feeds it, taken to be its first norm."""
+    ids = {id(p) for p in trained}
+    attention = attention_of(block)
+    if attention is None:
+        return False
+    norms = [m for m in block.children() if "norm" in type(m).__name__.lower()]
+    before = [attention[1], *norms[:1]]
+    return not any(id(p) in ids for m in before for p in m.parameters())
+
+
+class _Recorded(Exception):
+    """Ends a forward at the last module whose output was wanted."""
+
+
 class _Recall(nn.Module):
-    """Stands for the block below the first trained one: returns the kept states, whatever comes in."""
+    """Stands for a module whose output is known: returns the kept states, whatever comes in."""
 
-    def __init__(self, as_tuple: bool) -> None:
+    def __init__(self, hidden: Tensor | None, like: Any) -> None:
         super().__init__()
-        self.as_tuple = as_tuple
-        self.hidden: Tensor | None = None
+        self.hidden, self.like = hidden, like
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        assert self.hidden is not None
-        return (self.hidden,) if self.as_tuple else self.hidden
+    def forward(self, hidden_states: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        out = hidden_states if self.hidden is None else self.hidden
+        return (out, *(None for _ in range(self.like - 1))) if self.like else out
 
 
-class _Pass(nn.Module):
-    """Stands for the blocks below that: hands on what comes in."""
-
-    def __init__(self, as_tuple: bool) -> None:
-        super().__init__()
-        self.as_tuple = as_tuple
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden_states,) if self.as_tuple else hidden_states
+def _length(output: Any) -> int:
+    """0 for a plain tensor, else the length of the tuple."""
+    return len(output) if isinstance(output, tuple) else 0
 
 
 class Prefix:
-    """Hidden states above the `below` frozen blocks of `model`, by the caller's example number.
+    """Kept states of `model` above its `below` frozen blocks, by the caller's example number.
 
-    Memory: tokens x width x bytes of the dtype (28 tokens of 576 in float32: 65 kB an example).
+    last_only: keep and compute the last position alone (see the module's first lines).
+    Memory: tokens x width x bytes of the dtype; with last_only 2 x width x bytes an example.
     """
 
-    def __init__(self, model: nn.Module, below: int) -> None:
-        self.model, self.below = model, below
+    def __init__(self, model: nn.Module, below: int, *, last_only: bool = False) -> None:
+        self.model, self.below, self.last_only = model, below, last_only
         self.kept: dict[int, Tensor] = {}
-        self._as_tuple = False
+        self.attended: dict[int, Tensor] = {}
+        self._block_like = self._attention_like = 0
 
     @contextmanager
-    def record(self, numbers: list[int], lengths: list[int]) -> Iterator[None]:
+    def record(self, numbers: Sequence[int], lengths: Sequence[int]) -> Iterator[None]:
         """Inside, one forward over right-padded sequences keeps the states of each example without its padding."""
-        block = blocks(self.model)[self.below - 1]
+        layers = blocks(self.model)
 
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self._as_tuple = isinstance(output, tuple)
-            hidden = output[0] if self._as_tuple else output
+        def keep(output: Any, into: dict[int, Tensor]) -> int:
+            hidden = output[0] if isinstance(output, tuple) else output
             for row, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
-                self.kept[number] = hidden[row, :length].clone()
+                first = length - 1 if self.last_only else 0
+                into.setdefault(number, hidden[row, first:length].clone())
+            return _length(output)
 
-        handle = block.register_forward_hook(keep)
-        try:
-            yield
-        finally:
-            handle.remove()
+        def block_done(module: nn.Module, args: Any, output: Any) -> None:
+            self._block_like = keep(output, self.kept)
+            if not self.last_only:
+                raise _Recorded
+
+        def attention_done(module: nn.Module, args: Any, output: Any) -> None:
+            self._attention_like = keep(output, self.attended)
+            raise _Recorded
+
+        with ExitStack() as stack:
+            handles = [layers[self.below - 1].register_forward_hook(block_done)]
+            if self.last_only:
+                attention = attention_of(layers[self.below])
+                assert attention is not None
+                handles.append(attention[1].register_forward_hook(attention_done))
+            for handle in handles:
+                stack.callback(handle.remove)
+            try:
+                yield
+            except _Recorded:  # nothing above has anything to add
+                pass
 
     @contextmanager
-    def recall(self, numbers: list[int], width: int) -> Iterator[None]:
-        """Inside, a forward over these examples, padded to `width`, starts at the first trained block."""
-        layers, owner = blocks(self.model), None
-        hidden = torch.zeros(
-            len(numbers), width, self.kept[numbers[0]].shape[-1],
-            dtype=self.kept[numbers[0]].dtype, device=self.kept[numbers[0]].device,
-        )  # fmt: skip
-        for row, number in enumerate(numbers):
-            kept = self.kept[number]
-            hidden[row, : len(kept)] = kept
-        recall = _Recall(self._as_tuple)
-        recall.hidden = hidden
+    def recall(self, numbers: Sequence[int], width: int) -> Iterator[None]:
+        """Inside, a forward over these examples, padded to `width`, starts at the first trained part."""
+        layers = blocks(self.model)
         frozen = list(layers[: self.below])
-        for i in range(self.below):
-            owner = recall if i == self.below - 1 else _Pass(self._as_tuple)
-            _attributes(frozen[i], owner)
-            layers[i] = owner
+        for i, block in enumerate(frozen):
+            hidden = _stacked(self.kept, numbers, width) if i == self.below - 1 else None
+            stand_in = _Recall(hidden, self._block_like)
+            _copy_attributes(block, stand_in)
+            layers[i] = stand_in
+        attention = attention_of(layers[self.below]) if self.last_only else None
         try:
+            if attention is not None:
+                kept = _stacked(self.attended, numbers, width)
+                setattr(layers[self.below], attention[0], _Recall(kept, self._attention_like))
             yield
         finally:
             for i, block in enumerate(frozen):
                 layers[i] = block
+            if attention is not None:
+                setattr(layers[self.below], *attention)
 
 
-def _attributes(block: nn.Module, stand_in: nn.Module) -> None:
+def _stacked(kept: dict[int, Tensor], numbers: Sequence[int], width: int) -> Tensor:
+    """The states of several examples as one right-padded batch."""
+    first = kept[numbers[0]]
+    if width == 1:
+        return torch.stack([kept[n] for n in numbers])
+    out = torch.zeros(len(numbers), width, first.shape[-1], dtype=first.dtype, device=first.device)
+    for row, number in enumerate(numbers):
+        out[row, : len(kept[number])] = kept[number]
+    return out
+
+
+def _copy_attributes(block: nn.Module, stand_in: nn.Module) -> None:
     """Copy the plain attributes that models read from a block (`attention_type` and the like)."""
     for name, value in vars(block).items():
         if isinstance(value, str | int | float | bool) and not name.startswith("_") and name != "training":

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zograd.hub import Example, Task, TaskError
-from zograd.llm.loading import plain_model
-from zograd.llm.prefix import Prefix, first_trained_block
+from zograd.llm import loading
+from zograd.llm.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.noise import fold
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Scorer:
         max_length: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
-        self.base = plain_model(model)
+        self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
         self.pad = int(tokenizer.pad_token_id or 0)
         longest = getattr(self.base.config, "max_position_embeddings", None)
@@ -79,7 +79,11 @@ class Scorer:
         self.single = task.kind == "classification" and all(len(w) == 1 for w in self.words)
         self.label_ids = torch.tensor([w[0] for w in self.words], device=self.device) if self.single else None
         below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
-        self.prefix = Prefix(self.base, below) if below else None
+        self.prefix: Prefix | None = None
+        if below:
+            last = loading.blocks(self.base)[-1]
+            last_only = self.single and below == len(loading.blocks(self.base)) - 1
+            self.prefix = Prefix(self.base, below, last_only=last_only and trained_after_attention(last, trained))
         self._numbers: dict[Sequence_, int] = {}
         self._encoded: dict[Example, list[Sequence_]] = {}
 
@@ -128,11 +132,29 @@ class Scorer:
         if self.prefix is None:
             return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
         numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in sequences]
-        if all(n in self.prefix.kept for n in numbers):
-            with self.prefix.recall(numbers, width):
-                return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
-        with self.prefix.record(numbers, [len(s.ids) for s in sequences]):
+        if any(n not in self.prefix.kept for n in numbers):
+            with torch.no_grad(), self.prefix.record(numbers, [len(s.ids) for s in sequences]):
+                backbone(**inputs)
+        if self.prefix.last_only:
+            inputs |= {"input_ids": inputs["input_ids"][:, :1], "attention_mask": inputs["attention_mask"][:, :1]}
+            width = 1
+        with self.prefix.recall(numbers, width):
             return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
+
+    def _remembered(self, examples: Sequence[Example]) -> bool:
+        assert self.prefix is not None
+        return all(self._numbers.get(s, -1) in self.prefix.kept for e in examples for s in self.encode(e))
+
+    @torch.no_grad()
+    def remember(self, examples: Sequence[Example]) -> None:
+        """Keep the frozen prefix of all examples, in an order of their own.
+
+        The last bits of an activation depend on the batch it was computed in. Computed once and beforehand, they do not
+        depend on where a run was interrupted.
+        """
+        if self.prefix is not None:
+            for bucket in self.buckets(examples):
+                self._hidden([s for i in bucket for s in self.encode(examples[i])])
 
     def _logits(self, hidden: Tensor, ids: Tensor | None) -> Tensor:
         """Logits in float32 of rows of hidden states; of the tokens `ids` only, when given."""
@@ -152,7 +174,8 @@ class Scorer:
         sequences = [s for group in encoded for s in group]
         hidden = self._hidden(sequences)
         if self.single:
-            last = torch.tensor([len(s.ids) - 1 for s in sequences], device=self.device)
+            one = hidden.shape[1] == 1  # the last positions alone
+            last = torch.tensor([0 if one else len(s.ids) - 1 for s in sequences], device=self.device)
             rows = hidden[torch.arange(len(sequences), device=self.device), last]
             return self._logits(rows, self.label_ids)
         where = [(row, t) for row, s in enumerate(sequences) for t in range(s.scored_from, len(s.ids))]
@@ -185,6 +208,8 @@ class Scorer:
         A batch costs its padded tokens plus `FORWARD_TOKENS`, since below that a forward reads weights, not tokens.
         """
         lengths = [max(len(s.ids) for s in self.encode(e)) for e in examples]
+        if self.prefix is not None and self.prefix.last_only and self._remembered(examples):
+            lengths, most = [1] * len(examples), 1024
         order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
         best: list[tuple[float, int]] = [(0.0, 0)]  # least cost of the first k, and where their last batch begins
         for k in range(1, len(order) + 1):

@@ -151,6 +151,7 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
         prefix, scorer.prefix = scorer.prefix, None
         scorer.loss(batches[0])
         scorer.prefix = prefix
+    scorer.remember([*examples, *held_out])
     if directory is None:
         before = scorer.evaluate(held_out)
         directory = RunDirectory.create(

@@ -1,0 +1,246 @@
+"""A fine-tuning run: resumable to the bit, replayable to the bit, and refused rather than damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zograd.llm.settings import TrainSettings
+from zograd.llm.train import DivergenceError, replay, train
+from zograd.rundir import RunError
+from zograd.tape import Tape, TapeError
+
+COMMON: dict[str, Any] = {
+    "task": "mr", "steps": 12, "batch_size": 4, "train_examples": 40, "eval_examples": 20, "lr": 1e-3, "mu": 1e-3,
+    "dtype": "float32",
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"train": "lora", "layers": 2},
+    "top blocks": {"layers": 2, "method": "fzoo", "set": {"n": 3}},
+    "bf16 stochastic": {"dtype": "bfloat16", "lr": 1e-2},
+    "bf16 split": {"dtype": "bfloat16", "rounding": "split"},
+    "adam": {"method": "zo_adam", "save_every": 5},
+    "momentum": {"method": "mezo_momentum", "save_every": 5, "lr_schedule": "cosine"},
+}
+
+
+def settings(model: Path, **more: Any) -> TrainSettings:
+    return TrainSettings.model_validate({**COMMON, "model": str(model), **more})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stopping_and_resuming_changes_nothing(tiny_model: Path, tmp_path: Path, variant: str) -> None:
+    """Train 12 steps at once, or 7 and then resume: the same weights, and so does a replay of the tape."""
+    s = settings(tiny_model, **VARIANTS[variant])
+    whole = train(s, tmp_path / "whole", quiet=True)
+    schedule = s.lr_schedule != "constant"
+    if schedule:
+        cut_tape(tmp_path / "whole", tmp_path / "parts", records=7)
+    else:
+        train(s.model_copy(update={"steps": 7}), tmp_path / "parts", quiet=True)
+    resumed = train(s, tmp_path / "parts", resume=True, quiet=True)
+    assert resumed["sha256"] == whole["sha256"]
+    assert resumed["steps"] == 12
+    assert resumed["evaluations"] == whole["evaluations"]
+    replayed = replay(tmp_path / "parts", None, tmp_path / "weights")
+    assert replayed["sha256"] == whole["sha256"]
+    assert (tmp_path / "whole" / "state.safetensors").exists() == (variant == "adam")
+
+
+def cut_tape(source: Path, target: Path, records: int) -> None:
+    """A copy of a run as a kill after so many steps would leave it."""
+    from zograd.tape import TapeWriter
+
+    target.mkdir()
+    (target / "run.json").write_text((source / "run.json").read_text())
+    tape = Tape(source / "tape.zo")
+    with TapeWriter(target / "tape.zo", tape.header) as writer:
+        for record in tape.records[:records]:
+            writer.append(record)
+
+
+def test_replayed_weights_load_in_transformers_and_score_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    from zograd.llm.evaluate import evaluate
+
+    s = settings(tiny_model, train="lora", lr=0.1)
+    result = train(s, tmp_path / "run", quiet=True)
+    replay(tmp_path / "run", None, tmp_path / "weights")
+    whole = evaluate(str(tmp_path / "weights"), "mr", None, split="validation", examples=20, dtype="float32")
+    replayed = evaluate(None, None, tmp_path / "run", split="validation", examples=20)
+    assert whole["loss"] == pytest.approx(result["eval_loss_after"], rel=1e-4)
+    assert replayed["loss"] == result["eval_loss_after"]
+
+
+def test_replay_to_an_earlier_step_is_a_shorter_run(tiny_model: Path, tmp_path: Path) -> None:
+    train(settings(tiny_model), tmp_path / "long", quiet=True)
+    short = train(settings(tiny_model, steps=5), tmp_path / "short", quiet=True)
+    assert replay(tmp_path / "long", None, tmp_path / "w5", to=5)["sha256"] == short["sha256"]
+    with pytest.raises(RunError, match="--to 13: the tape of .* has 12 steps"):
+        replay(tmp_path / "long", None, tmp_path / "w13", to=13)
+
+
+def test_another_base_model_is_refused_by_its_first_tensor(
+    tiny_model: Path, other_tiny_model: Path, tmp_path: Path
+) -> None:
+    train(settings(tiny_model, steps=2), tmp_path / "run", quiet=True)
+    with pytest.raises(RunError, match=r"not the base model of this run: tensor 'model.embed_tokens.weight'"):
+        replay(tmp_path / "run", str(other_tiny_model), tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_model: Path, tmp_path: Path) -> None:
+    train(settings(tiny_model, steps=2), tmp_path / "run", quiet=True)
+    before = (tmp_path / "run" / "tape.zo").read_bytes()
+    with pytest.raises(RunError, match="already holds a run; go on with --resume"):
+        train(settings(tiny_model, steps=2), tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "tape.zo").read_bytes() == before
+
+
+def test_torn_record_is_dropped_with_a_warning_and_damage_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    whole = train(settings(tiny_model), tmp_path / "run", quiet=True)
+    tape = tmp_path / "run" / "tape.zo"
+    data = tape.read_bytes()
+    tape.write_bytes(data[:-5])
+    with pytest.warns(UserWarning, match="the last record is torn"):
+        assert train(settings(tiny_model), tmp_path / "run", resume=True, quiet=True)["sha256"] == whole["sha256"]
+    assert tape.read_bytes() == data
+    flipped = bytearray(data)
+    flipped[-40] ^= 1
+    tape.write_bytes(flipped)
+    with pytest.raises(TapeError, match="fails its checksum"):
+        train(settings(tiny_model), tmp_path / "run", resume=True, quiet=True)
+    assert tape.read_bytes() == flipped
+
+
+def test_a_run_that_diverges_stops_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    s = settings(tiny_model, lr=1e30, steps=50, max_failures=3)
+    with pytest.raises(DivergenceError, match=r"3 steps in a row had a non-finite loss .* lower --lr"):
+        train(s, tmp_path / "run", quiet=True)
+    records = Tape(tmp_path / "run" / "tape.zo").records
+    assert [r.refused for r in records[-3:]] == [True] * 3
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["refused"]
+
+
+SCRIPT = """
+import sys, warnings
+import torch
+torch.set_num_threads(1)
+warnings.simplefilter("ignore")
+from zograd.llm.settings import TrainSettings
+from zograd.llm.train import train
+import json
+print("ready", flush=True)
+s = TrainSettings.model_validate(json.loads(sys.argv[1]))
+print(json.dumps(train(s, sys.argv[2], resume=sys.argv[3] == "resume", quiet=True)), flush=True)
+"""
+
+
+def start(s: TrainSettings, out: Path, mode: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(s.stored()), str(out), mode],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+def kill_at(process: subprocess.Popen[str], tape: Path, size: int, number: int) -> None:
+    """Send a signal once the tape has grown to `size` bytes."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if tape.exists() and tape.stat().st_size >= size:
+            process.send_signal(number)
+            break
+        time.sleep(0.002)
+    process.wait(60)
+
+
+@pytest.mark.filterwarnings("ignore:.*last record is torn")
+def test_killed_three_times_the_run_ends_at_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
+    """kill -9 at random moments, --resume: final weights bit-identical to an uninterrupted run."""
+    s = settings(tiny_model, steps=60)
+    whole = train(s, tmp_path / "whole", quiet=True)
+    size = (tmp_path / "whole" / "tape.zo").stat().st_size
+    rng = random.Random(7)
+    mode, tape = "new", tmp_path / "killed" / "tape.zo"
+    for share in sorted(rng.uniform(0.4, 0.95) for _ in range(3)):
+        process = start(s, tmp_path / "killed", mode)
+        kill_at(process, tape, int(share * size), signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        mode = "resume"
+    last = train(s, tmp_path / "killed", resume=True, quiet=True)
+    assert last["sha256"] == whole["sha256"]
+    assert tape.read_bytes() == (tmp_path / "whole" / "tape.zo").read_bytes()
+    assert replay(tmp_path / "killed", None, tmp_path / "weights")["sha256"] == whole["sha256"]
+
+
+def test_sigterm_stops_between_steps_with_the_run_intact(tiny_model: Path, tmp_path: Path) -> None:
+    s = settings(tiny_model, steps=100_000)
+    process = start(s, tmp_path / "run", "new")
+    kill_at(process, tmp_path / "run" / "tape.zo", 20_000, signal.SIGTERM)
+    assert process.returncode == 0
+    assert process.stdout is not None
+    summary = json.loads(process.stdout.read().splitlines()[-1])
+    assert summary["interrupted"]
+    tape = Tape(tmp_path / "run" / "tape.zo")
+    assert tape.torn == 0
+    assert tape.steps == summary["steps"] < 100_000
+    assert replay(tmp_path / "run", None, tmp_path / "weights")["sha256"] == summary["sha256"]
+
+
+def test_a_full_disk_leaves_the_tape_as_it_was(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zograd.tape import TapeWriter
+
+    written = TapeWriter._write
+    calls = {"n": 0}
+
+    def full(self: TapeWriter, data: bytes) -> None:
+        calls["n"] += 1
+        if calls["n"] == 6:
+            self._file.write(data[:10])  # what a full disk takes
+            self._file.truncate(self._file.tell() - 10)
+            self._file.seek(0, os.SEEK_END)
+            raise OSError(28, "No space left on device", str(self.path))
+        written(self, data)
+
+    monkeypatch.setattr(TapeWriter, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(settings(tiny_model), tmp_path / "run", quiet=True)
+    monkeypatch.undo()
+    assert Tape(tmp_path / "run" / "tape.zo").steps == 4
+    whole = train(settings(tiny_model), tmp_path / "whole", quiet=True)
+    assert train(settings(tiny_model), tmp_path / "run", resume=True, quiet=True)["sha256"] == whole["sha256"]
+
+
+def test_dev_full_refuses_a_record_cleanly(tmp_path: Path) -> None:
+    """A real full device: the write fails as a whole."""
+    from zograd.tape import TapeWriter
+
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    with TapeWriter(tmp_path / "tape.zo", {}) as writer, open("/dev/full", "wb", buffering=0) as device:
+        real, writer._file = writer._file, device
+        with pytest.raises(OSError, match="No space left"):
+            writer._write(b"x" * 100)
+        writer._file = real
+
+
+def test_tied_weights_are_one_leaf_and_move_once(tiny_model: Path) -> None:
+    from zograd.llm import loading
+    from zograd.stores import Store
+
+    model, _ = loading.load(str(tiny_model), dtype="float32")
+    store = Store(loading.select(model, "full"))
+    assert store.dim == sum(p.numel() for p in model.parameters())
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.is_tensor(store.by_id[id(model.lm_head.weight)].tensor)
