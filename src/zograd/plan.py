@@ -12,8 +12,9 @@ intermediate size I, vocabulary V, b bytes a weight:
 A task that scores label words of one token needs no loss head for the whole vocabulary, so it takes less. On top of it:
 
     method          + one tile of a weight matrix + blocks of workspace + slots in float32 + low halves (2 bytes)
-    Adam            + gradients, two moments in float32 of the trained elements + what a backward pass keeps,
-                      T L (14 H + 5 I) b for L blocks, and a third T V of logits' gradients
+    Adam            weights + gradients and two moments in float32 + what a backward pass keeps without checkpointing:
+                      T L (8 H + 4 I) b of L blocks, the loss head, the gradient of its logits (4 T V), and the
+                      gradient of the largest tensor once more, before it is added to the others
 
 What Python, torch and its libraries take (0.2 to 0.4 GiB on a CPU, about 0.5 GiB of a GPU) comes on top of every figure.
 """
@@ -172,14 +173,15 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     slots = n_slots * sum(t.numel() * accumulation_dtype(t.dtype).itemsize for t in chosen.values())
     workspace = working_memory(chosen, tokens, n_slots)
 
-    kept = tokens * depth * (14 * hidden + 5 * intermediate) * b + head + tokens * vocabulary * 4
+    largest = max(t.numel() for t in chosen.values())
+    kept = tokens * depth * (8 * hidden + 4 * intermediate) * b + head + 4 * tokens * vocabulary + 4 * largest
     return {
         "params": sum(t.numel() for t in named.values()),
         "trainable": trainable,
         "weights_bytes": weights,
         "inference_peak_bytes": inference,
         "method_peak_bytes": inference + workspace + slots + low,
-        "adam_peak_bytes": weights + 12 * trainable + activations_of_backward(kept, activations),
+        "adam_peak_bytes": weights + 12 * trainable + max(kept, activations),
         "activation_bytes": activations,
         "slot_bytes": slots,
         "low_bytes": low,
@@ -187,11 +189,6 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
         "evaluations_per_step": method.evaluations,
         "tape_bytes_per_step": tape_bytes(method, decay_groups(chosen)),
     }
-
-
-def activations_of_backward(kept: int, forward: int) -> int:
-    """A backward pass keeps what it needs of every block, and never less than a forward uses."""
-    return max(kept, forward)
 
 
 def working_memory(chosen: dict[str, Tensor], tokens: int, n_slots: int) -> int:
@@ -245,37 +242,35 @@ def advice(config: PretrainedConfig, question: Question, answer: Answer, availab
             said.append(f"Adam with backpropagation would not: it needs {gib(answer['adam_peak_bytes'])}.")
         return said
     said = [f"It does not fit: {question.method} needs {gib(needed)}, {gib(available)} are available."]
-    changes = alternatives(question, answer)
-    together = question
-    for what, change in changes:
+    together, names = question, []
+    for what, change in alternatives(question, answer, available):
         size = estimate(config, replace(question, **change))["method_peak_bytes"]
-        together = replace(together, **change)
+        together, names = replace(together, **change), [*names, what]
         if size <= available:
             said.append(f"It would fit with {what}: {gib(size)}.")
-    if len(said) == 1 and changes:
-        size = estimate(config, together)["method_peak_bytes"]
-        names = ", ".join(what for what, _ in changes)
-        if size <= available:
-            said.append(f"It would fit with all of these together: {names}: {gib(size)}.")
-        else:
-            said.append(f"Even with {names} it needs {gib(size)}; take a smaller model or a larger machine.")
-    elif len(said) == 1:
-        said.append("There is nothing left to save; take a smaller model or a larger machine.")
-    return said
+    if len(said) > 1:
+        return said
+    if not names:
+        return [*said, "There is nothing left to save here; take a smaller model or a larger machine."]
+    size = estimate(config, together)["method_peak_bytes"]
+    if size <= available:
+        return [*said, f"It would fit with {' and '.join(names)}: {gib(size)}."]
+    return [*said, f"Even with {' and '.join(names)} it needs {gib(size)}; take a smaller model or a larger machine."]
 
 
-def alternatives(question: Question, answer: Answer) -> list[tuple[str, dict[str, Any]]]:
+def alternatives(question: Question, answer: Answer, available: int) -> list[tuple[str, dict[str, Any]]]:
     """Changes that save memory, the one that alters training least first."""
     found: list[tuple[str, dict[str, Any]]] = []
-    if question.batch_size > 1:
-        size = max(1, question.batch_size // 4)
-        found.append((f"batch size {size} instead of {question.batch_size}", {"batch_size": size}))
+    if question.batch_size > 1:  # activations are proportional to the batch
+        fixed = answer["method_peak_bytes"] - answer["activation_bytes"]
+        size = max(1, int((available - fixed) / answer["activation_bytes"] * question.batch_size))
+        found.append((f"batch size {size}", {"batch_size": size}))
     if answer["slot_bytes"]:
-        found.append(("the method zo_sgd, which has no slots", {"method": "zo_sgd"}))
+        found.append(("method zo_sgd, which has no slots", {"method": "zo_sgd"}))
     if question.dtype.itemsize > 2:
         found.append(("dtype bfloat16", {"dtype": torch.bfloat16}))
     elif answer["low_bytes"] and question.rounding == "split":
-        found.append(("stochastic instead of split rounding", {"rounding": "stochastic"}))
+        found.append(("rounding stochastic instead of split", {"rounding": "stochastic"}))
     if question.train == "full" and answer["slot_bytes"] + answer["low_bytes"] > 0:
         found.append(("train lora", {"train": "lora"}))
     return found

@@ -180,6 +180,26 @@ def test_a_method_that_asks_twice_can_stop_between_its_questions() -> None:
     np.testing.assert_array_equal(other.x, loop.x)
 
 
+def test_a_step_that_fails_in_its_second_round_is_forgotten_whole() -> None:
+    """The answers of the first round go too: the step begins anew, as from a state without it."""
+    x = torch.from_numpy(start())
+    run = Run(Store({"x": x}), Method(TwoStage(), LAWS[0], SGD(), mu=1e-2, lr=1e-2), 2)
+    before = run.state_dict()
+    rounds = []
+
+    def failing(store: Store, queries: Sequence[Query], key: int) -> list[float]:
+        rounds.append(len(queries))
+        if len(rounds) == 2:
+            raise RuntimeError("lost the second round")
+        return [1.0] * len(queries)
+
+    with pytest.raises(RuntimeError, match="second round"):
+        run.step(failing)
+    assert run.state_dict() == before
+    run.step(failing)
+    assert rounds == [2, 1, 2, 1]
+
+
 def test_slots_are_written_before_the_move_and_from_the_old_slots() -> None:
     """The order that variance reduction needs: an anchor and its gradient belong to one point; two slots may swap."""
 

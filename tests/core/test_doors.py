@@ -6,6 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from zograd.estimators import Central
 from zograd.laws import Rademacher, Sphere
 from zograd.noise import Kind
 from zograd.rules import SGD
+from zograd.run import Run
 from zograd.schedules import cosine, linear
 from zograd.sets import L1Ball
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Rate, Store
-from zograd.vector import Noise, Slot, Vector
+from zograd.vector import Estimate, Noise, Query, Slot, Vector
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 on_arrays = pytest.mark.parametrize(
@@ -588,6 +590,30 @@ def test_stochastic_rounding_is_right_on_average_and_nearest_is_not() -> None:
     error = math.sqrt(20 * (1 / 20) * (19 / 20) / 64**2)  # binomial, 4096 weights
     assert abs(moved["stochastic"] - 1.0) <= 4.5 * error
     assert moved["nearest"] == 0.0
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """An estimate that is the slot "g", whatever the loss."""
+
+    evaluations: int = 1
+
+    def __call__(self, ask: Any) -> Any:
+        (f,) = yield [Query()]
+        return Estimate(Vector(((Slot("g"), 1.0),)), f, [f], None)
+
+
+def test_every_step_of_a_run_rounds_with_bits_of_its_own() -> None:
+    """20 steps of 1/20 of the spacing move 1 - (19/20)^20 = 64 % of the weights; with one draw for all steps, 5 %."""
+    spacing = 2.0**-7
+    w = torch.full((64, 64), 1.0, dtype=torch.bfloat16)
+    run = Run(Store({"w": w}), Method(Fixed(), Rademacher(), SGD(), lr=spacing / 20), 0)
+    run.store.require({"g": -1.0})
+    for _ in range(20):
+        run.ask()
+        run.tell([0.0])
+    p = 1 - (19 / 20) ** 20
+    assert abs((w != 1.0).double().mean().item() - p) <= 4.5 * math.sqrt(p * (1 - p) / 64**2)
 
 
 def test_split_bfloat16_is_float32_bit_for_bit() -> None:

@@ -283,6 +283,19 @@ def test_weights_read_through_an_old_alias_are_perturbed_by_copy(dtype: torch.dt
     assert digest({"w": w, "other": other}) == before
 
 
+def test_a_weight_read_both_ways_is_perturbed_where_it_lies() -> None:
+    """Asking a weight for its address under the lens is enough: both readers then see the same point."""
+    w = nn.Parameter(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    before = digest({"w": w})
+    run, judge = (Run(Store({"w": w}), methods.zo_sgd(mu=2.0**-4), 1) for _ in range(2))
+    with pytest.warns(UserWarning, match="perturbed by copy"):
+        losses = sequential(lambda: by_address(w).sum() + w.double().sum())(run.store, run.ask(), 0)
+    np.testing.assert_allclose(
+        losses, sequential(lambda: 2 * w.double().sum())(judge.store, judge.ask(), 0), rtol=1e-13
+    )
+    assert digest({"w": w}) == before
+
+
 def test_scripted_modules_are_perturbed_by_copy() -> None:
     """TorchScript runs no torch function that a lens could see."""
     torch.manual_seed(0)

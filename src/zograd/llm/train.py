@@ -228,7 +228,7 @@ class Loop:
         start, tokens = time.perf_counter(), 0
         bar = tqdm(
             total=s.steps, initial=run.step_number, desc=run.method.name, unit="step", file=sys.stderr,
-            disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5,
+            disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
         with interruptible() as caught, bar:
             while run.step_number < s.steps and not caught:

@@ -1,0 +1,204 @@
+"""The command line as its users meet it: exit codes, one JSON line, one clear sentence for each mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zograd import methods
+
+
+def zograd(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "zograd", *map(str, arguments)], capture_output=True, text=True)
+
+
+def run_train(model: Path, out: Path, *more: str | Path) -> subprocess.CompletedProcess[str]:
+    return zograd(
+        "train", "--model", model, "--out", out, "--task", "mr", "--steps", 2, "--train-examples", 8,
+        "--eval-examples", 8, "--batch-size", 2, "--dtype", "float32", "--threads", 1, *more,
+    )  # fmt: skip
+
+
+def cpu_seconds(code: str) -> float:
+    """CPU time of a Python process that runs `code`: the least of three, since the first one fills caches."""
+    import resource
+
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return min(once() for _ in range(3))
+
+
+def test_help_fits_one_screen_and_imports_no_torch() -> None:
+    text = zograd("--help").stdout
+    assert len(text.splitlines()) <= 45
+    code = (
+        "import sys; sys.argv = ['zograd', '--help']\n"
+        "from zograd.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    assert cpu_seconds(code) < 0.6
+
+
+def test_import_zograd_costs_little_above_torch() -> None:
+    names = "AskTell, Method, Run, Store, Tape, ZOOptimizer, methods, minimize"
+    assert cpu_seconds(f"import torch; from zograd import {names}") - cpu_seconds("import torch") < 0.3
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["quickstart", "train", "eval", "replay", "plan", "methods", "models", "tasks", "fetch", "bench step",
+     "bench memory", "bench exact"],
+)  # fmt: skip
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = zograd(*command.split(), "--help")
+    assert result.returncode == 0
+    assert "Example: zograd" in result.stdout
+
+
+def test_methods_json_is_complete() -> None:
+    everything = json.loads(zograd("methods", "--json").stdout)["methods"]
+    assert [e["name"] for e in everything] == methods.names()
+    one = json.loads(zograd("methods", "fzoo", "--json").stdout)
+    keys = {"name", "law", "estimator", "space", "rule", "defaults", "evaluations_per_step", "extra_memory", "source"}
+    assert keys <= one.keys()
+    assert one["evaluations_per_step"] == 9
+
+
+def test_train_eval_replay_and_resume_print_one_json_line(tiny_model: Path, tmp_path: Path) -> None:
+    trained = run_train(tiny_model, tmp_path / "run", "--json", "--method", "fzoo", "--set", "n=2", "--lr", "1e-3")
+    assert trained.returncode == 0, trained.stderr
+    (line,) = trained.stdout.splitlines()
+    summary = json.loads(line)
+    keys = {
+        "steps", "evaluations", "loss_first", "loss_last", "metric", "metric_before", "metric_after", "peak_bytes",
+        "inference_peak_bytes", "seconds", "run",
+    }  # fmt: skip
+    assert keys <= summary.keys()
+    assert summary["steps"] == 2
+    assert summary["evaluations"] == 6
+    files = {p.name for p in (tmp_path / "run").iterdir()}
+    assert files == {"run.json", "tape.zo", "metrics.jsonl"}
+
+    more = zograd("train", "--out", tmp_path / "run", "--resume", "--steps", 4, "--json", "--threads", 1)
+    assert json.loads(more.stdout)["steps"] == 4, more.stderr
+
+    replayed = zograd("replay", tmp_path / "run", "--out", tmp_path / "weights", "--json", "--threads", 1)
+    assert json.loads(replayed.stdout)["sha256"] == json.loads(more.stdout)["sha256"]
+    evaluated = zograd("eval", "--run", tmp_path / "run", "--examples", 8, "--split", "validation", "--json", "--threads", 1)
+    assert {"metric", "value", "calibrated", "majority", "examples", "loss"} <= json.loads(evaluated.stdout).keys()
+
+
+def test_own_data_and_a_config_file(tiny_model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "mine.jsonl"
+    rows = [{"text": f"very {'good ' * (k % 7)}{k}", "label": str(k % 2)} for k in range(60)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    config = tmp_path / "run.yaml"
+    config.write_text("method: zo_sign\nset: {n: 2}\nlr: 1.0e-4\n")
+    result = run_train(
+        tiny_model, tmp_path / "run", "--task", data, "--prompt-template", "{text} It was", "--label-words",
+        "0= terrible,1= great", "--config", config, "--json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert stored["method"] == "zo_sign"
+    assert stored["set"] == {"n": 2}
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(json.dumps({"prompt": f"It was {k}", "completion": " very good"}) for k in range(40)))
+    result = run_train(tiny_model, tmp_path / "pairs", "--task", pairs, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["metric"] == "loss"
+
+
+BAD = {
+    "no such model": (["--model", "/nowhere/model"], "/nowhere/model"),
+    "no such task": (["--task", "nonsense"], "mr"),
+    "missing file": (["--task", "/nowhere/data.jsonl"], "/nowhere/data.jsonl"),
+    "unknown method": (["--method", "adamw"], "the menu has zo_sgd"),
+    "unknown method setting": (["--method", "fzoo", "--set", "q=3"], "fzoo has no setting 'q'"),
+    "malformed setting": (["--set", "n"], "write key=value"),
+    "method without a default": (["--method", "frank_wolfe"], "needs set"),
+    "pattern that matches nothing": (["--train", "nonsense"], "selects no parameter"),
+    "unknown dtype": (["--dtype", "float8"], "there is no dtype 'float8'"),
+    "negative steps": (["--steps", "-1"], "steps"),
+    "zero batch": (["--batch-size", "0"], "batch_size"),
+    "unknown schedule": (["--lr-schedule", "wavy"], "lr_schedule"),
+    "resume of nothing": (["--resume"], "holds no run"),
+    "missing config": (["--config", "/nowhere/c.yaml"], "cannot read the config"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence_and_changes_nothing(tiny_model: Path, tmp_path: Path, case: str) -> None:
+    arguments, expected = BAD[case]
+    result = run_train(tiny_model, tmp_path / "run", *arguments)
+    assert result.returncode in (1, 2)
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("zograd: "), result.stderr
+    assert expected in last
+    assert not (tmp_path / "run").exists()
+
+
+FILES = {
+    "an empty file": ("", "holds no records"),
+    "a missing column": ('{"body": "x", "label": "0"}\n', "text"),
+    "a label that has no word": ('{"text": "x", "label": "0"}\n{"text": "y", "label": "7"}\n', "7"),
+    "a line that is no JSON": ('{"text": "x", "label": "0"}\n{oops\n', "2"),
+    "a prompt longer than the context": ('{"text": "' + "very " * 300 + '", "label": "0"}\n', "the model takes 128"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_bad_data_is_named(tiny_model: Path, tmp_path: Path, case: str) -> None:
+    text, expected = FILES[case]
+    rows = "".join(json.dumps({"text": f"good {k}", "label": str(k % 2)}) + "\n" for k in range(40))
+    data = tmp_path / "data.jsonl"
+    data.write_text(text if case in ("an empty file", "a missing column") else text + rows)
+    result = run_train(
+        tiny_model, tmp_path / "run", "--task", data, "--prompt-template", "{text} It was", "--label-words",
+        "0= terrible,1= great", "--train-examples", "100", "--eval-examples", "100",
+    )  # fmt: skip
+    assert result.returncode in (1, 2)
+    assert "Traceback" not in result.stderr
+    assert expected in result.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_does_not_parse_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    (broken / "model.safetensors").write_bytes(b"not a safetensors file")
+    result = run_train(broken, tmp_path / "run")
+    assert result.returncode == 1
+    assert "cannot load a causal language model" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tape_of_another_version_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    assert run_train(tiny_model, tmp_path / "run").returncode == 0
+    tape = tmp_path / "run" / "tape.zo"
+    data = bytearray(tape.read_bytes())
+    data[6] = 9
+    tape.write_bytes(data)
+    result = zograd("replay", tmp_path / "run", "--out", tmp_path / "weights")
+    assert result.returncode == 1
+    assert "version 9; this zograd reads version 1" in result.stderr
+    assert tape.read_bytes() == data
+    assert not (tmp_path / "weights").exists()
+
+
+def test_bad_usage_exits_with_2() -> None:
+    assert zograd("train").returncode == 2
+    assert zograd("nonsense").returncode == 2
