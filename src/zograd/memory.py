@@ -169,7 +169,7 @@ def _maxrss() -> int:
 
 
 def _control_group() -> int:
-    """What the control group (version 2) still allows, in bytes; 0 when there is no limit. Cached files are not counted."""
+    """What the control group (version 2) still allows, in bytes, cached files not counted; 0 when there is no limit."""
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = (group / "memory.max").read_text(), int((group / "memory.current").read_text())

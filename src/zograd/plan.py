@@ -16,7 +16,7 @@ A task that scores label words of one token needs no loss head for the whole voc
                       T L (8 H + 4 I) b of L blocks, the loss head, the gradient of its logits (4 T V), and the
                       gradient of the largest tensor once more, before it is added to the others
 
-What Python, torch and its libraries take (0.2 to 0.4 GiB on a CPU, about 0.5 GiB of a GPU) comes on top of every figure.
+What Python, torch and transformers take (about 0.4 GiB on a CPU, 0.5 GiB of a GPU) comes on top of every figure.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def plan(
     train: str = "full",
     rounding: Literal["stochastic", "split", "nearest"] = "stochastic",
 ) -> Answer:
-    """Memory (bytes), evaluations and tape of a run before anything is loaded; the formulas are in the module's docstring.
+    """Memory (bytes), evaluations and tape of a run before anything is loaded; formulas in the module's docstring.
 
     model: a directory or an alias with a config.json. An alias that is not in the cache yet is fetched first, since its
         configuration comes with its weights; loading them into memory is what is avoided.
@@ -139,7 +139,7 @@ def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=question.dtype)
-            return attach_lora(model, LoraSpec(), 0) if question.train == "lora" else model  # type: ignore[return-value]
+            return attach_lora(model, LoraSpec(), 0) if question.train == "lora" else model
     except ModelError:
         raise
     except Exception as e:
@@ -171,7 +171,7 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     low = sum(2 * t.numel() for t in half.values() if question.rounding == "split" or t.ndim <= 1)
     n_slots = len({*method.rule.slots, *method.space.slots})
     slots = n_slots * sum(t.numel() * accumulation_dtype(t.dtype).itemsize for t in chosen.values())
-    workspace = working_memory(chosen, tokens, n_slots)
+    workspace = working_memory(chosen, n_slots)
 
     largest = max(t.numel() for t in chosen.values())
     kept = tokens * depth * (8 * hidden + 4 * intermediate) * b + head + 4 * tokens * vocabulary + 4 * largest
@@ -191,8 +191,8 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     }
 
 
-def working_memory(chosen: dict[str, Tensor], tokens: int, n_slots: int) -> int:
-    """Bytes a step allocates besides: a tile of a matrix, or a table as large as the batch looks up; chunks of a move."""
+def working_memory(chosen: dict[str, Tensor], n_slots: int) -> int:
+    """Bytes of the workspace of a step: one tile of a matrix and, for a rule with slots, the chunks of a move."""
     tile = 0
     for t in chosen.values():
         columns = t.shape[-1] if t.ndim > 1 else 1
@@ -242,7 +242,8 @@ def advice(config: PretrainedConfig, question: Question, answer: Answer, availab
             said.append(f"Adam with backpropagation would not: it needs {gib(answer['adam_peak_bytes'])}.")
         return said
     said = [f"It does not fit: {question.method} needs {gib(needed)}, {gib(available)} are available."]
-    together, names = question, []
+    names: list[str] = []
+    together = question
     for what, change in alternatives(question, answer, available):
         size = estimate(config, replace(question, **change))["method_peak_bytes"]
         together, names = replace(together, **change), [*names, what]

@@ -103,6 +103,7 @@ class Run(Generic[A]):
         self.step_number = 0
         self.evaluations = 0
         self.refused_in_a_row = 0
+        self.flat_in_a_row = 0
         self.state: dict[str, Any] = {}
         self._routine: Routine[A] | None = None
         self._queries: Sequence[Query] = ()
@@ -186,6 +187,8 @@ class Run(Generic[A]):
         return record
 
     def _finish(self, estimate: Estimate[A], rates: Sequence[Rate] | None) -> Record:
+        if not all(math.isfinite(c) for _, c in estimate.vector.terms):
+            return self._refuse([c for _, c in estimate.vector.terms], rates)
         aux = estimate.aux
         record = Record(
             self.step_number,
@@ -216,6 +219,8 @@ class Run(Generic[A]):
         self.step_number = record.step + 1
         self.evaluations += record.evaluations
         self.refused_in_a_row = self.refused_in_a_row + 1 if record.refused else 0
+        flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
+        self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
 
     # ---- replay and state ------------------------------------------------------------------------------------------
 

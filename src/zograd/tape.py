@@ -17,6 +17,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -228,8 +229,9 @@ class TapeWriter:
             if written != len(data):
                 raise OSError(28, "no space left: a record was written only in part", str(self.path))
         except OSError:
-            self._file.truncate(start)
-            self._file.seek(start)
+            with suppress(OSError):
+                self._file.truncate(start)
+                self._file.seek(start)
             raise
 
     def append(self, record: Record) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from small_problems import CASES, digest, smooth, start
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
@@ -637,6 +638,46 @@ def test_gains_and_biases_of_16_bit_models_are_always_split() -> None:
     opt.step(lambda: norm(x).double().square().sum())
     plus, minus = opt.last.losses
     assert plus != minus
+
+
+READS_A_GAIN: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "multiply": lambda w, x: w * x,
+    "multiply-right": lambda w, x: torch.mul(x, w),
+    "add": lambda w, x: x + w,
+    "subtract": lambda w, x: torch.sub(x, other=w),
+    "divide": lambda w, x: x / w,
+    "layer-norm": lambda w, x: F.layer_norm(x, (32,), weight=w),
+    "layer-norm-bias": lambda w, x: F.layer_norm(x, (32,), None, w),
+    "rms-norm": lambda w, x: F.rms_norm(x, (32,), w),
+    "group-norm": lambda w, x: F.group_norm(x, 4, w),
+    "float": lambda w, x: w.float() * x,
+    "to": lambda w, x: w.to(torch.float32) * x,
+    "to-keyword": lambda w, x: w.to(dtype=torch.float64) * x,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("way", READS_A_GAIN)
+def test_a_gain_feels_a_probe_far_below_its_spacing(way: str, dtype: torch.dtype) -> None:
+    """It is shown in float32 wherever norms and elementwise arithmetic read it; the result keeps the dtype it had.
+
+    The gain is 161/128: products with rounder numbers lie on the 16-bit grid, and a small probe is rounded back to it.
+    """
+    w = nn.Parameter(torch.full((32,), 161 / 128, dtype=dtype))
+    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    plain = READS_A_GAIN[way](w, x).dtype
+    opt = ZOOptimizer([w], methods.zo_sgd(mu=2.0**-13))
+    seen = set()
+
+    def loss() -> torch.Tensor:
+        y = READS_A_GAIN[way](w, x)
+        seen.add(y.dtype)
+        return y.double().square().sum()
+
+    opt.step(loss)
+    plus, minus = opt.last.losses
+    assert plus != minus
+    assert seen == {plain}
 
 
 def test_a_bias_of_a_frozen_16_bit_layer_feels_a_probe_too() -> None:

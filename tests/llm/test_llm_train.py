@@ -123,8 +123,21 @@ def test_torn_record_is_dropped_with_a_warning_and_damage_is_refused(tiny_model:
     assert tape.read_bytes() == flipped
 
 
-def test_a_run_that_diverges_stops_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
-    s = settings(tiny_model, lr=1e30, steps=50, max_failures=3)
+def test_a_dead_objective_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    """Weights of 1e37 make every norm return 0: the loss no longer depends on them."""
+    with pytest.raises(DivergenceError, match=r"the loss was 0.693147 at every point of 4 steps in a row"):
+        train(settings(tiny_model, lr=1e38, steps=50, max_failures=4), tmp_path / "run", quiet=True)
+
+
+def test_a_run_that_diverges_stops_and_says_so(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zograd.llm.task import Scorer
+
+    finite = Scorer.loss
+    calls = iter(range(1000))
+    monkeypatch.setattr(Scorer, "loss", lambda self, batch: finite(self, batch) if next(calls) < 8 else float("nan"))
+    s = settings(tiny_model, steps=50, max_failures=3)
     with pytest.raises(DivergenceError, match=r"3 steps in a row had a non-finite loss .* lower --lr"):
         train(s, tmp_path / "run", quiet=True)
     records = Tape(tmp_path / "run" / "tape.zo").records
@@ -147,14 +160,18 @@ print(json.dumps(train(s, sys.argv[2], resume=sys.argv[3] == "resume", quiet=Tru
 """
 
 
-def start(s: TrainSettings, out: Path, mode: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+class Child(subprocess.Popen[str]):
+    output = ""
+
+
+def start(s: TrainSettings, out: Path, mode: str) -> Child:
+    return Child(
         [sys.executable, "-c", SCRIPT, json.dumps(s.stored()), str(out), mode],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
 
 
-def kill_at(process: subprocess.Popen[str], tape: Path, size: int, number: int) -> None:
+def kill_at(process: Child, tape: Path, size: int, number: int) -> None:
     """Send a signal once the tape has grown to `size` bytes."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
@@ -162,7 +179,7 @@ def kill_at(process: subprocess.Popen[str], tape: Path, size: int, number: int) 
             process.send_signal(number)
             break
         time.sleep(0.002)
-    process.wait(60)
+    process.output, _ = process.communicate(timeout=120)
 
 
 @pytest.mark.filterwarnings("ignore:.*last record is torn")
@@ -189,8 +206,7 @@ def test_sigterm_stops_between_steps_with_the_run_intact(tiny_model: Path, tmp_p
     process = start(s, tmp_path / "run", "new")
     kill_at(process, tmp_path / "run" / "tape.zo", 20_000, signal.SIGTERM)
     assert process.returncode == 0
-    assert process.stdout is not None
-    summary = json.loads(process.stdout.read().splitlines()[-1])
+    summary = json.loads(process.output.splitlines()[-1])
     assert summary["interrupted"]
     tape = Tape(tmp_path / "run" / "tape.zo")
     assert tape.torn == 0

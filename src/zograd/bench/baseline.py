@@ -28,7 +28,7 @@ from torch import Tensor
 
 
 def perturb_(parameters: Sequence[Tensor], scale: float, mu: float, seed: int) -> None:
-    """theta_i <- theta_i + scale z_i mu for each parameter, z from torch's global generator after `manual_seed(seed)`."""
+    """theta_i <- theta_i + scale z_i mu, with z from torch's global generator after `torch.manual_seed(seed)`."""
     torch.manual_seed(seed)
     for p in parameters:
         z = torch.normal(mean=0.0, std=1.0, size=p.shape, device=p.device, dtype=p.dtype)

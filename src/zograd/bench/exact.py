@@ -51,7 +51,7 @@ class Net(nn.Module):
         self.x = torch.randn(4, d, generator=generator).to(dtype)
         self.requires_grad_(False).to(dtype)
 
-    def matrices(self) -> list[nn.Parameter]:
+    def matrices(self) -> list[Tensor]:
         return [self.first.weight, self.second.weight]
 
     def forward(self) -> Tensor:
@@ -75,13 +75,13 @@ def bench_exact(
     sizes: root mean square of the u = lr |g| of the updates, whose slopes g are normal. The published lr 1e-7 to 1e-6
         with slopes of 1 to 10 give 1e-7 to 1e-5. The top-level keys are of sizes[0].
 
-    Keys, of the dtype asked for, else of bfloat16: `restored` (bit-identical after `queries` evaluations that were all
-    different from the unperturbed one), `baseline_drift` (relative root mean square change after as many cycles +1, -2,
-    +1 of the baseline loop at lr = 0), `cosine_split`, `cosine_stochastic`, `baseline_cosine` (between what arrived and
-    what was intended), `gain_split`, `gain_stochastic`, `baseline_gain` (the part of the intended move that arrived, as
-    <arrived, intended> / |intended|^2: 1 when unbiased), `stochastic_bias_z` (the error along the sign of the intended
-    move, in standard errors: unbiased when within 3; None in float32, which rounds to nearest). A cosine below 1 at gain 1 is noise of the rounding that averages
-    out over elements and steps; a gain below 1 is lost. In float32 both roundings are the same.
+    Keys, of the dtype asked for, else of bfloat16: `restored` (bit-identical after `queries` evaluations, each of which
+    felt its probe), `baseline_drift` (relative root mean square change after as many cycles +1, -2, +1 of the baseline
+    loop at lr = 0), `cosine_split`, `cosine_stochastic`, `baseline_cosine` (between what arrived and what was
+    intended), `gain_split`, `gain_stochastic`, `baseline_gain` (the part of the intended move that arrived, <arrived,
+    intended> / |intended|^2: 1 when unbiased), `stochastic_bias_z` (the mean error along the sign of the intended move,
+    in standard errors: unbiased when within 3; None in float32, which rounds to nearest). A cosine below 1 at gain 1 is
+    noise of the rounding, which averages out over elements and steps; what a gain lacks to 1 is lost.
     `table`: these of each dtype, with `by_size` for every u.
 
     Cost: about a minute on one core for all dtypes, linear in (queries + updates) n. Raises ValueError for settings
@@ -175,7 +175,13 @@ def arrived(
 
 
 def zograd_moves(
-    dtype: torch.dtype, n: int, rounding: Rounding, slopes: Sequence[float], lr: float, seed: int, tick: Callable[[], object]
+    dtype: torch.dtype,
+    n: int,
+    rounding: Rounding,
+    slopes: Sequence[float],
+    lr: float,
+    seed: int,
+    tick: Callable[[], object],
 ) -> tuple[Tensor, Tensor]:
     """(the move of the matrices, the move intended), float64, when step t moves by -lr slopes[t] v_t."""
     net = Net(n, dtype, seed)
@@ -188,9 +194,7 @@ def zograd_moves(
         tick()
     after = torch.cat([store.master(leaf).double() for leaf in leaves])
     total = combination([-lr] * len(gradients), gradients)
-    exact = [
-        fill_(torch.empty(leaf.numel, dtype=torch.float64), total, Address(leaf.index, 0), {}) for leaf in leaves
-    ]
+    exact = [fill_(torch.empty(leaf.numel, dtype=torch.float64), total, Address(leaf.index, 0), {}) for leaf in leaves]
     return after - before, torch.cat(exact)
 
 

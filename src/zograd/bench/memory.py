@@ -28,13 +28,13 @@ def bench_memory(
 ) -> dict[str, Any]:
     """ratio = (peak of a step) / (peak of a plain forward with loss), as the operating system sees the process.
 
-    In the order inference, step, baseline: a warm-up of each, then medians of `rounds` peaks. Slots and low halves of the
-    method come into being with the warm-up of the step: they count in it, not in inference.
+    In the order inference, step, baseline: a warm-up of each, then medians of `rounds` peaks. Slots and low halves of
+    the method come into being with the warm-up of the step: they count in it, not in inference.
 
     Keys: `inference_peak_bytes`, `step_peak_bytes`, `baseline_peak_bytes` (whole process, Python and torch included),
     `ratio`, `baseline_ratio`; `weights_bytes`; `process_bytes`, what the process holds besides weights when idle; and
     the stricter `net_ratio`, `baseline_net_ratio` with `process_bytes` taken off both sides, which is what remains
-    when the model is large; `measured_by`, see `Peak`. On a CUDA device only its tensors count and `process_bytes` is 0.
+    when the model is large; `measured_by`, see `Peak`. On a CUDA device only its tensors count, `process_bytes` is 0.
 
     Cost: (1 + rounds) x (a forward, a step and a baseline step). Raises ModelError or ValueError before that.
     """

@@ -67,10 +67,8 @@ def bench_step(
         }
 
 
-def interleaved(
-    ways: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Seconds of each way in each round: round-robin, order reversed every round, one warm-up of each. Bar on stderr."""
+def interleaved(ways: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of each way in each round: round-robin, order reversed every round, after a warm-up. Bar on stderr."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     order = list(ways)
     with tqdm(total=(rounds + 1) * len(ways), unit="run", file=sys.stderr, disable=None, leave=False) as bar:

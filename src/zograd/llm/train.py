@@ -171,11 +171,13 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
         done = directory.resume(p.run)
 
     loop = Loop(p, scorer, batches, held_out, directory, quiet)
-    with Peak(s.device) as peak:
-        loop.go()
-        after = loop.last_metrics or scorer.evaluate(held_out)
-    directory.save_state(p.run)
-    directory.close()
+    try:
+        with Peak(s.device) as peak:
+            loop.go()
+            after = loop.last_metrics or scorer.evaluate(held_out)
+        directory.save_state(p.run)
+    finally:
+        directory.close()
     summary = {
         "steps": p.run.step_number,
         "evaluations": p.run.evaluations,
@@ -253,11 +255,17 @@ class Loop:
             line["refused"] = True
             if run.refused_in_a_row >= s.max_failures:
                 self.directory.log(line)
-                self.directory.close()
                 raise DivergenceError(
                     f"{run.refused_in_a_row} steps in a row had a non-finite loss (the last {record.loss} at step "
                     f"{record.step}); lower --lr (now {record.rates[0].lr:g}) or --mu, and start again"
                 )
+        if run.flat_in_a_row >= s.max_failures:
+            self.directory.log(line)
+            raise DivergenceError(
+                f"the loss was {record.loss:g} at every point of {run.flat_in_a_row} steps in a row: nothing that is "
+                f"trained changes it. Either the steps were so large that the model saturated (lower --lr, now "
+                f"{record.rates[0].lr:g}), or --mu {record.mu:g} is too small for these weights, or they are not used"
+            )
         self.last_metrics = None
         if (s.eval_every and run.step_number % s.eval_every == 0) or run.step_number == s.steps:
             self.last_metrics = self.scorer.evaluate(self.held_out)

@@ -1,0 +1,98 @@
+"""Peaks of the process: what was allocated inside is seen, what was freed before is not."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from zograd import memory
+from zograd.memory import Peak, available_bytes, resident_bytes
+
+MIB = 1 << 20
+
+
+def can_reset() -> bool:
+    with Peak() as peak:
+        pass
+    return peak.method == "VmHWM"
+
+
+needs_reset = pytest.mark.skipif(not can_reset(), reason="this system cannot reset the high-water mark")
+
+
+def idle() -> int:
+    """Resident memory without what earlier tests have left to be freed."""
+    gc.collect()
+    memory.trim()
+    return resident_bytes()
+
+
+def allocate(mib: int) -> None:
+    torch.ones(mib * MIB, dtype=torch.uint8)
+
+
+@needs_reset
+def test_a_peak_is_of_its_block_only():
+    allocate(200)
+    base = idle()
+    with Peak() as large:
+        allocate(100)
+    with Peak() as small:
+        allocate(10)
+    assert large.bytes - base == pytest.approx(100 * MIB, abs=20 * MIB)
+    assert small.bytes < large.bytes - 60 * MIB
+
+
+@needs_reset
+def test_nested_blocks_do_not_lose_the_peak_of_the_outer_one():
+    base = idle()
+    with Peak() as outer:
+        allocate(120)
+        with Peak() as inner:
+            allocate(10)
+        allocate(20)
+    assert outer.bytes - base > 100 * MIB
+    assert inner.bytes - base < 60 * MIB
+
+
+@needs_reset
+def test_the_peak_so_far_can_be_read_inside():
+    with Peak() as peak:
+        allocate(50)
+        so_far = peak.bytes
+        allocate(150)
+    assert 0 < so_far < peak.bytes
+
+
+def test_an_error_passes_through_and_closes_the_block():
+    with pytest.raises(KeyError), Peak() as peak:
+        raise KeyError
+    assert peak.bytes >= 0
+    assert memory._nested == []
+
+
+def test_without_proc_the_highest_of_the_process_is_given_and_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "absent")
+    with Peak() as peak:
+        allocate(1)
+    assert peak.method == ("unavailable" if sys.platform == "win32" else "ru_maxrss")
+    assert peak.bytes == resident_bytes()
+    if sys.platform != "win32":
+        assert peak.bytes > 10 * MIB
+
+
+def test_available_memory_is_a_size_or_unknown():
+    available = available_bytes()
+    assert available is None or available > MIB
+    if not torch.cuda.is_available():
+        assert available_bytes("cuda") is None
+
+
+def test_importing_does_not_import_torch():
+    code = "import sys, zograd.memory; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,179 @@
+"""The plan of a run: counted from the configuration, checked against models and against measured peaks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from zograd import methods
+from zograd.plan import plan
+from zograd.tape import Tape, TapeWriter
+
+pytest.importorskip("transformers")
+
+VOCABULARY, HIDDEN, INTERMEDIATE = 96, 32, 48
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Only a config.json: there is nothing that could be loaded."""
+    from transformers import LlamaConfig
+
+    path = tmp_path_factory.mktemp("config")
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ).save_pretrained(path)
+    return str(path)
+
+
+def built(folder: str) -> torch.nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+
+
+def test_parameters_and_weights_are_those_of_the_model(folder: str):
+    params = sum(p.numel() for p in built(folder).parameters())
+    out = plan(folder)
+    assert out["params"] == out["trainable"] == params
+    assert out["weights_bytes"] == 4 * params
+    assert plan(folder, dtype="bfloat16")["weights_bytes"] == 2 * params
+    assert json.loads(json.dumps(out)) == out
+
+
+def test_inference_is_weights_and_the_larger_of_head_and_block(folder: str):
+    out = plan(folder, batch_size=3, seq_len=5)
+    tokens = 15
+    head, block = tokens * VOCABULARY * 8, tokens * (6 * HIDDEN + 4 * INTERMEDIATE) * 4
+    assert out["activation_bytes"] == tokens * HIDDEN * 4 + max(head, block)
+    assert out["inference_peak_bytes"] == out["weights_bytes"] + out["activation_bytes"]
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_on_the_menu_can_be_planned(folder: str, name: str):
+    out, line = plan(folder, method=name), methods.describe(name)
+    assert out["evaluations_per_step"] == line["evaluations_per_step"]
+    assert out["slot_bytes"] == 4 * out["trainable"] * len(line["slots"])
+    extra = out["method_peak_bytes"] - out["inference_peak_bytes"]
+    assert extra == out["workspace_bytes"] + out["slot_bytes"] + out["low_bytes"]
+    assert out["tape_bytes_per_step"] > 50
+
+
+def test_split_weights_take_two_bytes_more_and_stochastic_ones_only_for_vectors(folder: str):
+    vectors = sum(p.numel() for p in built(folder).parameters() if p.ndim <= 1)
+    split = plan(folder, dtype="bf16", rounding="split")
+    assert split["low_bytes"] == 2 * split["params"]
+    assert plan(folder, dtype="bf16")["low_bytes"] == 2 * vectors
+    assert plan(folder)["low_bytes"] == 0
+
+
+def test_adam_needs_more_than_any_method_without_slots(folder: str):
+    out = plan(folder)
+    assert out["adam_peak_bytes"] >= out["weights_bytes"] + 12 * out["params"]
+    assert out["adam_peak_bytes"] > out["method_peak_bytes"]
+
+
+def test_lora_and_patterns_select_what_is_trained(folder: str):
+    pytest.importorskip("peft")
+    full, lora = plan(folder), plan(folder, train="lora")
+    assert 0 < lora["trainable"] < full["trainable"]
+    assert lora["params"] == full["params"] + lora["trainable"]
+    norms = plan(folder, train="*norm*", method="zo_adam")
+    assert norms["trainable"] == HIDDEN * 5
+    assert norms["slot_bytes"] == 8 * HIDDEN * 5
+
+
+def test_tape_bytes_are_those_of_a_real_tape(folder: str, tmp_path: Path):
+    from zograd import Run, Store
+    from zograd.oracles import sequential
+
+    method = methods.zo_sgd()
+    tensors = {"w": torch.ones(3, 4), "b": torch.ones(4)}
+    store = Store(tensors, groups={"w": 0, "b": 1}, decays=(1.0, 0.0))
+    run, path = Run(store, method), tmp_path / "tape.zo"
+    with TapeWriter(path, {}) as tape:
+        header = path.stat().st_size
+        for _ in range(3):
+            tape.append(run.step(sequential(lambda: float((tensors["w"] @ tensors["b"]).sum()))))
+    assert Tape(path).steps == 3
+    assert path.stat().st_size - header == 3 * plan(folder)["tape_bytes_per_step"]
+
+
+def advice_with(monkeypatch: pytest.MonkeyPatch, available: int | None, folder: str, **settings: object) -> list[str]:
+    monkeypatch.setattr("zograd.plan.available_bytes", lambda device: available)
+    out = plan(folder, **settings)
+    assert out["available_bytes"] == available
+    return out["advice"]
+
+
+def test_what_fits_is_said_and_what_adam_would_need(folder: str, monkeypatch: pytest.MonkeyPatch):
+    needed = plan(folder)["method_peak_bytes"]
+    (first, second) = advice_with(monkeypatch, needed, folder)
+    assert first.startswith("It fits")
+    assert "Adam with backpropagation would not" in second
+    assert len(advice_with(monkeypatch, 10**12, folder)) == 1
+
+
+def test_a_smaller_batch_is_advised_and_does_fit(folder: str, monkeypatch: pytest.MonkeyPatch):
+    available = plan(folder, batch_size=40)["method_peak_bytes"] + 100
+    said = advice_with(monkeypatch, available, folder, batch_size=64)
+    assert said[0].startswith("It does not fit")
+    assert any("batch size 40:" in line for line in said)
+
+
+def test_slots_are_advised_away(folder: str, monkeypatch: pytest.MonkeyPatch):
+    available = plan(folder, batch_size=1, method="zo_sgd")["method_peak_bytes"]
+    said = advice_with(monkeypatch, available, folder, batch_size=1, method="zo_adam")
+    assert any("method zo_sgd" in line for line in said)
+
+
+def test_changes_are_combined_when_none_is_enough_alone(folder: str, monkeypatch: pytest.MonkeyPatch):
+    available = plan(folder, batch_size=1, dtype="bf16", method="zo_sgd", train="lora")["method_peak_bytes"] + 1
+    said = advice_with(monkeypatch, available, folder, batch_size=64, method="zo_adam")
+    assert len(said) == 2
+    assert " and " in said[1]
+    assert advice_with(monkeypatch, 10, folder)[-1].startswith("Even with")
+    assert "nothing left" in advice_with(monkeypatch, 10, folder, batch_size=1, dtype="bf16", train="*q_proj*")[-1]
+
+
+def test_unknown_memory_is_said(folder: str, monkeypatch: pytest.MonkeyPatch):
+    assert "does not tell" in advice_with(monkeypatch, None, folder)[0]
+
+
+def test_bad_input_is_named(folder: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="no method 'nonesuch'"):
+        plan(folder, method="nonesuch")
+    with pytest.raises(ValueError, match="at least 1"):
+        plan(folder, batch_size=0)
+    with pytest.raises(ValueError, match="unknown rounding"):
+        plan(folder, rounding="up")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="selects no parameter"):
+        plan(folder, train="nonesuch*")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot read the configuration"):
+        plan(str(tmp_path))
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("batch_size", "seq_len"), [(4, 64), (2, 32)])
+def test_measured_peaks_agree_within_30_percent_of_what_is_above_the_weights(batch_size: int, seq_len: int):
+    from zograd.bench import bench_memory
+
+    measured = bench_memory(batch_size=batch_size, seq_len=seq_len, rounds=1)
+    if measured["measured_by"] != "VmHWM":
+        pytest.skip("this system cannot reset the high-water mark")
+    planned = plan("smollm2-135m", batch_size=batch_size, seq_len=seq_len)
+    weights, process = measured["weights_bytes"], measured["process_bytes"]
+    assert planned["weights_bytes"] == weights
+    for what, key in (("step_peak_bytes", "method_peak_bytes"), ("inference_peak_bytes", "inference_peak_bytes")):
+        assert measured[what] - process - weights == pytest.approx(planned[key] - weights, rel=0.3)
