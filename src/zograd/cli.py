@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -145,7 +145,7 @@ def quickstart(
             f"  {result['model']} on {result['task']}, {result['examples']} test questions never trained on",
             "",
             f"    zero-shot                        {percent(result['accuracy_before'])}",
-            f"    calibrated zero-shot             {percent(result['accuracy_calibrated'])}   (no training: label bias removed)",
+            f"    calibrated zero-shot             {percent(result['accuracy_calibrated'])}   (label bias removed)",
             f"    trained, forward passes only     {percent(result['accuracy_after'])}",
             "",
             f"  {result['steps']} steps of {result['method']}, {result['evaluations']} evaluations, "
@@ -225,7 +225,7 @@ def train(
     text = "\n".join(
         [
             f"{result['metric']}: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "
-            f"(calibrated zero-shot {percent(result['metric_calibrated'])}, {result['eval_examples']} held-out examples)"
+            f"(calibrated zero-shot {percent(result['metric_calibrated'])}; {result['eval_examples']} held-out)"
             if result["metric"] == "accuracy"
             else f"held-out loss: {result['metric_before']:.4f} -> {result['metric_after']:.4f}",
             f"{result['steps']} steps, {result['evaluations']} evaluations, {result['seconds']:.1f} s; peak memory "
@@ -325,7 +325,7 @@ def models(json: Json = False, debug: Debug = False) -> None:
 
     entries = [asdict(m) for m in hub.models()]
     lines = [
-        f"{e['name']:<18} {e['params'] / 1e6:>7.1f}M  {e['kind']:<12} {'cached' if e['cached'] else '':<7} {e['licence']}"
+        f"{e['name']:<18} {e['params'] / 1e6:>7.1f}M {e['kind']:<10} {'cached' if e['cached'] else '':<6} {e['licence']}"
         for e in entries
     ]
     emit({"models": entries}, json, "\n".join(lines))
@@ -373,7 +373,7 @@ def plan(
     seq_len: Annotated[int, typer.Option(help="Tokens an example.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
     train: Annotated[str, typer.Option(help="full, or a pattern of parameter names.")] = "full",
-    rounding: Annotated[str, typer.Option(help="stochastic, split, nearest.")] = "stochastic",
+    rounding: Annotated[Literal["stochastic", "split", "nearest"], typer.Option(help="16-bit moves.")] = "stochastic",
     device: Device = "cpu",
     json: Json = False,
     debug: Debug = False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from zograd.laws import Law
@@ -205,7 +205,7 @@ class Run(Generic[A]):
         moved = self._apply(estimate, record)
         self.abandon()
         self._count(record)
-        return Record(**{**{f: getattr(record, f) for f in Record.__slots__}, "moved": moved})
+        return replace(record, moved=moved)
 
     def _apply(self, estimate: Estimate[A], record: Record) -> float:
         """Assign slots, then move: the only order in which an anchor and its gradient belong to the same point."""

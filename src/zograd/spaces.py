@@ -1,4 +1,4 @@
-"""Spaces: what a step means at x. A direction z, drawn in frame coordinates, is lifted to a tangent vector and retracted.
+"""Spaces: what a step means at x. A direction, drawn in frame coordinates, is lifted to a tangent and retracted.
 
 Momentum, Adam moments and Vectors live in frame coordinates, so that a space needs no transport of its own:
 Adam on the positive orthant is Adam on log x.

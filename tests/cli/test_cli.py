@@ -94,7 +94,9 @@ def test_train_eval_replay_and_resume_print_one_json_line(tiny_model: Path, tmp_
 
     replayed = zograd("replay", tmp_path / "run", "--out", tmp_path / "weights", "--json", "--threads", 1)
     assert json.loads(replayed.stdout)["sha256"] == json.loads(more.stdout)["sha256"]
-    evaluated = zograd("eval", "--run", tmp_path / "run", "--examples", 8, "--split", "validation", "--json", "--threads", 1)
+    evaluated = zograd(
+        "eval", "--run", tmp_path / "run", "--examples", 8, "--split", "validation", "--json", "--threads", 1
+    )
     assert {"metric", "value", "calibrated", "majority", "examples", "loss"} <= json.loads(evaluated.stdout).keys()
 
 

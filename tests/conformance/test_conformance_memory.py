@@ -44,6 +44,8 @@ class LargestNewStorage(TorchDispatchMode):
                 yield from self._tensors(item)
 
 
+native = pytest.mark.skipif(noise.backend() != "native", reason="the torch backend makes noise in tensors of its own")
+
 SIDE = 512
 SMALL = 1 << 14  # elements of a chunk and of a tile here; the weights have 2^20
 
@@ -70,7 +72,7 @@ def four_layers(dtype: torch.dtype):
     return weights, loss
 
 
-@pytest.mark.skipif(noise.backend() != "native", reason="the torch backend makes noise in tensors of its own")
+@native
 @pytest.mark.filterwarnings("ignore:this step changed")
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
@@ -193,6 +195,7 @@ def test_other_tensors_do_not_change_the_direction_of_a_leaf() -> None:
     assert torch.equal(*seen)
 
 
+@native
 def test_workspace_is_made_once() -> None:
     """From the second step on, no tensor of a block's size is made at all by a step without slots."""
     weights = tensors(torch.float32, (SIDE, SIDE))

@@ -422,3 +422,15 @@ def test_finite_losses_whose_difference_overflows_refuse_the_step(name: str) -> 
     assert record is not None
     assert torch.isfinite(w).all()
     assert record.refused
+    assert list(record.losses) == told, "the record shows what was told"
+
+
+def test_a_slope_that_overflows_refuses_the_step() -> None:
+    """The spread of losses squares them: 1e200 is finite, its square is not, and a division by infinity hides it."""
+    w = nn.Parameter(torch.ones(4, dtype=torch.float64))
+    run = Run(Store({"w": w}), methods.fzoo(), 0)
+    with np.errstate(all="ignore"):
+        record = run.tell([1e200 * (k % 3) for k in range(len(run.ask()))])
+    assert record is not None
+    assert record.refused
+    assert torch.equal(w.detach(), torch.ones(4, dtype=torch.float64))

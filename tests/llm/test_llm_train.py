@@ -86,7 +86,7 @@ def test_replay_to_an_earlier_step_is_a_shorter_run(tiny_model: Path, tmp_path: 
     train(settings(tiny_model), tmp_path / "long", quiet=True)
     short = train(settings(tiny_model, steps=5), tmp_path / "short", quiet=True)
     assert replay(tmp_path / "long", None, tmp_path / "w5", to=5)["sha256"] == short["sha256"]
-    with pytest.raises(RunError, match="--to 13: the tape of .* has 12 steps"):
+    with pytest.raises(RunError, match=r"--to 13: the tape of .* has 12 steps"):
         replay(tmp_path / "long", None, tmp_path / "w13", to=13)
 
 
@@ -214,7 +214,9 @@ def test_sigterm_stops_between_steps_with_the_run_intact(tiny_model: Path, tmp_p
     assert replay(tmp_path / "run", None, tmp_path / "weights")["sha256"] == summary["sha256"]
 
 
-def test_a_full_disk_leaves_the_tape_as_it_was(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_tape_as_it_was(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from zograd.tape import TapeWriter
 
     written = TapeWriter._write

@@ -88,8 +88,8 @@ _INFOS = (
         name="trec",
         sizes={"train": 4865, "validation": 500, "test": 500},
         classes=("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"),
-        # The words of LM-BFF (Gao et al. 2021), as MeZO's tables have them. SmolLM2-135M, 500 validation examples: about
-        # 31 % zero-shot, 34 % calibrated. Of 405 sets of one-token words, (Expression, Explanation, Object, Person,
+        # The words of LM-BFF (Gao et al. 2021), as in MeZO's tables. SmolLM2-135M, 500 validation examples: about 31 %
+        # zero-shot, 34 % calibrated. Of 405 sets of one-token words, (Expression, Explanation, Object, Person,
         # Place, Number) does best there: 41 and 50 %; pass it as label_words to start higher.
         label_words=(" Expression", " Description", " Entity", " Human", " Location", " Number"),
         template="Question: {text}\nAnswer type:",

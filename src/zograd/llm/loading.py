@@ -138,7 +138,8 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
     """The tensors to train, by name: "full", "lora" (adapters already attached) or a pattern.
 
     A pattern of letters, dots, "*" and "?" is a shell pattern for whole names ("*.q_proj.weight"); anything else is a
-    regular expression searched in the name ("(q|v)_proj"). `layers` keeps only tensors of the top so many blocks. Raises ModelError when nothing matches.
+    regular expression searched in the name ("(q|v)_proj"). `layers` keeps only tensors of the top so many blocks.
+    Raises ModelError when nothing matches.
     """
     named: dict[str, Tensor] = dict(model.named_parameters())
     if train == "full":

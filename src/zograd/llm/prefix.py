@@ -9,7 +9,7 @@ an example. The same numbers as the full forward, up to the rounding of differen
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -120,10 +120,8 @@ class Prefix:
                 handles.append(attention[1].register_forward_hook(attention_done))
             for handle in handles:
                 stack.callback(handle.remove)
-            try:
-                yield
-            except _Recorded:  # nothing above has anything to add
-                pass
+            stack.enter_context(suppress(_Recorded))  # nothing above the last hook has anything to add
+            yield
 
     @contextmanager
     def recall(self, numbers: Sequence[int], width: int) -> Iterator[None]:

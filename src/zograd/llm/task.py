@@ -121,25 +121,27 @@ class Scorer:
 
     def _hidden(self, sequences: Sequence[Sequence_]) -> Tensor:
         """Last hidden states [len(sequences), width, d] of a right-padded batch."""
-        width = max(len(s.ids) for s in sequences)
-        ids = torch.full((len(sequences), width), self.pad)
-        mask = torch.zeros(len(sequences), width, dtype=torch.int64)
-        for row, s in enumerate(sequences):
-            ids[row, : len(s.ids)] = torch.tensor(s.ids)
-            mask[row, : len(s.ids)] = 1
-        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device), "use_cache": False}
         backbone = getattr(self.base, self.base.base_model_prefix)
         if self.prefix is None:
-            return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
+            return backbone(**self._inputs(sequences)).last_hidden_state  # type: ignore[no-any-return]
         numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in sequences]
         if any(n not in self.prefix.kept for n in numbers):
             with torch.no_grad(), self.prefix.record(numbers, [len(s.ids) for s in sequences]):
-                backbone(**inputs)
-        if self.prefix.last_only:
-            inputs |= {"input_ids": inputs["input_ids"][:, :1], "attention_mask": inputs["attention_mask"][:, :1]}
-            width = 1
-        with self.prefix.recall(numbers, width):
+                backbone(**self._inputs(sequences))
+        if self.prefix.last_only:  # one position, whatever its token: its states are recalled
+            one = torch.full((len(sequences), 1), 1, device=self.device)
+            inputs = {"input_ids": one, "attention_mask": one, "use_cache": False}
+        else:
+            inputs = self._inputs(sequences)
+        with self.prefix.recall(numbers, inputs["input_ids"].shape[1]):
             return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
+
+    def _inputs(self, sequences: Sequence[Sequence_]) -> dict[str, Any]:
+        """Right-padded token ids and their mask."""
+        width = max(len(s.ids) for s in sequences)
+        ids = torch.tensor([[*s.ids, *[self.pad] * (width - len(s.ids))] for s in sequences])
+        mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in sequences])
+        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device), "use_cache": False}
 
     def _remembered(self, examples: Sequence[Example]) -> bool:
         assert self.prefix is not None

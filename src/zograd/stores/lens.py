@@ -32,7 +32,7 @@ _SHAPE_ONLY = frozenset(
     {
         Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.storage_offset,
         Tensor.is_contiguous, Tensor.is_floating_point, Tensor.is_complex, Tensor.element_size, Tensor.get_device,
-        Tensor.__len__, Tensor.__hash__, Tensor.__repr__, Tensor.requires_grad_, Tensor.type, torch.is_tensor,
+        Tensor.__len__, Tensor.__hash__, Tensor.__repr__, Tensor.requires_grad_, torch.is_tensor,
         torch.is_floating_point, torch.is_complex, torch.numel, torch.empty_like, torch.zeros_like, torch.ones_like,
         torch.result_type, Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
         Tensor.is_inference, Tensor.is_signed,
