@@ -324,8 +324,9 @@ def models(json: Json = False, debug: Debug = False) -> None:
     from zograd import hub
 
     entries = [asdict(m) for m in hub.models()]
+    cached = {True: "cached", False: ""}
     lines = [
-        f"{e['name']:<18} {e['params'] / 1e6:>7.1f}M {e['kind']:<10} {'cached' if e['cached'] else '':<6} {e['licence']}"
+        f"{e['name']:<18} {e['params'] / 1e6:>7.1f}M {e['kind']:<10} {cached[e['cached']]:<6} {e['licence']}"
         for e in entries
     ]
     emit({"models": entries}, json, "\n".join(lines))

@@ -130,7 +130,7 @@ class Scorer:
                 backbone(**self._inputs(sequences))
         if self.prefix.last_only:  # one position, whatever its token: its states are recalled
             one = torch.full((len(sequences), 1), 1, device=self.device)
-            inputs = {"input_ids": one, "attention_mask": one, "use_cache": False}
+            inputs: dict[str, Any] = {"input_ids": one, "attention_mask": one, "use_cache": False}
         else:
             inputs = self._inputs(sequences)
         with self.prefix.recall(numbers, inputs["input_ids"].shape[1]):
