@@ -127,7 +127,6 @@ def mib(n: float) -> str:
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/quickstart"),
     seed: Seed = 0,
-    threads: Threads = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -135,7 +134,6 @@ def quickstart(
 
     Example: zograd quickstart --seed 1
     """
-    set_threads(threads)
     from zograd.llm.quickstart import quickstart as go
 
     result = go(out, seed=seed, say=say)
@@ -200,7 +198,6 @@ def train(
 
     Example: zograd train --model smollm2-135m --task trec --train lora --method fzoo --steps 500 --out runs/a
     """
-    set_threads(threads)
     from zograd.hub import parse_label_words
     from zograd.llm.settings import parse, parse_assignments, read_config
     from zograd.llm.train import train as go
@@ -210,7 +207,7 @@ def train(
         "batch_size": batch_size, "lr": lr, "mu": mu, "lr_schedule": lr_schedule, "warmup": warmup,
         "weight_decay": weight_decay, "seed": seed, "dtype": dtype, "rounding": rounding, "device": device,
         "train_examples": train_examples, "eval_examples": eval_examples, "eval_split": eval_split,
-        "eval_every": eval_every, "lora_r": lora_r, "prompt_template": prompt_template, "label_column": label_column,
+        "eval_every": eval_every, "threads": threads, "lora_r": lora_r, "prompt_template": prompt_template, "label_column": label_column,
         "lora_targets": lora_targets.split(",") if lora_targets else None,
         "label_words": parse_label_words(label_words) if label_words else None,
     }  # fmt: skip

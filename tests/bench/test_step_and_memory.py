@@ -31,6 +31,11 @@ def test_step_reports_the_contract(tiny: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == ""
 
 
+def test_half_precision_says_nothing_about_its_tiny_steps(tiny: str):
+    out = bench_step(tiny, batch_size=1, seq_len=4, rounds=1, dtype="bf16")
+    assert out["dtype"] == "bfloat16"
+
+
 def test_a_method_is_compared_with_as_many_forwards_as_it_makes(tiny: str):
     out = bench_step(tiny, batch_size=1, seq_len=4, rounds=1, method="fzoo")
     assert out["forwards"] == 9

@@ -7,6 +7,7 @@ a step of zograd, and a step of the baseline loop. Random ids cost what text cos
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -73,7 +74,9 @@ class Workload:
         self._finish()
 
     def step(self) -> None:
-        self.run.step(sequential(self.loss))
+        with warnings.catch_warnings():  # that such a small lr vanishes in 16 bits is meant
+            warnings.filterwarnings("ignore", "this step changed", UserWarning)
+            self.run.step(sequential(self.loss))
         self._finish()
 
     def baseline(self) -> None:

@@ -41,6 +41,7 @@ class TrainSettings(BaseModel):
     rounding: Literal["stochastic", "split", "nearest"] = "stochastic"
     dtype: str = "auto"
     device: str = "cpu"
+    threads: int | None = Field(default=None, ge=1)
     cache_prefix: bool = True
     train_examples: int | None = Field(default=1000, ge=1)
     eval_examples: int | None = Field(default=500, ge=1)
