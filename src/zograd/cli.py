@@ -207,7 +207,8 @@ def train(
         "batch_size": batch_size, "lr": lr, "mu": mu, "lr_schedule": lr_schedule, "warmup": warmup,
         "weight_decay": weight_decay, "seed": seed, "dtype": dtype, "rounding": rounding, "device": device,
         "train_examples": train_examples, "eval_examples": eval_examples, "eval_split": eval_split,
-        "eval_every": eval_every, "threads": threads, "lora_r": lora_r, "prompt_template": prompt_template, "label_column": label_column,
+        "eval_every": eval_every, "threads": threads,
+        "lora_r": lora_r, "prompt_template": prompt_template, "label_column": label_column,
         "lora_targets": lora_targets.split(",") if lora_targets else None,
         "label_words": parse_label_words(label_words) if label_words else None,
     }  # fmt: skip

@@ -6,6 +6,7 @@ not comparable. What is not a finite number is a failed evaluation, and never en
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias
@@ -50,7 +51,7 @@ def sequential(loss: Loss) -> Oracle:
                 reseed()
                 with store.at(query.at):
                     value = float(loss())
-                if not store.settled():  # only ever on a first query
+                if math.isfinite(value) and not store.settled():  # only ever on a first query
                     reseed()
                     with store.at(query.at):
                         value = float(loss())

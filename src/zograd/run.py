@@ -50,6 +50,8 @@ class Method(Generic[A]):
             raise ValueError(
                 f"weight decay pulls towards 0, outside of {type(self.space).__name__}; use weight_decay=0"
             )
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
         if not as_schedule(self.mu).peak > 0:
             raise ValueError(f"mu must be > 0, got {as_schedule(self.mu).peak}")
         check_pairing(self.estimator, self.rule)
@@ -178,7 +180,7 @@ class Run(Generic[A]):
         return sum(len(answer) for answer in self._answers)
 
     def _refuse(self, losses: Sequence[float], rates: Sequence[Rate] | None) -> Record:
-        bad = next(f for f in losses if not math.isfinite(f))
+        bad = next((f for f in losses if not math.isfinite(f)), math.inf)  # inf: the estimate overflowed
         record = Record(
             self.step_number, Vector(), bad, tuple(rates or self.rates()), None, (), self._asked(), True, tuple(losses)
         )
@@ -187,8 +189,9 @@ class Run(Generic[A]):
         return record
 
     def _finish(self, estimate: Estimate[A], rates: Sequence[Rate] | None) -> Record:
-        if not all(math.isfinite(c) for _, c in estimate.vector.terms):
-            return self._refuse([c for _, c in estimate.vector.terms], rates)
+        scalars = (*(c for _, c in estimate.vector.terms), *(estimate.aux or ()))  # type: ignore[misc]
+        if not all(math.isfinite(c) for c in scalars):  # differences of finite losses may overflow
+            return self._refuse(list(estimate.losses), rates)
         aux = estimate.aux
         record = Record(
             self.step_number,
@@ -209,8 +212,8 @@ class Run(Generic[A]):
 
     def _apply(self, estimate: Estimate[A], record: Record) -> float:
         """Assign slots, then move: the only order in which an anchor and its gradient belong to the same point."""
-        for slot, vector in estimate.writes.items():
-            self.store.assign(slot, vector)
+        if estimate.writes:
+            self.store.assign(estimate.writes)
         iterate = self.store.iterate(record.rates, fold(fold(self.seed, record.step), ROUNDING))
         self.method.rule.apply(iterate, estimate, self.state)
         return self.store.health(iterate)
@@ -244,6 +247,8 @@ class Run(Generic[A]):
             "seed": self.seed,
             "step": self.step_number,
             "evaluations": self.evaluations,
+            "refused_in_a_row": self.refused_in_a_row,
+            "flat_in_a_row": self.flat_in_a_row,
             "state": dict(self.state),
             "answers": [list(answer) for answer in self._answers],
         }
@@ -252,6 +257,7 @@ class Run(Generic[A]):
         """Continue where `state_dict` was taken, in the middle of a step too (its answers are told again)."""
         self.abandon()
         self.seed, self.step_number = state["seed"], state["step"]
+        self.refused_in_a_row, self.flat_in_a_row = state["refused_in_a_row"], state["flat_in_a_row"]
         self.evaluations, self.state = state["evaluations"], dict(state["state"])
         for answer in state["answers"]:
             self.ask()

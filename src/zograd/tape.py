@@ -6,7 +6,7 @@ Layout (little endian), version 1:
     frame(p) = u32 len(p) | u32 crc of the length and all before it | p | u32 crc of p and all before it
 
 Every checksum continues the one before, so a flipped bit, a lost, doubled or swapped record is found and named. A
-frame that ends with the file is a torn write: it is dropped with a warning. A two-point record takes 88 bytes.
+frame that ends with the file is a torn write: it is dropped with a warning. A two-point record takes 90 bytes.
 """
 
 from __future__ import annotations

@@ -92,6 +92,10 @@ class Vector:
         return bool(self.terms)
 
 
+# Checkpoints hold the Vectors that a rule remembers; this lets torch.load read them with its safe defaults.
+torch.serialization.add_safe_globals([Kind, Noise, Slot, Vector])
+
+
 def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vector:
     """sum_k a_k v_k as one Vector, terms in order of first appearance."""
     merged: dict[Basis, float] = {}

@@ -11,7 +11,7 @@ from zograd.vector import Ask, Estimate, Query, Routine, combination
 
 
 def positive_count(n: int, least: int = 1) -> None:
-    if n < least:
+    if n < least or n != int(n):
         raise ValueError(f"an estimator needs n >= {least} directions, got n={n}")
 
 

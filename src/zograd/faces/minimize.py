@@ -40,10 +40,10 @@ class ArrayStore(Store):
     """One NumPy array as the iterate."""
 
     def __init__(self, x0: npt.ArrayLike, space: Space) -> None:
-        x = np.array(x0, copy=True)  # C order, ours
+        x = np.array(x0, copy=True, order="C")  # ours
         if x.size == 0:
             raise ValueError("x0 is empty; pass an array with at least one element")
-        if not np.issubdtype(x.dtype, np.floating):
+        if x.dtype.kind in "biu":
             x = x.astype(np.float64)
         if x.dtype not in (np.float32, np.float64):
             raise TypeError(f"x0 has dtype {x.dtype}; pass float64 or float32")

@@ -93,6 +93,7 @@ class Store:
     groups: the group of each tensor (for its own learning rate), by name; default all in group 0.
     decays: factor on the weight decay of each group.
 
+    Buffers are not the store's: BatchNorm in train mode updates its running statistics at every evaluation.
     Memory beyond the weights: slots that rules declare, `low`, one tile of weights in use (`stores/lens.py`).
     """
 
@@ -150,7 +151,10 @@ class Store:
                 f"Leave it out of the selection, or train what scales it."
             )
         if not tensor.is_contiguous():
-            raise ValueError(f"{name!r} is not contiguous (strides {tensor.stride()}); pass {name}.contiguous()")
+            raise ValueError(
+                f"{name!r} is not contiguous (strides {tensor.stride()}); make it so, for a model with "
+                f"model.to(memory_format=torch.contiguous_format)"
+            )
         if (why := self.space.explain(tensor.detach())) is not None:
             raise ValueError(f"{name!r} is not in {type(self.space).__name__}: {why}")
 
@@ -164,10 +168,11 @@ class Store:
                     dtype = accumulation_dtype(leaf.dtype)
                     leaf.slots[name] = torch.full((leaf.numel,), value, dtype=dtype, device=leaf.tensor.device)
 
-    def assign(self, slot: str, vector: Vector) -> None:
-        """slot <- vector, evaluated with the old slots."""
-        for block in self.blocks(vector):
-            block.slots[slot].copy_(block.v[0])
+    def assign(self, writes: Mapping[str, Vector]) -> None:
+        """slot <- vector for all of them at once, evaluated with the old slots."""
+        for block in self.blocks(*writes.values()):
+            for slot, v in zip(writes, block.v, strict=True):
+                block.slots[slot].copy_(v)
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -226,7 +231,8 @@ class Store:
         key = (dtype, leaf.tensor.device, use)
         buffer = self._scratch.get(key)
         if buffer is None or buffer.numel() < numel:
-            self._scratch[key] = buffer = torch.empty(numel, dtype=dtype, device=leaf.tensor.device)
+            with torch.inference_mode(False):  # the next query may come from outside of it
+                self._scratch[key] = buffer = torch.empty(numel, dtype=dtype, device=leaf.tensor.device)
         return buffer[:numel]
 
     def point_(self, out: Tensor, leaf: Leaf, point: Vector, start: int = 0, stop: int | None = None) -> Tensor:
@@ -403,6 +409,8 @@ class Iterate:
 
     def _write(self, leaf: Leaf, x: Tensor, low: Tensor | None, start: int, **source: Any) -> None:
         rate = self.rates[leaf.group]
+        if rate.lr == 0.0:  # x + 0 v is not x where x is -0 or v is not finite
+            return
         stochastic = leaf.dtype in HALF and low is None and self.store.rounding == "stochastic"
         source.setdefault("scale", 1.0 - rate.lr * rate.weight_decay)
         rounding = self.key if stochastic else None

@@ -38,7 +38,10 @@ _SHAPE_ONLY = frozenset(
         Tensor.is_inference, Tensor.is_signed,
     }
 )  # fmt: skip
-_VALUE_PROPERTIES = frozenset({Tensor.data.__get__, Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__})  # type: ignore[attr-defined]
+_VALUE_PROPERTIES = frozenset(getattr(Tensor, name).__get__ for name in ("data", "T", "mT", "H", "mH", "real", "imag"))
+_WRITING_OPERATORS = frozenset(
+    {"__set__", "__setitem__"} | {f"__i{op}__" for op in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
+)
 _POINTERS = frozenset({Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage})
 _BINARY = frozenset(
     {
@@ -77,7 +80,7 @@ class Lens(TorchFunctionMode):
             if id(a) in leaves or (type(a) in (list, tuple) and any(id(e) in leaves for e in a)):
                 return self._show(func, args, kwargs)
         for a in kwargs.values():
-            if id(a) in leaves:
+            if id(a) in leaves or (type(a) in (list, tuple) and any(id(e) in leaves for e in a)):
                 return self._show(func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -85,11 +88,12 @@ class Lens(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func in _SHAPE_ONLY or (name == "__get__" and func not in _VALUE_PROPERTIES):
             return func(*args, **kwargs)
+        if func is Tensor.type and len(args) == 1 and not kwargs:  # the name; w.type(dtype) asks for values
+            return func(*args, **kwargs)
         if func in _POINTERS:  # somebody reads the memory itself: this leaf must be perturbed there
             self.store.pointed.add(self.leaves[id(args[0])].index)
             return func(*args, **kwargs)
-        if name == "__set__" or (name.endswith("_") and not name.endswith("__") and id(args[0]) in self.leaves):
-            leaf = self.leaves[id(args[0])]
+        for leaf in self._written(name, args, kwargs):
             raise RuntimeError(
                 f"the loss writes to trained tensor {leaf.name!r} (torch function {name}); an evaluation must only "
                 f"read the weights. Move the write out of the loss, or leave the tensor out of the selection."
@@ -103,6 +107,14 @@ class Lens(TorchFunctionMode):
         if func in _CASTS and self._any_split_half(args[:1], {}):
             return func(self._float32(self.leaves[id(args[0])]), *args[1:], **kwargs)
         return func(*self._replace(args), **{k: self._replace_one(v) for k, v in kwargs.items()})
+
+    def _written(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Leaf]:
+        """The leaves that a call writes to: the first argument of an in-place function, and `out`."""
+        targets: list[Any] = [kwargs.get("out")]
+        if name in _WRITING_OPERATORS or (name.endswith("_") and not name.endswith("__")):
+            targets.append(args[0] if args else next(iter(kwargs.values())))
+        flat = [t for target in targets for t in (target if isinstance(target, list | tuple) else [target])]
+        return [self.leaves[id(t)] for t in flat if id(t) in self.leaves]
 
     # ---- what a leaf looks like --------------------------------------------------------------------------------
 
@@ -118,7 +130,7 @@ class Lens(TorchFunctionMode):
         if type(a) in (list, tuple):
             return type(a)(self._replace_one(e) for e in a)
         leaf = self._leaf(a)
-        if leaf is None or not (self.point or leaf.low is not None):
+        if leaf is None:
             return a
         out = torch.empty(leaf.numel, dtype=leaf.dtype, device=leaf.tensor.device)
         return self.store.point_(out, leaf, self.point).view(leaf.tensor.shape)
@@ -161,15 +173,15 @@ class Lens(TorchFunctionMode):
     # ---- the two functions that read almost every weight of a language model -------------------------------------
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        leaf = self._leaf(weight)
-        if leaf is None or torch.is_autocast_enabled(weight.device.type):
-            args = self._replace((input, weight, bias))
-            return F.linear(*args)
         if bias is not None and self._any_split_half((bias,), {}):
             y = self._linear(input, weight)
             return (y.float() + self._float32(self.leaves[id(bias)])).to(y.dtype)
+        leaf = self._leaf(weight)
+        # Whoever keeps the weight (autograd, the cache of autocast) needs a tensor of its own.
+        if leaf is None or weight.ndim != 2 or torch.is_grad_enabled() or torch.is_autocast_enabled(weight.device.type):
+            return F.linear(*self._replace((input, weight, bias)))
         x, bias = self._replace_one(input), self._replace_one(bias)
-        if not self.terms and leaf.low is None:
+        if not self.point and leaf.low is None:
             return F.linear(x, weight, bias)
         rows, columns = weight.shape
         tile = max(1, TILE // max(columns, 1))
