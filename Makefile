@@ -20,7 +20,7 @@ test-gpu: $(VENV)/.dev
 
 # The default suite of the language-model door against the oldest supported transformers, in an environment of its own.
 test-matrix: .venv-floor/.dev
-	.venv-floor/bin/python -m pytest -n 2 -m "not slow and not gpu" tests/llm tests/conformance tests/hub
+	.venv-floor/bin/python -m pytest -n 2 -m "not slow and not gpu"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

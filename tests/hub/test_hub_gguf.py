@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,11 @@ torch = pytest.importorskip("torch")
 from zograd.hub.gguf_llama import convert, write_safetensors  # noqa: E402
 
 HEADS, KV_HEADS, HIDDEN, FFN, LAYERS = 4, 2, 64, 96, 2
+
+
+def rope_theta(config: Any) -> float:
+    """The base of the rotary embedding, where transformers 4 and 5 keep it."""
+    return config.rope_theta if hasattr(config, "rope_theta") else config.rope_parameters["rope_theta"]
 
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -38,7 +44,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory):
         max_position_embeddings=128,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        rope_theta=5000.0,
     )
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval()
@@ -112,7 +118,7 @@ def test_the_weights_and_the_logits_are_the_same(llama) -> None:
 def test_the_config_holds_the_numbers_of_the_file(llama) -> None:
     _, folder = llama
     config = transformers.AutoConfig.from_pretrained(folder)
-    assert config.rope_parameters["rope_theta"] == 5000.0
+    assert rope_theta(config) == 5000.0
     assert config.rms_norm_eps == 1e-5
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
     assert config.max_position_embeddings == 128

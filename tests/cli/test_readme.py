@@ -1,0 +1,41 @@
+"""The README's Python runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, str(README), "exec"), names)
+    result = names["res"]
+    assert result.success  # type: ignore[attr-defined]
+    assert (result.x > 0).all()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["zo_sgd", "mezo", "mezo_momentum", "zo_adam", "zo_sign", "fzoo", "rank"])
+def test_every_command_line_of_the_readme_names_methods_that_exist(name: str) -> None:
+    from zograd import methods
+
+    assert name in methods.names()
+    used = set(re.findall(r"--method (\w+)", README.read_text()))
+    assert used <= set(methods.names())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_says_what_plan_says(error: Exception) -> None:
+    from zograd.cli import explain
+
+    assert "`zograd plan` says what fits" in explain(error)
+
+
+def test_a_full_disk_says_that_the_run_is_intact() -> None:
+    from zograd.cli import explain
+
+    assert "intact: free some space and --resume" in explain(OSError(28, "No space left on device", "tape.zo"))
