@@ -91,11 +91,15 @@ def prepare(s: TrainSettings) -> Prepared:
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed))
 
 
-def use_threads(s: TrainSettings) -> TrainSettings:
-    """Set torch's thread count and write it into the settings: the last bits of a matrix product depend on it."""
+def resolve(s: TrainSettings) -> TrainSettings:
+    """The settings with what depends on the machine written out: dtype "auto", and the number of threads.
+
+    Sets torch's thread count, since the last bits of a matrix product depend on it.
+    """
     if s.threads is not None:
         torch.set_num_threads(s.threads)
-    return s.model_copy(update={"threads": torch.get_num_threads()})
+    dtype = str(loading.dtype_named(s.dtype)).removeprefix("torch.")
+    return s.model_copy(update={"threads": torch.get_num_threads(), "dtype": dtype})
 
 
 @contextmanager
@@ -137,7 +141,7 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
                 f"the {s.lr_schedule} schedule of this run ends at {s.steps} steps; resume it with --steps {s.steps}"
             )
         s = s.model_copy(update={"steps": steps})
-    s = use_threads(s)
+    s = resolve(s)
     task = load_task(
         s.task,
         prompt_template=s.prompt_template,
