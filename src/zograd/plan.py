@@ -45,10 +45,10 @@ from zograd.llm.loading import (
 from zograd.memory import available_bytes
 from zograd.run import Method, Run
 from zograd.stores import Rounding, Store
-from zograd.stores.base import CHUNK, HALF
+from zograd.stores.base import CHUNK
 from zograd.stores.lens import TILE
 from zograd.tape import pack_record
-from zograd.vector import accumulation_dtype
+from zograd.vector import HALF, accumulation_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -10,11 +10,12 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import nn
 
 from zograd import __version__
 from zograd.noise import NOISE_VERSION
@@ -27,16 +28,17 @@ class RunError(ValueError):
     """A run directory that cannot be used as asked: the message names the file and what to do."""
 
 
-def identity(tensors: Iterable[tuple[str, Tensor]]) -> list[dict[str, Any]]:
-    """Name, shape, dtype and SHA-256 of each tensor: what a tape's base model is recognised by."""
+def identity(model: nn.Module) -> list[dict[str, Any]]:
+    """Name, shape, dtype and SHA-256 of each tensor: what a tape's base model is recognised by. Reads every weight."""
+    digest = cache(lambda t: hashlib.sha256(tensor_bytes(t)).hexdigest())  # tied weights are hashed once
     return [
         {
             "name": name,
             "shape": list(t.shape),
             "dtype": str(t.dtype).removeprefix("torch."),
-            "sha256": hashlib.sha256(tensor_bytes(t)).hexdigest(),
+            "sha256": digest(t),
         }
-        for name, t in tensors
+        for name, t in model.state_dict(keep_vars=True).items()
     ]
 
 
@@ -57,6 +59,12 @@ def check_identity(expected: list[dict[str, Any]], found: list[dict[str, Any]], 
                 )
 
 
+def check_free(root: Path) -> None:
+    """Raise RunError when the folder holds a run already."""
+    if (root / "run.json").exists() or (root / "tape.zo").exists():
+        raise RunError(f"{root} already holds a run; go on with --resume, or choose another --out")
+
+
 class RunDirectory:
     """Files of one run. Make one with `create` or `open`."""
 
@@ -70,8 +78,7 @@ class RunDirectory:
     ) -> RunDirectory:
         """A fresh run; refuses a folder that already holds one."""
         root = Path(path)
-        if (root / "run.json").exists() or (root / "tape.zo").exists():
-            raise RunError(f"{root} already holds a run; go on with --resume, or choose another --out")
+        check_free(root)
         root.mkdir(parents=True, exist_ok=True)
         meta = {
             "zograd": __version__,
@@ -120,7 +127,7 @@ class RunDirectory:
         done = self._load_state(run, tape.steps)
         run.replay(record for record in tape.records if record.step >= done)
         self._trim_metrics(tape.steps)
-        self.writer = TapeWriter(self.tape_path)
+        self.writer = TapeWriter(self.tape_path, tape)
         return tape.steps
 
     def append(self, record: Record) -> None:

@@ -206,12 +206,12 @@ class Tape:
 class TapeWriter:
     """Appends records; each is one write, so a killed process loses at most the record under way."""
 
-    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any] | None = None) -> None:
-        """Start a new tape with `header`, or (header None) continue an existing one, cutting a torn end off."""
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any] | Tape | None = None) -> None:
+        """Start a new tape with `header`, or continue one (None, or a `Tape` already read), cutting a torn end off."""
         self.path = Path(path)
         self._file: BinaryIO
-        if header is None:
-            tape = Tape(self.path)
+        if header is None or isinstance(header, Tape):
+            tape = header or Tape(self.path)
             self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
             self._file.truncate(tape.end)
             self._file.seek(tape.end)

@@ -190,6 +190,10 @@ def fill_(out: Tensor, v: Vector, at: Address, slots: Mapping[str, Tensor]) -> T
     return out
 
 
+HALF = (torch.bfloat16, torch.float16)
+"""The 16-bit weight dtypes."""
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays float64; every other weight dtype is computed with in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

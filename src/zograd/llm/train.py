@@ -23,7 +23,7 @@ from zograd.llm.task import Batches, Metrics, Scorer
 from zograd.memory import Peak
 from zograd.oracles import sequential
 from zograd.run import Method, Record, Run
-from zograd.rundir import RunDirectory, RunError, check_identity, identity
+from zograd.rundir import RunDirectory, RunError, check_free, check_identity, identity
 from zograd.schedules import Schedule
 from zograd.stores import Store
 from zograd.tape import Tape
@@ -130,8 +130,8 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
     The run is written to `out` as it goes; with `resume` the run there goes on to the bit-identical end. Raises
     DivergenceError after `max_failures` refused steps in a row, with the run intact.
     """
-    if (Path(out) / "run.json").exists() and not resume:
-        raise RunError(f"{out} already holds a run; go on with --resume, or choose another --out")
+    if not resume:
+        check_free(Path(out))
     directory = RunDirectory.open(out) if resume else None
     if directory is not None:
         steps = s.steps
@@ -151,7 +151,7 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
         seed=s.seed,
     )
     p = prepare(s)
-    base = identity(p.model.state_dict(keep_vars=True).items())  # reads, hence makes resident, every weight
+    base = identity(p.model)  # first, so that every weight is resident when the peak of inference is measured
     examples = list(task.splits["train"])[: s.train_examples]
     held_out = list(task.splits[s.eval_split])[: s.eval_examples]
     scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
@@ -190,11 +190,12 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
         directory.save_state(p.run)
     finally:
         directory.close()
+    losses = [r.loss for r in Tape(directory.tape_path).records if not r.refused]
     summary = {
         "steps": p.run.step_number,
         "evaluations": p.run.evaluations,
-        "loss_first": loop.first_loss(),
-        "loss_last": loop.recent_loss(),
+        "loss_first": _mean(losses[:10]),
+        "loss_last": _mean(losses[-10:]),
         "metric": after.metric,
         "metric_before": before.value,
         "metric_calibrated": before.calibrated,
@@ -217,6 +218,10 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
         directory.meta["result"] = summary
         directory.save_meta()
     return summary
+
+
+def _mean(losses: list[float]) -> float | None:
+    return sum(losses) / len(losses) if losses else None
 
 
 def _shown(m: Metrics) -> dict[str, Any]:
@@ -286,19 +291,6 @@ class Loop:
         if run.step_number % s.save_every == 0:
             self.directory.save_state(run)
 
-    def _losses(self) -> list[float]:
-        return [r.loss for r in Tape(self.directory.tape_path).records if not r.refused]
-
-    def first_loss(self) -> float | None:
-        """Mean training loss of the first 10 steps of the whole run."""
-        losses = self._losses()[:10]
-        return sum(losses) / len(losses) if losses else None
-
-    def recent_loss(self) -> float | None:
-        """Mean training loss of the last 10 steps."""
-        losses = self._losses()[-10:]
-        return sum(losses) / len(losses) if losses else None
-
 
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
@@ -308,7 +300,7 @@ def _number(value: float) -> float | None:
 # ---- base model + tape ------------------------------------------------------------------------------------------
 
 
-def restore(path: str | Path, model: str | None = None, *, to: int | None = None) -> tuple[Prepared, Tape]:
+def restore(path: str | Path, model: str | None = None, *, to: int | None = None) -> tuple[Prepared, RunDirectory]:
     """The base model with a run replayed onto it, up to step `to` (all when None); no forward pass is made."""
     directory = RunDirectory.open(path)
     s = parse(directory.meta["settings"])
@@ -316,11 +308,11 @@ def restore(path: str | Path, model: str | None = None, *, to: int | None = None
     if to is not None and not 0 <= to <= tape.steps:
         raise RunError(f"--to {to}: the tape of {path} has {tape.steps} steps")
     p = prepare(s if model is None else s.model_copy(update={"model": model}))
-    check_identity(directory.meta["model"], identity(p.model.state_dict(keep_vars=True).items()), p.settings.model)
+    check_identity(directory.meta["model"], identity(p.model), p.settings.model)
     start = time.perf_counter()
     p.run.replay(tape.records[:to])
     p.replay_seconds = time.perf_counter() - start
-    return p, tape
+    return p, directory
 
 
 def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | None = None) -> dict[str, Any]:
@@ -328,11 +320,11 @@ def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | No
     if Path(out).exists() and any(Path(out).iterdir()):
         raise RunError(f"{out} is not empty; choose a new folder for the weights")
     start = time.perf_counter()
-    p, tape = restore(path, model, to=to)
+    p, directory = restore(path, model, to=to)
     sha256 = p.store.digest()
     seconds = time.perf_counter() - start
-    recorded = RunDirectory.open(path).meta.get("result", {})
-    if to in (None, recorded.get("steps")) and recorded.get("steps") == tape.steps and recorded["sha256"] != sha256:
+    recorded = directory.meta.get("result", {})
+    if recorded.get("steps") == p.run.step_number and recorded["sha256"] != sha256:
         raise RunError(
             f"the replayed weights have SHA-256 {sha256}, but the run ended at {recorded['sha256']}: "
             f"this machine's arithmetic or one of the files differs; nothing was written"

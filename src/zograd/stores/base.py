@@ -21,14 +21,13 @@ from torch import Tensor
 from zograd import noise
 from zograd.spaces import Euclidean, Space
 from zograd.stores.split import expand
-from zograd.vector import Address, Array, Basis, Noise, Slot, Vector, accumulation_dtype, fill_, noise_terms
+from zograd.vector import HALF, Address, Array, Basis, Noise, Slot, Vector, accumulation_dtype, fill_, noise_terms
 
 Rounding: TypeAlias = Literal["stochastic", "split", "nearest"]
 
 CHUNK = 1 << 18
 """Elements a block holds: 1 MiB of float32, small enough to stay in the cache between two operations."""
 
-HALF = (torch.bfloat16, torch.float16)
 SUPPORTED = (torch.float32, torch.float64, *HALF)
 
 

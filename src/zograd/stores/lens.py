@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from zograd import noise
-from zograd.vector import Vector, noise_terms
+from zograd.vector import HALF, Vector, noise_terms
 
 if TYPE_CHECKING:
     from zograd.stores.base import Leaf, Store
@@ -54,7 +54,6 @@ _NORMS = frozenset(
     {F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm, torch.layer_norm, torch.rms_norm, torch.group_norm}
 )
 _CASTS = frozenset({Tensor.float, Tensor.to, Tensor.type_as})
-_HALF = (torch.bfloat16, torch.float16)
 
 
 class Lens(TorchFunctionMode):
@@ -76,10 +75,7 @@ class Lens(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         leaves = self.leaves
-        for a in args:
-            if id(a) in leaves or (type(a) in (list, tuple) and any(id(e) in leaves for e in a)):
-                return self._show(func, args, kwargs)
-        for a in kwargs.values():
+        for a in (*args, *kwargs.values()):
             if id(a) in leaves or (type(a) in (list, tuple) and any(id(e) in leaves for e in a)):
                 return self._show(func, args, kwargs)
         return func(*args, **kwargs)
@@ -130,9 +126,11 @@ class Lens(TorchFunctionMode):
         if type(a) in (list, tuple):
             return type(a)(self._replace_one(e) for e in a)
         leaf = self._leaf(a)
-        if leaf is None:
-            return a
-        out = torch.empty(leaf.numel, dtype=leaf.dtype, device=leaf.tensor.device)
+        return a if leaf is None else self._shown(leaf, leaf.dtype)
+
+    def _shown(self, leaf: Leaf, dtype: torch.dtype) -> Tensor:
+        """A fresh tensor with the leaf at the point."""
+        out = torch.empty(leaf.numel, dtype=dtype, device=leaf.tensor.device)
         return self.store.point_(out, leaf, self.point).view(leaf.tensor.shape)
 
     def _replace(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -141,14 +139,13 @@ class Lens(TorchFunctionMode):
     def _any_split_half(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         """Whether a 16-bit norm gain or bias is among the arguments: those are shown in float32."""
         leaves = (self.leaves.get(id(a)) for a in (*args, *kwargs.values()))
-        return any(leaf is not None and leaf.tensor.ndim <= 1 and leaf.dtype in _HALF for leaf in leaves)
+        return any(leaf is not None and leaf.tensor.ndim <= 1 and leaf.dtype in HALF for leaf in leaves)
 
     def _float32(self, leaf: Leaf) -> Tensor:
         self.store.seen.add(leaf.index)
         if leaf.index in self.store.escaped:
             return leaf.tensor.float()
-        out = torch.empty(leaf.numel, dtype=torch.float32, device=leaf.tensor.device)
-        return self.store.point_(out, leaf, self.point).view(leaf.tensor.shape)
+        return self._shown(leaf, torch.float32)
 
     def _in_float32(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """func with every 16-bit tensor widened, and its result in the dtype that func would have given."""
@@ -165,7 +162,7 @@ class Lens(TorchFunctionMode):
                 leaf = self.leaves.get(id(a))
                 if leaf is not None:
                     return self._float32(leaf)
-                return a.float() if a.dtype in _HALF else a
+                return a.float() if a.dtype in HALF else a
             return a
 
         return func(*(wide(a) for a in args), **{k: wide(a) for k, a in kwargs.items()}).to(dtype)
