@@ -20,6 +20,12 @@ from zograd.vector import Query
 Loss: TypeAlias = Callable[[], "float | Tensor"]
 
 
+class SumLoss(Protocol):
+    """The mean of the terms `rows` of a finite sum, of all terms when called without."""
+
+    def __call__(self, rows: Sequence[int] | None = None) -> float | Tensor: ...
+
+
 class Oracle(Protocol):
     """(store, queries, key) -> one loss a query; `key` seeds the randomness that the queries of a step share."""
 
@@ -41,20 +47,25 @@ def _reseed(key: int, devices: Sequence[int]) -> None:
             torch.cuda.manual_seed(key % 2**63)
 
 
-def sequential(loss: Loss) -> Oracle:
-    """One evaluation after the other, without gradients, each with the same dropout masks."""
+def sequential(loss: Loss | SumLoss) -> Oracle:
+    """One evaluation after the other, without gradients, each with the same dropout masks.
+
+    For a finite sum the loss takes `rows`: the numbers of the terms whose mean is wanted, None for all of them.
+    """
+
+    def value_at(store: Store, query: Query) -> float:
+        with store.at(query.at):
+            return float(loss() if query.rows is None else loss(query.rows))  # type: ignore[call-arg]
 
     def evaluate(store: Store, queries: Sequence[Query], key: int) -> list[float]:
         values = []
         with torch.no_grad(), seeded(store, key) as reseed:
             for query in queries:
                 reseed()
-                with store.at(query.at):
-                    value = float(loss())
+                value = value_at(store, query)
                 if math.isfinite(value) and not store.settled():  # only ever on a first query
                     reseed()
-                    with store.at(query.at):
-                        value = float(loss())
+                    value = value_at(store, query)
                 values.append(value)
         return values
 

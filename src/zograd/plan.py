@@ -45,7 +45,7 @@ from zograd.llm.loading import (
 from zograd.memory import available_bytes
 from zograd.run import Method, Run
 from zograd.stores import Rounding, Store
-from zograd.stores.base import CHUNK
+from zograd.stores.base import CHUNK, Bits, PerLeaf, PerRow
 from zograd.stores.lens import TILE
 from zograd.tape import pack_record
 from zograd.vector import HALF, accumulation_dtype
@@ -169,8 +169,8 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
 
     half = {k: t for k, t in chosen.items() if t.dtype in HALF}
     low = sum(2 * t.numel() for t in half.values() if question.rounding == "split" or t.ndim <= 1)
-    n_slots = len({*method.rule.slots, *method.space.slots})
-    slots = n_slots * sum(t.numel() * accumulation_dtype(t.dtype).itemsize for t in chosen.values())
+    slots = sum(slot_bytes(value, t) for value in method.slots.values() for t in chosen.values())
+    n_slots = sum(not isinstance(value, PerRow | PerLeaf | Bits) for value in method.slots.values())
     workspace = working_memory(chosen, n_slots)
 
     largest = max(t.numel() for t in chosen.values())
@@ -219,9 +219,19 @@ def tape_bytes(method: Method[Any], groups: dict[str, int]) -> int:
 
 def method_named(name: str) -> Method[Any]:
     """The menu entry with its defaults; a set that it needs has no part in memory, so any will do."""
-    from zograd.sets import L1Ball
+    return methods.make(name, **(methods.MENU[name].example if name in methods.MENU else {}))
 
-    return methods.make(name, **{parameter: L1Ball(1.0) for parameter in methods.describe(name)["required"]})
+
+def slot_bytes(value: float, t: Tensor) -> int:
+    """Bytes of a slot with this initial value for a trained tensor."""
+    if isinstance(value, Bits):
+        return t.numel()
+    numbers = t.numel()
+    if isinstance(value, PerRow):
+        numbers = (t.shape[0] if t.ndim else 1) * value.width
+    elif isinstance(value, PerLeaf):
+        numbers = 1
+    return numbers * accumulation_dtype(t.dtype).itemsize
 
 
 def bytes_of(t: Tensor) -> int:

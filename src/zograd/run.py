@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from zograd.laws import Law
+from zograd.laws import Draw, Law
 from zograd.noise import fold
 from zograd.oracles import Oracle
 from zograd.rules.base import Rule
@@ -22,8 +22,8 @@ from zograd.vector import Ask, Estimate, Estimator, Query, Routine, Vector
 
 A = TypeVar("A")
 
-# Domains of keys derived from the key of a step.
-DIRECTION, SCALAR, ROUNDING, EVALUATION = range(4)
+# Domains of keys derived from the key of a step; `laws.DIRECTION` is 0.
+SCALAR, ROUNDING, EVALUATION = range(1, 4)
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,30 @@ class Method(Generic[A]):
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
         if not as_schedule(self.mu).peak > 0:
             raise ValueError(f"mu must be > 0, got {as_schedule(self.mu).peak}")
-        check_pairing(self.estimator, self.rule)
+        wanted, measured = getattr(self.rule, "reads", None), getattr(self.estimator, "aux", None)
+        if wanted is not None and measured is not wanted:
+            raise TypeError(
+                f"{type(self.rule).__name__} reads the {wanted.__name__} of an estimate, but "
+                f"{type(self.estimator).__name__} does not measure it. {getattr(self.rule, 'remedy', '')}"
+            )
+        for part in self.parts:
+            if (why := getattr(part, "misfit", lambda method: None)(self)) is not None:
+                raise TypeError(why)
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Law, estimator, space and rule."""
+        return self.law, self.estimator, self.space, self.rule
+
+    @property
+    def slots(self) -> dict[str, float]:
+        """All that the parts keep in the store, by name, with initial values."""
+        return {name: value for part in self.parts for name, value in getattr(part, "slots", {}).items()}
 
     @property
     def evaluations(self) -> int:
-        """Loss evaluations a step."""
+        """Loss evaluations a step; the most, where steps differ."""
         return self.estimator.evaluations
-
-
-def check_pairing(estimator: Estimator[Any], rule: Rule[Any]) -> None:
-    """Name the mistake that the type checker would find: a rule reading what the estimator does not measure."""
-    from zograd.estimators import OneSided
-    from zograd.rules import SpreadSGD
-
-    if isinstance(rule, SpreadSGD) and not isinstance(estimator, OneSided):
-        raise TypeError(
-            f"SpreadSGD reads Estimate.aux.slope, but {type(estimator).__name__} does not measure it. "
-            f"Use OneSided(n), or methods.fzoo()."
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +96,26 @@ class Record:
     mu: float = 0.0
     moved: float = 0.0
     """Fraction of the weights whose bits changed."""
+    meters: tuple[tuple[str, float], ...] = ()
+    """Numbers measured on the way, by name."""
 
 
 class Run(Generic[A]):
-    """Steps of one method on one store; `seed` fixes every direction, rounding and dropout mask."""
+    """Steps of one method on one store; `seed` fixes every direction, rounding and dropout mask.
 
-    def __init__(self, store: Store, method: Method[A], seed: int = 0) -> None:
+    terms: the number N of terms when the loss is a finite sum (1/N) sum_i f_i. Then a query may name some of them
+    (`Query.rows`), and an evaluation is counted as the number of terms that it takes: N for the whole loss.
+    """
+
+    def __init__(self, store: Store, method: Method[A], seed: int = 0, *, terms: int = 0) -> None:
         if type(store.space) is not type(method.space):
             raise ValueError(
                 f"the store stands in {type(store.space).__name__}, the method in {type(method.space).__name__}; "
                 f"make the store with space=method.space"
             )
-        self.store, self.method, self.seed = store, method, seed
+        self.store, self.method, self.seed, self.terms = store, method, seed, terms
         self.step_number = 0
+        self.moves = 0
         self.evaluations = 0
         self.refused_in_a_row = 0
         self.flat_in_a_row = 0
@@ -110,7 +123,11 @@ class Run(Generic[A]):
         self._routine: Routine[A] | None = None
         self._queries: Sequence[Query] = ()
         self._answers: list[list[float]] = []
-        store.require(method.rule.slots)
+        self._asked = 0
+        new = store.require(method.slots)
+        for part in method.parts:
+            if new & set(getattr(part, "slots", {})) and hasattr(part, "prepare"):
+                part.prepare(store)
 
     # ---- one step, by its two halves -----------------------------------------------------------------------------
 
@@ -119,16 +136,24 @@ class Run(Generic[A]):
         """The key of the current step, from which all its randomness derives."""
         return fold(self.seed, self.step_number)
 
-    def ask(self) -> Sequence[Query]:
+    def ask(self, rates: Sequence[Rate] | None = None) -> Sequence[Query]:
         """The points whose losses the method wants next (the same again until they are told)."""
         if self._routine is None:
-            key, store, law = self.key, self.store, self.method.law
-
-            def draw(j: int) -> Vector:
-                return law(fold(key, DIRECTION, j), store.dim, store.gram)
-
-            mu = as_schedule(self.method.mu)(self.step_number)
-            ask = Ask(self.step_number, store.dim, mu, draw, store.gram, fold(key, SCALAR))
+            store, law = self.store, self.method.law
+            shapes = tuple(leaf.shape for leaf in store.leaves)
+            first = Draw(self.seed, self.step_number, 0, shapes, store.gram)
+            ask = Ask(
+                self.step_number,
+                store.dim,
+                as_schedule(self.method.mu)(self.step_number),
+                lambda j: law(first.number(j)),
+                store.gram,
+                fold(self.key, SCALAR),
+                self.moves,
+                self.rates()[0].lr if rates is None else rates[0].lr,
+                self.terms,
+                shapes,
+            )
             self._routine = self.method.estimator(ask)
             self._queries = next(self._routine)
         return self._queries
@@ -144,6 +169,7 @@ class Run(Generic[A]):
         if len(losses) != len(self._queries):
             raise ValueError(f"asked for {len(self._queries)} losses, was told {len(losses)}")
         self._answers.append(losses)
+        self._asked += sum(self.cost(query) for query in self._queries)
         if not all(math.isfinite(f) for f in losses):
             return self._refuse(losses, rates)
         try:
@@ -159,7 +185,7 @@ class Run(Generic[A]):
         """
         try:
             while True:
-                queries = self.ask()
+                queries = self.ask(rates)
                 record = self.tell(oracle(self.store, queries, fold(self.key, EVALUATION)), rates)
                 if record is not None:
                     return record
@@ -169,20 +195,27 @@ class Run(Generic[A]):
 
     def abandon(self) -> None:
         """Forget a step that was asked but not finished; nothing has moved."""
-        self._routine, self._queries, self._answers = None, (), []
+        self._routine, self._queries, self._answers, self._asked = None, (), [], 0
+
+    def cost(self, query: Query) -> int:
+        """Evaluations that a query counts for: 1, or with a finite sum the number of terms it takes."""
+        return max(self.terms, 1) if query.rows is None else len(query.rows)
+
+    @property
+    def most_evaluations(self) -> int:
+        """The most that one step can cost, in the units of `evaluations`."""
+        per_step = getattr(self.method.estimator, "most_evaluations", None)
+        return int(per_step(self.terms)) if per_step is not None else self.method.evaluations * max(self.terms, 1)
 
     def rates(self) -> tuple[Rate, ...]:
         """The learning rate and weight decay of each group at the current step."""
         lr = as_schedule(self.method.lr)(self.step_number)
         return tuple(Rate(lr, self.method.weight_decay * decay) for decay in self.store.decays)
 
-    def _asked(self) -> int:
-        return sum(len(answer) for answer in self._answers)
-
     def _refuse(self, losses: Sequence[float], rates: Sequence[Rate] | None) -> Record:
         bad = next((f for f in losses if not math.isfinite(f)), math.inf)  # inf: the estimate overflowed
         record = Record(
-            self.step_number, Vector(), bad, tuple(rates or self.rates()), None, (), self._asked(), True, tuple(losses)
+            self.step_number, Vector(), bad, tuple(rates or self.rates()), None, (), self._asked, True, tuple(losses)
         )
         self.abandon()
         self._count(record)
@@ -200,10 +233,11 @@ class Run(Generic[A]):
             tuple(rates or self.rates()),
             None if aux is None else tuple(float(a) for a in aux),  # type: ignore[attr-defined]
             tuple(estimate.writes.items()),
-            self._asked(),
+            self._asked,
             False,
             tuple(estimate.losses),
             as_schedule(self.method.mu)(self.step_number),
+            meters=tuple((name, float(value)) for name, value in estimate.meters.items()),
         )
         moved = self._apply(estimate, record)
         self.abandon()
@@ -220,6 +254,7 @@ class Run(Generic[A]):
 
     def _count(self, record: Record) -> None:
         self.step_number = record.step + 1
+        self.moves += not record.refused
         self.evaluations += record.evaluations
         self.refused_in_a_row = self.refused_in_a_row + 1 if record.refused else 0
         flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
@@ -233,7 +268,7 @@ class Run(Generic[A]):
             if record.step != self.step_number:
                 raise ValueError(f"the tape continues at step {record.step}, but this run stands at {self.step_number}")
             if not record.refused:
-                aux = None if record.aux is None else record_aux(record.aux)
+                aux = None if record.aux is None else self.method.estimator.aux._make(record.aux)  # type: ignore[attr-defined]
                 estimate = Estimate(record.vector, record.loss, record.losses, aux, dict(record.writes))
                 self._apply(estimate, record)  # type: ignore[arg-type]
             self._count(record)
@@ -246,6 +281,7 @@ class Run(Generic[A]):
         return {
             "seed": self.seed,
             "step": self.step_number,
+            "moves": self.moves,
             "evaluations": self.evaluations,
             "refused_in_a_row": self.refused_in_a_row,
             "flat_in_a_row": self.flat_in_a_row,
@@ -256,16 +292,9 @@ class Run(Generic[A]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, in the middle of a step too (its answers are told again)."""
         self.abandon()
-        self.seed, self.step_number = state["seed"], state["step"]
+        self.seed, self.step_number, self.moves = state["seed"], state["step"], state["moves"]
         self.refused_in_a_row, self.flat_in_a_row = state["refused_in_a_row"], state["flat_in_a_row"]
         self.evaluations, self.state = state["evaluations"], dict(state["state"])
         for answer in state["answers"]:
             self.ask()
             self.tell(answer)
-
-
-def record_aux(values: tuple[float, ...]) -> Any:
-    """The typed scalars of a tape's record. One kind so far: the slope of `OneSided`."""
-    from zograd.estimators import Spread
-
-    return Spread(*values)

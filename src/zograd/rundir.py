@@ -158,7 +158,7 @@ class RunDirectory:
 
     def save_state(self, run: Run[Any]) -> None:
         """Write weights and slots, when the method has slots; without, a replay costs little more than reading them."""
-        if not run.method.rule.slots:
+        if not run.method.slots:
             return
         from safetensors.torch import save_file
 

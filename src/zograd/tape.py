@@ -1,16 +1,17 @@
 """The tape: an append-only file of what each step did, from which the weights follow exactly.
 
-Layout (little endian), version 1:
+Layout (little endian), version 2:
 
     b"ZOTAPE" u16 version | frame(header JSON) | frame(record) frame(record) ...
     frame(p) = u32 len(p) | u32 crc of the length and all before it | p | u32 crc of p and all before it
 
 Every checksum continues the one before, so a flipped bit, a lost, doubled or swapped record is found and named. A
-frame that ends with the file is a torn write: it is dropped with a warning. A two-point record takes 90 bytes.
+frame that ends with the file is a torn write: it is dropped with a warning. A two-point record takes 94 bytes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import struct
@@ -18,6 +19,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -25,9 +27,9 @@ from typing import Any, BinaryIO
 from zograd.noise import NOISE_VERSION, Kind
 from zograd.run import Record
 from zograd.stores.base import Rate
-from zograd.vector import Basis, Noise, Slot, Vector
+from zograd.vector import BASES, Basis, Noise, Vector
 
-TAPE_VERSION = 1
+TAPE_VERSION = 2
 _MAGIC = b"ZOTAPE"
 _PREAMBLE = _MAGIC + struct.pack("<H", TAPE_VERSION)
 _U32 = struct.Struct("<I")
@@ -48,12 +50,40 @@ def _pack_vector(v: Vector) -> bytes:
     for e, c in v.terms:
         if isinstance(e, Noise):
             parts.append(_NOISE.pack(0, int(e.kind), e.key, c))
-        elif isinstance(e, Slot):
-            name = e.name.encode()
-            parts.append(struct.pack("<BBd", 1, len(name), c) + name)
         else:
-            raise TypeError(f"a tape stores Noise and Slot terms, not {type(e).__name__}")
+            name = json.dumps(_named(e), separators=(",", ":")).encode()
+            parts.append(struct.pack("<BHd", 1, len(name), c) + name)
     return b"".join(parts)
+
+
+def _named(value: Any) -> Any:
+    """A basis vector as plain data: {kind: [fields]}, nested; numbers, strings and lists as they are."""
+    if isinstance(value, IntEnum):
+        return int(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value).__name__
+        if BASES.get(kind) is not type(value):
+            raise TypeError(f"a tape stores basis vectors registered with @basis, and {kind} is not")
+        return {kind: [_named(getattr(value, f.name)) for f in dataclasses.fields(value)]}
+    if isinstance(value, tuple):
+        return [_named(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a tape stores basis vectors of numbers, strings and other basis vectors, not {value!r}")
+
+
+def _renamed(value: Any) -> Any:
+    """The inverse of `_named`."""
+    if isinstance(value, list):
+        return tuple(_renamed(v) for v in value)
+    if isinstance(value, dict):
+        ((kind, fields),) = value.items()
+        if kind not in BASES:
+            raise TapeError(f"a basis vector of unknown kind {kind!r}; import the module that defines it first")
+        if kind == "Noise":
+            return Noise(Kind(fields[0]), fields[1])
+        return BASES[kind](*(_renamed(v) for v in fields))
+    return value
 
 
 class _Reader:
@@ -78,8 +108,8 @@ class _Reader:
                 _, kind, key, c = self.take(_NOISE)
                 terms.append((Noise(Kind(kind), key), c))
             elif tag == 1:
-                _, length, c = self.take("<BBd")
-                terms.append((Slot(self.text(length)), c))
+                _, length, c = self.take("<BHd")
+                terms.append((_renamed(json.loads(self.text(length))), c))
             else:
                 raise TapeError(f"a term of unknown kind {tag}")
         return Vector(tuple(terms))
@@ -99,7 +129,7 @@ def pack_record(record: Record) -> bytes:
         ),
         struct.pack("<B", len(record.rates)),
         *(struct.pack("<dd", *rate) for rate in record.rates),
-        struct.pack("<b", -1 if aux is None else len(aux)),
+        struct.pack("<i", -1 if aux is None else len(aux)),
         struct.pack(f"<{len(aux or ())}d", *(aux or ())),
         _pack_vector(record.vector),
         struct.pack("<B", len(record.writes)),
@@ -107,6 +137,10 @@ def pack_record(record: Record) -> bytes:
     for slot, vector in record.writes:
         name = slot.encode()
         parts.append(struct.pack("<B", len(name)) + name + _pack_vector(vector))
+    parts.append(struct.pack("<B", len(record.meters)))
+    for meter, value in record.meters:
+        name = meter.encode()
+        parts.append(struct.pack("<B", len(name)) + name + struct.pack("<d", value))
     return b"".join(parts)
 
 
@@ -115,13 +149,14 @@ def unpack_record(data: bytes) -> Record:
     r = _Reader(data)
     step, flags, loss, evaluations, mu, moved = r.take(_HEAD)
     rates = tuple(Rate(*r.take("<dd")) for _ in range(r.take("<B")[0]))
-    n_aux = r.take("<b")[0]
+    n_aux = r.take("<i")[0]
     aux = None if n_aux < 0 else r.take(f"<{n_aux}d")
     vector = r.vector()
     writes = tuple((r.text(r.take("<B")[0]), r.vector()) for _ in range(r.take("<B")[0]))
+    meters = tuple((r.text(r.take("<B")[0]), r.take("<d")[0]) for _ in range(r.take("<B")[0]))
     if r.at != len(data):
         raise TapeError("a record is longer than its contents")
-    return Record(step, vector, loss, rates, aux, writes, evaluations, bool(flags & _REFUSED), (), mu, moved)
+    return Record(step, vector, loss, rates, aux, writes, evaluations, bool(flags & _REFUSED), (), mu, moved, meters)
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------

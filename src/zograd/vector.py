@@ -7,8 +7,9 @@ holds a few scalars, a checkpoint is a list of Vectors, and workers exchange Vec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zograd.noise import Kind, Term, combine
+from zograd.noise import Kind, Term, combine, fold
 
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
@@ -28,20 +29,47 @@ Gram: TypeAlias = Callable[[Sequence["Vector"]], Array]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a block lies: elements `start` .. `start + len(block)` of leaf number `leaf`."""
+    """Where a block lies: elements `start` .. `start + len(block)` of leaf number `leaf`, a tensor of `shape`."""
 
     leaf: int
     start: int
+    shape: tuple[int, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """The leaf as a matrix: its first axis by the rest. A vector or scalar has one column."""
+        return math.prod(self.shape[1:])
 
 
 @runtime_checkable
 class Basis(Hashable, Protocol):
-    """A basis vector: a hashable name that can write any block of itself on request."""
+    """A basis vector: a hashable name that can write any block of itself on request.
+
+    `reads` names the slots that it needs, "x" being the iterate. A kind of basis vector is a frozen dataclass of
+    numbers, strings, tuples and other basis vectors, registered with `@basis` so that tapes can store it.
+    """
+
+    @property
+    def reads(self) -> tuple[str, ...]: ...
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         """out += coef * (this vector's elements at `at`); `slots` are the store's named tensors on the same block."""
 
 
+B = TypeVar("B", bound=type)
+
+BASES: dict[str, type] = {}
+"""Every kind of basis vector by its name, for tapes and checkpoints."""
+
+
+def basis(kind: B) -> B:
+    """Class decorator: this kind of basis vector may stand on tapes and in checkpoints."""
+    BASES[kind.__name__] = kind
+    torch.serialization.add_safe_globals([kind])
+    return kind
+
+
+@basis
 @dataclass(frozen=True, slots=True)
 class Noise:
     """A random direction with independent elements of mean 0 and variance 1, a function of its key alone."""
@@ -49,15 +77,24 @@ class Noise:
     kind: Kind
     key: int
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         combine(out, out, terms=(Term(self.kind, self.key, coef),), leaf=at.leaf, start=at.start)
 
 
+@basis
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A named d-sized tensor of the store (an anchor, a momentum); `Slot("x")` is the iterate itself."""
 
     name: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if self.name not in slots:
@@ -93,7 +130,7 @@ class Vector:
 
 
 # Checkpoints hold the Vectors that a rule remembers; this lets torch.load read them with its safe defaults.
-torch.serialization.add_safe_globals([Kind, Noise, Slot, Vector])
+torch.serialization.add_safe_globals([Kind, Vector])
 
 
 def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vector:
@@ -107,9 +144,13 @@ def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vec
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The loss is wanted at Retr_x(at): x + at in a flat space. Queries of one yield share batch and randomness."""
+    """The loss is wanted at Retr_x(at): x + at in a flat space. Queries of one yield share batch and randomness.
+
+    rows: which terms of a finite sum f = (1/N) sum_i f_i are wanted, as their mean; None: the loss as it is, all of it.
+    """
 
     at: Vector = field(default_factory=Vector)
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +159,8 @@ class Estimate(Generic[A_co]):
 
     vector: the gradient estimate. loss: the value to show for this step. losses: every value received.
     aux: scalars that a rule needs (typed: a rule that reads curvature does not accept an estimator that has none).
-    writes: slots to assign, before the move and in terms of the old slots.
+    writes: slots to assign before the move, in terms of the old slots (`vector` is read with the new ones).
+    meters: numbers measured on the way, to be shown and to steer the learning rate (`zograd.control`).
     """
 
     vector: Vector
@@ -126,6 +168,7 @@ class Estimate(Generic[A_co]):
     losses: Sequence[float]
     aux: A_co
     writes: Mapping[str, Vector] = field(default_factory=dict)
+    meters: Mapping[str, float] = field(default_factory=dict)
 
 
 Routine: TypeAlias = Generator[Sequence[Query], Sequence[float], Estimate[A]]
@@ -133,7 +176,12 @@ Routine: TypeAlias = Generator[Sequence[Query], Sequence[float], Estimate[A]]
 
 @dataclass(frozen=True)
 class Ask:
-    """All that an estimator may know: the step, the dimension, the radius mu, directions, inner products."""
+    """All that an estimator may know: the step, the dimension, the radius mu, directions, inner products.
+
+    moves: steps that were taken so far (refused ones not counted); 0 means that slots hold their initial values.
+    lr: learning rate of this step, of the first group. terms: number N of terms of a finite sum, 0 when f is not one.
+    shapes: of the leaves, in order.
+    """
 
     step: int
     dim: int
@@ -141,6 +189,14 @@ class Ask:
     draw: Callable[[int], Vector]
     gram: Gram
     seed: int
+    moves: int = 0
+    lr: float = 0.0
+    terms: int = 0
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    def after(self, n: int) -> Ask:
+        """The same, with directions n, n + 1, ... in place of 0, 1, ...: for a second estimator in one step."""
+        return replace(self, draw=lambda j: self.draw(n + j), seed=fold(self.seed, n))
 
     @cached_property
     def rng(self) -> np.random.Generator:

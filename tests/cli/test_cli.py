@@ -196,7 +196,7 @@ def test_a_tape_of_another_version_is_refused(tiny_model: Path, tmp_path: Path) 
     tape.write_bytes(data)
     result = zograd("replay", tmp_path / "run", "--out", tmp_path / "weights")
     assert result.returncode == 1
-    assert "version 9; this zograd reads version 1" in result.stderr
+    assert "version 9; this zograd reads version 2" in result.stderr
     assert tape.read_bytes() == data
     assert not (tmp_path / "weights").exists()
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from small_problems import CASES, DTYPES, LAWS, dense, digest, loss_of, records_of, smooth, start, tensors
 
 from zograd import AskTell, ZOOptimizer, methods, minimize
+from zograd.laws import Draw
 from zograd.noise import Kind
 from zograd.oracles import sequential
 from zograd.rules import SGD
@@ -312,7 +313,7 @@ def test_combination_needs_a_coefficient_for_each_vector() -> None:
 def test_ask_measures_in_frame_coordinates() -> None:
     """norm and inner of `Ask` are those of the numbers."""
     store = Store({"x": torch.zeros(9, dtype=torch.float64)})
-    draw = {j: LAWS[1](j, 9, store.gram) for j in range(3)}
+    draw = {j: LAWS[1](Draw(0, 0, j, ((9,),), store.gram)) for j in range(3)}
     ask = Ask(0, 9, 1e-3, draw.__getitem__, store.gram, 3)
     rows = np.stack([numbers(draw[j]) for j in range(3)])
     assert ask.norm(draw[0]) == pytest.approx(np.linalg.norm(rows[0]))

@@ -17,8 +17,7 @@ from small_problems import CASES, ESTIMATORS, dense, loss_of, smooth, start, ten
 
 from zograd import methods
 from zograd.estimators import Central, Forward, OneSided, Ranked
-from zograd.laws import Rademacher
-from zograd.noise import fold
+from zograd.laws import Draw, Rademacher
 from zograd.oracles import sequential
 from zograd.run import Run
 from zograd.stores import Store
@@ -33,6 +32,7 @@ class Row:
     """A basis vector given by its elements: Vectors are open to any hashable name that can write itself."""
 
     elements: tuple[float, ...]
+    reads = ()
 
     def add_(self, out: torch.Tensor, coef: float, at: Address, slots: Mapping[str, torch.Tensor]) -> None:
         out.add_(torch.tensor(self.elements[at.start : at.start + out.numel()], dtype=out.dtype), alpha=coef)
@@ -285,6 +285,6 @@ def test_rademacher_directions_are_the_ones_the_run_draws() -> None:
     """The law, the reference noise and the queries of a run name the same numbers."""
     run = Run(Store({"x": torch.zeros(9, dtype=torch.float64)}), methods.zo_sgd(mu=0.5), seed=6)
     (plus, minus) = run.ask()
-    v = dense(Rademacher()(fold(run.key, 0, 0), 9, run.store.gram), (9,))
+    v = dense(Rademacher()(Draw(6, 0, 0, ((9,),), run.store.gram)), (9,))
     np.testing.assert_array_equal(dense(plus.at, (9,)), 0.5 * v)
     np.testing.assert_array_equal(dense(minus.at, (9,)), -0.5 * v)

@@ -14,8 +14,7 @@ import pytest
 import torch
 from small_problems import LAWS
 
-from zograd.laws import Rademacher, Sphere
-from zograd.noise import fold
+from zograd.laws import Draw, Rademacher, Sphere
 from zograd.stores import Store
 from zograd.vector import Address, fill_
 
@@ -25,13 +24,18 @@ G /= np.linalg.norm(G)
 by_name = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
 
 
+def draw(store: Store, k: int) -> Draw:
+    """What a run hands to its law for the first direction of step k."""
+    return Draw(2024, k, 0, tuple(leaf.shape for leaf in store.leaves), store.gram)
+
+
 @cache
 def draws(law) -> np.ndarray:
     """N directions of dimension D, one a row."""
     store = Store({"x": torch.zeros(D, dtype=torch.float64)})
     out, rows = torch.zeros(D, dtype=torch.float64), np.empty((N, D))
     for k in range(N):
-        fill_(out, law(fold(2024, k), D, store.gram), Address(0, 0), {})
+        fill_(out, law(draw(store, k)), Address(0, 0, (D,)), {})
         rows[k] = out.numpy()
     return rows
 
@@ -101,7 +105,7 @@ def test_different_keys_steps_and_leaves_are_independent(law) -> None:
         assert abs(inner.mean()) <= 4.5 * inner.std() / math.sqrt(len(inner))
     n = 200_000
     store = Store({"a": torch.zeros(n), "b": torch.zeros(n)})
-    direction = law(99, 2 * n, store.gram)
+    direction = law(draw(store, 99))
     a, b = (fill_(torch.empty(n), direction, Address(leaf, 0), {}).numpy() for leaf in (0, 1))
     assert abs(np.mean(a * b)) <= 4.5 / math.sqrt(n)
     assert abs(np.mean(a[1:] * a[:-1])) <= 4.5 / math.sqrt(n)
@@ -110,16 +114,16 @@ def test_different_keys_steps_and_leaves_are_independent(law) -> None:
 @by_name
 def test_a_direction_is_a_function_of_its_key(law) -> None:
     store = Store({"x": torch.zeros(D)})
-    assert law(5, D, store.gram) == law(5, D, store.gram)
-    assert law(5, D, store.gram) != law(6, D, store.gram)
-    assert hash(law(5, D, store.gram)) == hash(law(5, D, store.gram))
+    assert law(draw(store, 5)) == law(draw(store, 5))
+    assert law(draw(store, 5)) != law(draw(store, 6))
+    assert hash(law(draw(store, 5))) == hash(law(draw(store, 5)))
 
 
 @pytest.mark.parametrize("law", [Rademacher(), Sphere()], ids=lambda law: type(law).__name__)
 def test_gram_gives_the_norm_that_the_elements_have(law) -> None:
     """Store.gram needs no tensor, and agrees with the written-out vectors."""
     store = Store({"a": torch.zeros(1000, dtype=torch.float64), "b": torch.zeros(33, dtype=torch.float64)})
-    v = [law(k, 1033, store.gram) for k in range(3)]
+    v = [law(draw(store, k)) for k in range(3)]
     rows = np.stack([np.concatenate([b.v[0].numpy().copy() for b in store.blocks(x)]) for x in v])
     np.testing.assert_allclose(store.gram(v), rows @ rows.T, rtol=1e-12, atol=1e-9)
     np.testing.assert_allclose(np.diag(store.gram(v)), 1033, rtol=1e-12)

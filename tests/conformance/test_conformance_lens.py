@@ -451,9 +451,9 @@ def test_workspace_made_in_inference_mode_can_be_used_outside() -> None:
 
 
 def a_point_for(store: Store) -> Vector:
-    from zograd.laws import Rademacher
+    from zograd.laws import Draw, Rademacher
 
-    return MU * Rademacher()(3, store.dim, store.gram)
+    return MU * Rademacher()(Draw(3, 0, 0, tuple(leaf.shape for leaf in store.leaves), store.gram))
 
 
 def test_points_may_name_the_iterate_and_slots() -> None:

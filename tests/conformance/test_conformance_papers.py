@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
-from small_problems import CASES, LAWS, Case, directions, smooth, start, values_oracle
+from small_problems import CASES, LAWS, Case, directions, smooth, smooth_sum, start, sum_oracle, values_oracle
 
-from zograd.run import Run
+from zograd.noise import fold
+from zograd.run import SCALAR, Run
 from zograd.stores import Store
 
 SIZES = (12, 8)  # two leaves, so that a slip in the address of an element shows
 STEPS = 100
 
 
-def trajectory(method, seed: int, steps: int) -> np.ndarray:
+def trajectory(method, seed: int, steps: int, terms: int = 0) -> np.ndarray:
     x = torch.from_numpy(start(sum(SIZES)))
     a, b = x[: SIZES[0]].clone(), x[SIZES[0] :].clone()
-    run = Run(Store({"a": a, "b": b}), method, seed)
+    run = Run(Store({"a": a, "b": b}, space=method.space), method, seed, terms=terms)
     path = []
     for _ in range(steps):
-        run.step(values_oracle)
+        run.step(sum_oracle if terms else values_oracle)
         path.append(torch.cat([a, b]).numpy().copy())
     return np.stack(path)
 
 
 def paper_trajectory(case: Case, method, seed: int, steps: int, **changed) -> np.ndarray:
-    n = getattr(method.estimator, "n", 1)
-    settings = {k: v for k, v in {**case.settings, **changed}.items() if k not in ("n", "law", "replay")}
+    n = case.draws or getattr(method.estimator, "n", 1)
+    settings = {k: v for k, v in {**case.settings, **changed}.items() if k not in case.ours}
     settings.setdefault("mu", method.mu.peak)
+    if "rng" in inspect.signature(case.paper).parameters:  # the scalar randomness of step t
+        settings["rng"] = lambda t: np.random.Generator(np.random.Philox(fold(fold(seed, t), SCALAR)))
     V = directions(method, n, SIZES, seed, steps)
-    return np.stack(list(case.paper(smooth, start(sum(SIZES)), V, **settings)))
+    return np.stack(list(case.paper(smooth_sum if case.terms else smooth, start(sum(SIZES)), V, **settings)))
 
 
 def assert_same_path(ours: np.ndarray, theirs: np.ndarray, relative: float = 1e-10) -> None:
@@ -41,7 +46,7 @@ def assert_same_path(ours: np.ndarray, theirs: np.ndarray, relative: float = 1e-
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_follows_its_paper_for_100_steps(case: Case) -> None:
     method = case.method()
-    ours = trajectory(method, 7, STEPS)
+    ours = trajectory(method, 7, STEPS, case.terms)
     assert_same_path(ours, paper_trajectory(case, method, 7, STEPS))
     assert np.abs(ours[-1] - start(sum(SIZES))).max() > 1e-3, "nothing moved, so nothing was compared"
 
@@ -50,14 +55,14 @@ def test_follows_its_paper_for_100_steps(case: Case) -> None:
 def test_weight_decay_is_decoupled(case: Case) -> None:
     """x <- (1 - lr weight_decay) x - lr direction: the decay never passes through a momentum or a normalisation."""
     method = case.method(weight_decay=0.7)
-    assert_same_path(trajectory(method, 3, 30), paper_trajectory(case, method, 3, 30, weight_decay=0.7))
+    assert_same_path(trajectory(method, 3, 30, case.terms), paper_trajectory(case, method, 3, 30, weight_decay=0.7))
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_follows_its_paper_under_every_law(case: Case, law) -> None:
     method = case.method(law=law)
-    assert_same_path(trajectory(method, 11, 10), paper_trajectory(case, method, 11, 10))
+    assert_same_path(trajectory(method, 11, 10, case.terms), paper_trajectory(case, method, 11, 10))
 
 
 def test_the_schedules_of_lr_and_mu_are_read_at_the_step_they_belong_to() -> None:

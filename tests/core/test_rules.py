@@ -216,7 +216,7 @@ def test_a_window_of_no_steps_is_refused() -> None:
 
 
 def test_a_rule_that_reads_what_is_not_measured_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"SpreadSGD reads Estimate.aux.slope, but Central .* Use OneSided"):
+    with pytest.raises(TypeError, match=r"SpreadSGD reads the Spread of an estimate, but Central .* Use OneSided"):
         Method(Central(), Rademacher(), SpreadSGD())
 
 

@@ -88,6 +88,10 @@ class OneSided:
     def evaluations(self) -> int:
         return self.n + 1
 
+    @property
+    def aux(self) -> type[Spread]:
+        return Spread
+
     def __call__(self, ask: Ask) -> Routine[Spread]:
         e = yield from Forward(self.n)(ask)
         slope = float(np.std(e.losses[1:])) / ask.mu

@@ -78,13 +78,17 @@ def minimize(
     seed: int = 0,
     callback: Callable[[Record], object] | None = None,
     max_failures: int = 20,
+    terms: int = 0,
 ) -> Result:
     """Minimize f(x, *args) over arrays of the shape of x0, from values alone.
 
     f: takes a float array of x0's shape and dtype, returns a number. NaN or infinity is a failed evaluation: its step
         is refused and the next one draws new directions. An exception from f passes through.
+    terms: N, when f is a finite sum (1/N) sum_i f_i. It is then called as f(x, rows, *args) and returns the mean of
+        the terms whose numbers are in the integer array `rows`.
     method: a name of the menu (then lr = 1e-2 and the radius of the menu) or a `zograd.Method`.
-    budget: evaluations of f, at most; the last one is spent on f at the result.
+    budget: evaluations of f, at most; the last one is spent on f at the result. With a finite sum, evaluations of a
+        single term: the whole f costs N.
     callback: called with the `Record` of each step; returning True ends the run.
     max_failures: refused steps in a row after which the run gives up.
 
@@ -94,16 +98,23 @@ def minimize(
     m = array_method(method)
     store = ArrayStore(x0, m.space)
     check_set(m, store)
-    run = Run(store, m, seed)
-    if budget < m.evaluations + 1:
-        raise ValueError(f"budget={budget} is less than one step and the final value: use at least {m.evaluations + 1}")
+    run = Run(store, m, seed, terms=terms)
+    last = max(terms, 1)
+    most = run.most_evaluations
+    if budget < most + last:
+        raise ValueError(f"budget={budget} is less than one step and the final value: use at least {most + last}")
     tape: list[Record] = []
 
     def oracle(store: Any, queries: Sequence[Query], key: int) -> list[float]:
-        return [scalar(f(store.point(query.at), *args)) for query in queries]
+        return [value(store.point(query.at), query.rows) for query in queries]
+
+    def value(x: npt.NDArray[Any], rows: Sequence[int] | None) -> float:
+        if not terms:
+            return scalar(f(x, *args))
+        return scalar(f(x, np.arange(terms) if rows is None else np.array(rows, dtype=np.intp), *args))
 
     success, message = True, "budget used"
-    while run.evaluations + m.evaluations < budget:
+    while run.evaluations + most + last <= budget:
         record = run.step(oracle)
         tape.append(record)
         if callback is not None and callback(record) is True:
@@ -115,10 +126,10 @@ def minimize(
                 f"{max_failures} steps in a row had a non-finite value, the last {record.loss} at step {record.step}"
             )
             break
-    value = scalar(f(store.array.copy(), *args))
-    if success and not math.isfinite(value):
-        success, message = False, f"f is {value} at the result"
-    return Result(store.array, value, run.evaluations + 1, run.step_number, success, message, tape)
+    final = value(store.array.copy(), None)
+    if success and not math.isfinite(final):
+        success, message = False, f"f is {final} at the result"
+    return Result(store.array, final, run.evaluations + last, run.step_number, success, message, tape)
 
 
 def scalar(value: Any) -> float:

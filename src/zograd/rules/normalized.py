@@ -25,6 +25,14 @@ class SpreadSGD:
     def slots(self) -> Mapping[str, float]:
         return {}
 
+    @property
+    def reads(self) -> type[Spread]:
+        return Spread
+
+    @property
+    def remedy(self) -> str:
+        return "Use OneSided(n), or methods.fzoo()."
+
     def apply(self, x: Iterate, estimate: Estimate[Spread], state: dict[str, Any]) -> None:
         slope = estimate.aux.slope
         if slope > 0.0:

@@ -21,7 +21,7 @@ from torch import Tensor
 from zograd import noise
 from zograd.spaces import Euclidean, Space
 from zograd.stores.split import expand
-from zograd.vector import HALF, Address, Array, Basis, Noise, Slot, Vector, accumulation_dtype, fill_, noise_terms
+from zograd.vector import HALF, Address, Array, Basis, Noise, Vector, accumulation_dtype, fill_, noise_terms
 
 Rounding: TypeAlias = Literal["stochastic", "split", "nearest"]
 
@@ -29,6 +29,25 @@ CHUNK = 1 << 18
 """Elements a block holds: 1 MiB of float32, small enough to stay in the cache between two operations."""
 
 SUPPORTED = (torch.float32, torch.float64, *HALF)
+
+
+class PerRow(float):
+    """Initial value of a slot with `width` numbers a row (first axis) of each leaf instead of one an element."""
+
+    width: int
+
+    def __new__(cls, value: float, width: int = 1) -> PerRow:
+        self = super().__new__(cls, value)
+        self.width = width
+        return self
+
+
+class PerLeaf(float):
+    """Initial value of a slot with one number a leaf."""
+
+
+class Bits(float):
+    """Initial value of a slot of one byte an element, that holds True or False: a mask."""
 
 
 class Rate(NamedTuple):
@@ -62,10 +81,23 @@ class Leaf:
     def dtype(self) -> torch.dtype:
         return self.tensor.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """As a matrix: first axis by the rest; a vector is one column, a scalar 1 x 1."""
+        rows = self.shape[0] if self.shape else 1
+        return rows, self.numel // rows if rows else 0
+
 
 @dataclass(slots=True)
 class Block:
-    """A slice of one leaf: the weights, the vectors' elements (workspace, yours to overwrite) and the slots."""
+    """A slice of one leaf: the weights, the vectors' elements (workspace, yours to overwrite) and the slots.
+
+    Slots with a number a row come expanded to the elements, as a copy to read; the slot itself is `leaf.slots[name]`.
+    """
 
     leaf: Leaf
     start: int
@@ -74,10 +106,26 @@ class Block:
     slots: dict[str, Tensor]
     iterate: Iterate | None = None
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of this block's group."""
+        assert self.iterate is not None
+        return self.iterate.rates[self.leaf.group].lr
+
+    def rows(self) -> slice:
+        """The rows of the leaf (as a matrix) that this block touches, the first and last perhaps in part."""
+        columns = max(self.leaf.matrix_shape[1], 1)
+        return slice(self.start // columns, -(-(self.start + self.x.numel()) // columns))
+
     def step_(self, direction: Tensor) -> None:
         """x <- Retr_x(-lr * direction), with weight decay; the direction is overwritten when the space is not flat."""
         assert self.iterate is not None, "blocks of a store are read-only; a rule gets blocks that move"
         self.iterate._step_block(self, direction)
+
+    def put_(self, value: Tensor) -> None:
+        """x <- value, rounded as the store rounds: for moves that are not x + v, such as proximal ones."""
+        assert self.iterate is not None, "blocks of a store are read-only; a rule gets blocks that move"
+        self.iterate._put_block(self, value)
 
 
 class Store:
@@ -159,13 +207,26 @@ class Store:
 
     # ---- slots -------------------------------------------------------------------------------------------------
 
-    def require(self, slots: Mapping[str, float]) -> None:
-        """Allocate d-sized slots once, filled with their initial values."""
+    def require(self, slots: Mapping[str, float]) -> set[str]:
+        """Allocate slots once, filled with their initial values; returns the names of those that are new.
+
+        A slot has one number an element of the weights in the accumulation dtype; `PerRow`, `PerLeaf` and `Bits`
+        values make smaller ones.
+        """
+        new = set()
         for name, value in slots.items():
             for leaf in self.leaves:
                 if name not in leaf.slots:
-                    dtype = accumulation_dtype(leaf.dtype)
-                    leaf.slots[name] = torch.full((leaf.numel,), value, dtype=dtype, device=leaf.tensor.device)
+                    new.add(name)
+                    dtype = torch.bool if isinstance(value, Bits) else accumulation_dtype(leaf.dtype)
+                    shape: tuple[int, ...] = (leaf.numel,)
+                    if isinstance(value, PerRow):
+                        shape = (leaf.matrix_shape[0], value.width)
+                    elif isinstance(value, PerLeaf):
+                        shape = (1, 1)
+                    fill = bool(value) if isinstance(value, Bits) else float(value)
+                    leaf.slots[name] = torch.full(shape, fill, dtype=dtype, device=leaf.tensor.device)
+        return new
 
     def assign(self, writes: Mapping[str, Vector]) -> None:
         """slot <- vector for all of them at once, evaluated with the old slots."""
@@ -175,25 +236,43 @@ class Store:
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
-    def blocks(self, *vectors: Vector) -> Iterator[Block]:
-        """The leaves in order, in chunks: weights, vectors' elements in a reused workspace, slots. No allocation."""
+    def blocks(self, *vectors: Vector, whole_leaf: bool = False) -> Iterator[Block]:
+        """The leaves in order, in chunks: weights, vectors' elements in a reused workspace, slots. No allocation.
+
+        whole_leaf: one block a leaf (for matrix operations), with a workspace as large as the largest leaf.
+        """
         for leaf in self.leaves:
-            flat, size = leaf.flat, leaf.numel if self.space.whole_leaf else CHUNK
+            flat, size = leaf.flat, max(leaf.numel, 1) if self.space.whole_leaf or whole_leaf else CHUNK
             for start in range(0, leaf.numel, size):
                 stop = min(start + size, leaf.numel)
-                slots = {name: slot[start:stop] for name, slot in leaf.slots.items()}
+                slots = self._slots(leaf, start, stop)
                 sources = self._sources(leaf, start, stop, slots, vectors)
+                at = Address(leaf.index, start, leaf.shape)
                 v = [
-                    fill_(self.scratch(leaf, stop - start, use=1 + k), vector, Address(leaf.index, start), sources)
+                    fill_(self.scratch(leaf, stop - start, use=1 + k), vector, at, sources)
                     for k, vector in enumerate(vectors)
                 ]
                 yield Block(leaf, start, flat[start:stop], v, slots)
+
+    def _slots(self, leaf: Leaf, start: int, stop: int) -> dict[str, Tensor]:
+        """The slots on elements start..stop; those with one number a row or leaf expanded to them."""
+        slots = {}
+        for name, slot in leaf.slots.items():
+            if slot.ndim == 1:
+                slots[name] = slot[start:stop]
+            elif slot.shape == (1, 1):
+                slots[name] = slot.view(1).expand(stop - start)
+            elif slot.shape[1] == 1:
+                columns = leaf.matrix_shape[1]
+                row = torch.arange(start, stop, device=slot.device).div_(columns, rounding_mode="floor")
+                slots[name] = slot.view(-1)[row]
+        return slots
 
     def _sources(
         self, leaf: Leaf, start: int, stop: int, slots: dict[str, Tensor], vectors: Sequence[Vector]
     ) -> Mapping[str, Tensor]:
         """The tensors that vectors may name: the slots and, when asked for, the iterate."""
-        if any(isinstance(e, Slot) and e.name == "x" for v in vectors for e, _ in v.terms):
+        if any("x" in e.reads for v in vectors for e, _ in v.terms):
             return {**slots, "x": self.master(leaf, start, stop)}
         return slots
 
@@ -246,9 +325,9 @@ class Store:
             b = min(a + size, stop)
             x = self.master(leaf, a, b)
             if point:
-                slots = {name: slot[a:b] for name, slot in leaf.slots.items()}
+                slots = self._slots(leaf, a, b)
                 z = self.scratch(leaf, b - a, use=0)
-                fill_(z, point, Address(leaf.index, a), self._sources(leaf, a, b, slots, (point,)))
+                fill_(z, point, Address(leaf.index, a, leaf.shape), self._sources(leaf, a, b, slots, (point,)))
                 self.space.move_(x, self.space.lift_(z, x, slots))
             out[a - start : b - start].copy_(x)
         return out
@@ -379,8 +458,8 @@ class Iterate:
     def gram(self, vectors: Sequence[Vector]) -> Array:
         return self.store.gram(vectors)
 
-    def blocks(self, *vectors: Vector) -> Iterator[Block]:
-        for block in self.store.blocks(*vectors):
+    def blocks(self, *vectors: Vector, whole_leaf: bool = False) -> Iterator[Block]:
+        for block in self.store.blocks(*vectors, whole_leaf=whole_leaf):
             block.iterate = self
             yield block
 
@@ -405,6 +484,11 @@ class Iterate:
         x = self.store.master(leaf, block.start, block.start + block.x.numel())
         space.move_(x, space.lift_(direction.mul_(-rate.lr), x, block.slots))
         self._write(leaf, block.x, low, block.start, scale=0.0, dense=x)  # 0 x + Retr_x(v): exact
+
+    def _put_block(self, block: Block, value: Tensor) -> None:
+        leaf = block.leaf
+        low = None if leaf.low is None else leaf.low[block.start : block.start + block.x.numel()]
+        self._write(leaf, block.x, low, block.start, scale=0.0, dense=value)
 
     def _write(self, leaf: Leaf, x: Tensor, low: Tensor | None, start: int, **source: Any) -> None:
         rate = self.rates[leaf.group]

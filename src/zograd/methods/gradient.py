@@ -1,50 +1,15 @@
-"""The menu: one function per published method, that only composes parts and carries the paper's defaults.
-
-Units: mu in units of x; lr multiplies the direction. Learning rates are the papers' for full fine-tuning of large
-language models unless stated; small problems take larger ones.
-"""
+"""The menu, first page: gradient descent on finite differences, and its nearest relatives."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, TypeAlias
-
 from zograd.estimators import Central, OneSided, Ranked, Spread
-from zograd.laws import Gaussian, Law, Rademacher, Sphere
+from zograd.laws import Gaussian, Law, Rademacher
+from zograd.methods.menu import MU, Rate, entry
 from zograd.rules import SGD, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
 from zograd.run import Method
-from zograd.schedules import Schedule
-from zograd.sets import LinearMinimizer
+from zograd.sets import L1Ball, LinearMinimizer
 
-Rate: TypeAlias = float | Schedule
-
-MU = 2.0**-10
-"""Default radius: a power of two next to MeZO's 1e-3, so that adding it to a 16-bit weight rounds little."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the menu."""
-
-    name: str
-    build: Callable[..., Method[Any]]
-    source: str
-    extra_memory: str
-    formula: str
-
-
-MENU: dict[str, Entry] = {}
-
-
-def entry(*, source: str, extra_memory: str, formula: str) -> Callable[[Callable[..., Method[Any]]], Any]:
-    def register(build: Callable[..., Method[Any]]) -> Callable[..., Method[Any]]:
-        name = build.__name__
-        MENU[name] = Entry(name, build, source, extra_memory, formula)
-        return build
-
-    return register
+__all__ = ["frank_wolfe", "fzoo", "mezo", "mezo_momentum", "rank", "zo_adam", "zo_sgd", "zo_sign"]
 
 
 @entry(
@@ -151,71 +116,10 @@ def rank(
     source="Frank and Wolfe 1956; Mokhtari, Hassani, Karbasi 2020 (averaging); Balasubramanian and Ghadimi 2018",
     extra_memory="one float32 slot a trained weight",
     formula="m <- (1 - rho_t) m + rho_t g,  x <- x + gamma_t (argmin_{s in set} <m, s> - x),  gamma_t = lr 2/(t + 2)",
+    example={"set": L1Ball(1.0)},
 )
 def frank_wolfe(
     set: LinearMinimizer, lr: Rate = 1.0, mu: Rate = MU, n: int = 8, rho: float = 1.0, law: Law = Rademacher()
 ) -> Method[None]:
     """Projection-free descent over a set with a linear minimiser (`zograd.sets`)."""
     return Method(Central(n), law, FrankWolfe(set, rho), mu=mu, lr=lr, name="frank_wolfe")
-
-
-def names() -> list[str]:
-    """The names on the menu."""
-    return list(MENU)
-
-
-def make(name: str, **settings: Any) -> Method[Any]:
-    """The menu entry `name` with some of its defaults replaced; an unknown name or setting says what there is."""
-    if name not in MENU:
-        raise ValueError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
-    known = inspect.signature(MENU[name].build).parameters
-    if unknown := sorted(settings.keys() - known.keys()):
-        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
-    if isinstance(settings.get("law"), str):
-        settings["law"] = law_named(settings["law"])
-    return MENU[name].build(**settings)
-
-
-def law_named(name: str) -> Law:
-    """A law of directions by its lower-case name, as the command line gives it."""
-    laws: dict[str, Law] = {"rademacher": Rademacher(), "gaussian": Gaussian(), "sphere": Sphere()}
-    if name not in laws:
-        raise ValueError(f"there is no law {name!r}; use one of {', '.join(laws)}")
-    return laws[name]
-
-
-def describe(name: str) -> dict[str, Any]:
-    """A line of the menu as plain data: formula, parts, defaults, evaluations a step, extra memory, source."""
-    item = MENU.get(name)
-    if item is None:
-        raise ValueError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
-    parameters = inspect.signature(item.build).parameters
-    needed = [p for p in parameters.values() if p.default is p.empty]
-    from zograd.sets import L1Ball
-
-    method = item.build(*(L1Ball(1.0) for _ in needed))
-    return {
-        "name": name,
-        "summary": inspect.getdoc(item.build) or "",
-        "formula": item.formula,
-        "law": type(method.law).__name__,
-        "estimator": type(method.estimator).__name__,
-        "space": type(method.space).__name__,
-        "rule": type(method.rule).__name__,
-        "defaults": {k: plain(p.default) for k, p in parameters.items() if p.default is not p.empty},
-        "required": [p.name for p in needed],
-        "evaluations_per_step": method.evaluations,
-        "extra_memory": item.extra_memory,
-        "slots": sorted(method.rule.slots),
-        "source": item.source,
-    }
-
-
-def plain(value: Any) -> Any:
-    """A part as plain data for JSON: dataclasses become {"type": name, field: value}."""
-    if is_dataclass(value) and not isinstance(value, type):
-        fields = {k: v for k, v in asdict(value).items() if k not in ("flat", "whole_leaf", "fixed_norm")}
-        return {"type": type(value).__name__, **fields} if fields else type(value).__name__
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(v) for v in value]
-    return value

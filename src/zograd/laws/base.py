@@ -1,0 +1,103 @@
+"""What a law is, and the three that draw every element of v independently.
+
+Total variance of the two-point estimate D_v v (mu -> 0), in units of |g|^2:
+    Rademacher, sphere   d - 1   (the minimum over all laws with E[v v^T] = I)
+    Gaussian             d + 1
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+from zograd.noise import Kind, fold
+from zograd.vector import Gram, Noise, Vector
+
+DIRECTION = 0
+"""Domain of the keys of directions, among those derived from the key of a step (`run.py` has the others)."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a law may know of the direction it is to draw: number j of step `step` of a run, on leaves of `shapes`."""
+
+    seed: int
+    step: int
+    j: int
+    shapes: tuple[tuple[int, ...], ...]
+    gram: Gram
+
+    @cached_property
+    def key(self) -> int:
+        """The key of this direction's own noise."""
+        return fold(fold(fold(self.seed, self.step), DIRECTION), self.j)
+
+    @cached_property
+    def dim(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def number(self, j: int) -> Draw:
+        """The same step's direction number j (a law of mutually orthogonal directions looks at those before)."""
+        return replace(self, j=j)
+
+    def shared(self, domain: int, every: int = 0) -> int:
+        """A key that all directions of a run share, or those of `every` consecutive steps."""
+        period = self.step // every if every else 0
+        return fold(fold(fold(self.seed, 1 << 32), domain), period)
+
+
+class Law(Protocol):
+    """Draw -> direction v with E[v v^T] = I. Frozen; equal draws give equal directions.
+
+    A law that needs d-sized memory names it in `slots` (see `Store.require`), and may set it from the weights at the
+    start of a run in `prepare(store)`.
+    """
+
+    @property
+    def fixed_norm(self) -> bool:
+        """Whether |v|^2 = d always."""
+
+    def __call__(self, draw: Draw) -> Vector: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rademacher:
+    """v_i = +1 or -1 with probability 1/2. The default: |v|^2 = d exactly, one random bit a weight.
+
+    Variance of coordinate i of D_v v: |g|^2 - g_i^2.
+    """
+
+    fixed_norm: bool = True
+
+    def __call__(self, draw: Draw) -> Vector:
+        return Vector(((Noise(Kind.SIGN, draw.key), 1.0),))
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """v_i ~ N(0, 1) from an integer quantile table of 65,536 equiprobable atoms: the same bits on every device.
+
+    Variance of coordinate i of D_v v: |g|^2 + g_i^2.
+    """
+
+    fixed_norm: bool = False
+
+    def __call__(self, draw: Draw) -> Vector:
+        return Vector(((Noise(Kind.NORMAL, draw.key), 1.0),))
+
+
+@dataclass(frozen=True, slots=True)
+class Sphere:
+    """v = sqrt(d) z / |z| with z ~ N(0, I): uniform on the sphere of radius sqrt(d).
+
+    Costs one more pass of noise generation a direction, for |z| (an exact integer sum, so v does not depend on
+    chunking or threads). In high dimension |z| = sqrt(d) (1 +- 1/sqrt(2d)): Gaussian does as well for less.
+    """
+
+    fixed_norm: bool = True
+
+    def __call__(self, draw: Draw) -> Vector:
+        z = Vector(((Noise(Kind.NORMAL, draw.key), 1.0),))
+        return z * math.sqrt(draw.dim / float(draw.gram([z])[0, 0]))

@@ -1,0 +1,8 @@
+"""The menu: one function per published method, that only composes parts and carries the paper's defaults.
+
+Units: mu in units of x; lr multiplies the direction. Learning rates are the papers' for full fine-tuning of large
+language models unless stated; small problems take larger ones.
+"""
+
+from zograd.methods.gradient import *  # noqa: F403
+from zograd.methods.menu import *  # noqa: F403

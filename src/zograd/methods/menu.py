@@ -1,0 +1,110 @@
+"""What the menu is: named functions that compose parts, and their description as plain data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from zograd import laws
+from zograd.laws import Law
+from zograd.run import Method
+from zograd.schedules import Schedule
+
+__all__ = ["MENU", "MU", "Entry", "Rate", "describe", "entry", "law_named", "make", "names", "plain"]
+
+Rate: TypeAlias = float | Schedule
+Build = TypeVar("Build", bound=Callable[..., Method[Any]])
+
+MU = 2.0**-10
+"""Default radius: a power of two next to MeZO's 1e-3, so that adding it to a 16-bit weight rounds little."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the menu. `example` holds values for the settings that have no default."""
+
+    name: str
+    build: Callable[..., Method[Any]]
+    source: str
+    extra_memory: str
+    formula: str
+    example: Mapping[str, Any] = field(default_factory=dict)
+
+
+MENU: dict[str, Entry] = {}
+
+
+def entry(
+    *, source: str, extra_memory: str, formula: str, example: Mapping[str, Any] | None = None
+) -> Callable[[Build], Build]:
+    """Decorator: put this function on the menu under its own name."""
+
+    def register(build: Build) -> Build:
+        name = build.__name__
+        MENU[name] = Entry(name, build, source, extra_memory, formula, example or {})
+        return build
+
+    return register
+
+
+def names() -> list[str]:
+    """The names on the menu."""
+    return list(MENU)
+
+
+def make(name: str, **settings: Any) -> Method[Any]:
+    """The menu entry `name` with some of its defaults replaced; an unknown name or setting says what there is."""
+    if name not in MENU:
+        raise ValueError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
+    known = inspect.signature(MENU[name].build).parameters
+    if unknown := sorted(settings.keys() - known.keys()):
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    if isinstance(settings.get("law"), str):
+        settings["law"] = law_named(settings["law"])
+    return MENU[name].build(**settings)
+
+
+def law_named(name: str) -> Law:
+    """A law of directions, with its defaults, by its lower-case name as the command line gives it."""
+    kinds = {n.lower(): getattr(laws, n) for n in laws.__all__ if "fixed_norm" in dir(getattr(laws, n)) and n != "Law"}
+    if name not in kinds:
+        raise ValueError(f"there is no law {name!r}; use one of {', '.join(kinds)}")
+    law: Law = kinds[name]()
+    return law
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A line of the menu as plain data: formula, parts, defaults, evaluations a step, extra memory, source."""
+    item = MENU.get(name)
+    if item is None:
+        raise ValueError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
+    parameters = inspect.signature(item.build).parameters
+    needed = [p for p in parameters.values() if p.default is p.empty]
+    method = item.build(**item.example)
+    return {
+        "name": name,
+        "summary": inspect.getdoc(item.build) or "",
+        "formula": item.formula,
+        "law": type(method.law).__name__,
+        "estimator": type(method.estimator).__name__,
+        "space": type(method.space).__name__,
+        "rule": type(method.rule).__name__,
+        "defaults": {k: plain(p.default) for k, p in parameters.items() if p.default is not p.empty},
+        "required": [p.name for p in needed],
+        "evaluations_per_step": method.evaluations,
+        "extra_memory": item.extra_memory,
+        "slots": sorted(method.slots),
+        "source": item.source,
+    }
+
+
+def plain(value: Any) -> Any:
+    """A part as plain data for JSON: dataclasses become {"type": name, field: value}."""
+    if is_dataclass(value) and not isinstance(value, type):
+        fields = {k: v for k, v in asdict(value).items() if k not in ("flat", "whole_leaf", "fixed_norm")}
+        return {"type": type(value).__name__, **fields} if fields else type(value).__name__
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(v) for v in value]
+    return value

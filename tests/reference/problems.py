@@ -1,0 +1,159 @@
+"""What the tests of the core share: the form of a case, and small losses (`small_problems` has the cases)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from zograd import methods
+from zograd.laws import Draw
+from zograd.noise import reference
+from zograd.run import Method, Record, Run
+from zograd.stores import Store
+from zograd.vector import Noise, Query, Slot, Vector
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A menu entry with settings that move a small problem, and the paper's recurrence it must follow.
+
+    draws: directions a step that the paper takes; None: the estimator's n. terms: number of terms of the finite sum
+    that the comparison with the paper runs on (the other laws run on `smooth`). ours: settings that the paper's
+    function does not take.
+    """
+
+    name: str
+    paper: Callable[..., Iterator[Array]]
+    settings: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    draws: int | None = None
+    terms: int = 0
+    ours: tuple[str, ...] = ("n", "law", "replay")
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}-{self.label}" if self.label else self.name
+
+    def method(self, **changed: Any) -> Method[Any]:
+        return methods.make(self.name, **{**self.settings, **changed})
+
+    @property
+    def decays(self) -> bool:
+        """Whether the entry has a weight decay to set."""
+        return "weight_decay" in methods.describe(self.name)["defaults"]
+
+
+def dense(vector: Vector, sizes: Sequence[int], slots: dict[str, Array] | None = None) -> Array:
+    """A Vector as numbers, element by element from `zograd.noise.reference` and never through a store."""
+    total = np.zeros(sum(sizes))
+    for e, c in vector.terms:
+        if isinstance(e, Noise):
+            leaves = [reference.integers(e.kind, e.key, leaf, np.arange(n)) for leaf, n in enumerate(sizes)]
+            total += c * (np.concatenate(leaves) * 2.0**-16)
+        else:
+            assert isinstance(e, Slot)
+            total += c * (slots or {})[e.name]
+    return total
+
+
+def directions(method: Method[Any], n: int, sizes: Sequence[int], seed: int, steps: int) -> Iterator[Array]:
+    """The matrix of directions of each step, one a row, from the seed alone."""
+    shapes = tuple((size,) for size in sizes)
+    for t in range(steps):
+        draws = [Draw(seed, t, j, shapes, exact_gram(sizes)) for j in range(n)]
+        yield np.stack([dense(method.law(draw), sizes) for draw in draws])
+
+
+def exact_gram(sizes: Sequence[int]) -> Callable[[Sequence[Vector]], Array]:
+    def gram(vectors: Sequence[Vector]) -> Array:
+        rows = np.stack([dense(v, sizes) for v in vectors])
+        return rows @ rows.T
+
+    return gram
+
+
+def smooth(x: Array) -> float:
+    """A smooth, convex, badly scaled function of any number of variables, neither separable nor quadratic."""
+    i = np.arange(x.size)
+    x = x.reshape(-1).astype(np.float64)
+    return float(
+        np.sum(np.log(np.cosh(x - np.sin(i)))) + 0.05 * np.sum((i % 5 + 1) * x**2) + 0.1 * np.sum(x[1:] * x[:-1]) + 0.3
+    )
+
+
+def smooth_sum(x: Array, rows: Sequence[int] | None = None, terms: int = 6) -> float:
+    """The mean over `rows` of f_i(x) = smooth(x) + 0.3 sum_j sin(x_j + i) (1 + i / terms), i = 0 .. terms - 1."""
+    chosen = range(terms) if rows is None else rows
+    x = x.reshape(-1).astype(np.float64)
+    return smooth(x) + float(np.mean([0.3 * np.sum(np.sin(x + i)) * (1 + i / terms) for i in chosen]))
+
+
+def start(d: int = 20) -> Array:
+    return 0.15 * np.cos(1.7 * np.arange(d))
+
+
+# ---- torch problems --------------------------------------------------------------------------------------------------
+
+DTYPES = {
+    "float32": (torch.float32, "stochastic"),
+    "float64": (torch.float64, "stochastic"),
+    "bfloat16": (torch.bfloat16, "stochastic"),
+    "bfloat16-split": (torch.bfloat16, "split"),
+    "bfloat16-nearest": (torch.bfloat16, "nearest"),
+    "float16": (torch.float16, "stochastic"),
+    "float16-split": (torch.float16, "split"),
+}
+
+
+def tensors(dtype: torch.dtype, *shapes: tuple[int, ...], seed: int = 1) -> dict[str, Tensor]:
+    """Named tensors of small weights: sum |x_i| < 4 for the default shapes, the radius of the set in CASES."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = shapes or ((6, 5), (7,), (3, 4))
+    return {f"w{i}": (0.05 * torch.randn(s, generator=g, dtype=torch.float64)).to(dtype) for i, s in enumerate(shapes)}
+
+
+def loss_of(weights: dict[str, Tensor]) -> Callable[[], float]:
+    """`smooth` of the tensors end to end, read through torch functions."""
+    return lambda: smooth(torch.cat([w.reshape(-1).double() for w in weights.values()]).numpy())
+
+
+def values_oracle(store: Store, queries: Sequence[Query], key: int) -> list[float]:
+    """Evaluates `smooth` on what `Store.point_` gives: no lens, no torch arithmetic."""
+    answers = []
+    for query in queries:
+        parts = []
+        for leaf in store.leaves:
+            out = torch.empty(leaf.numel, dtype=torch.float64 if leaf.dtype == torch.float64 else torch.float32)
+            parts.append(store.point_(out, leaf, query.at).double())
+        x = torch.cat(parts).numpy()
+        answers.append(smooth(x) if query.rows is None else smooth_sum(x, query.rows))
+    return answers
+
+
+def sum_oracle(store: Store, queries: Sequence[Query], key: int) -> list[float]:
+    """The same for `smooth_sum`."""
+    return values_oracle(store, [Query(q.at, tuple(range(6)) if q.rows is None else q.rows) for q in queries], key)
+
+
+def digest(named: Any) -> str:
+    """SHA-256 over the bytes of a module's parameters and buffers, or of a mapping of tensors."""
+    if isinstance(named, nn.Module):
+        named = {**dict(named.named_parameters()), **dict(named.named_buffers())}
+    h = hashlib.sha256()
+    for name, t in named.items():
+        raw = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
+        h.update(name.encode() + raw)
+    return h.hexdigest()
+
+
+def records_of(run: Run[Any], oracle: Any, steps: int) -> list[Record]:
+    return [run.step(oracle) for _ in range(steps)]
