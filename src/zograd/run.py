@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+from zograd.control import AutoRate, Measured
 from zograd.laws import Draw, Law
 from zograd.noise import fold
 from zograd.oracles import Oracle
@@ -30,7 +31,8 @@ SCALAR, ROUNDING, EVALUATION = range(1, 4)
 class Method(Generic[A]):
     """(law of directions) x (estimator) x (space) x (rule), with the schedules of mu and lr.
 
-    mu: perturbation radius, in units of x (of log x on the positive orthant). lr: in units of x per unit of direction.
+    mu: perturbation radius, in units of x (of log x on the positive orthant). lr: in units of x per unit of direction;
+    "auto" or an `AutoRate` measures the curvature and stays below the edge of stability (`zograd.control`).
     weight_decay: decoupled, x <- (1 - lr weight_decay) x. name: the menu entry this came from.
     """
 
@@ -39,13 +41,24 @@ class Method(Generic[A]):
     rule: Rule[A]
     space: Space = Euclidean()
     mu: Schedule | float = 2.0**-10
-    lr: Schedule | float = 1e-6
+    lr: Schedule | AutoRate | float | Literal["auto"] = 1e-6
     weight_decay: float = 0.0
     name: str = "custom"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mu", as_schedule(self.mu))
-        object.__setattr__(self, "lr", as_schedule(self.lr))
+        if self.lr == "auto":
+            object.__setattr__(self, "lr", AutoRate())
+        if isinstance(self.lr, AutoRate):
+            if getattr(self.rule, "momentum", None) is None:
+                raise ValueError(
+                    f"lr='auto' knows the edge of stability of moves along the estimate (SGD, momentum), and "
+                    f"{type(self.rule).__name__} makes another move; give it a number"
+                )
+            if not isinstance(self.estimator, Measured):
+                object.__setattr__(self, "estimator", Measured(self.estimator))
+        else:
+            object.__setattr__(self, "lr", as_schedule(self.lr))  # type: ignore[arg-type]
         if self.weight_decay and not self.space.flat:
             raise ValueError(
                 f"weight decay pulls towards 0, outside of {type(self.space).__name__}; use weight_decay=0"
@@ -120,6 +133,7 @@ class Run(Generic[A]):
         self.refused_in_a_row = 0
         self.flat_in_a_row = 0
         self.state: dict[str, Any] = {}
+        self.control: dict[str, Any] = method.lr.initial() if isinstance(method.lr, AutoRate) else {}
         self._routine: Routine[A] | None = None
         self._queries: Sequence[Query] = ()
         self._answers: list[list[float]] = []
@@ -209,7 +223,17 @@ class Run(Generic[A]):
 
     def rates(self) -> tuple[Rate, ...]:
         """The learning rate and weight decay of each group at the current step."""
-        lr = as_schedule(self.method.lr)(self.step_number)
+        return self._rates(self.control)
+
+    def _rates(self, control: dict[str, Any], estimate: Estimate[A] | None = None) -> tuple[Rate, ...]:
+        auto = self.method.lr
+        if isinstance(auto, AutoRate):
+            rule = self.method.rule
+            lr = auto.rate(control, self.step_number, getattr(self.method.estimator, "n", 1), rule.momentum)  # type: ignore[attr-defined]
+            if estimate is not None and hasattr(rule, "in_units_of"):
+                lr = rule.in_units_of(estimate, lr)
+        else:
+            lr = as_schedule(auto)(self.step_number)  # type: ignore[arg-type]
         return tuple(Rate(lr, self.method.weight_decay * decay) for decay in self.store.decays)
 
     def _refuse(self, losses: Sequence[float], rates: Sequence[Rate] | None) -> Record:
@@ -226,6 +250,10 @@ class Run(Generic[A]):
         if not all(math.isfinite(c) for c in scalars):  # differences of finite losses may overflow
             return self._refuse(list(estimate.losses), rates)
         aux = estimate.aux
+        if rates is None and isinstance(self.method.lr, AutoRate):  # what this step measured counts for it already
+            control = dict(self.control)
+            self.method.lr.observe(control, estimate.loss, estimate.meters)
+            rates = self._rates(control, estimate)
         record = Record(
             self.step_number,
             estimate.vector,
@@ -257,6 +285,8 @@ class Run(Generic[A]):
         self.moves += not record.refused
         self.evaluations += record.evaluations
         self.refused_in_a_row = self.refused_in_a_row + 1 if record.refused else 0
+        if isinstance(self.method.lr, AutoRate) and not record.refused:
+            self.method.lr.observe(self.control, record.loss, dict(record.meters))
         flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
         self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
 
@@ -286,6 +316,7 @@ class Run(Generic[A]):
             "refused_in_a_row": self.refused_in_a_row,
             "flat_in_a_row": self.flat_in_a_row,
             "state": dict(self.state),
+            "control": dict(self.control),
             "answers": [list(answer) for answer in self._answers],
         }
 
@@ -295,6 +326,7 @@ class Run(Generic[A]):
         self.seed, self.step_number, self.moves = state["seed"], state["step"], state["moves"]
         self.refused_in_a_row, self.flat_in_a_row = state["refused_in_a_row"], state["flat_in_a_row"]
         self.evaluations, self.state = state["evaluations"], dict(state["state"])
+        self.control = dict(state["control"])
         for answer in state["answers"]:
             self.ask()
             self.tell(answer)

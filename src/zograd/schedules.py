@@ -44,6 +44,8 @@ class Schedule:
 
 def as_schedule(value: float | Schedule) -> Schedule:
     """A number is a constant schedule."""
+    if isinstance(value, str):
+        raise ValueError(f"expected a number or a Schedule, got {value!r}; only lr of a method may be 'auto'")
     return value if isinstance(value, Schedule) else Schedule(float(value))
 
 

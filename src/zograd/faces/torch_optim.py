@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zograd import methods
+from zograd.control import AutoRate
 from zograd.oracles import sequential
 from zograd.run import Method, Record, Run
 from zograd.schedules import as_schedule
@@ -44,7 +45,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         self.method = methods.make(method) if isinstance(method, str) else method
         self.seed, self.rounding, self.record = seed, rounding, record
         self.run: Run[Any] | None = None
-        lr = as_schedule(self.method.lr)
+        self.auto = isinstance(self.method.lr, AutoRate)
+        lr = as_schedule(0.0 if isinstance(self.method.lr, AutoRate) else self.method.lr)  # type: ignore[arg-type]
         super().__init__(params, {"lr": lr(0), "weight_decay": self.method.weight_decay})
         self._base = lr
         self.last: Record | None = None

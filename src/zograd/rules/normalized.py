@@ -26,6 +26,15 @@ class SpreadSGD:
         return {}
 
     @property
+    def momentum(self) -> float:
+        """The beta with which the edge of stability is computed (`lr="auto"`)."""
+        return 0.0
+
+    def in_units_of(self, estimate: Estimate[Spread], lr: float) -> float:
+        """The learning rate of this rule that moves as `lr` would along the estimate itself."""
+        return lr * estimate.aux.slope
+
+    @property
     def reads(self) -> type[Spread]:
         return Spread
 

@@ -15,6 +15,11 @@ class SGD:
     """x <- x - lr g, in one pass over the weights that regenerates the directions. No d-sized memory."""
 
     @property
+    def momentum(self) -> float:
+        """The beta with which the edge of stability is computed (`lr="auto"`)."""
+        return 0.0
+
+    @property
     def slots(self) -> Mapping[str, float]:
         return {}
 
@@ -25,6 +30,17 @@ class SGD:
 def check_beta(name: str, beta: float) -> None:
     if not 0.0 <= beta < 1.0:
         raise ValueError(f"{name} must lie in [0, 1), got {beta}")
+
+
+def replayable(rule: Any, method: Any) -> str | None:
+    """Why the estimates of past steps cannot be regenerated: they name slots, whose numbers have changed since."""
+    for part in (method.law, method.estimator):
+        if named := sorted(getattr(part, "slots", {})):
+            return (
+                f"{type(rule).__name__} regenerates past estimates from their seeds, but those of "
+                f"{type(part).__name__} read the slot {named[0]!r}, which changes. Use Momentum(), which has a slot."
+            )
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,11 @@ class Momentum:
 
     def __post_init__(self) -> None:
         check_beta("beta", self.beta)
+
+    @property
+    def momentum(self) -> float:
+        """The beta with which the edge of stability is computed (`lr="auto"`)."""
+        return self.beta
 
     @property
     def slots(self) -> Mapping[str, float]:
@@ -71,6 +92,11 @@ class ReplayMomentum:
         return {}
 
     @property
+    def momentum(self) -> float:
+        """The beta with which the edge of stability is computed (`lr="auto"`)."""
+        return self.beta
+
+    @property
     def steps(self) -> int:
         """The number of estimates kept."""
         if self.window is not None:
@@ -79,6 +105,9 @@ class ReplayMomentum:
         while self.beta**k > 1e-3:
             k += 1
         return k
+
+    def misfit(self, method: Any) -> str | None:
+        return replayable(self, method)
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         past: list[Vector] = [estimate.vector, *state.get("past", [])][: self.steps]
