@@ -1,7 +1,7 @@
 """zograd: zeroth-order optimization, from evaluations alone, in the memory of inference.
 
-The doors are `minimize`, `AskTell` and `ZOOptimizer`; the menu is `methods`; the parts to build a method of your own
-are `estimators`, `laws`, `rules`, `spaces`, `sets` and `schedules`, put together by `Method`.
+The doors are `minimize`, `AskTell`, `ZOOptimizer` and `Hybrid`; the menu is `methods`; the parts to build a method of
+your own are `estimators`, `laws`, `rules`, `spaces`, `sets` and `schedules`, put together by `Method`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ _HOMES = {
     "minimize": "zograd.faces.minimize",
     "Result": "zograd.faces.minimize",
     "ZOOptimizer": "zograd.faces.torch_optim",
+    "Hybrid": "zograd.faces.hybrid",
     "Method": "zograd.run",
     "Record": "zograd.run",
     "Run": "zograd.run",
@@ -35,6 +36,7 @@ _MODULES = (
 if TYPE_CHECKING:
     from zograd import estimators, laws, methods, noise, oracles, rules, schedules, sets, spaces, stores, tape, vector
     from zograd.faces.asktell import AskTell
+    from zograd.faces.hybrid import Hybrid
     from zograd.faces.minimize import Result, minimize
     from zograd.faces.torch_optim import ZOOptimizer
     from zograd.run import Method, Record, Run
@@ -43,9 +45,9 @@ if TYPE_CHECKING:
     from zograd.vector import Ask, Estimate, Query, Vector
 
 __all__ = [
-    "Ask", "AskTell", "Estimate", "Method", "Query", "Record", "Result", "Run", "Store", "Tape", "TapeWriter", "Vector",
-    "ZOOptimizer", "__version__", "estimators", "laws", "methods", "minimize", "noise", "oracles", "rules", "schedules",
-    "sets", "spaces", "stores", "tape", "vector",
+    "Ask", "AskTell", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Run", "Store", "Tape", "TapeWriter",
+    "Vector", "ZOOptimizer", "__version__", "estimators", "laws", "methods", "minimize", "noise", "oracles", "rules",
+    "schedules", "sets", "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 

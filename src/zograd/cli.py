@@ -170,7 +170,9 @@ def train(
     ] = None,
     layers: Annotated[int | None, typer.Option(help="Train the top so many blocks only.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step. [16]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [the method's; 100 times that for lora]")] = None,
+    lr: Annotated[
+        str | None, typer.Option(help='A number, or "auto" to measure it. [the method\'s; 100 times that for lora]')
+    ] = None,
     mu: Annotated[float | None, typer.Option(help="Perturbation radius. [the method's; 2^-7 for lora]")] = None,
     lr_schedule: Annotated[str | None, typer.Option(help="constant, linear or cosine. [constant]")] = None,
     warmup: Annotated[int | None, typer.Option(help="Steps of linear warm-up. [0]")] = None,
@@ -481,6 +483,23 @@ def bench_exact(
     from zograd.bench.exact import bench_exact as go
 
     emit(go(dtype=dtype, queries=queries, updates=updates), json)
+
+
+@command(bench, name="auto")
+def bench_auto(
+    budget: Annotated[int, typer.Option(help="Evaluations of each run of the grid.")] = 20_000,
+    seeds: Annotated[int, typer.Option(help="Runs of lr=auto a problem.")] = 3,
+    method: MethodName = "zo_sgd",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """lr="auto" against the best learning rate of a grid over five decades, on ten problems.
+
+    Example: zograd bench auto --budget 5000
+    """
+    from zograd.bench.auto import measure
+
+    emit(measure(budget, seeds, method=method, progress=lambda line: typer.echo(line, err=True)), json)
 
 
 def main() -> None:

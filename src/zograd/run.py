@@ -167,6 +167,7 @@ class Run(Generic[A]):
                 self.rates()[0].lr if rates is None else rates[0].lr,
                 self.terms,
                 shapes,
+                self.seed,
             )
             self._routine = self.method.estimator(ask)
             self._queries = next(self._routine)
@@ -230,8 +231,7 @@ class Run(Generic[A]):
         if isinstance(auto, AutoRate):
             rule = self.method.rule
             lr = auto.rate(control, self.step_number, getattr(self.method.estimator, "n", 1), rule.momentum)  # type: ignore[attr-defined]
-            if estimate is not None and hasattr(rule, "in_units_of"):
-                lr = rule.in_units_of(estimate, lr)
+            lr *= rule_units(rule, None if estimate is None else tuple(estimate.aux or ()))  # type: ignore[arg-type]
         else:
             lr = as_schedule(auto)(self.step_number)  # type: ignore[arg-type]
         return tuple(Rate(lr, self.method.weight_decay * decay) for decay in self.store.decays)
@@ -270,7 +270,8 @@ class Run(Generic[A]):
         moved = self._apply(estimate, record)
         self.abandon()
         self._count(record)
-        return replace(record, moved=moved)
+        shown = tuple((name, self.state[name]) for name in getattr(self.method.rule, "meters", ()))
+        return replace(record, moved=moved, meters=record.meters + shown)
 
     def _apply(self, estimate: Estimate[A], record: Record) -> float:
         """Assign slots, then move: the only order in which an anchor and its gradient belong to the same point."""
@@ -287,8 +288,15 @@ class Run(Generic[A]):
         self.refused_in_a_row = self.refused_in_a_row + 1 if record.refused else 0
         if isinstance(self.method.lr, AutoRate) and not record.refused:
             self.method.lr.observe(self.control, record.loss, dict(record.meters))
+            unit = rule_units(self.method.rule, record.aux)
+            self.method.lr.moved(self.control, record.rates[0].lr / unit if unit else 0.0)
         flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
         self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
+
+    @property
+    def share(self) -> float:
+        """With lr="auto": the share of the largest stable learning rate that steps now take; otherwise 0."""
+        return self.method.lr.safety * float(self.control["signal"]) if isinstance(self.method.lr, AutoRate) else 0.0
 
     # ---- replay and state ------------------------------------------------------------------------------------------
 
@@ -330,3 +338,8 @@ class Run(Generic[A]):
         for answer in state["answers"]:
             self.ask()
             self.tell(answer)
+
+
+def rule_units(rule: Rule[Any], aux: tuple[float, ...] | None) -> float:
+    """What a rule's lr is worth: moving by lr along its direction is moving by lr / this along the estimate."""
+    return float(rule.units(aux)) if aux is not None and hasattr(rule, "units") else 1.0

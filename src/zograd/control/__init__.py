@@ -1,6 +1,5 @@
 """Controllers: how large a zeroth-order step may be, and a learning rate that nobody has to search."""
 
-
 from zograd.control.auto import AutoRate, Measured
 from zograd.control.stability import (
     MOMENTS,

@@ -14,9 +14,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from zograd.schedules import Schedule
-from zograd.vector import Ask, Estimate, Estimator, Query, Routine
+from zograd.vector import Array, Ask, Estimate, Estimator, Query, Routine, Vector
 
 A = TypeVar("A")
+
+LEVEL = Schedule(1.0)
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ class Measured(Generic[A]):
         routine = self.inner(ask)
         queries = list(next(routine))
         measures = ask.moves < self.warm or ask.step % self.every == 0
-        extra, center, pairs = self._complete(queries) if measures else ([], 0, [])
+        pairs = _pairs(queries)
+        extra, center, pairs = _complete(queries, pairs) if measures else ([], -1, pairs)
         f = yield [*queries, *extra]
-        meters = _curvature(np.array(f), center, pairs, ask.mu) if measures else {}
+        meters = _meters(np.array(f), center, pairs, ask.mu)
         answers: Sequence[float] = f[: len(queries)]
         while True:
             try:
@@ -67,94 +70,139 @@ class Measured(Generic[A]):
                 return replace(estimate, meters={**meters, **estimate.meters})
             answers = yield queries
 
-    def _complete(self, queries: list[Query]) -> tuple[list[Query], int, list[tuple[int, int]]]:
-        """(points to add, position of f(x), positions of the pairs)."""
-        extra: list[Query] = []
-        position = {query: i for i, query in enumerate(queries)}
-        pairs = [
-            (i, j) for query, i in position.items() if (j := position.get(replace(query, at=-query.at), -1)) > i and query.at
-        ]
-        if not pairs:
-            i = next(i for i, query in enumerate(queries) if query.at)
-            pairs = [(i, len(queries))]
-            extra.append(replace(queries[i], at=-queries[i].at))
-        here = replace(queries[pairs[0][0]], at=type(queries[0].at)())
-        center = position.get(here, len(queries) + len(extra))
-        if center >= len(queries):
-            extra.append(here)
-        return extra, center, pairs
+
+def _pairs(queries: Sequence[Query]) -> list[tuple[int, int]]:
+    """Positions of the queries that lie opposite to each other."""
+    position = {query: i for i, query in enumerate(queries)}
+    found = []
+    for query, i in position.items():
+        j = position.get(replace(query, at=-query.at), -1)
+        if query.at and j > i:
+            found.append((i, j))
+    return found
 
 
-def _curvature(f: np.ndarray[Any, Any], center: int, pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
+def _complete(queries: list[Query], pairs: list[tuple[int, int]]) -> tuple[list[Query], int, list[tuple[int, int]]]:
+    """(points to add, position of f(x), positions of the pairs) so that there is a pair and the value between."""
+    extra: list[Query] = []
+    if not pairs:
+        i = next(i for i, query in enumerate(queries) if query.at)
+        pairs = [(i, len(queries))]
+        extra.append(replace(queries[i], at=-queries[i].at))
+    here = Query(Vector(), queries[pairs[0][0]].rows)
+    if here in queries:
+        return extra, queries.index(here), pairs
+    return [*extra, here], len(queries) + len(extra), pairs
+
+
+def _meters(f: Array, center: int, pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
+    if not pairs:
+        return {}
     plus, minus = f[[i for i, _ in pairs]], f[[j for _, j in pairs]]
-    second = (plus - 2 * f[center] + minus) / mu**2
-    slope = (plus - minus) / (2 * mu)
-    return {
-        "trace": float(np.mean(second)),
-        "curvature2": float(np.mean(second**2)),
-        "slope2": float(np.mean(slope**2)),
-    }
+    meters = {"slope2": float(np.mean(((plus - minus) / (2 * mu)) ** 2))}
+    if center >= 0:
+        second = (plus - 2 * f[center] + minus) / mu**2
+        meters |= {"trace": float(np.mean(second)), "curvature2": float(np.mean(second**2))}
+    return meters
 
 
 @dataclass(frozen=True)
 class AutoRate:
-    """lr_t = safety * eta_cap * shape(t), with eta_cap the lower bound of the edge of stability for Gaussian directions:
+    """lr_t = safety * signal * eta_cap * shape(t), with eta_cap the lower bound of the edge of stability (Gaussian):
 
-        eta_cap = 2q (1 - beta) / (T + (q + 1) L),   T ~ tr H,   L = sqrt(max(E[(v^T H v)^2] - T^2, 0) / 2) >= lambda_max,
+        eta_cap = 2q (1 - beta) / (T + (q + 1) L),   T ~ tr H,   L ~ sqrt(Var(v^T H v) / 2) >= lambda_max,
 
-    both from the last `window` measurements. The second is the standard deviation of v^T H v, sqrt(2) |H|_F for
-    Gaussian directions. A trace that is not twice its standard error above 0 is replaced by that bound, so that noise
-    makes steps smaller. While the loss stands above where it began, the rate is halved (`patience` steps at a time).
+    T (never below twice its standard error: noise makes steps smaller) and L from the last `window` measurements.
 
-    shape: a `Schedule` with peak 1 (constant, linear, cosine). limit: never a larger lr than this.
+    signal, in (0, 1], is the share of the measured slope |g|^2 that belongs to the loss itself and not to the noise of
+    its values or batches. A step at a share c of eta_cap lowers a quadratic by (signal - c) lr |g|^2 in the mean, so
+    the slope of the loss over sum_t lr_t |g_t|^2, by least squares, is c - signal; it is read whenever its standard
+    error falls below `resolution`, and moves `signal` by a factor 2 at most. At a noise floor the loss stands still,
+    so the rate shrinks until it falls again. A loss three standard deviations above its first values halves the rate.
+
+    shape: a `Schedule` with peak 1. limit: never a larger lr than this. The state is a few numbers.
     """
 
     safety: float = 0.7
-    shape: Schedule = Schedule(1.0)
+    shape: Schedule = LEVEL
     window: int = 24
-    patience: int = 5
+    patience: int = 10
+    resolution: float = 0.1
     limit: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 < self.safety < 1:
+            raise ValueError(f"safety is a share of the largest stable learning rate, in (0, 1); got {self.safety}")
 
     @property
     def peak(self) -> float:
         return math.inf
 
     def initial(self) -> dict[str, Any]:
-        return {"seen": [], "scale": 1.0, "first": [], "recent": [], "since": 0}
+        """The state before the first step: plain numbers and lists of them."""
+        return {"seen": [], "slopes": [], "signal": 1.0, "first": [], "recent": [], "wait": 0, "fit": [0.0] * 7}
 
     def observe(self, state: dict[str, Any], loss: float, meters: Mapping[str, float]) -> None:
-        """Take in what one step showed (also when a tape is replayed)."""
+        """Take in what a step showed, before its rate is chosen (live, and when a tape is replayed)."""
         if "trace" in meters:
-            seen = [*state["seen"], (meters["trace"], meters["curvature2"])]
-            state["seen"] = seen[-self.window :]
+            state["seen"] = [*state["seen"], (meters["trace"], meters["curvature2"])][-self.window :]
+        if "slope2" in meters:
+            state["slopes"] = [*state["slopes"], meters["slope2"]][-self.window :]
         if len(state["first"]) < self.patience:
             state["first"] = [*state["first"], loss]
         state["recent"] = [*state["recent"], loss][-self.patience :]
-        state["since"] += 1
-        if state["since"] >= 2 * self.patience:
-            first = np.array(state["first"])
-            above = float(np.median(state["recent"])) - float(np.max(first))
-            if above > 0.0:
-                state["scale"], state["since"] = state["scale"] / 2, 0
-            else:
-                state["scale"] = min(1.0, state["scale"] * 1.05)
+        state["fit"] = _add(state["fit"], loss)
+
+    def moved(self, state: dict[str, Any], lr: float) -> None:
+        """Take in the rate that the step then used: progress expected and made, and signs of divergence."""
+        slope2 = float(np.mean(state["slopes"])) if state["slopes"] else 0.0
+        fit = list(state["fit"])
+        fit[6] += lr * slope2
+        state["fit"] = fit
+        state["wait"] = max(state["wait"] - 1, 0)
+        if len(state["first"]) == self.patience and state["wait"] == 0:
+            edge = float(np.mean(state["first"]) + 3 * np.std(state["first"]))
+            if float(np.median(state["recent"])) > edge + 1e-3 * abs(edge):
+                state["signal"], state["wait"], state["fit"] = state["signal"] / 2, self.patience, [0.0] * 7
+                return
+        slope, error = _slope(fit)
+        if error < self.resolution:
+            found = self.safety * state["signal"] - slope
+            state["signal"] = min(max(found, state["signal"] / 2, 2.0**-10), 2 * state["signal"], 1.0)
+            state["fit"] = [0.0] * 7
 
     def rate(self, state: dict[str, Any], step: int, q: int, beta: float) -> float:
-        """The learning rate of this step; 0 as long as nothing was measured."""
+        """The learning rate of a step; 0 as long as nothing was measured."""
         if not state["seen"]:
             return 0.0
         trace, largest = self.curvature(state, q)
         if trace <= 0:
             return 0.0
         cap = 2 * q * (1 - beta) / (trace + (q + 1) * largest)
-        return float(min(self.limit, self.safety * state["scale"] * cap * self.shape(step)))
+        return float(min(self.limit, self.safety * state["signal"] * cap * self.shape(step)))
 
     def curvature(self, state: dict[str, Any], q: int) -> tuple[float, float]:
         """(T, L) from the measurements so far."""
         seen = np.array(state["seen"])
-        t = seen[:, 0]
-        trace = float(t.mean())
+        trace = float(seen[:, 0].mean())
         spread = float(np.sqrt(max(float(seen[:, 1].mean()) - trace**2, 0.0)))
-        error = spread / math.sqrt(q * len(t))
-        floor = max(trace, 2 * error)
-        return floor, min(spread / math.sqrt(2), floor)
+        error = spread / math.sqrt(q * len(seen))
+        trace = max(trace, 2 * error)
+        return trace, min(spread / math.sqrt(2) + trace / len(seen), trace)
+
+
+def _add(fit: list[float], y: float) -> list[float]:
+    """Sums of the least-squares line of y over the running total x = fit[6]."""
+    n, sx, sxx, sy, syy, sxy, x = fit
+    return [n + 1, sx + x, sxx + x * x, sy + y, syy + y * y, sxy + x * y, x]
+
+
+def _slope(fit: list[float], least: int = 20) -> tuple[float, float]:
+    """(slope, its standard error) of the line; infinite error for fewer than `least` points."""
+    n, sx, sxx, sy, syy, sxy, _ = fit
+    across = sxx - sx * sx / n if n else 0.0
+    if n < least or across <= 0:
+        return 0.0, math.inf
+    slope = (sxy - sx * sy / n) / across
+    residual = max((syy - sy * sy / n) - slope**2 * across, 0.0) / (n - 2)
+    return slope, math.sqrt(residual / across)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zograd import methods
 from zograd.control import AutoRate
-from zograd.oracles import sequential
+from zograd.oracles import Oracle, sequential
 from zograd.run import Method, Record, Run
 from zograd.schedules import as_schedule
 from zograd.stores.base import Rate, Rounding, Store
@@ -26,6 +26,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         All of them are trained, whatever their `requires_grad`.
     method: a menu name or a `Method`. Its lr and weight_decay are the defaults of the groups. A schedule inside of the
         method's lr is followed unless a torch scheduler is attached: set it in one place only.
+        With lr="auto" the groups show the rate that was measured; setting theirs has no effect.
     rounding: see `zograd.stores.Store`. record: called with the `Record` of each step.
 
     `step(closure)` evaluates the closure `method.evaluations` times, without gradients, each time under the same
@@ -81,6 +82,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         """One step: returns the mean loss over the points evaluated, a 0-dim float64 tensor."""
         if closure is None:
             raise TypeError("ZOOptimizer.step needs the loss: opt.step(lambda: loss_fn(model(x), y))")
+        return self.step_by(sequential(closure))
+
+    def step_by(self, oracle: Oracle) -> Tensor:
+        """One step whose queries are answered by an oracle instead of a closure."""
         assert self.run is not None
         t = self.run.step_number
         own = (
@@ -89,7 +94,10 @@ class ZOOptimizer(torch.optim.Optimizer):
             else self._base(t) / max(self._base(0), 1e-300)
         )
         rates = [Rate(float(g["lr"]) * own, float(g["weight_decay"])) for g in self.param_groups]
-        self.last = self.run.step(sequential(closure), rates)
+        self.last = self.run.step(oracle, None if self.auto else rates)
+        if self.auto:
+            for group, rate in zip(self.param_groups, self.last.rates, strict=True):
+                group["lr"] = rate.lr
         if self.record is not None:
             self.record(self.last)
         return torch.tensor(self.last.loss, dtype=torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -26,7 +26,7 @@ class TrainSettings(BaseModel):
     method_settings: dict[str, Any] = Field(default_factory=dict, alias="set")
     steps: int = Field(default=1000, ge=0)
     batch_size: int = Field(default=16, ge=1)
-    lr: float | None = Field(default=None, ge=0)
+    lr: Annotated[float, Field(ge=0)] | Literal["auto"] | None = None
     mu: float | None = Field(default=None, gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     lr_end: float = Field(default=0.0, ge=0, le=1)

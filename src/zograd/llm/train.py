@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.control import AutoRate
 from zograd.hub import load_task
 from zograd.llm import loading
 from zograd.llm.settings import SettingsError, TrainSettings, parse
@@ -68,8 +69,9 @@ def build_method(s: TrainSettings) -> Method[Any]:
         mu = LORA_MU if lora else entry["defaults"]["mu"]
     if s.weight_decay:
         settings["weight_decay"] = s.weight_decay
-    schedule = Schedule(float(lr), s.lr_schedule, s.steps, s.warmup, s.lr_end)
-    return methods.make(s.method, lr=schedule, mu=float(mu), **settings)
+    peak = 1.0 if lr == "auto" else float(lr)
+    schedule = Schedule(peak, s.lr_schedule, s.steps, s.warmup, s.lr_end)
+    return methods.make(s.method, lr=AutoRate(shape=schedule) if lr == "auto" else schedule, mu=float(mu), **settings)
 
 
 def prepare(s: TrainSettings) -> Prepared:
@@ -264,10 +266,11 @@ class Loop:
         bar.update(1)
         bar.set_postfix(
             loss=f"{record.loss:.3f}", lr=f"{record.rates[0].lr:.1e}", evals=run.evaluations, tok_s=f"{speed:.0f}",
-            **({"acc": f"{self.last_metrics.value:.3f}"} if self.last_metrics else {}), refresh=False,
+            **({"acc": f"{self.last_metrics.value:.3f}"} if self.last_metrics else {}),
+            **({"edge": f"{run.share:.2f}"} if run.share else {}), refresh=False,
         )  # fmt: skip
         line: dict[str, Any] = {"step": run.step_number, "evaluations": run.evaluations, "loss": _number(record.loss)}
-        line |= {"lr": record.rates[0].lr, "moved": record.moved}
+        line |= {"lr": record.rates[0].lr, "moved": record.moved, **dict(record.meters)}
         if record.refused:
             line["refused"] = True
             if run.refused_in_a_row >= s.max_failures:

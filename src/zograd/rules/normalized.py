@@ -30,9 +30,9 @@ class SpreadSGD:
         """The beta with which the edge of stability is computed (`lr="auto"`)."""
         return 0.0
 
-    def in_units_of(self, estimate: Estimate[Spread], lr: float) -> float:
-        """The learning rate of this rule that moves as `lr` would along the estimate itself."""
-        return lr * estimate.aux.slope
+    def units(self, aux: tuple[float, ...]) -> float:
+        """lr here moves as lr / slope along the estimate itself."""
+        return Spread(*aux).slope
 
     @property
     def reads(self) -> type[Spread]:

@@ -1,0 +1,149 @@
+"""Curvature from values: trace, largest eigenvalue, flatness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from zograd.diagnostics.problem import Measurement, Problem, mean
+from zograd.laws import Law, Rademacher
+from zograd.laws.coordinate import unit
+from zograd.stores.base import Leaf
+from zograd.vector import Array, Slot, Vector
+
+Product: TypeAlias = Callable[[Array], Array]
+
+
+def trace(p: Problem, mu: float = 2.0**-7, *, n: int = 32, law: Law = Rademacher(), seed: int = 0) -> Measurement:
+    """tr H = E[(f(x + mu v) - 2 f(x) + f(x - mu v)) / mu^2] over n directions (Hutchinson). Costs 2n + 1 evaluations.
+
+    Variance of one term: 2 (|H|_F^2 - sum H_ii^2) for signs, 2 |H|_F^2 for normals, plus 6 sigma^2 / mu^4 for values
+    with noise sigma: take a larger mu than for gradients (`noise_floor` suggests one).
+    """
+    v = p.directions(law, n, seed)
+    f0, *f = p.values([Vector(), *(side * mu * vj for vj in v for side in (1.0, -1.0))])
+    plus, minus = np.array(f[::2]), np.array(f[1::2])
+    return mean((plus - 2 * f0 + minus) / mu**2, 2 * n + 1)
+
+
+def flatness(
+    p: Problem, mus: Sequence[float] = (2.0**-10, 2.0**-8, 2.0**-6, 2.0**-4), *, n: int = 16, seed: int = 0
+) -> list[dict[str, float]]:
+    """What the radius regularises: zeroth-order descent minimises f_mu(x) = E f(x + mu v) ~ f(x) + (mu^2 / 2) tr H.
+
+    A row for each mu: `penalty` = E[(f(x + mu v) + f(x - mu v)) / 2] - f(x) with standard error `error`, the `trace`
+    it implies (2 penalty / mu^2; constant in mu as long as f is quadratic on that scale) and `share` = penalty / |f|.
+    Costs 2n + 1 evaluations a row. Theory: arXiv 2506.05454.
+    """
+    rows = []
+    for mu in mus:
+        t = trace(p, mu, n=n, seed=seed)
+        f0 = float(p.values([Vector()])[0])
+        penalty = 0.5 * mu**2 * t.value
+        rows.append(
+            {
+                "mu": float(mu),
+                "penalty": penalty,
+                "error": 0.5 * mu**2 * t.error,
+                "trace": t.value,
+                "share": penalty / abs(f0) if f0 else math.inf,
+            }
+        )
+    return rows
+
+
+def largest_eigenvalue(p: Problem, product: Product, *, tolerance: float = 1e-4, seed: int = 0) -> float:
+    """The algebraically largest eigenvalue of H by Lanczos, from products v -> H v (`gradient_hvp`, `values_hvp`).
+
+    Needs SciPy (ARPACK's implicitly restarted Lanczos). Memory: about 20 vectors of the dimension.
+    """
+    try:
+        from scipy.sparse.linalg import LinearOperator, eigsh
+    except ImportError:
+        raise ImportError("the largest eigenvalue needs SciPy: pip install 'zograd[diagnostics]'") from None
+    d = p.dim
+    if d < 3:
+        h = np.stack([product(e) for e in np.eye(d)])
+        return float(np.linalg.eigvalsh(0.5 * (h + h.T)).max())
+    start = np.random.default_rng(seed).normal(size=d)
+    operator = LinearOperator((d, d), matvec=product, dtype=np.float64)
+    return float(eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, return_eigenvectors=False)[0])
+
+
+def values_hvp(p: Problem, mu: float = 2.0**-7) -> Product:
+    """v -> H v from values alone, coordinate by coordinate: 4 d evaluations a product, for small d.
+
+    (H v)_i = (f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)) |v| / (4 mu^2), a = mu e_i, b = mu v / |v|.
+    """
+
+    p.store.require({"direction": 0.0})
+    u = mu * Vector(((Slot("direction"), 1.0),))
+
+    def product(v: Array) -> Array:
+        v = np.asarray(v, dtype=np.float64).reshape(-1)
+        size = float(np.linalg.norm(v))
+        if size == 0.0:
+            return np.zeros_like(v)
+        at = 0
+        for leaf in p.store.leaves:
+            leaf.slots["direction"].copy_(torch.from_numpy(v[at : at + leaf.numel] / size))
+            at += leaf.numel
+        out = np.empty(p.dim)
+        shapes = [leaf.shape for leaf in p.store.leaves]
+        for i in range(p.dim):
+            e = mu * Vector(((unit(i, shapes), 1.0),))
+            f = p.values([e + u, e - u, u - e, -(e + u)])
+            out[i] = (f[0] - f[1] - f[2] + f[3]) * size / (4 * mu**2)
+        return out
+
+    return product
+
+
+def gradient_hvp(closure: Callable[[], Any], p: Problem, mu: float = 2.0**-10) -> Product:
+    """v -> H v = (grad f(x + mu u) - grad f(x - mu u)) |v| / (2 mu) with gradients by autograd, u = v / |v|.
+
+    `closure` is the loss of `p`, differentiable in its tensors. Two gradients a product; the tensors come back
+    bit-identical.
+    """
+    tensors = [leaf.tensor for leaf in p.store.leaves]
+
+    def product(v: Array) -> Array:
+        v = np.asarray(v, dtype=np.float64).reshape(-1)
+        size = float(np.linalg.norm(v))
+        if size == 0.0:
+            return np.zeros_like(v)
+        u = mu * v / size
+        return (
+            _gradient_at(closure, p.store.leaves, tensors, u) - _gradient_at(closure, p.store.leaves, tensors, -u)
+        ) * (size / (2 * mu))
+
+    return product
+
+
+def _gradient_at(closure: Callable[[], Any], leaves: Sequence[Leaf], tensors: list[torch.Tensor], u: Array) -> Array:
+    saved = [t.detach().clone() for t in tensors]
+    wanted = [t.requires_grad for t in tensors]
+    try:
+        with torch.no_grad():
+            at = 0
+            for t in tensors:
+                t.add_(torch.from_numpy(u[at : at + t.numel()]).to(t).view_as(t))
+                at += t.numel()
+        for t in tensors:
+            t.requires_grad_(True)
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(closure(), tensors, allow_unused=True)
+        parts = [
+            torch.zeros(t.numel(), dtype=torch.float64) if g is None else g.detach().double().cpu().view(-1)
+            for g, t in zip(gradients, tensors, strict=True)
+        ]
+        return np.asarray(torch.cat(parts).numpy())
+    finally:
+        for t, old, want in zip(tensors, saved, wanted, strict=True):
+            t.requires_grad_(want)
+            with torch.no_grad():
+                t.copy_(old)

@@ -1,0 +1,69 @@
+"""A zeroth-order estimate beside the gradient of autograd, where that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from zograd.diagnostics.problem import Measurement, Problem, mean
+from zograd.laws import Draw, Law, Rademacher
+from zograd.vector import Ask, Estimator
+
+
+def gradient_cosine(
+    closure: Callable[[], Any],
+    p: Problem,
+    estimator: Estimator[Any] | None = None,
+    *,
+    law: Law = Rademacher(),
+    mu: float = 2.0**-10,
+    n: int = 8,
+    seed: int = 0,
+) -> Measurement:
+    """cos(g^, grad f) over n independent estimates, with grad f by autograd (which needs its memory).
+
+    closure: the loss of `p`, differentiable in its tensors. For q directions in d dimensions expect sqrt(q / (d + q))
+    with `Central(q)`; a bug in a loss or a method shows as a cosine far from it.
+    """
+    if estimator is None:
+        from zograd.estimators import Central
+
+        estimator = Central(1)
+    tensors = [leaf.tensor for leaf in p.store.leaves]
+    wanted = [t.requires_grad for t in tensors]
+    for t in tensors:
+        t.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(closure(), tensors, allow_unused=True)
+    finally:
+        for t, want in zip(tensors, wanted, strict=True):
+            t.requires_grad_(want)
+    cosines, cost = [], 0
+    shapes = tuple(leaf.shape for leaf in p.store.leaves)
+    for k in range(n):
+        first = Draw(seed, k, 0, shapes, p.store.gram)
+        ask = Ask(k, p.dim, mu, lambda j, first=first: law(first.number(j)), p.store.gram, seed, shapes=shapes)  # type: ignore[misc]
+        routine = estimator(ask)
+        queries = next(routine)
+        while True:
+            cost += len(queries)
+            try:
+                queries = routine.send(p.oracle(p.store, queries, k))
+            except StopIteration as stop:
+                vector = stop.value.vector
+                break
+        dot = size = total = 0.0
+        for block in p.store.blocks(vector):
+            g = gradients[block.leaf.index]
+            v = block.v[0].double()
+            size += float(v @ v)
+            if g is not None:
+                part = g.detach().reshape(-1)[block.start : block.start + v.numel()].double()
+                dot += float(v @ part)
+                total += float(part @ part)
+        cosines.append(dot / max(np.sqrt(size * total), 1e-300))
+    return mean(cosines, cost)

@@ -1,0 +1,86 @@
+"""A loss and the point where it is examined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from zograd.laws import Draw, Law
+from zograd.oracles import Oracle, sequential
+from zograd.spaces import Euclidean
+from zograd.stores.base import Store
+from zograd.vector import Array, Query, Vector
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number with its standard error and what it cost."""
+
+    value: float
+    error: float
+    evaluations: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} +- {self.error:.2g} ({self.evaluations} evaluations)"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A loss at the point where its store stands. Nothing here moves the point."""
+
+    store: Store
+    oracle: Oracle
+
+    @property
+    def dim(self) -> int:
+        return self.store.dim
+
+    def values(self, points: Iterable[Vector], key: int = 0) -> Array:
+        """The loss at x + p for each p, all under the same random state. ValueError when one is not finite."""
+        points = list(points)
+        f = np.array(self.oracle(self.store, [Query(p) for p in points], key), dtype=np.float64)
+        if not np.all(np.isfinite(f)):
+            bad = int(np.flatnonzero(~np.isfinite(f))[0])
+            raise ValueError(f"the loss is {f[bad]} at probe {bad}; examine another point, or take a smaller mu")
+        return f
+
+    def directions(self, law: Law, n: int, seed: int) -> list[Vector]:
+        """n independent directions of a law."""
+        shapes = tuple(leaf.shape for leaf in self.store.leaves)
+        return [law(Draw(seed, k, 0, shapes, self.store.gram)) for k in range(n)]
+
+
+def problem(f: Callable[..., float | Tensor], x: npt.ArrayLike | Mapping[str, Tensor] | Iterable[Tensor]) -> Problem:
+    """A loss to examine.
+
+    f(x) with x an array of numbers, or a closure f() that reads torch tensors together with those tensors (a mapping
+    by name, or `model.parameters()`).
+    """
+    if isinstance(x, Mapping):
+        return Problem(Store(x, space=Euclidean()), sequential(f))
+    if not isinstance(x, np.ndarray | int | float) and not np.isscalar(x):
+        items: list[Any] = list(x)  # type: ignore[arg-type]
+        if items and all(isinstance(t, Tensor) for t in items):
+            return Problem(Store({f"p{i}": t for i, t in enumerate(items)}, space=Euclidean()), sequential(f))
+        x = np.asarray(items, dtype=np.float64)
+    from zograd.faces.minimize import ArrayStore, scalar
+
+    store = ArrayStore(x, Euclidean())
+
+    def oracle(where: Any, queries: Sequence[Query], key: int) -> list[float]:
+        return [scalar(f(store.point(query.at))) for query in queries]
+
+    return Problem(store, oracle)
+
+
+def mean(values: npt.ArrayLike, evaluations: int) -> Measurement:
+    """The mean of independent values and its standard error."""
+    v = np.asarray(values, dtype=np.float64)
+    error = float(v.std(ddof=1) / math.sqrt(v.size)) if v.size > 1 else math.inf
+    return Measurement(float(v.mean()), error, evaluations)
