@@ -29,12 +29,27 @@ _HOMES = {
     "Ask": "zograd.vector",
 }
 _MODULES = (
-    "estimators", "faces", "hub", "laws", "llm", "methods", "noise", "oracles", "rules", "schedules", "sets", "spaces",
-    "stores", "tape", "vector",
+    "control", "diagnostics", "estimators", "faces", "hub", "laws", "llm", "methods", "noise", "oracles", "rules",
+    "schedules", "sets", "spaces", "stores", "tape", "vector",
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from zograd import estimators, laws, methods, noise, oracles, rules, schedules, sets, spaces, stores, tape, vector
+    from zograd import (
+        control,
+        diagnostics,
+        estimators,
+        laws,
+        methods,
+        noise,
+        oracles,
+        rules,
+        schedules,
+        sets,
+        spaces,
+        stores,
+        tape,
+        vector,
+    )
     from zograd.faces.asktell import AskTell
     from zograd.faces.hybrid import Hybrid
     from zograd.faces.minimize import Result, minimize
@@ -46,8 +61,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ask", "AskTell", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Run", "Store", "Tape", "TapeWriter",
-    "Vector", "ZOOptimizer", "__version__", "estimators", "laws", "methods", "minimize", "noise", "oracles", "rules",
-    "schedules", "sets", "spaces", "stores", "tape", "vector",
+    "Vector", "ZOOptimizer", "__version__", "control", "diagnostics", "estimators", "laws", "methods", "minimize", "noise",
+    "oracles", "rules", "schedules", "sets", "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_flatness_is_the_penalty_of_the_radius() -> None:
 
 
 def test_zeroth_order_descent_goes_to_flat_minima() -> None:
-    """f = (y z - 1)^2 / 2 with B = (y^2 - z^2) / 2: dE[B]/dt = -2 mu^2 E[B], so B falls to e^-1 = 0.368 at t = 1/(2 mu^2).
+    """f = (y z - 1)^2 / 2, B = (y^2 - z^2) / 2: dE[B]/dt = -2 mu^2 E[B], so B falls by e^-1 = 0.368 in t = 1/(2 mu^2).
 
     arXiv 2506.05454, Example 1: the two-point estimate is unbiased for f_mu, whose gradient flow this is.
     """
