@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-gpu test-matrix lint format bench clean
+.PHONY: quickstart test test-slow test-gpu test-matrix lint format bench bench-methods clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
@@ -36,6 +36,10 @@ bench: $(VENV)/.demo
 	$(BIN)/zograd bench step --batch-size 2 --seq-len 32
 	$(BIN)/zograd bench memory
 	$(BIN)/zograd bench exact
+
+# The menu at equal evaluations: hours. Results that docs/methods/results.jsonl has already are not computed again.
+bench-methods: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/zograd bench methods --problems a,b,c,d,e --jobs 2 --page
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -61,8 +61,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ask", "AskTell", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Run", "Store", "Tape", "TapeWriter",
-    "Vector", "ZOOptimizer", "__version__", "control", "diagnostics", "estimators", "laws", "methods", "minimize", "noise",
-    "oracles", "rules", "schedules", "sets", "spaces", "stores", "tape", "vector",
+    "Vector", "ZOOptimizer", "__version__", "control", "diagnostics", "estimators", "laws", "methods", "minimize",
+    "noise", "oracles", "rules", "schedules", "sets", "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 

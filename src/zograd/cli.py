@@ -502,6 +502,43 @@ def bench_auto(
     emit(measure(budget, seeds, method=method, progress=lambda line: typer.echo(line, err=True)), json)
 
 
+@command(bench, name="methods")
+def bench_methods(
+    problems: Annotated[
+        str | None, typer.Option(help="Letters of groups, a to f, or names of problems, with commas. [a,b,c,d,e]")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--methods", help="Names on the menu, with commas. [all]")] = None,
+    budget: Annotated[int | None, typer.Option(help="Evaluations of a run. [2,000 to 10,000, by group]")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs with the tuned learning rate.")] = 5,
+    fraction: Annotated[float, typer.Option(help="Share of the budget for each learning rate that is tried.")] = 0.2,
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
+    out: Annotated[Path, typer.Option(help="Results, a line each; what is there is kept.")] = Path(
+        "docs/methods/results.jsonl"
+    ),
+    page: Annotated[
+        bool, typer.Option("--page", help="Write the page and figures from the results; alone: only that.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The whole menu at equal evaluations, with tuned learning rates and several seeds.
+
+    Example: zograd bench methods --problems a,b --methods mezo,fzoo --budget 2000 --page
+    """
+    from zograd.bench.methods import Plan, compare, problem_names
+    from zograd.bench.page import write
+
+    result: dict[str, Any] = {}
+    if problems is not None or not page:
+        plan = Plan(budget, seeds, fraction)
+        names = [name.strip() for name in only.split(",") if name.strip()] if only else None
+        chosen = problem_names(problems or "a,b,c,d,e")
+        result |= compare(chosen, names, plan, out, jobs=jobs, progress=say)
+    if page:
+        result |= write(out)
+    emit(result, json)
+
+
 def main() -> None:
     """The entry point `zograd`."""
     app()

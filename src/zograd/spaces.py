@@ -87,3 +87,31 @@ class PositiveOrthant:
             return None
         i = int(bad[0])
         return f"element {i} is {x.flatten()[i].item():g}, but the positive orthant needs every element > 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagonal:
+    """R^d with the metric sum_i h_i u_i v_i, h > 0: frame coordinates z stand for the step z / sqrt(h).
+
+    log h is the slot "log_curvature", 0 (h = 1) until a rule changes it: in logarithms a change of 1e-8 of h = 1 is
+    not lost to float32. by_row: one h for each row of a leaf (its first axis by the rest), in the memory of inference.
+    """
+
+    by_row: bool = False
+    flat: bool = False
+    whole_leaf: bool = False
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        from zograd.stores.base import PerRow  # stores stand in spaces
+
+        return {"log_curvature": PerRow(0.0) if self.by_row else 0.0}
+
+    def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
+        return z.mul_(slots["log_curvature"].mul(-0.5).exp_())
+
+    def move_(self, x: Tensor, v: Tensor) -> Tensor:
+        return x.add_(v)
+
+    def explain(self, x: Tensor) -> str | None:
+        return None

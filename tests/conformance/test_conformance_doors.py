@@ -34,7 +34,8 @@ vanishing = pytest.mark.filterwarnings("ignore:this step changed")
 def by_asktell(method, seed: int) -> np.ndarray:
     loop, path = AskTell(start(), method, seed=seed), []
     for _ in range(STEPS):
-        loop.tell([smooth(x) for x in loop.ask()])
+        while loop.tell([smooth(x) for x in loop.ask()]) is None:
+            pass
         path.append(loop.x)
     return np.stack(path)
 
@@ -50,7 +51,7 @@ def by_optimizer(method, seed: int) -> np.ndarray:
 
 def by_run(method, seed: int) -> np.ndarray:
     x = torch.from_numpy(start())
-    run, path = Run(Store({"x": x}), method, seed), []
+    run, path = Run(Store({"x": x}, space=method.space), method, seed), []
     for _ in range(STEPS):
         run.step(sequential(lambda: smooth(x.numpy())))
         path.append(x.numpy().copy())
@@ -59,8 +60,11 @@ def by_run(method, seed: int) -> np.ndarray:
 
 def by_minimize(method, seed: int) -> np.ndarray:
     """The iterates of `minimize`, each as the result of a run with that many steps."""
-    ends = (1, 2, STEPS)
-    return np.stack([minimize(smooth, start(), method, seed=seed, budget=k * method.evaluations + 1).x for k in ends])
+    path = []
+    for k in (1, 2, STEPS):
+        budget = (k + 1) * method.evaluations + 1  # steps may cost less than that
+        path.append(minimize(smooth, start(), method, seed=seed, budget=budget, callback=lambda r: r.step + 1 == k).x)  # noqa: B023
+    return np.stack(path)
 
 
 @by_case
@@ -77,7 +81,7 @@ def test_every_door_gives_the_same_bits(case) -> None:
 def test_the_same_points_until_they_are_told(case) -> None:
     loop = AskTell(start(), case.method(), seed=1)
     first, second = loop.ask(), loop.ask()
-    assert len(first) == case.method().evaluations
+    assert 1 <= len(first) <= case.method().evaluations  # fewer where a step asks several times
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
         a[:] = np.nan  # the arrays are the caller's
@@ -96,12 +100,12 @@ def test_a_run_goes_on_from_its_state_at_any_step(case, kind: str) -> None:
     dtype, rounding = DTYPES[kind]
     stop = 1 + sum(map(ord, case.id + kind)) % (STEPS - 2)
     weights, others = tensors(dtype), tensors(dtype, seed=99)
-    run = Run(Store(weights, rounding=rounding), case.method(), 4)
+    run = Run(case.store(weights, rounding), case.method(), 4)
     records_of(run, sequential(loss_of(weights)), stop)
     saved = pickle.dumps((run.state_dict(), run.store.state_dict()))
     later = records_of(run, sequential(loss_of(weights)), STEPS - stop)
 
-    again = Run(Store(others, rounding=rounding), case.method(), 0)
+    again = Run(case.store(others, rounding), case.method(), 0)
     state, tensors_then = pickle.loads(saved)
     again.store.load_state_dict(tensors_then)
     again.load_state_dict(state)

@@ -52,11 +52,11 @@ def test_replay_is_bit_identical(case, kind: str, tmp_path) -> None:
     dtype, rounding = DTYPES[kind]
     weights = tensors(dtype)
     method = case.method()
-    run = Run(Store(weights, rounding=rounding), method, 3)
+    run = Run(case.store(weights, rounding), method, 3)
     records = records_of(run, sequential(loss_of(weights)), STEPS)
     assert any(record.moved for record in records)
     for tape in (records, through_a_file(records, tmp_path / "tape.zo")):
-        again = Run(Store(tensors(dtype), rounding=rounding), method, 3)
+        again = Run(case.store(tensors(dtype), rounding), method, 3)
         again.replay(tape)
         assert everything(again.store) == everything(run.store)
         assert again.state_dict() == run.state_dict()
@@ -69,9 +69,9 @@ def test_a_run_may_go_on_from_a_replay(case, kind: str) -> None:
     """Replay of the first steps, then real ones, equals the run that never stopped."""
     dtype, rounding = DTYPES[kind]
     weights, others = tensors(dtype), tensors(dtype)
-    run = Run(Store(weights, rounding=rounding), case.method(), 8)
+    run = Run(case.store(weights, rounding), case.method(), 8)
     records = records_of(run, sequential(loss_of(weights)), STEPS)
-    again = Run(Store(others, rounding=rounding), case.method(), 8)
+    again = Run(case.store(others, rounding), case.method(), 8)
     again.replay(records[:3])
     later = records_of(again, sequential(loss_of(others)), STEPS - 3)
     assert later == records[3:]

@@ -12,15 +12,17 @@ from zograd.estimators import Central
 from zograd.laws import Rademacher
 from zograd.rules import SGD, Adam, Momentum
 from zograd.run import Method, Run
-from zograd.spaces import Euclidean, PositiveOrthant
+from zograd.spaces import Diagonal, Euclidean, PositiveOrthant
 from zograd.stores import Store
 
 by_space = pytest.mark.parametrize("space", SPACES, ids=lambda s: type(s).__name__)
 METRIC = {  # |v|^2 at x of a tangent vector v
     "Euclidean": lambda v, x: float((v**2).sum()),
     "PositiveOrthant": lambda v, x: float(((v / x) ** 2).sum()),
+    "Diagonal": lambda v, x: float((SLOTS["log_curvature"].exp() * v**2).sum()),
 }
-OUTSIDE = {"Euclidean": [], "PositiveOrthant": [0.0, -1.0, float("nan")]}
+OUTSIDE = {"Euclidean": [], "PositiveOrthant": [0.0, -1.0, float("nan")], "Diagonal": []}
+SLOTS = {"log_curvature": torch.linspace(-3.0, 5.0, 50, dtype=torch.float64)}
 
 
 def points(seed: int, d: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,14 +37,14 @@ def test_moves_stay_in_the_space(space, size: float) -> None:
     for seed in range(20):
         x, z = points(seed)
         assert space.explain(x) is None
-        moved = space.move_(x.clone(), space.lift_(size * z, x, {}))
+        moved = space.move_(x.clone(), space.lift_(size * z, x, SLOTS))
         assert space.explain(moved) is None
 
 
 @by_space
 def test_moves_and_lifts_happen_in_place(space) -> None:
     x, z = points(0)
-    assert space.lift_(z, x, {}) is z
+    assert space.lift_(z, x, SLOTS) is z
     assert space.move_(x, z) is x
 
 
@@ -50,7 +52,7 @@ def test_moves_and_lifts_happen_in_place(space) -> None:
 def test_nothing_moves_by_the_zero_vector(space) -> None:
     x, _ = points(1)
     before = x.clone()
-    space.move_(x, space.lift_(torch.zeros_like(x), x, {}))
+    space.move_(x, space.lift_(torch.zeros_like(x), x, SLOTS))
     assert torch.equal(x, before)
 
 
@@ -59,8 +61,8 @@ def test_lift_is_linear_and_isometric(space) -> None:
     """<lift z, lift z>_x = |z|^2: white noise in the frame is white noise in the metric."""
     x, z = points(2)
     _, w = points(3)
-    lifted = space.lift_(z.clone(), x, {})
-    torch.testing.assert_close(space.lift_(2 * z + w, x, {}), 2 * lifted + space.lift_(w.clone(), x, {}))
+    lifted = space.lift_(z.clone(), x, SLOTS)
+    torch.testing.assert_close(space.lift_(2 * z + w, x, SLOTS), 2 * lifted + space.lift_(w.clone(), x, SLOTS))
     assert METRIC[type(space).__name__](lifted, x) == pytest.approx(float((z**2).sum()))
 
 
@@ -68,7 +70,7 @@ def test_lift_is_linear_and_isometric(space) -> None:
 def test_retraction_agrees_with_the_line_to_first_order(space) -> None:
     """|Retr_x(t v) - x - t v| = O(t^2): slope at least 2 in log-log (or no error at all)."""
     x, z = points(4)
-    v = space.lift_(z.clone(), x, {})
+    v = space.lift_(z.clone(), x, SLOTS)
     t = np.array([1e-1, 1e-2, 1e-3])
     gaps = np.array([float((space.move_(x.clone(), s * v) - x - s * v).norm()) for s in t])
     assert np.all(gaps < 1e-14) or np.polyfit(np.log(t), np.log(gaps), 1)[0] > 1.95
@@ -94,7 +96,7 @@ def test_a_run_never_leaves_the_space(space) -> None:
         asked = loop.ask()
         for x in (*asked, loop.x):
             assert space.explain(torch.from_numpy(x)) is None
-        loop.tell([float(np.sum(np.log(x) ** 2)) if space != Euclidean() else float(np.sum(x**2)) for x in asked])
+        loop.tell([float(np.sum(np.log(x) ** 2)) if space == PositiveOrthant() else float(np.sum(x**2)) for x in asked])
 
 
 @pytest.mark.parametrize("rule", [SGD(), Momentum(), Adam()], ids=lambda r: type(r).__name__)
@@ -147,6 +149,8 @@ def test_weight_decay_has_no_place_where_zero_has_none() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
-def test_the_menu_stands_in_flat_space(case) -> None:
-    assert isinstance(case.method().space, Euclidean)
-    assert methods.describe(case.name)["space"] == "Euclidean"
+def test_the_menu_says_where_it_stands(case) -> None:
+    """In flat space, unless the entry has a metric of its own."""
+    space = case.method().space
+    assert isinstance(space, Diagonal if case.name.startswith("hizoo") else Euclidean)
+    assert methods.describe(case.name)["space"] == type(space).__name__

@@ -12,12 +12,27 @@ import pytest
 import torch
 from torch import nn
 
-from zograd.estimators import Central, Spread
-from zograd.laws import Rademacher
+from zograd.estimators import Central, Recentred, SimulatedMomentum, Spread
+from zograd.estimators.simulated import Anneal
+from zograd.laws import Gaussian, Rademacher
 from zograd.noise import Kind
-from zograd.rules import SGD, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
+from zograd.rules import (
+    SGD,
+    Adam,
+    AdaMU,
+    AMSGrad,
+    FrankWolfe,
+    Lion,
+    Momentum,
+    NormalizedLion,
+    Optimistic,
+    Proximal,
+    ReplayMomentum,
+    Sign,
+    SpreadSGD,
+)
 from zograd.run import Method, Run
-from zograd.sets import L1Ball
+from zograd.sets import L1, GroupL2, L1Ball
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Rate, Store
 from zograd.stores import base as stores_base
@@ -126,6 +141,136 @@ def test_adam_with_decoupled_decay_is_torch_adamw(dtype: torch.dtype, tolerance:
     follows_torch(Adam(eps=1e-6), adamw, dtype, tolerance * 10, weight_decay=0.3)
 
 
+@by_chunk
+def test_amsgrad_is_torch_amsgrad_without_its_bias_corrections(chunked) -> None:
+    """torch moves by lr m / (1 - b1^t) / sqrt(s^ / (1 - b2^t)): ours at lr sqrt(1 - b2^t) / (1 - b1^t)."""
+    b1, b2 = 0.9, 0.3
+    ours, theirs = start(torch.float64), start(torch.float64)
+    fed = Fed(AMSGrad(b1, b2, start=1e-300), ours)
+    opt = torch.optim.Adam(theirs, lr=0.05, betas=(b1, b2), eps=1e-150, amsgrad=True)
+    for t, grads in enumerate(gradients(torch.float64), 1):
+        fed.step(grads, 0.05 * (1 - b2**t) ** 0.5 / (1 - b1**t))
+        for p, g in zip(theirs, grads, strict=True):
+            p.grad = g.clone()
+        opt.step()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def flat(tensors: Any) -> np.ndarray:
+    return torch.cat([t.detach().reshape(-1) for t in tensors]).numpy()
+
+
+@by_chunk
+@pytest.mark.parametrize(
+    ("rule", "gradient_of_K"),
+    [(Lion(0.8, 0.95), np.sign), (NormalizedLion(0.8, 0.95), lambda c: np.sqrt(c.size) * c / np.linalg.norm(c))],
+    ids=["l1", "l2"],
+)
+def test_lion_k_is_its_formula_over_several_leaves(rule: Any, gradient_of_K: Any, chunked) -> None:
+    """c = b1 m + (1 - b1) g, x <- (1 - lr w) x - lr dK(c), m <- b2 m + (1 - b2) g; K sees all leaves as one vector."""
+    parameters = start(torch.float64)
+    fed = Fed(rule, parameters, weight_decay=0.3)
+    x = flat(parameters).copy()
+    m = np.zeros_like(x)
+    for grads in gradients(torch.float64):
+        fed.step(grads, lr=0.05)
+        g = flat(grads)
+        x = (1 - 0.05 * 0.3) * x - 0.05 * gradient_of_K(0.8 * m + 0.2 * g)
+        m = 0.95 * m + 0.05 * g
+        np.testing.assert_allclose(flat(parameters), x, rtol=1e-12, atol=1e-13)
+
+
+def test_lion_with_decay_solves_the_box_constrained_problem() -> None:
+    """min |x - a|^2 over |x|_inf <= 1 / w: the clipped a, within a few steps of length lr (Lion-K, Theorem 3.1)."""
+    target = torch.tensor([0.2, -5.0, 1.0, 30.0, -0.4], dtype=torch.float64)
+    p = nn.Parameter(torch.zeros(5, dtype=torch.float64))
+    fed = Fed(Lion(), [p], weight_decay=0.5)
+    for _ in range(400):
+        fed.step([2 * (p.detach() - target)], lr=0.02)
+    np.testing.assert_allclose(p.detach(), target.clamp(-2, 2), atol=0.1)
+
+
+@pytest.mark.parametrize(("rule", "converges"), [(SGD(), False), (Optimistic(), True)], ids=["descent", "optimistic"])
+def test_the_optimistic_step_solves_the_bilinear_game(rule: Any, converges: bool) -> None:
+    """min_a max_b a b: the field (b, -a) turns; descent and ascent spiral outwards, the hint turns the spiral in."""
+    p = nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.float64))
+    fed = Fed(rule, [p])
+    for _ in range(400):
+        a, b = p.tolist()
+        fed.step([torch.tensor([b, -a], dtype=torch.float64)], lr=0.1)
+    assert (float(p.detach().norm()) < 0.2) == converges
+    assert (float(p.detach().norm()) > 2.0) == (not converges)
+
+
+def test_the_first_optimistic_step_has_no_hint() -> None:
+    p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    fed = Fed(Optimistic(), [p])
+    path = []
+    for g in (1.0, 10.0, 100.0):
+        fed.step([torch.tensor([g], dtype=torch.float64)], lr=1.0)
+        path.append(p.item())
+    assert path == [-2.0, -21.0, -211.0]
+
+
+@pytest.mark.parametrize("rule", [Optimistic(), ReplayMomentum()], ids=lambda r: type(r).__name__)
+def test_estimates_that_read_slots_cannot_be_replayed(rule: Any) -> None:
+    """Their numbers have changed when the past estimate is regenerated."""
+    with pytest.raises(TypeError, match=r"of Recentred read the slot 'prior', which changes. Use Momentum"):
+        Method(Recentred(), Rademacher(), rule)
+
+
+# ---- ZO-AdaMU --------------------------------------------------------------------------------------------------------
+
+
+def adamu(lr: float = 0.01, **shares: Any) -> Method[Any]:
+    return Method(SimulatedMomentum(**shares), Gaussian(), AdaMU(), mu=1e-3, lr=lr)
+
+
+def test_adamu_without_memory_is_mezo_with_normalised_noise() -> None:
+    """alpha = beta1 = beta2 = 1: x <- x - lr D z / sqrt(z^2 + eps), D the slope along z."""
+    x = torch.linspace(-1, 1, 30, dtype=torch.float64)
+    run = Run(Store({"x": x}), adamu(alpha=1.0, beta1=1.0, beta2=1.0), seed=3)
+    for _ in range(5):
+        plus, _ = run.ask()
+        (z,) = (b.v[0].clone() for b in run.store.blocks(plus.at / 1e-3))
+        before = x.clone()
+        run.tell([0.5, 0.1])
+        torch.testing.assert_close(x, before - 0.01 * 200.0 * z / (z**2 + 1e-8).sqrt(), rtol=1e-12, atol=1e-12)
+
+
+def test_adamu_moves_along_what_it_probed() -> None:
+    """In every phase of the annealing the estimate is the slope times the probed direction: their cosine is 1. The
+    released code mixes the probe with fixed weights and the move with annealed ones."""
+    method = adamu(**{k: Anneal(phi, 2, 12) for k, phi in (("alpha", 1.0), ("beta1", 0.1), ("beta2", 1.5))})
+    run = Run(Store({"x": torch.zeros(40, dtype=torch.float64)}), method, seed=3)
+    for t in range(15):
+        plus, minus = run.ask()
+        gram_before = run.store.gram([plus.at, minus.at])
+        assert gram_before[0, 1] == pytest.approx(-gram_before[0, 0])
+        record = run.tell([1.0 + 0.01 * (t % 3), 1.0])
+        assert record is not None
+        probed, moved = dict(plus.at.terms), dict(record.vector.terms)
+        assert probed.keys() == moved.keys()
+        for e, c in probed.items():
+            assert moved[e] == pytest.approx(c / 1e-3 * record.aux[3], rel=1e-12)
+
+
+def test_the_annealing_of_adamu() -> None:
+    """1 before T1, a half-cosine to the power phi, `end` from T2 on (Eq. 7)."""
+    for phi in (1.0, 0.1, 1.5):
+        anneal = Anneal(phi, 10, 110)
+        assert [anneal(0), anneal(9), anneal(10)] == [1.0, 1.0, 1.0]
+        assert anneal(60) == pytest.approx(0.5**phi)
+        assert anneal(110) == anneal(10_000) == 0.9
+    with pytest.raises(ValueError, match="needs start < stop"):
+        Anneal(1.0, 5, 5)
+    with pytest.raises(TypeError, match="mixes normal noise, and Rademacher draws other"):
+        Method(SimulatedMomentum(), Rademacher(), AdaMU())
+    with pytest.raises(TypeError, match="Use SimulatedMomentum"):
+        Method(Central(), Gaussian(), AdaMU())
+
+
 def test_sgd_decays_the_weights_and_not_the_gradient() -> None:
     """x <- (1 - lr wd) x - lr g, for momentum too: the decay never enters m."""
     for rule in (SGD(), Momentum(0.9)):
@@ -203,7 +348,18 @@ def test_replayed_momentum_keeps_no_more_than_its_window() -> None:
         assert len(fed.state["past"]) == min(fed.t, 4)
 
 
-@pytest.mark.parametrize("make", [Momentum, ReplayMomentum, lambda b: Adam(beta1=b), lambda b: Adam(beta2=b)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Momentum,
+        ReplayMomentum,
+        lambda b: Adam(beta1=b),
+        lambda b: Adam(beta2=b),
+        lambda b: AMSGrad(beta2=b),
+        lambda b: Lion(beta1=b),
+        lambda b: NormalizedLion(beta2=b),
+    ],
+)
 @pytest.mark.parametrize("beta", [1.0, -0.1, float("nan")])
 def test_a_beta_outside_of_its_interval_is_refused(make: Any, beta: float) -> None:
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\), got"):
@@ -231,7 +387,11 @@ def test_groups_move_at_their_own_rates() -> None:
         store.iterate([Rate(0.1)], 0)
 
 
-@pytest.mark.parametrize("rule", [SGD(), Momentum(), ReplayMomentum(), Adam(), Sign()], ids=lambda r: type(r).__name__)
+STILL = [SGD(), Momentum(), ReplayMomentum(), Adam(), AMSGrad(), Sign(), Lion(), NormalizedLion(), Optimistic()]
+STILL += [Proximal(L1(0.3)), Proximal(GroupL2(0.3)), FrankWolfe(L1Ball(9.0))]
+
+
+@pytest.mark.parametrize("rule", STILL, ids=lambda r: type(r).__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_rate_of_zero_changes_no_bit(rule: Any, dtype: torch.dtype) -> None:
     """Not even the sign of a zero."""

@@ -15,5 +15,7 @@ CASES = [
     Case("zo_sign", papers.zo_sign, {"lr": 1e-2, "n": 3}),
     Case("fzoo", papers.fzoo, {"lr": 1e-2, "n": 4}),
     Case("rank", papers.rank, {"lr": 1e-2, "n": 5}),
-    Case("frank_wolfe", papers.frank_wolfe, {"set": L1Ball(4.0), "n": 2}),
+    Case("rank", papers.rank, {"lr": 1e-2, "n": 6, "weights": "log"}, "log"),
+    Case("rank", papers.rank, {"lr": 1e-2, "n": 7, "weights": "top", "top": 2}, "top"),
+    Case("frank_wolfe", papers.frank_wolfe, {"set": L1Ball(4.0), "n": 2}, pulls=True),
 ]

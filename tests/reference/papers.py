@@ -115,13 +115,28 @@ def fzoo(
 
 
 def rank(
-    f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0
+    f: Loss,
+    x0: Array,
+    directions: Directions,
+    *,
+    lr: float,
+    mu: float,
+    weights: str = "linear",
+    top: int = 0,
+    weight_decay: float = 0.0,
 ) -> Iterator[Array]:
-    """x <- x - lr sum_k w_k v_(k), v_(1) the best; w linear in k from negative to positive, sum |w_k| = 1."""
+    """x <- x - lr sum_k w_k v_(k), v_(1) the best; w rises with k from negative to positive, sum w = 0, sum |w| = 1."""
     x = x0
     for V in directions:
+        n = len(V)
         best_first = V[np.argsort([f(x + mu * v) for v in V], kind="stable")]
-        w = np.linspace(-1.0, 1.0, len(V))
+        if weights == "linear":
+            w = np.linspace(-1.0, 1.0, n)
+        elif weights == "log":
+            better = [np.log(k) - np.log((n + 1) / 2) for k in range(1, n // 2 + 1)]
+            w = np.array(better + [0.0] * (n % 2) + [-b for b in reversed(better)])
+        else:
+            w = np.array([-1.0] * top + [0.0] * (n - 2 * top) + [1.0] * top)
         x = (1 - lr * weight_decay) * x - lr * (w / np.abs(w).sum()) @ best_first
         yield x
 

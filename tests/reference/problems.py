@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from bases import expand
 from torch import Tensor, nn
 
 from zograd import methods
 from zograd.laws import Draw
-from zograd.noise import reference
 from zograd.run import Method, Record, Run
 from zograd.stores import Store
-from zograd.vector import Noise, Query, Slot, Vector
+from zograd.vector import Ask, Query, Vector
 
 Array = npt.NDArray[Any]
+VECTORS: tuple[tuple[int, ...], ...] = ((12,), (8,))
+"""Two leaves, so that a slip in the address of an element shows."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Case:
 
     draws: directions a step that the paper takes; None: the estimator's n. terms: number of terms of the finite sum
     that the comparison with the paper runs on (the other laws run on `smooth`). ours: settings that the paper's
-    function does not take.
+    function does not take. pulls: x moves even where all losses are equal (towards a set, by a penalty).
+    shapes: of the two leaves, 20 elements together, that the comparison with the paper runs on.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Case:
     draws: int | None = None
     terms: int = 0
     ours: tuple[str, ...] = ("n", "law", "replay")
+    pulls: bool = False
+    shapes: tuple[tuple[int, ...], ...] = VECTORS
 
     @property
     def id(self) -> str:
@@ -46,34 +52,59 @@ class Case:
     def method(self, **changed: Any) -> Method[Any]:
         return methods.make(self.name, **{**self.settings, **changed})
 
+    def widened(self, radius: float) -> Method[Any]:
+        """The method on weights that `settings` did not foresee: a constraint set wide enough to hold them."""
+        if "set" not in self.settings:
+            return self.method()
+        return self.method(set=replace(self.settings["set"], radius=radius))
+
+    def store(self, weights: dict[str, Tensor], rounding: Any = "stochastic") -> Store:
+        """The weights in the space where the method stands."""
+        return Store(weights, rounding=rounding, space=self.method().space)
+
+    @property
+    def has_law(self) -> bool:
+        """Whether the entry leaves the law of directions open."""
+        return "law" in methods.describe(self.name)["defaults"]
+
     @property
     def decays(self) -> bool:
         """Whether the entry has a weight decay to set."""
         return "weight_decay" in methods.describe(self.name)["defaults"]
 
 
-def dense(vector: Vector, sizes: Sequence[int], slots: dict[str, Array] | None = None) -> Array:
-    """A Vector as numbers, element by element from `zograd.noise.reference` and never through a store."""
-    total = np.zeros(sum(sizes))
+def dense(vector: Vector, sizes: Sequence[int | tuple[int, ...]], slots: dict[str, Array] | None = None) -> Array:
+    """A Vector as numbers on leaves of these sizes or shapes, from the formulas of `bases`, never through a store."""
+    shapes = [s if isinstance(s, tuple) else (s,) for s in sizes]
+    total = np.zeros(sum(math.prod(shape) for shape in shapes))
     for e, c in vector.terms:
-        if isinstance(e, Noise):
-            leaves = [reference.integers(e.kind, e.key, leaf, np.arange(n)) for leaf, n in enumerate(sizes)]
-            total += c * (np.concatenate(leaves) * 2.0**-16)
-        else:
-            assert isinstance(e, Slot)
-            total += c * (slots or {})[e.name]
+        total += c * expand(e, shapes, slots)
     return total
 
 
-def directions(method: Method[Any], n: int, sizes: Sequence[int], seed: int, steps: int) -> Iterator[Array]:
-    """The matrix of directions of each step, one a row, from the seed alone."""
-    shapes = tuple((size,) for size in sizes)
+def directions(
+    method: Method[Any], n: int, shapes: tuple[tuple[int, ...], ...], seed: int, steps: int
+) -> Iterator[Array]:
+    """The matrix of directions of each step, one a row, from the seed alone.
+
+    A law that masks the directions of another has them masked by the paper, which knows the weights: the rows are the
+    inner law's.
+    """
+    law = getattr(method.law, "inner", method.law)
     for t in range(steps):
-        draws = [Draw(seed, t, j, shapes, exact_gram(sizes)) for j in range(n)]
-        yield np.stack([dense(method.law(draw), sizes) for draw in draws])
+        draws = [Draw(seed, t, j, shapes, exact_gram(shapes)) for j in range(n)]
+        yield np.stack([dense(law(draw), shapes) for draw in draws])
 
 
-def exact_gram(sizes: Sequence[int]) -> Callable[[Sequence[Vector]], Array]:
+def coordinates(method: Method[Any], shapes: Sequence[tuple[int, ...]], seed: int, step: int) -> list[int]:
+    """The numbers of the coordinates, all leaves end to end, that an estimator of `Coordinates` takes in a step."""
+    starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
+    nothing = (lambda j: Vector()), (lambda v: np.zeros((0, 0)))
+    ask = Ask(step, int(starts[-1]), 1.0, *nothing, 0, shapes=tuple(shapes), run=seed)
+    return [int(starts[unit.leaf]) + unit.element for unit in method.estimator.chosen(ask)]  # type: ignore[attr-defined]
+
+
+def exact_gram(sizes: Sequence[int | tuple[int, ...]]) -> Callable[[Sequence[Vector]], Array]:
     def gram(vectors: Sequence[Vector]) -> Array:
         rows = np.stack([dense(v, sizes) for v in vectors])
         return rows @ rows.T

@@ -5,14 +5,16 @@ is parametrised over CASES: so a new method is either held to all the laws, or t
 laws, estimators, spaces and rules.
 """
 
+import cases_directions
+import cases_estimators
 import cases_gradient
+import cases_rules
 from problems import *  # noqa: F403
 
-from zograd.estimators import Central, Forward, OneSided, Ranked
 from zograd.laws import Gaussian, Rademacher, Sphere
 from zograd.spaces import Euclidean, PositiveOrthant
 
-CASES = [*cases_gradient.CASES]
-LAWS = (Rademacher(), Gaussian(), Sphere())
-ESTIMATORS = (Central(3), Forward(3), OneSided(4), Ranked(5))
-SPACES = (Euclidean(), PositiveOrthant())
+CASES = [*cases_gradient.CASES, *cases_directions.CASES, *cases_estimators.CASES, *cases_rules.CASES]
+LAWS = (Rademacher(), Gaussian(), Sphere(), *cases_directions.LAWS)
+ESTIMATORS = (*cases_directions.ESTIMATORS, *cases_estimators.ESTIMATORS, *cases_rules.ESTIMATORS)
+SPACES = (Euclidean(), PositiveOrthant(), *cases_rules.SPACES)

@@ -1,6 +1,44 @@
 """Estimators: generators that yield points, receive losses and return a gradient estimate."""
 
-from zograd.estimators.differences import Central, Forward, OneSided, Spread
-from zograd.estimators.ranked import Ranked
+from zograd.estimators.aligned import Aligned
+from zograd.estimators.compared import Compared
+from zograd.estimators.coordinate import Coordinates, grasp_densities
+from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
+from zograd.estimators.differences import Central, Forward, OneSided, Richardson, Spread
+from zograd.estimators.population import Consensus
+from zograd.estimators.ranked import Mirrored, Preference, Ranked
+from zograd.estimators.reduced import SVRG, ZPDVR, LooplessSVRG, Recentred
+from zograd.estimators.simulated import Mixture, SimulatedMomentum
+from zograd.estimators.unbiased import Geometric, Unbiased, Zipf, deepest_level
+from zograd.estimators.wrappers import SAM, Conservative
 
-__all__ = ["Central", "Forward", "OneSided", "Ranked", "Spread"]
+__all__ = [
+    "SAM",
+    "SVRG",
+    "ZPDVR",
+    "Aligned",
+    "Central",
+    "Compared",
+    "Consensus",
+    "Conservative",
+    "Coordinates",
+    "Curvatures",
+    "Curved",
+    "Forward",
+    "Geometric",
+    "LooplessSVRG",
+    "Mirrored",
+    "Mixture",
+    "OneSided",
+    "Preference",
+    "ProbeWeighted",
+    "Ranked",
+    "Recentred",
+    "Richardson",
+    "SimulatedMomentum",
+    "Spread",
+    "Unbiased",
+    "Zipf",
+    "deepest_level",
+    "grasp_densities",
+]

@@ -17,10 +17,44 @@ def positive_count(n: int, least: int = 1) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Central:
-    """g = (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j.
+    """g = (1/n) sum_j D_j v_j with D_j = (f(x + mu v_j) - f(x - mu v_j)) / (2 mu).
 
     Costs 2 n evaluations. Bias O(mu^2), zero on quadratics. Variance (d - 1)/n |g|^2 for laws of fixed norm.
     SPSA (Spall 1992), MeZO (Malladi et al. 2023, Definition 1).
+
+    clip: C bounds each slope, D_j <- min(max(D_j, -C), C): the directional-derivative clipping of QZO (arXiv
+    2505.13430). Not unbiased, as the paper says, but shrunk: E[g] = (2 Phi(C/|grad f|) - 1) grad f for Gaussian
+    directions, so the direction is exact and the length saturates.
+    """
+
+    n: int = 1
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        positive_count(self.n)
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip bounds the slopes and must be > 0, got {self.clip}; use None not to clip")
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.n
+
+    def __call__(self, ask: Ask) -> Routine[None]:
+        v = [ask.draw(j) for j in range(self.n)]
+        f = yield [Query(side * ask.mu * vj) for vj in v for side in (1.0, -1.0)]
+        slopes = (np.array(f[::2]) - np.array(f[1::2])) / (2 * ask.mu)
+        if self.clip is not None:
+            slopes = np.clip(slopes, -self.clip, self.clip)
+        return Estimate(combination(slopes / self.n, v), float(np.mean(f)), f, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Richardson:
+    """g = (1/n) sum_j (4 D_j(mu/2) - D_j(mu)) / 3 v_j, D_j(m) = (f(x + m v_j) - f(x - m v_j)) / (2 m).
+
+    Costs 4 n evaluations. The bias of D(m) is a series in m^2 whose first term cancels: O(mu^4), zero on polynomials
+    of degree 4. Noise of deviation s in f enters with deviation 1.90 s / mu, against 0.71 s / mu for `Central`.
+    Worth it where mu has to be large: noisy losses with a strong third derivative. Richardson (1911).
     """
 
     n: int = 1
@@ -30,13 +64,14 @@ class Central:
 
     @property
     def evaluations(self) -> int:
-        return 2 * self.n
+        return 4 * self.n
 
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
-        f = yield [Query(side * ask.mu * vj) for vj in v for side in (1.0, -1.0)]
-        plus, minus = np.array(f[::2]), np.array(f[1::2])
-        g = combination((plus - minus) / (2 * ask.mu * self.n), v)
+        f = yield [Query(side * m * vj) for vj in v for m in (ask.mu, ask.mu / 2) for side in (1.0, -1.0)]
+        plus, minus, plus_half, minus_half = np.array(f).reshape(self.n, 4).T
+        wide, narrow = (plus - minus) / (2 * ask.mu), (plus_half - minus_half) / ask.mu
+        g = combination((4 * narrow - wide) / (3 * self.n), v)
         return Estimate(g, float(np.mean(f)), f, None)
 
 

@@ -1,40 +1,121 @@
-"""An estimate from the order of the losses alone: for people, tournaments, and losses with outliers."""
+"""Estimates that forget the scale of the losses: from their order, from preferences, from standardised fitness."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from zograd.estimators.differences import positive_count
-from zograd.vector import Ask, Estimate, Query, Routine, combination
+from zograd.vector import Array, Ask, Estimate, Query, Routine, combination
+
+Weights: TypeAlias = Literal["linear", "log", "top"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """g = sum_k w_k v_(k), with v_(1) .. v_(n) ordered from the best loss to the worst.
+    """g = sum_k w_k v_(k), with v_(1) .. v_(n) ordered from the best loss to the worst, sum w = 0 and sum |w| = 1.
 
-    w_k = (2 k - n - 1) / (n - 1) scaled to sum |w_k| = 1 (linear ranks); tied losses share the mean of their weights.
+    weights: "linear": w_k = 2 k - n - 1. "log": w_k = log k - log((n + 1)/2) for the better half, as in CMA-ES, and
+        mirrored for the worse half. "top": the `top` best against the `top` worst (default a quarter of n), the others
+        left out. Each is scaled to sum |w| = 1; tied losses share the mean of their weights.
+
     Exactly unchanged when the losses pass through any increasing function. The length of g carries no slope: lr is in
-    units of x / sqrt(d). Costs n evaluations (n >= 2). Ye, arXiv 2512.16200; the weights are our choice: their cosine
-    with the gradient is within 4 % of that of the values.
+    units of x / sqrt(d). Costs n evaluations (n >= 2). Ye, arXiv 2512.16200; the weights are our choice: the cosine of
+    linear and log ranks with the gradient is within 4 % of that of the values.
     """
 
     n: int = 16
+    weights: Weights = "linear"
+    top: int | None = None
 
     def __post_init__(self) -> None:
         positive_count(self.n, 2)
+        if self.weights not in get_args(Weights):
+            raise ValueError(f"unknown weights {self.weights!r}; use one of {', '.join(get_args(Weights))}")
+        if self.top is not None and (self.weights != "top" or not 1 <= self.top <= self.n // 2):
+            raise ValueError(
+                f"top={self.top} is the number of best and of worst directions that weights='top' uses: "
+                f"1 to n/2, here {self.n // 2}; got weights={self.weights!r}"
+            )
 
     @property
     def evaluations(self) -> int:
         return self.n
+
+    def by_rank(self) -> Array:
+        """w_1 .. w_n."""
+        k = np.arange(1, self.n + 1)
+        if self.weights == "linear":
+            w = 2.0 * k - self.n - 1
+        elif self.weights == "log":
+            w = np.sign(2 * k - self.n - 1) * (np.log((self.n + 1) / 2) - np.log(np.minimum(k, self.n + 1 - k)))
+        else:
+            top = self.top or max(1, self.n // 4)
+            w = 1.0 * (k > self.n - top) - 1.0 * (k <= top)
+        return np.asarray(w / np.abs(w).sum())
 
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
         f = yield [Query(ask.mu * vj) for vj in v]
         _, group, count = np.unique(np.array(f), return_inverse=True, return_counts=True)
         last = np.cumsum(count)
-        rank = (last - (count - 1) / 2)[group]  # 1-based, ties averaged
-        w = 2 * rank - self.n - 1
-        total = np.abs(2 * np.arange(1, self.n + 1) - self.n - 1).sum()
-        return Estimate(combination(w / total, v), float(np.mean(f)), f, None)
+        w = self.by_rank() if len(count) > 1 else np.zeros(self.n)  # no order at all: exactly 0
+        shared = np.array([w[b - m : b].mean() for b, m in zip(last, count, strict=True)])  # ties averaged
+        return Estimate(combination(shared[group], v), float(np.mean(f)), f, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """g = 1/(2 n) sum_j sign(f(x + mu u_j) - f(x + mu w_j)) (u_j - w_j): n times, which of two is better.
+
+    2 n directions and 2 n evaluations, of which only the order within a pair is used; equal losses contribute nothing.
+    In the units of `Ranked`: with n = 1 it is `Ranked(2)`. Unchanged by any increasing function of the losses, which
+    may differ from pair to pair: judges need not agree on a scale.
+    """
+
+    n: int = 8
+
+    def __post_init__(self) -> None:
+        positive_count(self.n)
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.n
+
+    def __call__(self, ask: Ask) -> Routine[None]:
+        v = [ask.draw(j) for j in range(2 * self.n)]
+        f = yield [Query(ask.mu * vj) for vj in v]
+        worse = np.sign(np.array(f[::2]) - np.array(f[1::2]))  # 1: the first of the pair lost
+        w = np.stack([worse, -worse], axis=1).reshape(-1) / (2 * self.n)
+        return Estimate(combination(w, v), float(np.mean(f)), f, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """g = 1/(2 n) sum_j (A_j+ - A_j-) v_j, A = (f - mean f) / max(std f, floor) over the 2 n losses f(x +- mu v_j).
+
+    Evolution strategies with antithetic pairs and z-scored fitness (population deviation). The length of g carries no
+    slope: lr is in units of x. Unchanged when all losses pass through an increasing affine function, as long as their
+    deviation stays above `floor`. Costs 2 n evaluations. Salimans et al. 2017; Qiu et al., arXiv 2509.24372.
+    """
+
+    n: int = 15
+    floor: float = 1e-8
+
+    def __post_init__(self) -> None:
+        positive_count(self.n)
+        if not self.floor > 0:
+            raise ValueError(f"floor keeps equal losses from being divided by 0 and must be > 0, got {self.floor}")
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.n
+
+    def __call__(self, ask: Ask) -> Routine[None]:
+        v = [ask.draw(j) for j in range(self.n)]
+        f = yield [Query(side * ask.mu * vj) for vj in v for side in (1.0, -1.0)]
+        fitness = (np.array(f) - np.mean(f)) / max(float(np.std(f)), self.floor)
+        w = (fitness[::2] - fitness[1::2]) / (2 * self.n)
+        return Estimate(combination(w, v), float(np.mean(f)), f, None)

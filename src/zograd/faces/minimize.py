@@ -64,8 +64,11 @@ def array_method(method: str | Method[Any]) -> Method[Any]:
     """A name from the menu with the defaults of a black box, or a method as it is."""
     if not isinstance(method, str):
         return method
-    settings = {"lr": 1e-2} if method not in ("frank_wolfe",) else {}
-    return methods.make(method, **settings)
+    line = methods.describe(method)
+    if line["required"]:
+        setting = line["required"][0]
+        raise ValueError(f"{method} has no default for {setting!r}; pass methods.{method}({setting}=...) for its name")
+    return methods.make(method, **({"lr": 1e-2} if "lr" in line["defaults"] else {}))
 
 
 def minimize(
@@ -147,6 +150,6 @@ def check_set(method: Method[Any], store: Store) -> None:
     constraint = getattr(method.rule, "set", None)
     if constraint is None:
         return
-    x = torch.cat([store.master(leaf) for leaf in store.leaves])
-    if (why := constraint.explain(x)) is not None:
+    leaves = (store.master(leaf).view(leaf.shape) for leaf in store.leaves)
+    if (why := constraint.explain(*leaves)) is not None:
         raise ValueError(f"x0 is not in {type(constraint).__name__}: {why}; start inside, for example at 0")

@@ -1,5 +1,34 @@
 """Laws of directions: how v is drawn, with E[v v^T] = I in frame coordinates."""
 
 from zograd.laws.base import DIRECTION, Draw, Gaussian, Law, Rademacher, Sphere
+from zograd.laws.coordinate import Coordinate, Unit
+from zograd.laws.cosine import DCT, strongest_columns
+from zograd.laws.lowrank import Components, LowRank, Projected, Subspace
+from zograd.laws.masked import Scattered, SmallWeights, TopScores
+from zograd.laws.orthogonal import Orthogonal, Walsh
+from zograd.laws.scores import Scores, sensitivity, squared_weights
 
-__all__ = ["DIRECTION", "Draw", "Gaussian", "Law", "Rademacher", "Sphere"]
+__all__ = [
+    "DCT",
+    "DIRECTION",
+    "Components",
+    "Coordinate",
+    "Draw",
+    "Gaussian",
+    "Law",
+    "LowRank",
+    "Orthogonal",
+    "Projected",
+    "Rademacher",
+    "Scattered",
+    "Scores",
+    "SmallWeights",
+    "Sphere",
+    "Subspace",
+    "TopScores",
+    "Unit",
+    "Walsh",
+    "sensitivity",
+    "squared_weights",
+    "strongest_columns",
+]

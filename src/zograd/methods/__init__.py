@@ -4,5 +4,10 @@ Units: mu in units of x; lr multiplies the direction. Learning rates are the pap
 language models unless stated; small problems take larger ones.
 """
 
-from zograd.methods.gradient import *  # noqa: F403
+from zograd.methods.gradient import *  # noqa: F403  # the first page of the menu
+
+# isort: split
+from zograd.methods.directions import *  # noqa: F403
+from zograd.methods.estimators import *  # noqa: F403
 from zograd.methods.menu import *  # noqa: F403
+from zograd.methods.rules import *  # noqa: F403

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zograd.estimators import Central, OneSided, Ranked, Spread
+from zograd.estimators.ranked import Weights
 from zograd.laws import Gaussian, Law, Rademacher
 from zograd.methods.menu import MU, Rate, entry
 from zograd.rules import SGD, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
@@ -103,13 +104,21 @@ def fzoo(
 @entry(
     source="Ye, arXiv 2512.16200 (rank-based zeroth-order); linear ranks are our choice",
     extra_memory="none",
-    formula="x <- x - lr sum_k w_k v_(k),  v_(1) .. v_(n) from best to worst loss, w linear in k, sum |w_k| = 1",
+    formula="x <- x - lr sum_k w_k v_(k),  v_(1) .. v_(n) from best to worst loss, w rises with k, sum |w_k| = 1",
 )
 def rank(
-    lr: Rate = 1e-2, mu: Rate = MU, n: int = 16, law: Law = Rademacher(), weight_decay: float = 0.0
+    lr: Rate = 1e-2,
+    mu: Rate = MU,
+    n: int = 16,
+    weights: Weights = "linear",
+    top: int | None = None,
+    law: Law = Rademacher(),
+    weight_decay: float = 0.0,
 ) -> Method[None]:
-    """Only the order of the losses matters: invariant under any increasing map of f."""
-    return Method(Ranked(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="rank")
+    """Only the order of the losses matters: invariant under any increasing map of f.
+
+    weights: "linear" in the rank, "log" as CMA-ES, or the "top" best against the `top` worst."""
+    return Method(Ranked(n, weights, top), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="rank")
 
 
 @entry(

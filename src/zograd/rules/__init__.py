@@ -1,10 +1,36 @@
 """Rules: from an estimate to the direction of the move, block by block."""
 
 from zograd.rules.adam import Adam
+from zograd.rules.adamu import AdaMU
+from zograd.rules.amsgrad import AMSGrad
 from zograd.rules.base import Rule
+from zograd.rules.curvature import DiagonalNewton, PublishedHiZOO
 from zograd.rules.frank_wolfe import FrankWolfe
+from zograd.rules.lion import Lion, NormalizedLion
+from zograd.rules.lowrank import FactorMomentum, SubspaceMuon
 from zograd.rules.normalized import SpreadSGD
+from zograd.rules.optimistic import Optimistic
+from zograd.rules.proximal import Proximal
 from zograd.rules.sgd import SGD, Momentum, ReplayMomentum
 from zograd.rules.sign import Sign
 
-__all__ = ["SGD", "Adam", "FrankWolfe", "Momentum", "ReplayMomentum", "Rule", "Sign", "SpreadSGD"]
+__all__ = [
+    "SGD",
+    "AMSGrad",
+    "AdaMU",
+    "Adam",
+    "DiagonalNewton",
+    "FactorMomentum",
+    "FrankWolfe",
+    "Lion",
+    "Momentum",
+    "NormalizedLion",
+    "Optimistic",
+    "Proximal",
+    "PublishedHiZOO",
+    "ReplayMomentum",
+    "Rule",
+    "Sign",
+    "SpreadSGD",
+    "SubspaceMuon",
+]

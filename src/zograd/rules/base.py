@@ -15,7 +15,8 @@ class Rule(Protocol[A_contra]):
     """x <- Retr_x(-lr * direction(estimate)). The iterate multiplies by lr and applies weight decay.
 
     `slots` names the d-sized state (frame coordinates) and its initial value; `state` holds scalars and Vectors, owned
-    by the run, recomputed when a tape is replayed.
+    by the run, recomputed when a tape is replayed. Optional properties: `meters` names entries of `state` to show with
+    each step; `whole_leaf` says that blocks are whole leaves; `reads`, `remedy` and `misfit` refuse combinations.
     """
 
     @property

@@ -1,51 +1,151 @@
-"""Constraint sets: what a method may ask of one is what the set can do (`lmo_`)."""
+"""Balls and the simplex, over all leaves together."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from zograd.sets.base import Place, Unit, positive
+from zograd.sums import Sum
 
-class LinearMinimizer(Protocol):
-    """A set over which linear functions are easy to minimise, streamed over blocks in two passes."""
+ROUNDING = 1 + 1e-6
+"""How far outside a point may lie and still count as inside: weights are rounded after each step."""
 
-    def scan(self, g: Tensor, best: tuple[float, int] | None, start: int) -> tuple[float, int]:
-        """First pass: update what the minimiser depends on with the block g that begins at element `start`."""
 
-    def vertex_(self, out: Tensor, found: tuple[float, int], start: int) -> Tensor:
-        """Second pass: out <- this block of argmin_{s in set} <g, s>."""
+def total(values: Iterable[Tensor]) -> float:
+    return math.fsum(float(v.double().sum()) for v in values)
 
-    def explain(self, x: Tensor) -> str | None:
-        """None when x lies in the set, otherwise why not."""
+
+def outside(what: str, size: float, ball: str, radius: float) -> str | None:
+    return None if size <= radius * ROUNDING else f"{what} = {size:g}, but the {ball} has radius {radius:g}"
 
 
 @dataclass(frozen=True, slots=True)
 class L1Ball:
-    """{x : sum_i |x_i| <= radius}. argmin <g, s> = -radius sign(g_k) e_k with k = argmax |g_k|."""
+    """{x : sum_i |x_i| <= radius}. argmin <g, s> = -radius sign(g_k) e_k with k = argmax |g_k|, the first of equals."""
 
     radius: float
+    whole_leaf: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.radius > 0:
             raise ValueError(f"an l1 ball needs radius > 0, got {self.radius}")
 
-    def scan(self, g: Tensor, best: tuple[float, int] | None, start: int) -> tuple[float, int]:
+    def scan(self, g: Tensor, at: Place, found: tuple[float, int] | None) -> tuple[float, int]:
         k = int(torch.argmax(g.abs()))
         value = float(g[k])
-        return (value, start + k) if best is None or abs(value) > abs(best[0]) else best
+        return (value, at.start + k) if found is None or abs(value) > abs(found[0]) else found
 
-    def vertex_(self, out: Tensor, found: tuple[float, int], start: int) -> Tensor:
+    def vertex_(self, out: Tensor, g: Tensor, at: Place, found: tuple[float, int]) -> Tensor:
         out.zero_()
         value, k = found
-        if start <= k < start + out.numel() and value != 0.0:
-            out[k - start] = -self.radius if value > 0 else self.radius
+        if at.start <= k < at.start + out.numel() and value != 0.0:
+            out[k - at.start] = -self.radius if value > 0 else self.radius
         return out
 
-    def explain(self, x: Tensor) -> str | None:
-        size = float(x.double().abs().sum())
-        if size <= self.radius * (1 + 1e-6):
-            return None
-        return f"sum |x_i| = {size:g}, but the l1 ball has radius {self.radius:g}"
+    def lowest(self, found: tuple[float, int]) -> float:
+        return -self.radius * abs(found[0])
+
+    def explain(self, *leaves: Tensor) -> str | None:
+        return outside("sum |x_i|", total(x.abs() for x in leaves), "l1 ball", self.radius)
+
+
+@dataclass(frozen=True, slots=True)
+class L2Ball:
+    """{x : |x| <= radius}. argmin <g, s> = -radius g / |g|. The projection is x min(1, radius / |x|)."""
+
+    radius: float
+    whole_leaf: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        positive(self, "radius", self.radius)
+
+    def scan(self, g: Tensor, at: Place, found: Sum | None) -> Sum:
+        return self.measure(g, found)
+
+    def vertex_(self, out: Tensor, g: Tensor, at: Place, found: Sum) -> Tensor:
+        norm = math.sqrt(found.value)
+        return out.copy_(g).mul_(-self.radius / norm) if norm > 0.0 else out.zero_()
+
+    def lowest(self, found: Sum) -> float:
+        return -self.radius * math.sqrt(found.value)
+
+    def measure(self, y: Tensor, found: Sum | None) -> Sum:
+        squares = Sum() if found is None else found
+        squares.add(y, y)
+        return squares
+
+    def project_(self, y: Tensor, found: Sum) -> Tensor:
+        norm = math.sqrt(found.value)
+        return y.mul_(self.radius / norm) if norm > self.radius else y
+
+    def explain(self, *leaves: Tensor) -> str | None:
+        return outside("|x|", math.sqrt(total(x.double().square() for x in leaves)), "l2 ball", self.radius)
+
+
+@dataclass(frozen=True, slots=True)
+class LInfBall:
+    """{x : max_i |x_i| <= radius}. argmin <g, s> = -radius sign(g). The projection clips every element."""
+
+    radius: float
+    whole_leaf: ClassVar[bool] = False
+    unit: ClassVar[Unit] = "element"
+
+    def __post_init__(self) -> None:
+        positive(self, "radius", self.radius)
+
+    def scan(self, g: Tensor, at: Place, found: Sum | None) -> Sum:
+        size = Sum() if found is None else found
+        size.add(g.abs())
+        return size
+
+    def vertex_(self, out: Tensor, g: Tensor, at: Place, found: Sum) -> Tensor:
+        return torch.sign(g, out=out).mul_(-self.radius)
+
+    def lowest(self, found: Sum) -> float:
+        return -self.radius * found.value
+
+    def prox_(self, y: Tensor, t: float) -> Tensor:
+        return y.clamp_(-self.radius, self.radius)
+
+    def explain(self, *leaves: Tensor) -> str | None:
+        largest = max(float(x.abs().max()) for x in leaves if x.numel())
+        return outside("max |x_i|", largest, "l-infinity ball", self.radius)
+
+
+@dataclass(frozen=True, slots=True)
+class Simplex:
+    """{x : x_i >= 0, sum_i x_i = radius}. argmin <g, s> = radius e_k with k = argmin g_k, the first of equals."""
+
+    radius: float = 1.0
+    whole_leaf: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        positive(self, "radius", self.radius)
+
+    def scan(self, g: Tensor, at: Place, found: tuple[float, int] | None) -> tuple[float, int]:
+        k = int(torch.argmin(g))
+        value = float(g[k])
+        return (value, at.start + k) if found is None or value < found[0] else found
+
+    def vertex_(self, out: Tensor, g: Tensor, at: Place, found: tuple[float, int]) -> Tensor:
+        out.zero_()
+        if at.start <= found[1] < at.start + out.numel():
+            out[found[1] - at.start] = self.radius
+        return out
+
+    def lowest(self, found: tuple[float, int]) -> float:
+        return self.radius * found[0]
+
+    def explain(self, *leaves: Tensor) -> str | None:
+        least, size = min(float(x.min()) for x in leaves if x.numel()), total(leaves)
+        if least < -self.radius * (ROUNDING - 1):
+            return f"its least element is {least:g}, but the simplex needs every element >= 0"
+        if abs(size - self.radius) > self.radius * (ROUNDING - 1):
+            return f"sum x_i = {size:g}, but the simplex needs {self.radius:g}"
+        return None

@@ -8,6 +8,7 @@ so that whatever the loss raises, the weights are bit-identical afterwards, in e
 from __future__ import annotations
 
 import hashlib
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor
 from zograd import noise
 from zograd.spaces import Euclidean, Space
 from zograd.stores.split import expand
+from zograd.sums import Sum
 from zograd.vector import HALF, Address, Array, Basis, Noise, Vector, accumulation_dtype, fill_, noise_terms
 
 Rounding: TypeAlias = Literal["stochastic", "split", "nearest"]
@@ -236,15 +238,21 @@ class Store:
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
-    def blocks(self, *vectors: Vector, whole_leaf: bool = False) -> Iterator[Block]:
+    def blocks(self, *vectors: Vector, whole_leaf: bool = False, whole_row: bool = False) -> Iterator[Block]:
         """The leaves in order, in chunks: weights, vectors' elements in a reused workspace, slots. No allocation.
 
         whole_leaf: one block a leaf (for matrix operations), with a workspace as large as the largest leaf.
+        whole_row: blocks of whole rows (first axis by the rest), at least one, for sums over rows.
         """
         for leaf in self.leaves:
-            flat, size = leaf.flat, max(leaf.numel, 1) if self.space.whole_leaf or whole_leaf else CHUNK
-            for start in range(0, leaf.numel, size):
-                stop = min(start + size, leaf.numel)
+            flat, step = leaf.flat, CHUNK
+            if self.space.whole_leaf or whole_leaf:
+                step = max(leaf.numel, 1)
+            elif whole_row:
+                columns = max(leaf.matrix_shape[1], 1)
+                step = max(step // columns, 1) * columns
+            for start in range(0, leaf.numel, step):
+                stop = min(start + step, leaf.numel)
                 slots = self._slots(leaf, start, stop)
                 sources = self._sources(leaf, start, stop, slots, vectors)
                 at = Address(leaf.index, start, leaf.shape)
@@ -264,7 +272,7 @@ class Store:
                 slots[name] = slot.view(1).expand(stop - start)
             elif slot.shape[1] == 1:
                 columns = leaf.matrix_shape[1]
-                row = torch.arange(start, stop, device=slot.device).div_(columns, rounding_mode="floor")
+                row = torch.arange(start, stop, dtype=torch.int32, device=slot.device).div_(columns, rounding_mode="floor")
                 slots[name] = slot.view(-1)[row]
         return slots
 
@@ -291,16 +299,22 @@ class Store:
         return np.asarray(coefs @ self._basis_gram(bases) @ coefs.T)
 
     def _basis_gram(self, bases: Sequence[Basis]) -> Array:
-        if all(isinstance(e, Noise) for e in bases):
-            keys = [(e.kind, e.key) for e in bases if isinstance(e, Noise)]
-            total = np.zeros((len(bases), len(bases)), dtype=object)
-            for leaf in self.leaves:
-                total = total + np.asarray(noise.gram(keys, leaf.index, 0, leaf.numel), dtype=object)
-            return np.asarray(total / 2**32, dtype=np.float64)
         g = np.zeros((len(bases), len(bases)))
-        for block in self.blocks(*(Vector(((e, 1.0),)) for e in bases)):
-            rows = torch.stack(block.v).double()
-            g += (rows @ rows.T).cpu().numpy()
+        noises = [(j, e) for j, e in enumerate(bases) if isinstance(e, Noise)]
+        at, keys = [j for j, _ in noises], [(e.kind, e.key) for _, e in noises]
+        if keys:
+            integers = np.zeros((len(keys), len(keys)), dtype=object)
+            for leaf in self.leaves:
+                integers = integers + np.asarray(noise.gram(keys, leaf.index, 0, leaf.numel), dtype=object)
+            g[np.ix_(at, at)] = np.asarray(integers / 2**32, dtype=np.float64)
+        exact = set(itertools.product(at, at))
+        sums = {(j, k): Sum() for k in range(len(bases)) for j in range(k + 1) if (j, k) not in exact}
+        if sums:
+            for block in self.blocks(*(Vector(((e, 1.0),)) for e in bases)):
+                for (j, k), total in sums.items():
+                    total.add(block.v[j], block.v[k])
+        for (j, k), total in sums.items():
+            g[j, k] = g[k, j] = total.value
         return g
 
     def scratch(self, leaf: Leaf, numel: int, use: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -458,8 +472,8 @@ class Iterate:
     def gram(self, vectors: Sequence[Vector]) -> Array:
         return self.store.gram(vectors)
 
-    def blocks(self, *vectors: Vector, whole_leaf: bool = False) -> Iterator[Block]:
-        for block in self.store.blocks(*vectors, whole_leaf=whole_leaf):
+    def blocks(self, *vectors: Vector, whole_leaf: bool = False, whole_row: bool = False) -> Iterator[Block]:
+        for block in self.store.blocks(*vectors, whole_leaf=whole_leaf, whole_row=whole_row):
             block.iterate = self
             yield block
 

@@ -213,9 +213,23 @@ class Lens(TorchFunctionMode):
                 f"embedding {leaf.name!r} has max_norm, which writes to the weights in each forward; "
                 f"set max_norm=None or leave it out of the selection"
             )
-        if leaf is None or not self.tiled or leaf.low is not None or input.numel() >= weight.shape[0]:
+        if leaf is None or self.store.space.whole_leaf or input.numel() >= weight.shape[0]:
             return F.embedding(*self._replace((input, weight)), padding_idx, max_norm, *rest, **named)  # type: ignore[call-arg]
-        out = torch.empty((*input.shape, weight.shape[1]), dtype=leaf.dtype, device=weight.device)
         rows = input.reshape(-1).to(torch.int64)
+        if not self.tiled or leaf.low is not None:
+            return self._rows(leaf, rows).view(*input.shape, weight.shape[1])
+        out = torch.empty((*input.shape, weight.shape[1]), dtype=leaf.dtype, device=weight.device)
         noise.combine_rows(out.view(-1, weight.shape[1]), weight.detach(), rows, terms=self.terms, leaf=leaf.index)
         return out
+
+    def _rows(self, leaf: Leaf, rows: Tensor) -> Tensor:
+        """The rows of a matrix at the point, neighbouring ones in one go."""
+        wanted, place = torch.unique(rows, return_inverse=True)
+        found = torch.empty(len(wanted), leaf.shape[1], dtype=leaf.dtype, device=leaf.tensor.device)
+        first = 0
+        for last, row in enumerate(numbers := wanted.tolist(), 1):
+            if last == len(numbers) or numbers[last] != row + 1:
+                start, stop = numbers[first] * leaf.shape[1], (row + 1) * leaf.shape[1]
+                self.store.point_(found[first:last].view(-1), leaf, self.point, start, stop)
+                first = last
+        return found[place]

@@ -1,0 +1,137 @@
+"""Problems with a language model: LoRA adapters on its top blocks, trained on a bundled task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from zograd.bench.problems import Session
+from zograd.oracles import Oracle, sequential
+from zograd.spaces import Space
+from zograd.stores.base import Store
+from zograd.vector import Query
+
+
+@dataclass(frozen=True)
+class LoraTask:
+    """The mean cross-entropy of a task's label words, as a function of LoRA adapters in the top blocks of a model.
+
+    One evaluation is one forward pass over a batch; the activations below the adapters are computed once. As a finite
+    sum the terms are the training examples. Judged by the loss and the accuracy on held-out examples. Adapters start
+    from the same seed in every run; the seed of the run draws the batches.
+    """
+
+    name: str
+    task: str
+    model: str = "smollm2-135m"
+    layers: int = 2
+    rank: int = 8
+    batch: int = 16
+    train_examples: int = 1000
+    eval_examples: int = 500
+    mu: float = 2.0**-7
+    kind: ClassVar[str] = "f"
+    radius: ClassVar[float] = 0.0
+    matrices: ClassVar[bool] = True
+    marks: ClassVar[int] = 10
+
+    @property
+    def terms(self) -> int:
+        return len(self._loaded.examples)
+
+    @property
+    def unit(self) -> int:
+        return min(self.batch, self.terms)
+
+    @property
+    def dim(self) -> int:
+        return sum(t.numel() for t in self._loaded.trained.values())
+
+    @property
+    def _loaded(self) -> Loaded:
+        return load(self)
+
+    def about(self) -> str:
+        held_out = len(self._loaded.held_out)
+        return (
+            f"d = {self.dim}: LoRA of rank {self.rank} on q_proj and v_proj of the top {self.layers} blocks of "
+            f"{self.model}, {self.unit} of {self.terms} examples a step, mu = {self.mu:g}, {held_out} held-out examples"
+        )
+
+    def begin(self, space: Space, seed: int, whole: bool = False) -> Session:
+        loaded = self._loaded
+        loaded.reset()
+
+        def judge() -> dict[str, float]:
+            m = loaded.scorer.evaluate(loaded.held_out)
+            return {"value": m.loss, "accuracy": m.value, "calibrated": m.calibrated or 0.0}
+
+        return Session(Store(loaded.trained, space=space), self.oracle(seed, whole), judge)
+
+    def oracle(self, seed: int, whole: bool) -> Oracle:
+        """One batch a step: queries with the same key share it. whole: a query without rows takes all examples."""
+        from zograd.llm.task import Batches
+
+        loaded = self._loaded
+        batches = Batches(loaded.examples, self.batch, seed)
+        keys: list[int] = []
+
+        def loss(rows: Sequence[int] | None = None) -> Tensor:
+            batch = loaded.examples if whole else batches[len(keys) - 1]
+            chosen = batch if rows is None else [loaded.examples[i] for i in rows]
+            value: Tensor = loaded.scorer.loss(chosen)
+            return value
+
+        answer = sequential(loss)
+
+        def evaluate(store: Store, queries: Sequence[Query], key: int) -> Sequence[float]:
+            if key not in keys[-1:]:
+                keys.append(key)
+            return answer(store, queries, key)
+
+        return evaluate
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its adapters and a task, shared by all runs on the problem."""
+
+    trained: dict[str, Tensor]
+    start: dict[str, Tensor]
+    scorer: Any
+    examples: list[Any]
+    held_out: list[Any]
+
+    def reset(self) -> None:
+        """Adapters as they were drawn."""
+        for name, tensor in self.trained.items():
+            tensor.data.copy_(self.start[name])
+
+
+@cache
+def load(problem: LoraTask) -> Loaded:
+    """The model with fresh adapters, and the activations of its frozen blocks for all examples."""
+    from zograd.hub import load_task
+    from zograd.llm import loading
+    from zograd.llm.task import Scorer
+
+    task = load_task(problem.task)
+    model, tokenizer = loading.load(problem.model, dtype="float32")
+    module = loading.attach_lora(model, loading.LoraSpec(r=problem.rank, layers=problem.layers), 0)
+    trained = loading.select(module, "lora")
+    module.requires_grad_(False)
+    examples = list(task.splits["train"])[: problem.train_examples]
+    held_out = list(task.splits["validation"])[: problem.eval_examples]
+    scorer = Scorer(module, tokenizer, task, trained=list(trained.values()), cache_prefix=True)
+    with torch.no_grad():
+        scorer.remember([*examples, *held_out])
+    return Loaded(trained, {k: t.detach().clone() for k, t in trained.items()}, scorer, examples, held_out)
+
+
+LORA_TASKS = {f"lora-{task}": LoraTask(f"lora-{task}", task) for task in ("mr", "trec")}
+"""The problems of group (f)."""

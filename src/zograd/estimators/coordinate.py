@@ -1,0 +1,140 @@
+"""Differences along single coordinates, and how many of them each tensor deserves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zograd.estimators.differences import Forward, positive_count
+from zograd.estimators.wrappers import moved
+from zograd.laws import Draw, Rademacher
+from zograd.laws.coordinate import Unit
+from zograd.noise import fold
+from zograd.oracles import sequential
+from zograd.stores.base import Store
+from zograd.vector import Ask, Estimate, Query, Routine, Slot, Vector, combination
+
+CHOICE = 1 << 33
+"""Domain of the keys that choose coordinates, among those that the steps of a run share (steps are below it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinates:
+    """g = sum_{i in S} (f(x + mu e_i) - f(x)) / mu e_i over `count` coordinates S: coordinate-wise estimation (CGE).
+
+    Costs count + 1 evaluations, or 2 count with `central`, which has bias O(mu^2) in place of mu H_ii / 2. With count
+    >= d, S is everything and g = grad f up to that bias: no variance. Otherwise g is the gradient of the chosen
+    coordinates, unscaled, and 0 elsewhere.
+
+    densities: how dense S is in each leaf relative to the others (`grasp_densities` measures them); empty: alike.
+        The count of a leaf is in proportion to its density times its size.
+    refresh: S is drawn anew every so many steps; 0: once for the run. Drawing takes memory for the chosen coordinates.
+    The law of directions is not used.
+    """
+
+    count: int = 64
+    densities: tuple[float, ...] = ()
+    central: bool = False
+    refresh: int = 1
+
+    def __post_init__(self) -> None:
+        positive_count(self.count)
+        if self.refresh < 0:
+            raise ValueError(f"refresh is a number of steps, 0 for never; got {self.refresh}")
+        if self.densities and not (min(self.densities) >= 0 and sum(self.densities) > 0):
+            raise ValueError(f"densities must be >= 0 and not all 0, got {self.densities}")
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.count if self.central else self.count + 1
+
+    @property
+    def fewest_evaluations(self) -> int:
+        """Where there are fewer coordinates than `count`."""
+        return 2
+
+    def chosen(self, ask: Ask) -> list[Unit]:
+        """The coordinates of this step, in order of leaf and element."""
+        sizes = [math.prod(shape) for shape in ask.shapes]
+        period = ask.step // self.refresh if self.refresh else 0
+        key = fold(fold(ask.run, CHOICE), period)
+        units = []
+        for leaf, (size, count) in enumerate(zip(sizes, self._counts(sizes, key), strict=True)):
+            rng = np.random.Generator(np.random.Philox(fold(key, leaf)))
+            elements = rng.choice(size, count, replace=False) if count < size else np.arange(size)
+            units += [Unit(leaf, int(i)) for i in np.sort(elements)]
+        return units
+
+    def _counts(self, sizes: Sequence[int], key: int) -> list[int]:
+        """Coordinates a leaf: shares of `count` rounded at random with the right mean, none beyond the leaf's size."""
+        if self.densities and len(self.densities) != len(sizes):
+            raise ValueError(f"got densities for {len(self.densities)} leaves, and there are {len(sizes)}")
+        if self.count >= sum(sizes):
+            return list(sizes)
+        mass = np.array(self.densities or [1.0] * len(sizes)) * np.array(sizes)
+        shares = self.count * mass / mass.sum()
+        # Systematic sampling: counts are the shares rounded up or down, and add up to `count`.
+        edges = np.floor(np.cumsum(np.append(0.0, shares)) + fold(key, 1 << 32) / 2**64)
+        edges[-1] = edges[0] + self.count
+        return [min(int(b - a), size) for a, b, size in zip(edges[:-1], edges[1:], sizes, strict=True)]
+
+    def __call__(self, ask: Ask) -> Routine[None]:
+        e = [Vector(((u, 1.0),)) for u in self.chosen(ask)]
+        if self.central:
+            f = yield [Query(side * ask.mu * ei) for ei in e for side in (1.0, -1.0)]
+            g = combination((np.array(f[::2]) - np.array(f[1::2])) / (2 * ask.mu), e)
+            return Estimate(g, float(np.mean(f)), f, None)
+        f0, *f = yield [Query(), *(Query(ask.mu * ei) for ei in e)]
+        return Estimate(combination((np.array(f) - f0) / ask.mu, e), f0, [f0, *f], None)
+
+
+def grasp_densities(
+    loss: Callable[[], float | Tensor],
+    tensors: Mapping[str, Tensor],
+    density: float = 0.1,
+    *,
+    n: int = 192,
+    mu: float = 5e-3,
+    seed: int = 0,
+) -> tuple[float, ...]:
+    """The share of each tensor's weights among the density d weights that carry the gradient flow: ZO-GraSP.
+
+    With g(x) a `Forward(n)` estimate and s = mu g / |g|: score = -x (g(x + s) - g(x)), which is -x H g up to a positive
+    factor. Of all weights the lowest `density` are kept, as GraSP does, and only how many lie in each tensor is
+    returned. Costs 2 (n + 1) evaluations and three d-sized tensors. Both estimates have the same directions, so that
+    their difference is H s seen along them and not the noise of two samples.
+
+    DeepZero (Chen et al. 2024, arXiv 2310.02025), section 4, after GraSP (Wang et al. 2020).
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density is a share of the weights and must lie in (0, 1], got {density}")
+    store, law = Store(tensors), Rademacher()
+    shapes = tuple(leaf.shape for leaf in store.leaves)
+    first = Draw(seed, 0, 0, shapes, store.gram)
+    ask = Ask(0, store.dim, mu, lambda j: law(first.number(j)), store.gram, fold(seed, 0), shapes=shapes, run=seed)
+    oracle = sequential(loss)
+
+    def drive(routine: Routine[Any]) -> Vector:
+        queries = next(routine)
+        while True:
+            try:
+                queries = routine.send(oracle(store, queries, seed))
+            except StopIteration as stop:
+                return stop.value.vector  # type: ignore[no-any-return]
+
+    g = drive(Forward(n)(ask))
+    if not (length := ask.norm(g)):
+        raise ValueError("the loss does not change along any of the probes: there is no gradient flow to measure")
+    store.require({"score": 0.0})
+    store.assign({"score": g * (mu / length)})
+    change = drive(moved(Forward(n)(ask), Vector(((Slot("score"), 1.0),)))) - g
+    store.assign({"score": change})
+    scores = [-store.master(leaf) * leaf.slots["score"] for leaf in store.leaves]
+    kept = torch.topk(torch.cat(scores), max(1, round(density * store.dim)), largest=False).values[-1]
+    return tuple(float((score <= kept).double().mean()) for score in scores)

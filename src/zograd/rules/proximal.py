@@ -1,0 +1,63 @@
+"""Proximal descent: a gradient step, then the proximal map of a penalty or the projection onto a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from zograd.sets import Projection, Prox
+from zograd.stores.base import Block, Iterate
+from zograd.vector import Estimate, Slot, Vector
+
+X = Vector(((Slot("x"), 1.0),))
+
+
+@dataclass(frozen=True, slots=True)
+class Proximal:
+    """x <- prox_{lr r}(x - lr g) = argmin_z |z - (x - lr g)|^2 / (2 lr) + r(z).
+
+    prox: a penalty r or a set of `zograd.sets`. Values are written as they come out, so exact zeros are exact zeros in
+    every dtype. Decoupled weight decay comes before the proximal map. Memory: no slots; penalties of whole matrices
+    need the workspace that they state.
+    """
+
+    prox: Prox | Projection
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        return {}
+
+    @property
+    def whole_leaf(self) -> bool:
+        """Whether blocks are whole leaves, so that the workspace is as large as the largest of them."""
+        return getattr(self.prox, "unit", "element") == "leaf"
+
+    def misfit(self, method: Any) -> str | None:
+        if method.space.flat:
+            return None
+        name = type(method.space).__name__
+        return f"Proximal moves along straight lines, which {name} does not have; use Euclidean()"
+
+    def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
+        prox = self.prox
+        if isinstance(prox, Projection):
+            found = None
+            for _, y in self._moved(x, estimate.vector):
+                found = prox.measure(y, found)
+            for b, y in self._moved(x, estimate.vector):
+                b.put_(prox.project_(y, found))
+            return
+        for b, y in self._moved(x, estimate.vector):
+            whole = y if prox.unit == "element" else y.view(-1, b.leaf.matrix_shape[1])
+            b.put_(prox.prox_(whole, b.lr).view(-1))
+
+    def _moved(self, x: Iterate, g: Vector) -> Iterator[tuple[Block, Tensor]]:
+        """(1 - lr weight_decay) x - lr g, block by block."""
+        whole_row = getattr(self.prox, "unit", "element") == "row"
+        for b in x.blocks(X, g, whole_leaf=self.whole_leaf, whole_row=whole_row):
+            here, g_block = b.v
+            lr, decay = x.rates[b.leaf.group]
+            yield b, here.mul_(1.0 - lr * decay).sub_(g_block, alpha=lr)
