@@ -511,6 +511,9 @@ def bench_methods(
     budget: Annotated[int | None, typer.Option(help="Evaluations of a run. [2,000 to 10,000, by group]")] = None,
     seeds: Annotated[int, typer.Option(help="Runs with the tuned learning rate.")] = 5,
     fraction: Annotated[float, typer.Option(help="Share of the budget for each learning rate that is tried.")] = 0.2,
+    grid: Annotated[
+        str, typer.Option(help="Smallest and largest learning rate that is tried, in half decades.")
+    ] = "1e-6,10",
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
     out: Annotated[Path, typer.Option(help="Results, a line each; what is there is kept.")] = Path(
         "docs/methods/results.jsonl"
@@ -525,12 +528,13 @@ def bench_methods(
 
     Example: zograd bench methods --problems a,b --methods mezo,fzoo --budget 2000 --page
     """
-    from zograd.bench.methods import Plan, compare, problem_names
+    from zograd.bench.methods import Plan, compare, half_decades, problem_names
     from zograd.bench.page import write
 
     result: dict[str, Any] = {}
     if problems is not None or not page:
-        plan = Plan(budget, seeds, fraction)
+        low, _, high = grid.partition(",")
+        plan = Plan(budget, seeds, fraction, half_decades(float(low), float(high or low)))
         names = [name.strip() for name in only.split(",") if name.strip()] if only else None
         chosen = problem_names(problems or "a,b,c,d,e")
         result |= compare(chosen, names, plan, out, jobs=jobs, progress=say)

@@ -38,7 +38,7 @@ class LoraTask:
     kind: ClassVar[str] = "f"
     radius: ClassVar[float] = 0.0
     matrices: ClassVar[bool] = True
-    marks: ClassVar[int] = 10
+    marks: ClassVar[int] = 5
 
     @property
     def terms(self) -> int:
@@ -71,7 +71,7 @@ class LoraTask:
             m = loaded.scorer.evaluate(loaded.held_out)
             return {"value": m.loss, "accuracy": m.value, "calibrated": m.calibrated or 0.0}
 
-        return Session(Store(loaded.trained, space=space), self.oracle(seed, whole), judge)
+        return Session(Store(loaded.trained, space=space), self.oracle(seed, whole), loaded.start_loss, judge)
 
     def oracle(self, seed: int, whole: bool) -> Oracle:
         """One batch a step: queries with the same key share it. whole: a query without rows takes all examples."""
@@ -107,6 +107,8 @@ class Loaded:
     examples: list[Any]
     held_out: list[Any]
 
+    start_loss: float
+
     def reset(self) -> None:
         """Adapters as they were drawn."""
         for name, tensor in self.trained.items():
@@ -130,7 +132,8 @@ def load(problem: LoraTask) -> Loaded:
     scorer = Scorer(module, tokenizer, task, trained=list(trained.values()), cache_prefix=True)
     with torch.no_grad():
         scorer.remember([*examples, *held_out])
-    return Loaded(trained, {k: t.detach().clone() for k, t in trained.items()}, scorer, examples, held_out)
+    start = {name: tensor.detach().clone() for name, tensor in trained.items()}
+    return Loaded(trained, start, scorer, examples, held_out, scorer.evaluate(held_out).loss)
 
 
 LORA_TASKS = {f"lora-{task}": LoraTask(f"lora-{task}", task) for task in ("mr", "trec")}

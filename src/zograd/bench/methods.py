@@ -54,7 +54,7 @@ class Need:
     default stays. sums: it draws terms of a finite sum itself. matrices: it acts on matrices, and is another entry on
     a vector. only, never: kinds of problems. constrained: it stays in the set by itself, where others are projected
     after each step. own_mu: mu means something else here, the entry's default stays. scores: the mask is chosen by
-    `laws.sensitivity`, at the cost of a share of the budget. why: one line for the page.
+    `laws.sensitivity`, at the cost of a share of the budget. why: it has no place where it does not run. note: what the page says of it.
     """
 
     settings: Callable[[Workload], Mapping[str, Any]] = field(default=lambda problem: {})
@@ -67,13 +67,16 @@ class Need:
     own_mu: bool = False
     scores: bool = False
     why: str = ""
+    note: str = ""
 
 
 def _ball(problem: Workload) -> L1Ball:
     return L1Ball(problem.radius or 1.0)
 
 
-LOW_RANK = Need(matrices=True, why="acts on matrices; on a vector it is another entry")
+LOW_RANK = Need(matrices=True, why="it acts on matrices; on a vector it is another entry")
+SET = "it needs a set or a penalty"
+EIGHTH = "as many terms a step as an eighth of an evaluation takes"
 
 NEEDS: dict[str, Need] = {
     **{name: LOW_RANK for name in ("eggroll", "lozo", "lozo_m", "subzero", "tezo", "zo_dct", "zo_muon")},
@@ -81,14 +84,12 @@ NEEDS: dict[str, Need] = {
         tuned=False,
         never="e",
         own_mu=True,
-        why="has no learning rate, and its mu is the width of the first population; moving the consensus into a set "
-        "would move all particles",
+        why="a projection of the consensus would move all particles",
+        note="no learning rate, and its own mu, the width of the first population",
     ),
-    "deepzero": Need(
-        lambda p: {"count": max(1, p.dim // 10)}, why="count = d / 10 coordinates a step, the paper's tenth"
-    ),
+    "deepzero": Need(lambda p: {"count": max(1, p.dim // 10)}, note="count = d / 10 coordinates a step, as the paper"),
     "frank_wolfe": Need(
-        lambda p: {"set": _ball(p)}, tuned=False, only="e", constrained=True, why="needs a set; lr = 1 is its step"
+        lambda p: {"set": _ball(p)}, tuned=False, only="e", constrained=True, why=SET, note="lr = 1, its own step"
     ),
     "frank_wolfe_vr": Need(
         lambda p: {"set": _ball(p)},
@@ -96,25 +97,21 @@ NEEDS: dict[str, Need] = {
         sums=True,
         only="e",
         constrained=True,
-        why="needs a set; lr = 1 is its step",
+        why=SET,
+        note="lr = 1, its own step",
     ),
     "senszoq": Need(
         lambda p: {"density": DENSITY},
         scores=True,
-        why=f"{DENSITY:.0%} of the weights (0.1 % in the paper, of billions), chosen by differences that take "
+        note=f"{DENSITY:.0%} of the weights (0.1 % in the paper, of billions), chosen by differences that take "
         f"{SCORES_SHARE:.0%} of the budget",
     ),
-    "sparse_mezo": Need(why="its thresholds are those of the start: where that is 0, only the first step moves"),
-    "zo_lsvrg": Need(lambda p: {"batch": _batch(p)}, sums=True, why="terms a step: an eighth of an evaluation"),
-    "zo_prox": Need(
-        lambda p: {"prox": L1Projection(p.radius or 1.0)},
-        only="e",
-        constrained=True,
-        why="needs a set or penalty, without which it is zo_sgd",
-    ),
-    "zo_richardson": Need(lambda p: {"mu": 16 * p.mu}, why="16 times the mu of the others, as on the menu"),
-    "zo_svrg": Need(lambda p: {"batch": _batch(p)}, sums=True, why="terms a step: an eighth of an evaluation"),
-    "zpdvr": Need(lambda p: {"batch": _batch(p)}, sums=True, why="terms a step: an eighth of an evaluation"),
+    "sparse_mezo": Need(note="its thresholds are those of the start: where that is 0, only the first step moves"),
+    "zo_lsvrg": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),
+    "zo_prox": Need(lambda p: {"prox": L1Projection(p.radius or 1.0)}, only="e", constrained=True, why=SET),
+    "zo_richardson": Need(lambda p: {"mu": 16 * p.mu}, note="16 times the mu of the others, as on the menu"),
+    "zo_svrg": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),
+    "zpdvr": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),
 }
 
 
@@ -136,7 +133,16 @@ def settings_of(problem: Workload, name: str) -> dict[str, Any]:
 
 # ---- plans, cells, trials --------------------------------------------------------------------------------------------
 
-GRID = tuple(float(f"{v:.3g}") for v in 10.0 ** np.arange(-6.0, 1.01, 0.5))
+
+def half_decades(low: float, high: float) -> tuple[float, ...]:
+    """low, 10^(1/2) low, 10 low, ... up to high, to three digits."""
+    if not 0 < low <= high:
+        raise ValueError(f"a grid of learning rates needs 0 < low <= high, got {low:g} and {high:g}")
+    count = round(2 * math.log10(high / low) - 0.49)  # never past high
+    return tuple(float(f"{low * 10 ** (k / 2):.3g}") for k in range(count + 1))
+
+
+GRID = half_decades(1e-6, 10.0)
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,7 @@ class Meter:
     """An oracle that counts evaluations, keeps to a budget, and judges the iterate at equally spaced points of it.
 
     Counts in terms of the finite sum for methods that draw terms, `unit` of which are one evaluation. The value of
-    mark k is that of the last iterate reached with at most k/marks of the budget; `start` is that of the first.
+    mark k is that of the last iterate reached with at most k/marks of the budget.
     """
 
     def __init__(self, session: Session, budget: int, *, marks: int, unit: int = 1, terms: int = 1) -> None:
@@ -212,7 +218,6 @@ class Meter:
         self.limit = budget * unit
         self.spent = 0
         self.curve: list[float] = []
-        self.start = session.judge()["value"]
 
     def __call__(self, store: Any, queries: Sequence[Query], key: int) -> Sequence[float]:
         cost = sum(self.terms if query.rows is None else len(query.rows) for query in queries)
@@ -236,7 +241,7 @@ class Meter:
         return found
 
     def lost(self, value: float) -> bool:
-        return not math.isfinite(value) or value > WORSE * abs(self.start)
+        return not math.isfinite(value) or value > WORSE * abs(self.session.start)
 
     @property
     def evaluations(self) -> float:
@@ -286,7 +291,7 @@ def trial(problem: Workload, name: str, lr: float | None, budget: int, seed: int
     curve = [*meter.curve, *[value] * (marks - len(meter.curve))]
     more = {} if diverged else {key: significant(v) for key, v in found.items()}
     return {
-        "evaluations": significant(meter.evaluations), "steps": steps, "start": significant(meter.start),
+        "evaluations": significant(meter.evaluations), "steps": steps, "start": significant(session.start),
         "value": significant(value), "diverged": diverged, "curve": [significant(v) for v in curve], **more,
     }  # fmt: skip
 
@@ -304,8 +309,8 @@ def significant(value: float | None, digits: int = 5) -> float | None:
 
 def tune(problem: Workload, name: str, budget: int, plan: Plan) -> tuple[float | None, dict[str, float | None]]:
     """(the learning rate whose last iterate is best, the value of each); equal values take the smaller rate."""
-    part = int(budget * plan.fraction)
-    values = {lr: trial(problem, name, lr, part, TUNING_SEED, marks=4)["value"] for lr in sorted(plan.grid)}
+    part, marks = int(budget * plan.fraction), max(1, problem.marks // 5)
+    values = {lr: trial(problem, name, lr, part, TUNING_SEED, marks=marks)["value"] for lr in sorted(plan.grid)}
     best = min(values, key=lambda lr: (math.inf if values[lr] is None else values[lr], lr))
     return best, {f"{lr:g}": value for lr, value in values.items()}
 
@@ -374,7 +379,7 @@ def _description(problem: Workload, name: str) -> Line:
         "about": problem.about(),
         "evaluations_per_step": method.evaluations,
         "slots": sorted(method.slots),
-        "note": need_of(name).why,
+        "note": need_of(name).note,
     }
 
 

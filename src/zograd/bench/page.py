@@ -244,7 +244,7 @@ def page(lines: Sequence[Line], folder: str = "methods") -> str:
     out = ["# Methods at equal evaluations", "", *_preamble(lines, columns, folder), ""]
     out += ["## Best for what", "", *best_for(columns), ""]
     out += [
-        "Leading three of each group, by the mean share of the field that ended ahead of them:",
+        "Leading three of each group, by the mean share of the field that ended ahead of them (`field ahead` below):",
         "",
         *(
             f"- {kind}: " + ", ".join(f"{name} ({share:.0%})" for share, name in group_ranks(group)[:3])

@@ -32,11 +32,13 @@ Rows = npt.NDArray[np.intp]
 class Session:
     """A problem opened for one run: where x lives, what answers queries, and what judges the result.
 
-    judge(): "value", the clean f(x) - min f, and whatever else is known of x. project(): x into the constraint set.
+    start: the value of the first x. judge(): "value", the clean f(x) - min f, and whatever else is known of x.
+    project(): x into the constraint set.
     """
 
     store: Store
     oracle: Oracle
+    start: float
     judge: Callable[[], dict[str, float]]
     project: Callable[[], None] | None = None
 
@@ -114,7 +116,7 @@ class Problem:
         return any(math.prod(shape[1:]) > 1 for shape in self.shapes)
 
     def about(self) -> str:
-        start = f"starts at f - min f = {self.value(self.x0) - self.minimum:.6g}"
+        start = f"starts at f - min f = {self.value(self.x0) - self.minimum:.5g}"
         shapes = f" as {' + '.join('x'.join(map(str, s)) for s in self.shapes)}" if self.shapes else ""
         told = [f"{self.batch or 'all'} of {self.terms} terms a step"] if self.terms else []
         told += ["values with noise"] if self.noise else []
@@ -132,7 +134,7 @@ class Problem:
         def project() -> None:
             store.array[:] = project_l1(store.array, self.radius)
 
-        return Session(store, self.oracle(seed, whole), judge, project if self.radius else None)
+        return Session(store, self.oracle(seed, whole), judge()["value"], judge, project if self.radius else None)
 
     def oracle(self, seed: int, whole: bool = False) -> Oracle:
         """What a run asks: all queries of a step see the same batch; noise is drawn anew for each value.

@@ -272,8 +272,9 @@ class Store:
                 slots[name] = slot.view(1).expand(stop - start)
             elif slot.shape[1] == 1:
                 columns = leaf.matrix_shape[1]
-                row = torch.arange(start, stop, dtype=torch.int32, device=slot.device).div_(columns, rounding_mode="floor")
-                slots[name] = slot.view(-1)[row]
+                row, offset = divmod(start, columns)
+                index = torch.arange(offset, offset + stop - start, dtype=torch.int32, device=slot.device)
+                slots[name] = slot.view(-1)[row:][index.div_(columns, rounding_mode="floor")]
         return slots
 
     def _sources(
