@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-gpu test-matrix lint format bench bench-methods clean
+.PHONY: quickstart test test-slow test-gpu test-matrix lint format coverage bench bench-methods clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
@@ -30,6 +30,10 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/coverage.md from docs/coverage.yaml.
+coverage: $(VENV)/.dev
+	$(BIN)/python tools/coverage.py
 
 bench: $(VENV)/.demo
 	$(BIN)/zograd bench step

@@ -121,9 +121,11 @@ class Run(Generic[A]):
     """
 
     def __init__(self, store: Store, method: Method[A], seed: int = 0, *, terms: int = 0) -> None:
-        if type(store.space) is not type(method.space):
+        if store.space != method.space:
+            mine, its = (type(s).__name__ for s in (store.space, method.space))
+            mine, its = (mine, its) if mine != its else (str(store.space), str(method.space))
             raise ValueError(
-                f"the store stands in {type(store.space).__name__}, the method in {type(method.space).__name__}; "
+                f"the store stands in {mine}, the method in {its}; "
                 f"make the store with space=method.space"
             )
         self.store, self.method, self.seed, self.terms = store, method, seed, terms

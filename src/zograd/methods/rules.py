@@ -164,8 +164,9 @@ def hizoo(
 ) -> Method[Curvatures]:
     """Diagonal Newton steps with the Hessian's diagonal measured by the probes. Differs from the released code, which
     `published=True` gives: there the -1 is missing, so that h follows the trace and not the coordinate, c loses its
-    sign, and the move divides by the new h where the probe had the old one. Raise alpha (to 1e-4 .. 1e-2, well below
-    1/trace^2 of the scaled Hessian) to adapt within thousands of steps."""
+    sign, and the move divides by the new h where the probe had the old one. The
+    paper's alpha hardly adapts; h follows within 1/alpha steps, and stays a mean of many probes while alpha is well
+    below 1/trace^2 of the scaled Hessian."""
     rule = PublishedHiZOO(alpha, low, high) if published else DiagonalNewton(alpha, low, high)
     return Method(Curved(n), Gaussian(), rule, Diagonal(), mu=mu, lr=lr, name="hizoo")
 
