@@ -21,7 +21,8 @@ from zograd.vector import Query
 class LoraTask:
     """The mean cross-entropy of a task's label words, as a function of LoRA adapters in the top blocks of a model.
 
-    One evaluation is one forward pass over a batch; the activations below the adapters are computed once. As a finite
+    One evaluation is one forward pass over a batch; the activations below the adapters are computed once, so that with
+    adapters after the last attention a pass costs one token an example. As a finite
     sum the terms are the training examples. Judged by the loss and the accuracy on held-out examples. Adapters start
     from the same seed in every run; the seed of the run draws the batches.
     """
@@ -29,9 +30,10 @@ class LoraTask:
     name: str
     task: str
     model: str = "smollm2-135m"
-    layers: int = 2
+    layers: int = 1
+    targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     rank: int = 8
-    batch: int = 16
+    batch: int = 64
     train_examples: int = 1000
     eval_examples: int = 500
     mu: float = 2.0**-7
@@ -59,8 +61,8 @@ class LoraTask:
     def about(self) -> str:
         held_out = len(self._loaded.held_out)
         return (
-            f"d = {self.dim}: LoRA of rank {self.rank} on q_proj and v_proj of the top {self.layers} blocks of "
-            f"{self.model}, {self.unit} of {self.terms} examples a step, mu = {self.mu:g}, {held_out} held-out examples"
+            f"d = {self.dim}: LoRA of rank {self.rank} on {', '.join(self.targets)} of the top {self.layers} block(s) "
+            f"of {self.model}, {self.unit} of {self.terms} examples a step, mu = {self.mu:g}, {held_out} held-out examples"
         )
 
     def begin(self, space: Space, seed: int, whole: bool = False) -> Session:
@@ -124,7 +126,9 @@ def load(problem: LoraTask) -> Loaded:
 
     task = load_task(problem.task)
     model, tokenizer = loading.load(problem.model, dtype="float32")
-    module = loading.attach_lora(model, loading.LoraSpec(r=problem.rank, layers=problem.layers), 0)
+    module = loading.attach_lora(
+        model, loading.LoraSpec(problem.rank, targets=problem.targets, layers=problem.layers), 0
+    )
     trained = loading.select(module, "lora")
     module.requires_grad_(False)
     examples = list(task.splits["train"])[: problem.train_examples]

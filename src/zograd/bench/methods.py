@@ -54,7 +54,8 @@ class Need:
     default stays. sums: it draws terms of a finite sum itself. matrices: it acts on matrices, and is another entry on
     a vector. only, never: kinds of problems. constrained: it stays in the set by itself, where others are projected
     after each step. own_mu: mu means something else here, the entry's default stays. scores: the mask is chosen by
-    `laws.sensitivity`, at the cost of a share of the budget. why: it has no place where it does not run. note: what the page says of it.
+    `laws.sensitivity`, at the cost of a share of the budget. why: it has no place where it does not run. note: what
+    the page says of its settings.
     """
 
     settings: Callable[[Workload], Mapping[str, Any]] = field(default=lambda problem: {})
@@ -171,7 +172,7 @@ class Plan:
         return self.budget if self.budget is not None else BUDGETS[problem.kind]
 
 
-BUDGETS = {"a": 10_000, "b": 5_000, "c": 10_000, "d": 10_000, "e": 5_000, "f": 2_000}
+BUDGETS = {"a": 4_000, "b": 2_000, "c": 4_000, "d": 4_000, "e": 2_500, "f": 2_000}
 """Evaluations of a run on problems of each kind."""
 
 KINDS = {
@@ -377,7 +378,6 @@ def _description(problem: Workload, name: str) -> Line:
     method = methods.make(name, **settings_of(problem, name))
     return {
         "about": problem.about(),
-        "evaluations_per_step": method.evaluations,
         "slots": sorted(method.slots),
         "note": need_of(name).note,
     }

@@ -52,6 +52,11 @@ class Cell:
         return float(statistics.median(run["start"] for run in self.runs))
 
     @property
+    def evaluations_per_step(self) -> float:
+        """As they were spent, in forward passes: less than one where a step takes a few terms of a sum."""
+        return float(sum(run["evaluations"] for run in self.runs) / max(sum(run["steps"] for run in self.runs), 1))
+
+    @property
     def at_edge(self) -> bool:
         """Whether the tuned learning rate is the smallest or largest that was tried."""
         rates = [float(lr) for lr in self.tuning["grid"]]
@@ -158,7 +163,7 @@ def best_for(columns: Sequence[Column]) -> list[str]:
         equal = [c.method for c in column.cells[1:] if c.quartiles[0] <= best.quartiles[1]]
         lean = next((c for c in column.cells if not c.tuning["slots"]), None)
         base = column.cell(BASELINE)
-        early = best.evaluations_to(base.median) if base is not None else math.inf
+        early = best.evaluations_to(base.median) if base is not None and math.isfinite(base.median) else math.inf
         share = f"{early / column.budget:.0%}" if math.isfinite(early) else "-"
         rows.append(
             [
@@ -206,7 +211,7 @@ def group_table(columns: Sequence[Column]) -> list[str]:
             for column, c in zip(columns, cells, strict=True)
         ]
         slots = first.tuning["slots"]
-        rows.append([name, f"{share:.0%}", *entries, str(first.tuning["evaluations_per_step"]), str(len(slots))])
+        rows.append([name, f"{share:.0%}", *entries, number(first.evaluations_per_step), str(len(slots))])
     return table(["method", "field ahead", *(c.title for c in columns), "evaluations a step", "slots"], rows)
 
 
@@ -339,15 +344,24 @@ def draw(kind: str, columns: Sequence[Column], path: Path, mark: str) -> Path:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from PIL import Image, PngImagePlugin
     except ImportError:
         raise ImportError("figures need matplotlib: pip install 'zograd[bench]'") from None
     rows = max(len(c.cells) for c in columns)
     figure = Figure(figsize=(12, 1.0 + 0.19 * rows), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     for axes, column in zip(np.atleast_1d(figure.subplots(1, len(columns))), columns, strict=True):
         _panel(axes, column)
-    figure.suptitle(f"({kind}) {KINDS[kind]}", fontsize=11)
-    figure.savefig(path, metadata={"Description": mark, "Software": None}, pil_kwargs={"optimize": True})
+    figure.suptitle(
+        f"({kind}) {KINDS[kind]}: medians and quartiles\n"
+        f"black {BASELINE}, blue without slots, orange with slots; dashed: start",
+        fontsize=10,
+    )
+    canvas.draw()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Description", mark)
+    colors = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(32)
+    colors.save(path, pnginfo=text, optimize=True)
     return path
 
 
@@ -361,7 +375,7 @@ def _panel(axes: Any, column: Column) -> None:
             axes.text(start, y, " diverged", fontsize=7, va="center", color="0.4")
             continue
         low, high = cell.quartiles
-        color = "tab:red" if cell.method == BASELINE else "tab:blue" if not cell.tuning["slots"] else "tab:orange"
+        color = "black" if cell.method == BASELINE else "tab:blue" if not cell.tuning["slots"] else "tab:orange"
         x = max(cell.median, floor)
         axes.plot([max(low, floor), min(max(high, floor), 1e3 * start)], [y, y], color=color, lw=1.2)
         axes.plot([x], [y], "o", color=color, ms=3.5)
@@ -370,4 +384,9 @@ def _panel(axes: Any, column: Column) -> None:
     axes.set_xscale("log")
     axes.tick_params(axis="x", labelsize=7)
     axes.grid(axis="x", color="0.9", lw=0.5)
-    axes.set_title(f"{column.title}\nred {BASELINE}, blue without slots, orange with; dashed: start", fontsize=7)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_minor_formatter("")
+    if high < 100 * low:  # hardly a power of ten in sight
+        axes.set_xticks([m * 10.0**k for k in range(-17, 9) for m in (1, 2, 5) if low <= m * 10.0**k <= high])
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_title(column.title, fontsize=8)
