@@ -124,10 +124,7 @@ class Run(Generic[A]):
         if store.space != method.space:
             mine, its = (type(s).__name__ for s in (store.space, method.space))
             mine, its = (mine, its) if mine != its else (str(store.space), str(method.space))
-            raise ValueError(
-                f"the store stands in {mine}, the method in {its}; "
-                f"make the store with space=method.space"
-            )
+            raise ValueError(f"the store stands in {mine}, the method in {its}; make the store with space=method.space")
         self.store, self.method, self.seed, self.terms = store, method, seed, terms
         self.step_number = 0
         self.moves = 0

@@ -493,6 +493,7 @@ def test_groups_may_be_added_before_the_first_step_only() -> None:
 @by_case
 def test_a_checkpoint_through_torch_save_goes_on_bit_identically(case, dtype: torch.dtype, rounding: Any) -> None:
     """torch.save and torch.load with its defaults (weights_only), together with a scheduler and the model."""
+
     def fresh(seed: int) -> tuple[nn.Module, ZOOptimizer, LambdaLR]:
         model = net(dtype, seed)
         opt = ZOOptimizer(model.parameters(), case.widened(100.0), seed=seed, rounding=rounding)

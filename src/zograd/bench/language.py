@@ -60,9 +60,10 @@ class LoraTask:
 
     def about(self) -> str:
         held_out = len(self._loaded.held_out)
+        where = f"{', '.join(self.targets)} of the top {self.layers} block(s) of {self.model}"
         return (
-            f"d = {self.dim}: LoRA of rank {self.rank} on {', '.join(self.targets)} of the top {self.layers} block(s) "
-            f"of {self.model}, {self.unit} of {self.terms} examples a step, mu = {self.mu:g}, {held_out} held-out examples"
+            f"d = {self.dim}: LoRA of rank {self.rank} on {where}, {self.unit} of {self.terms} examples a step, "
+            f"mu = {self.mu:g}, {held_out} held-out examples"
         )
 
     def begin(self, space: Space, seed: int, whole: bool = False) -> Session:
