@@ -50,6 +50,11 @@ class Method(Generic[A]):
         if self.lr == "auto":
             object.__setattr__(self, "lr", AutoRate())
         if isinstance(self.lr, AutoRate):
+            if not getattr(self.estimator, "estimates_gradient", True):
+                raise ValueError(
+                    f"lr='auto' needs an estimate with the length of the gradient, which "
+                    f"{type(self.estimator).__name__} does not give; give it a number"
+                )
             if getattr(self.rule, "momentum", None) is None:
                 raise ValueError(
                     f"lr='auto' knows the edge of stability of moves along the estimate (SGD, momentum), and "

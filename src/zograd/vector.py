@@ -215,7 +215,11 @@ class Ask:
 
 
 class Estimator(Protocol[A_co]):
-    """Yields the points where the loss is wanted, receives the losses, returns the estimate."""
+    """Yields the points where the loss is wanted, receives the losses, returns the estimate.
+
+    Where they apply: `aux`, the type of its scalars; `slots`; `fewest_evaluations` and `most_evaluations(terms)`, where
+    steps differ; `estimates_gradient = False`, where the estimate has not the length of the gradient.
+    """
 
     @property
     def evaluations(self) -> int:

@@ -183,6 +183,21 @@ def test_a_rule_without_a_known_edge_is_refused() -> None:
         AutoRate(safety=1.5)
 
 
+def test_an_estimate_without_the_length_of_the_gradient_is_refused() -> None:
+    for name in ("rank", "preference", "mirrored_es", "zo_sign_scalar", "cge", "zo_conservative"):
+        with pytest.raises(ValueError, match="lr='auto' needs an estimate with the length of the gradient"):
+            methods.make(name, lr="auto")
+
+
+@pytest.mark.parametrize("name", ["spsa15", "zo_richardson", "zo_clip", "lozo", "zo_orthogonal", "dap", "p4", "zo_sam"])
+def test_other_methods_take_it_too(name: str) -> None:
+    """Whatever points the estimator asks for, the curvature is found among them or by one or two more."""
+    lam = np.linspace(0.5, 2.0, 16)
+    f = quadratic(lam)
+    result = minimize(f, np.ones(16), methods.make(name, lr="auto"), budget=4000)
+    assert result.fun < 0.05 * f(np.ones(16))
+
+
 def test_refused_steps_teach_nothing() -> None:
     loop = AskTell(np.ones(4), methods.zo_sgd(lr="auto"))
     loop.tell([quadratic(np.ones(4))(x) for x in loop.ask()])

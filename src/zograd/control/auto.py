@@ -26,10 +26,10 @@ class Measured(Generic[A]):
     """The inner estimator, with curvature and slope measured from its own pairs.
 
     On measuring steps (the first `warm`, then one in `every`) f(x) is evaluated as well where the inner estimator does
-    not, and f(x - mu v) for one direction where it has no pairs. Meters, of steps that measure:
-        trace       mean over the pairs of v^T H v = (f(x + mu v) - 2 f(x) + f(x - mu v)) / mu^2, unbiased for tr H
+    not, and f(x - mu v) for one direction where it has no pairs; an estimator that has both measures always. Meters:
+        slope2      mean over the pairs of ((f(x + mu v) - f(x - mu v)) / 2 mu)^2, unbiased for |grad f|^2
+        trace       mean of v^T H v = (f(x + mu v) - 2 f(x) + f(x - mu v)) / mu^2, unbiased for tr H
         curvature2  mean of its square
-        slope2      mean of ((f(x + mu v) - f(x - mu v)) / 2 mu)^2, unbiased for |grad f|^2
     The estimate itself is the inner one's, bit for bit. Costs up to 2 evaluations more on measuring steps.
     """
 
@@ -58,9 +58,11 @@ class Measured(Generic[A]):
         queries = list(next(routine))
         measures = ask.moves < self.warm or ask.step % self.every == 0
         pairs = _pairs(queries)
-        extra, center, pairs = _complete(queries, pairs) if measures else ([], -1, pairs)
+        extra, center, completed = _complete(queries, pairs)
+        if extra and not measures:
+            extra, center, completed = [], -1, pairs
         f = yield [*queries, *extra]
-        meters = _meters(np.array(f), center, pairs, ask.mu)
+        meters = _meters(np.array(f), center, completed, ask.mu)
         answers: Sequence[float] = f[: len(queries)]
         while True:
             try:
@@ -144,7 +146,7 @@ class AutoRate:
 
     def observe(self, state: dict[str, Any], loss: float, meters: Mapping[str, float]) -> None:
         """Take in what a step showed, before its rate is chosen (live, and when a tape is replayed)."""
-        if "trace" in meters:
+        if "curvature2" in meters:
             state["seen"] = [*state["seen"], (meters["trace"], meters["curvature2"])][-self.window :]
         if "slope2" in meters:
             state["slopes"] = [*state["slopes"], meters["slope2"]][-self.window :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class Compared:
 
     def __post_init__(self) -> None:
         positive_count(self.n)
+
+    estimates_gradient: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class Coordinates:
             raise ValueError(f"refresh is a number of steps, 0 for never; got {self.refresh}")
         if self.densities and not (min(self.densities) >= 0 and sum(self.densities) > 0):
             raise ValueError(f"densities must be >= 0 and not all 0, got {self.densities}")
+
+    estimates_gradient: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,6 +59,8 @@ class Consensus:
             raise ValueError(f"alpha is an inverse temperature and must be > 0, got {self.alpha}")
         if not 0 < self.lam * self.dt <= 1:
             raise ValueError(f"the drift lam dt must lie in (0, 1], got lam={self.lam}, dt={self.dt}")
+
+    estimates_gradient: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:

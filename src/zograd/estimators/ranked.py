@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class Ranked:
                 f"top={self.top} is the number of best and of worst directions that weights='top' uses: "
                 f"1 to n/2, here {self.n // 2}; got weights={self.weights!r}"
             )
+
+    estimates_gradient: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:
@@ -80,6 +82,8 @@ class Preference:
     def __post_init__(self) -> None:
         positive_count(self.n)
 
+    estimates_gradient: ClassVar[bool] = False
+
     @property
     def evaluations(self) -> int:
         return 2 * self.n
@@ -108,6 +112,8 @@ class Mirrored:
         positive_count(self.n)
         if not self.floor > 0:
             raise ValueError(f"floor keeps equal losses from being divided by 0 and must be > 0, got {self.floor}")
+
+    estimates_gradient: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from zograd.laws import Gaussian
 from zograd.vector import Ask, Estimate, Query, Routine, Slot, Vector
@@ -54,6 +54,8 @@ class SimulatedMomentum:
     alpha: Anneal | float = Anneal(1.0)
     beta1: Anneal | float = Anneal(0.1)
     beta2: Anneal | float = Anneal(1.5)
+
+    estimates_gradient: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -56,6 +56,8 @@ class Conservative(_Wrapper):
     """
 
     inner: Estimator[Any] = field(default=Central(1))
+
+    estimates_gradient: ClassVar[bool] = False
 
     @property
     def evaluations(self) -> int:
