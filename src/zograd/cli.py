@@ -90,7 +90,7 @@ def explain(e: BaseException) -> str:
     if isinstance(e, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
         remedy = "try --train lora, --dtype bf16 or a smaller --batch-size"
         return f"not enough memory ({text[:120]}); `zograd plan` says what fits: {remedy}"
-    known = (ValueError, TypeError, FileNotFoundError, RuntimeError, OSError, KeyError)
+    known = (ValueError, TypeError, FileNotFoundError, RuntimeError, OSError, KeyError, ImportError)
     return text if isinstance(e, known) else f"{type(e).__name__}: {text}"
 
 
@@ -286,6 +286,27 @@ def replay(
     from zograd.llm.train import replay as go
 
     emit(go(run, model, out, to=to), json)
+
+
+@command(app)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, shown side by side.")],
+    out: Annotated[Path, typer.Option(help="File of the page; an earlier report there is overwritten.")] = Path(
+        "report.html"
+    ),
+    png: Annotated[bool, typer.Option("--png", help="The figures as a picture too, beside the page.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """One self-contained HTML page: loss and metric, memory, stability margin, meters, settings of runs.
+
+    Example: zograd report runs/a runs/b --out report.html --png
+    """
+    from zograd.report import report as go
+
+    result = go(runs, out, image=png)
+    files = " and ".join(result[key] for key in ("html", "png") if key in result)
+    emit(result, json, f"{len(result['runs'])} run{'s' * (len(result['runs']) > 1)}: {files}")
 
 
 # ---- looking around --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -142,17 +143,10 @@ class RunDirectory:
     def _trim_metrics(self, steps: int) -> None:
         """Drop lines of steps that the tape does not have, and a torn last line."""
         path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for text in path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if line.get("step", 0) <= steps:
-                kept.append(text)
-        atomic_write(path, "".join(text + "\n" for text in kept).encode())
+        if path.exists():
+            lines, _ = read_metrics(self.path)
+            kept = [line for line in lines if line.get("step", 0) <= steps]
+            atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     # ---- d-sized state: a shortcut over replaying from the first step ---------------------------------------------
 
@@ -191,6 +185,21 @@ class RunDirectory:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def read_metrics(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a run's metrics.jsonl (none when there is no such file), and how many lines do not parse."""
+    try:
+        texts = (run / "metrics.jsonl").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return [], 0
+    lines = []
+    for text in texts:
+        with suppress(json.JSONDecodeError):
+            line = json.loads(text)
+            if isinstance(line, dict):
+                lines.append(line)
+    return lines, len(texts) - len(lines)
 
 
 def atomic_write(path: Path, data: bytes) -> None:

@@ -56,8 +56,8 @@ def test_import_zograd_costs_little_above_torch() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["quickstart", "train", "eval", "replay", "plan", "methods", "models", "tasks", "fetch", "bench step",
-     "bench memory", "bench exact"],
+    ["quickstart", "train", "eval", "replay", "plan", "methods", "models", "tasks", "fetch", "report",
+     "bench step", "bench memory", "bench exact"],
 )  # fmt: skip
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = zograd(*command.split(), "--help")

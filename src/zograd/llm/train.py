@@ -24,7 +24,7 @@ from zograd.llm.task import Batches, Metrics, Scorer
 from zograd.memory import Peak
 from zograd.oracles import sequential
 from zograd.run import Method, Record, Run
-from zograd.rundir import RunDirectory, RunError, check_free, check_identity, identity
+from zograd.rundir import RunDirectory, RunError, check_free, check_identity, identity, read_metrics
 from zograd.schedules import Schedule
 from zograd.stores import Store
 from zograd.tape import Tape
@@ -32,6 +32,10 @@ from zograd.tape import Tape
 LORA_LR = 100.0
 """MeZO's ratio of the learning rate for LoRA (1e-4) to that for full weights (1e-6); its radius for LoRA is 1e-2."""
 LORA_MU = 2.0**-7
+
+
+METERS = ("trace", "cosine", "gap")
+"""Meters that the progress bar shows, where a method measures them; all are in metrics.jsonl."""
 
 
 class DivergenceError(RuntimeError):
@@ -177,7 +181,7 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
             data={"task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source},
         )
         directory.start({"seed": s.seed, "method": s.method, "settings": s.stored(), "trained": list(p.trained)})
-        directory.log({"step": 0, "evaluations": 0, **_shown(before)})
+        directory.log({"step": 0, "evaluations": 0, **_shown(before), "seconds": 0.0})
         done = 0
     else:
         check_identity(directory.meta["model"], base, s.model)
@@ -231,7 +235,11 @@ def _shown(m: Metrics) -> dict[str, Any]:
 
 
 class Loop:
-    """The steps of one run, with the progress bar, the log, refusals and clean stops."""
+    """The steps of one run, with the progress bar, the log, refusals and clean stops.
+
+    `seconds` of a line of metrics.jsonl is the time spent in steps and their evaluations since the run began. A resumed
+    run goes on from its last line: loading, and what a killed process did after that line, do not count.
+    """
 
     def __init__(
         self, p: Prepared, scorer: Scorer, batches: Batches, held_out: list[Any], directory: RunDirectory, quiet: bool
@@ -241,12 +249,16 @@ class Loop:
         self.interrupted = False
         self.last_metrics: Metrics | None = None
         self.seconds = 0.0
+        self.meters: dict[str, float] = {}
+        lines, _ = read_metrics(directory.path)
+        self.began, self.earlier = 0.0, max((line.get("seconds", 0.0) for line in lines), default=0.0)
 
     def go(self) -> None:
         from tqdm import tqdm
 
         s, run = self.p.settings, self.p.run
-        start, tokens = time.perf_counter(), 0
+        self.began = start = time.perf_counter()
+        tokens = 0
         bar = tqdm(
             total=s.steps, initial=run.step_number, desc=run.method.name, unit="step", file=sys.stderr,
             disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
@@ -263,24 +275,28 @@ class Loop:
 
     def _after(self, record: Record, bar: Any, speed: float) -> None:
         s, run = self.p.settings, self.p.run
+        self.meters |= dict(record.meters)
         bar.update(1)
         bar.set_postfix(
             loss=f"{record.loss:.3f}", lr=f"{record.rates[0].lr:.1e}", evals=run.evaluations, tok_s=f"{speed:.0f}",
             **({"acc": f"{self.last_metrics.value:.3f}"} if self.last_metrics else {}),
-            **({"edge": f"{run.share:.2f}"} if run.share else {}), refresh=False,
+            **({"edge": f"{run.share:.2f}"} if run.share else {}),
+            **{name: f"{self.meters[name]:.2g}" for name in METERS if name in self.meters}, refresh=False,
         )  # fmt: skip
         line: dict[str, Any] = {"step": run.step_number, "evaluations": run.evaluations, "loss": _number(record.loss)}
         line |= {"lr": record.rates[0].lr, "moved": record.moved, **dict(record.meters)}
+        if run.share:
+            line["edge"] = run.share
         if record.refused:
             line["refused"] = True
             if run.refused_in_a_row >= s.max_failures:
-                self.directory.log(line)
+                self._log(line)
                 raise DivergenceError(
                     f"{run.refused_in_a_row} steps in a row had a non-finite loss (the last {record.loss} at step "
                     f"{record.step}); lower --lr (now {record.rates[0].lr:g}) or --mu, and start again"
                 )
         if run.flat_in_a_row >= s.max_failures:
-            self.directory.log(line)
+            self._log(line)
             raise DivergenceError(
                 f"the loss was {record.loss:g} at every point of {run.flat_in_a_row} steps in a row: nothing that is "
                 f"trained changes it. Either the steps were so large that the model saturated (lower --lr, now "
@@ -290,9 +306,12 @@ class Loop:
         if (s.eval_every and run.step_number % s.eval_every == 0) or run.step_number == s.steps:
             self.last_metrics = self.scorer.evaluate(self.held_out)
             line |= _shown(self.last_metrics)
-        self.directory.log(line)
+        self._log(line)
         if run.step_number % s.save_every == 0:
             self.directory.save_state(run)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.directory.log({**line, "seconds": round(self.earlier + time.perf_counter() - self.began, 3)})
 
 
 def _number(value: float) -> float | None:
