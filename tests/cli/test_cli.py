@@ -51,7 +51,7 @@ def test_help_fits_one_screen_and_imports_no_torch() -> None:
 
 def test_import_zograd_costs_little_above_torch() -> None:
     names = "AskTell, Method, Run, Store, Tape, ZOOptimizer, methods, minimize"
-    assert cpu_seconds(f"import torch; from zograd import {names}") - cpu_seconds("import torch") < 0.3
+    assert cpu_seconds(f"import torch; from zograd import {names}") - cpu_seconds("import torch") < 0.4
 
 
 @pytest.mark.parametrize(
