@@ -529,7 +529,7 @@ def bench_methods(
         str | None, typer.Option(help="Letters of groups, a to f, or names of problems, with commas. [a,b,c,d,e]")
     ] = None,
     only: Annotated[str | None, typer.Option("--methods", help="Names on the menu, with commas. [all]")] = None,
-    budget: Annotated[int | None, typer.Option(help="Evaluations of a run. [2,000 to 4,000, by group]")] = None,
+    budget: Annotated[int | None, typer.Option(help="Evaluations of a run. [2,000 to 6,000, by group]")] = None,
     seeds: Annotated[int, typer.Option(help="Runs with the tuned learning rate.")] = 5,
     fraction: Annotated[float, typer.Option(help="Share of the budget for each learning rate that is tried.")] = 0.2,
     grid: Annotated[

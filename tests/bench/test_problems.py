@@ -156,5 +156,6 @@ def test_a_store_of_several_tensors_is_one_flat_array() -> None:
 
 
 def test_the_ten_problems_of_auto_are_as_they_were() -> None:
-    assert [p.name for p in auto_problems()][:2] == ["quadratic-100", "quadratic-1000"]
-    assert auto_problems()[1].value(auto_problems()[1].x0) == pytest.approx(0.5 * (1 / np.arange(1, 1001)).sum())
+    problems = auto_problems()
+    assert [p.name for p in problems][:2] == ["quadratic-100", "quadratic-1000"]
+    assert problems[1].value(problems[1].x0) == pytest.approx(0.5 * (1 / np.arange(1, 1001)).sum())

@@ -172,7 +172,7 @@ class Plan:
         return self.budget if self.budget is not None else BUDGETS[problem.kind]
 
 
-BUDGETS = {"a": 4_000, "b": 2_000, "c": 4_000, "d": 4_000, "e": 2_500, "f": 2_000}
+BUDGETS = {"a": 4_000, "b": 2_000, "c": 4_000, "d": 4_000, "e": 2_500, "f": 6_000}
 """Evaluations of a run on problems of each kind."""
 
 KINDS = {
