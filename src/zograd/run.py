@@ -158,8 +158,7 @@ class Run(Generic[A]):
         """The points whose losses the method wants next (the same again until they are told)."""
         if self._routine is None:
             store, law = self.store, self.method.law
-            shapes = tuple(leaf.shape for leaf in store.leaves)
-            first = Draw(self.seed, self.step_number, 0, shapes, store.gram)
+            first = Draw(self.seed, self.step_number, 0, store.shapes, store.gram)
             ask = Ask(
                 self.step_number,
                 store.dim,
@@ -170,7 +169,7 @@ class Run(Generic[A]):
                 self.moves,
                 self.rates()[0].lr if rates is None else rates[0].lr,
                 self.terms,
-                shapes,
+                first.shapes,
                 self.seed,
             )
             self._routine = self.method.estimator(ask)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from zograd.diagnostics.problem import Measurement, Problem, mean
-from zograd.laws import Draw, Law, Rademacher
-from zograd.vector import Ask, Estimator
+from zograd.estimators.alone import answered, asking
+from zograd.laws import Law, Rademacher
+from zograd.vector import Estimator
 
 
 def gradient_cosine(
@@ -43,21 +44,11 @@ def gradient_cosine(
         for t, want in zip(tensors, wanted, strict=True):
             t.requires_grad_(want)
     cosines, cost = [], 0
-    shapes = tuple(leaf.shape for leaf in p.store.leaves)
     for k in range(n):
-        first = Draw(seed, k, 0, shapes, p.store.gram)
-        ask = Ask(k, p.dim, mu, lambda j, first=first: law(first.number(j)), p.store.gram, seed, shapes=shapes)  # type: ignore[misc]
-        routine = estimator(ask)
-        queries = next(routine)
-        while True:
-            cost += len(queries)
-            try:
-                queries = routine.send(p.oracle(p.store, queries, k))
-            except StopIteration as stop:
-                vector = stop.value.vector
-                break
+        estimate = answered(estimator(asking(p.store, law, mu=mu, seed=seed, step=k)), p.oracle, p.store, k)
+        cost += len(estimate.losses)
         dot = size = total = 0.0
-        for block in p.store.blocks(vector):
+        for block in p.store.blocks(estimate.vector):
             g = gradients[block.leaf.index]
             v = block.v[0].double()
             size += float(v @ v)

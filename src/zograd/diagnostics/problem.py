@@ -52,8 +52,7 @@ class Problem:
 
     def directions(self, law: Law, n: int, seed: int) -> list[Vector]:
         """n independent directions of a law."""
-        shapes = tuple(leaf.shape for leaf in self.store.leaves)
-        return [law(Draw(seed, k, 0, shapes, self.store.gram)) for k in range(n)]
+        return [law(Draw(seed, k, 0, self.store.shapes, self.store.gram)) for k in range(n)]
 
 
 def problem(f: Callable[..., float | Tensor], x: npt.ArrayLike | Mapping[str, Tensor] | Iterable[Tensor]) -> Problem:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zograd.estimators.alone import answered, asking
 from zograd.estimators.differences import Forward, positive_count
 from zograd.estimators.wrappers import moved
-from zograd.laws import Draw, Rademacher
+from zograd.laws import Rademacher
 from zograd.laws.coordinate import Unit
 from zograd.noise import fold
 from zograd.oracles import sequential
@@ -117,25 +118,14 @@ def grasp_densities(
     if not 0 < density <= 1:
         raise ValueError(f"density is a share of the weights and must lie in (0, 1], got {density}")
     store, law = Store(tensors), Rademacher()
-    shapes = tuple(leaf.shape for leaf in store.leaves)
-    first = Draw(seed, 0, 0, shapes, store.gram)
-    ask = Ask(0, store.dim, mu, lambda j: law(first.number(j)), store.gram, fold(seed, 0), shapes=shapes, run=seed)
-    oracle = sequential(loss)
-
-    def drive(routine: Routine[Any]) -> Vector:
-        queries = next(routine)
-        while True:
-            try:
-                queries = routine.send(oracle(store, queries, seed))
-            except StopIteration as stop:
-                return stop.value.vector  # type: ignore[no-any-return]
-
-    g = drive(Forward(n)(ask))
+    ask, oracle = asking(store, law, mu=mu, seed=seed), sequential(loss)
+    g = answered(Forward(n)(ask), oracle, store, seed).vector
     if not (length := ask.norm(g)):
         raise ValueError("the loss does not change along any of the probes: there is no gradient flow to measure")
     store.require({"score": 0.0})
     store.assign({"score": g * (mu / length)})
-    change = drive(moved(Forward(n)(ask), Vector(((Slot("score"), 1.0),)))) - g
+    there = answered(moved(Forward(n)(ask), Vector(((Slot("score"), 1.0),))), oracle, store, seed)
+    change = there.vector - g
     store.assign({"score": change})
     scores = [-store.master(leaf) * leaf.slots["score"] for leaf in store.leaves]
     kept = torch.topk(torch.cat(scores), max(1, round(density * store.dim)), largest=False).values[-1]

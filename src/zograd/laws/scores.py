@@ -61,10 +61,9 @@ def sensitivity(
     directions a batch, E[g_i^2] = grad_i^2 + (|grad|^2 - grad_i^2) / n for Rademacher: weights below |grad|^2 / n
     drown, averaging over many batches brings them out. Costs (n + 1) len(oracles) evaluations, and a float32 a weight.
     """
-    shapes = tuple(leaf.shape for leaf in store.leaves)
     scores = {leaf.name: torch.zeros(leaf.shape, device=leaf.tensor.device) for leaf in store.leaves}
     for k, oracle in enumerate(oracles):
-        directions = [law(Draw(seed, k, j, shapes, store.gram)) for j in range(n)]
+        directions = [law(Draw(seed, k, j, store.shapes, store.gram)) for j in range(n)]
         f0, *f = oracle(store, [Query(), *(Query(mu * v) for v in directions)], k)
         g = combination([(fj - f0) / (mu * n) for fj in f], directions)
         for block in store.blocks(g):

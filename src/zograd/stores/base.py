@@ -207,6 +207,11 @@ class Store:
         if (why := self.space.explain(tensor.detach())) is not None:
             raise ValueError(f"{name!r} is not in {type(self.space).__name__}: {why}")
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the leaves, in order."""
+        return tuple(leaf.shape for leaf in self.leaves)
+
     # ---- slots -------------------------------------------------------------------------------------------------
 
     def require(self, slots: Mapping[str, float]) -> set[str]:

@@ -1,0 +1,31 @@
+"""An estimator outside of a run: what it is asked, and its questions answered to the end."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from zograd.laws import Draw, Law
+from zograd.noise import fold
+from zograd.oracles import Oracle
+from zograd.stores.base import Store
+from zograd.vector import Ask, Estimate, Routine
+
+A = TypeVar("A")
+
+
+def asking(store: Store, law: Law, *, mu: float, seed: int, step: int = 0) -> Ask:
+    """What the estimator of a first step would be handed: directions of `law`, numbered from 0, of step `step`."""
+    first = Draw(seed, step, 0, store.shapes, store.gram)
+    draws = lambda j: law(first.number(j))  # noqa: E731
+    return Ask(step, store.dim, mu, draws, store.gram, fold(seed, step), shapes=store.shapes, run=seed)
+
+
+def answered(routine: Routine[A], oracle: Oracle, store: Store, key: int) -> Estimate[A]:
+    """The estimate that a routine returns once an oracle has answered all of its questions."""
+    queries = next(routine)
+    while True:
+        try:
+            queries = routine.send(oracle(store, queries, key))
+        except StopIteration as stop:
+            estimate: Estimate[A] = stop.value
+            return estimate
