@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from zograd.estimators.differences import positive_count
-from zograd.vector import Ask, Estimate, Query, Routine, Slot, Vector, combination
+from zograd.estimators.differences import pairs, positive_count, slopes
+from zograd.vector import Array, Ask, Estimate, Query, Routine, Slot, Vector, combination
 
 GUIDE = Vector(((Slot("guide"), 1.0),))
 
@@ -116,13 +116,13 @@ class Aligned:
 
     def _queries(self, ask: Ask, v: list[Vector], shared: bool) -> list[Query]:
         if self.central:
-            return [Query(side * ask.mu * vj) for vj in v for side in (1.0, -1.0)]
+            return pairs(v, ask.mu)
         return [*([Query()] if shared else []), *(Query(ask.mu * vj) for vj in v)]
 
-    def _slopes(self, ask: Ask, f: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        values = np.array(f)
+    def _slopes(self, ask: Ask, f: Sequence[float]) -> Array:
         if self.central:
-            return np.asarray((values[::2] - values[1::2]) / (2 * ask.mu))
+            return slopes(f, ask.mu)
+        values = np.array(f)
         return np.asarray((values[1:] - values[0]) / ask.mu)
 
     def _unit(self, ask: Ask, guide: Vector) -> Vector | None:

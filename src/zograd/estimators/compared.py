@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from zograd.estimators.differences import positive_count
-from zograd.vector import Ask, Estimate, Query, Routine, combination
+from zograd.estimators.differences import pairs, positive_count
+from zograd.vector import Ask, Estimate, Routine, combination
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,6 @@ class Compared:
 
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
-        f = yield [Query(side * ask.mu * vj) for vj in v for side in (1.0, -1.0)]
+        f = yield pairs(v, ask.mu)
         plus, minus = np.array(f[::2]), np.array(f[1::2])
         return Estimate(combination(np.sign(plus - minus) / self.n, v), float(np.mean(f)), f, None)

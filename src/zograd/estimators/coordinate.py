@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zograd.estimators.alone import answered, asking
-from zograd.estimators.differences import Forward, positive_count
+from zograd.estimators.differences import Forward, pairs, positive_count, slopes
 from zograd.estimators.wrappers import moved
 from zograd.laws import Rademacher
 from zograd.laws.coordinate import Unit
@@ -90,8 +90,8 @@ class Coordinates:
     def __call__(self, ask: Ask) -> Routine[None]:
         e = [Vector(((u, 1.0),)) for u in self.chosen(ask)]
         if self.central:
-            f = yield [Query(side * ask.mu * ei) for ei in e for side in (1.0, -1.0)]
-            g = combination((np.array(f[::2]) - np.array(f[1::2])) / (2 * ask.mu), e)
+            f = yield pairs(e, ask.mu)
+            g = combination(slopes(f, ask.mu), e)
             return Estimate(g, float(np.mean(f)), f, None)
         f0, *f = yield [Query(), *(Query(ask.mu * ei) for ei in e)]
         return Estimate(combination((np.array(f) - f0) / ask.mu, e), f0, [f0, *f], None)

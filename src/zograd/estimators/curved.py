@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zograd.estimators.differences import positive_count
+from zograd.estimators.differences import pairs, positive_count, slopes
 from zograd.vector import Ask, Estimate, Query, Routine, combination
 
 
@@ -45,9 +45,9 @@ class Curved:
 
     def __call__(self, ask: Ask) -> Routine[Curvatures]:
         v = [ask.draw(j) for j in range(self.n)]
-        f0, *f = yield [Query(), *(Query(side * ask.mu * vj) for vj in v for side in (1.0, -1.0))]
+        f0, *f = yield [Query(), *pairs(v, ask.mu)]
         plus, minus = np.array(f[::2]), np.array(f[1::2])
-        g = combination((plus - minus) / (2 * ask.mu) / self.n, v)
+        g = combination(slopes(f, ask.mu) / self.n, v)
         c = (plus - 2 * f0 + minus) / ask.mu**2
         return Estimate(g, f0, [f0, *f], Curvatures(c.tolist()), meters={"trace": float(np.mean(c))})
 
@@ -84,6 +84,5 @@ class ProbeWeighted:
         e = yield from Curved(self.n)(ask)
         v = [ask.draw(j) for j in range(self.n)]
         _, *f = e.losses
-        slopes = (np.array(f[::2]) - np.array(f[1::2])) / (2 * ask.mu)
         w = 1 / np.maximum(self.floor, np.abs(e.aux) ** self.alpha)
-        return Estimate(combination(w * slopes / self.n, v), e.loss, e.losses, e.aux, meters=e.meters)
+        return Estimate(combination(w * slopes(f, ask.mu) / self.n, v), e.loss, e.losses, e.aux, meters=e.meters)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from zograd.vector import Ask, Estimate, Query, Routine, combination
+from zograd.vector import Array, Ask, Estimate, Query, Routine, Vector, combination
 
 
 def positive_count(n: int, least: int = 1) -> None:
     if n < least or n != int(n):
         raise ValueError(f"an estimator needs n >= {least} directions, got n={n}")
+
+
+def pairs(v: Iterable[Vector], mu: float) -> list[Query]:
+    """x + mu v_1, x - mu v_1, x + mu v_2, ..."""
+    return [Query(side * mu * vj) for vj in v for side in (1.0, -1.0)]
+
+
+def slopes(f: Sequence[float], mu: float) -> Array:
+    """D_j = (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) from the losses at `pairs`."""
+    plus, minus = np.array(f[::2]), np.array(f[1::2])
+    return np.asarray((plus - minus) / (2 * mu))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +53,11 @@ class Central:
 
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
-        f = yield [Query(side * ask.mu * vj) for vj in v for side in (1.0, -1.0)]
-        slopes = (np.array(f[::2]) - np.array(f[1::2])) / (2 * ask.mu)
+        f = yield pairs(v, ask.mu)
+        D = slopes(f, ask.mu)
         if self.clip is not None:
-            slopes = np.clip(slopes, -self.clip, self.clip)
-        return Estimate(combination(slopes / self.n, v), float(np.mean(f)), f, None)
+            D = np.clip(D, -self.clip, self.clip)
+        return Estimate(combination(D / self.n, v), float(np.mean(f)), f, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from zograd.estimators.differences import positive_count
+from zograd.estimators.differences import pairs, positive_count
 from zograd.vector import Array, Ask, Estimate, Query, Routine, combination
 
 Weights: TypeAlias = Literal["linear", "log", "top"]
@@ -121,7 +121,7 @@ class Mirrored:
 
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
-        f = yield [Query(side * ask.mu * vj) for vj in v for side in (1.0, -1.0)]
+        f = yield pairs(v, ask.mu)
         fitness = (np.array(f) - np.mean(f)) / max(float(np.std(f)), self.floor)
         w = (fitness[::2] - fitness[1::2]) / (2 * self.n)
         return Estimate(combination(w, v), float(np.mean(f)), f, None)

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from zograd.estimators.differences import Central, positive_count
-from zograd.vector import Array, Ask, Estimate, Estimator, Query, Routine, Slot, Vector, combination
+from zograd.estimators.differences import Central, pairs, positive_count, slopes
+from zograd.vector import Ask, Estimate, Estimator, Query, Routine, Slot, Vector, combination
 
 Memory: TypeAlias = Literal["momentum", "snapshot", "tracker"]
 
@@ -22,12 +22,6 @@ def slot(name: str) -> Vector:
 
 
 X = slot("x")
-
-
-def slopes(plus_minus: Any, mu: float) -> Array:
-    """D_j from the losses at x + mu v_1, x - mu v_1, x + mu v_2, ..."""
-    f = np.array(plus_minus)
-    return np.asarray((f[::2] - f[1::2]) / (2 * mu))
 
 
 def positive_share(name: str, p: float) -> None:
@@ -90,7 +84,7 @@ class Recentred:
         v, h = [ask.draw(j) for j in range(self.n)], slot("prior")
         refresh = self.memory == "snapshot" and ask.moves % self.every == 0
         pilot = [ask.draw(self.n + j) for j in range(self.pilot if refresh else 0)]
-        f = yield [Query(side * ask.mu * vj) for vj in (*v, *pilot) for side in (1.0, -1.0)]
+        f = yield pairs((*v, *pilot), ask.mu)
         D, Dp = np.split(slopes(f, ask.mu), [self.n])
         if refresh:
             h = combination(Dp / self.pilot, pilot)
@@ -269,7 +263,7 @@ class ZPDVR:
         if not (ask.moves == 0 or coin):
             return (yield from corrected(ask, 1, self.batch))
         u, fresh, h = ask.draw(0), ask.draw(1), slot("tracker")
-        f = yield [Query(side * ask.mu * v) for v in (u, fresh) for side in (1.0, -1.0)]
+        f = yield pairs((u, fresh), ask.mu)
         D, D_fresh = slopes(f, ask.mu)
         inner = ask.gram([h, u, fresh])
         a = (D - inner[0, 1]) / (ask.dim + 2)
