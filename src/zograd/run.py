@@ -60,8 +60,6 @@ class Method(Generic[A]):
                     f"lr='auto' knows the edge of stability of moves along the estimate (SGD, momentum), and "
                     f"{type(self.rule).__name__} makes another move; give it a number"
                 )
-            if not isinstance(self.estimator, Measured):
-                object.__setattr__(self, "estimator", Measured(self.estimator))
         else:
             object.__setattr__(self, "lr", as_schedule(self.lr))  # type: ignore[arg-type]
         if self.weight_decay and not self.space.flat:
@@ -81,6 +79,8 @@ class Method(Generic[A]):
         for part in self.parts:
             if (why := getattr(part, "misfit", lambda method: None)(self)) is not None:
                 raise TypeError(why)
+        if isinstance(self.lr, AutoRate) and not isinstance(self.estimator, Measured):  # last: parts judge those given
+            object.__setattr__(self, "estimator", Measured(self.estimator))
 
     @property
     def parts(self) -> tuple[Any, ...]:

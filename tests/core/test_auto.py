@@ -198,6 +198,16 @@ def test_other_methods_take_it_too(name: str) -> None:
     assert result.fun < 0.05 * f(np.ones(16))
 
 
+def test_a_combination_that_a_part_refuses_is_refused_with_auto_too() -> None:
+    """Measuring does not hide the estimator from the checks of `Method`."""
+    from zograd.estimators import SVRG
+    from zograd.spaces import PositiveOrthant
+
+    for lr in (0.1, "auto"):
+        with pytest.raises(TypeError, match="SVRG returns to an earlier iterate along a straight line"):
+            Method(SVRG(), Gaussian(), SGD(), PositiveOrthant(), lr=lr)
+
+
 def test_refused_steps_teach_nothing() -> None:
     loop = AskTell(np.ones(4), methods.zo_sgd(lr="auto"))
     loop.tell([quadratic(np.ones(4))(x) for x in loop.ask()])
