@@ -69,17 +69,23 @@ def basis(kind: B) -> B:
     return kind
 
 
-@basis
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """A random direction with independent elements of mean 0 and variance 1, a function of its key alone."""
+class Regenerated:
+    """What basis vectors share that follow from their own fields and read no slot."""
 
-    kind: Kind
-    key: int
+    __slots__ = ()
 
     @property
     def reads(self) -> tuple[str, ...]:
         return ()
+
+
+@basis
+@dataclass(frozen=True, slots=True)
+class Noise(Regenerated):
+    """A random direction with independent elements of mean 0 and variance 1, a function of its key alone."""
+
+    kind: Kind
+    key: int
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         combine(out, out, terms=(Term(self.kind, self.key, coef),), leaf=at.leaf, start=at.start)

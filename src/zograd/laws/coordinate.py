@@ -10,20 +10,16 @@ from torch import Tensor
 
 from zograd.laws.base import Draw
 from zograd.noise import fold
-from zograd.vector import Address, Vector, basis
+from zograd.vector import Address, Regenerated, Vector, basis
 
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(Regenerated):
     """e_i: 1 at one element of one leaf, 0 elsewhere. `element` counts in memory order."""
 
     leaf: int
     element: int
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         i = self.element - at.start

@@ -15,7 +15,7 @@ from zograd.laws.base import Draw
 from zograd.laws.factors import Factor, add_product_, factor, is_matrix, noise_factor, normals, part, product
 from zograd.laws.lowrank import RIGHT, add_plain_, check_rank
 from zograd.noise import Kind, Term, combine, fold
-from zograd.vector import Address, Vector, basis
+from zograd.vector import Address, Regenerated, Vector, basis
 
 
 @lru_cache(maxsize=16)
@@ -69,17 +69,13 @@ def _waves(
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Waves:
+class Waves(Regenerated):
     """sqrt(n / r) U Q_I^T: U (m x r) Gaussian of key `key`, Q the orthonormal DCT, I given or drawn from `choice`."""
 
     key: int
     choice: int
     rank: int
     columns: tuple[int, ...] = ()
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):

@@ -37,7 +37,7 @@ from zograd.laws.factors import (
     side,
 )
 from zograd.noise import Kind, Term, combine, fold
-from zograd.vector import Address, Vector, basis
+from zograd.vector import Address, Regenerated, Vector, basis
 
 LEFT, RIGHT = range(16, 18)
 """Domains of the keys of factors that directions share."""
@@ -58,16 +58,12 @@ def add_plain_(out: Tensor, coef: float, key: int, at: Address) -> None:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Outer:
+class Outer(Regenerated):
     """r^-1/2 U V^T, U of key `key` and V of key `right`, both Gaussian with r columns."""
 
     key: int
     right: int
     rank: int
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -107,17 +103,13 @@ class LowRank:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Trilinear:
+class Trilinear(Regenerated):
     """r^-1/2 sum_s tau_s u_s v_s^T: tau_1 .. tau_r from `key`, u_s from `left`, v_s from `right`, all Gaussian."""
 
     key: int
     left: int
     right: int
     rank: int
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -168,17 +160,13 @@ def _core_times_right(
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Sandwich:
+class Sandwich(Regenerated):
     """sqrt(m n / (a b)) U Z V^T: U (m x a) and V (n x b) orthonormal, Z Gaussian; a = min(r, m), b = min(r, n)."""
 
     key: int
     left: int
     right: int
     rank: int
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -220,16 +208,12 @@ class Subspace:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Lifted:
+class Lifted(Regenerated):
     """sqrt(m / a) P Psi: P (m x a) orthonormal of key `left`, Psi (a x n) Gaussian of key `key`; a = min(r, m)."""
 
     key: int
     left: int
     rank: int
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):

@@ -19,7 +19,7 @@ from torch import Tensor
 from zograd.laws.base import Draw, Gaussian, Law
 from zograd.noise import Kind, Term, combine
 from zograd.stores.base import Bits, Leaf, PerLeaf, Store
-from zograd.vector import Address, Basis, Vector, basis
+from zograd.vector import Address, Basis, Regenerated, Vector, basis
 
 SCATTER = 18
 """Domain of the keys of random masks, among those that directions share."""
@@ -27,12 +27,8 @@ SCATTER = 18
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Ones:
+class Ones(Regenerated):
     """1 everywhere: what a mask leaves of it is the mask."""
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         out.add_(coef)

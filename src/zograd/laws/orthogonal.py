@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zograd.laws.base import Draw
 from zograd.noise import Kind, Term, combine
-from zograd.vector import Address, Array, Noise, Vector, basis
+from zograd.vector import Address, Array, Noise, Regenerated, Vector, basis
 
 
 def gram_schmidt(gram: Array) -> Array:
@@ -62,15 +62,11 @@ class Orthogonal:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class WalshSigns:
+class WalshSigns(Regenerated):
     """s_i (-1)^popcount(i & j): Rademacher noise s times the Walsh function number j of the element's index i."""
 
     key: int
     j: int
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         signs = torch.empty_like(out)
