@@ -103,7 +103,7 @@ def describe(name: str) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """A part as plain data for JSON: dataclasses become {"type": name, field: value}."""
     if is_dataclass(value) and not isinstance(value, type):
-        fields = {k: v for k, v in asdict(value).items() if k not in ("flat", "whole_leaf", "fixed_norm")}
+        fields = {k: v for k, v in asdict(value).items() if k not in ("flat", "fixed_norm")}
         return {"type": type(value).__name__, **fields} if fields else type(value).__name__
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(v) for v in value]

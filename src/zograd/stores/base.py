@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ class Leaf:
     group: int
     low: Tensor | None = None
     slots: dict[str, Tensor] = field(default_factory=dict)
+    space: Space = Euclidean()
 
     @property
     def flat(self) -> Tensor:
@@ -92,6 +94,26 @@ class Leaf:
         """As a matrix: first axis by the rest; a vector is one column, a scalar 1 x 1."""
         rows = self.shape[0] if self.shape else 1
         return rows, self.numel // rows if rows else 0
+
+    def seen(self, block: Tensor) -> Tensor:
+        """A block of elements in the shape in which the leaf's space sees it."""
+        if self.space.unit == "leaf":
+            return block.view(self.shape)
+        return block.view(-1, self.shape[-1] if self.shape else 1) if self.space.unit == "row" else block
+
+    def retract_(self, x: Tensor, z: Tensor, slots: Mapping[str, Tensor]) -> None:
+        """x <- Retr_x(lift z), for blocks of what the space sees at once; z is overwritten."""
+        x, z, seen = self.seen(x), self.seen(z), self.seen
+        slots = {name: seen(slots[name]) for name in self.space.slots if name in slots}
+        self.space.move_(x, self.space.lift_(z, x, slots))
+
+    def chunk(self, whole_leaf: bool = False, row: int = 1) -> int:
+        """Elements of a block: whole rows of `row` elements, and all that the space has to see at once."""
+        if self.space.unit == "leaf" or whole_leaf:
+            return max(self.numel, 1)
+        if self.space.unit == "row":
+            row = math.lcm(row, max(self.shape[-1], 1) if self.shape else 1)
+        return min(max(CHUNK // row, 1) * row, max(self.numel, 1))
 
 
 @dataclass(slots=True)
@@ -178,7 +200,8 @@ class Store:
                 self.by_id[id(tensor)] = first
                 self._aliases.append(tensor)
                 continue
-            leaf = Leaf(name, tensor, len(self.leaves), (groups or {}).get(name, 0))
+            group = (groups or {}).get(name, 0)
+            leaf = Leaf(name, tensor, len(self.leaves), group, space=part_of(self.space, name))
             if leaf.dtype in HALF and (rounding == "split" or tensor.ndim <= 1):
                 leaf.low = torch.zeros(tensor.numel(), dtype=torch.int16, device=tensor.device)
             self.leaves.append(leaf)
@@ -204,8 +227,9 @@ class Store:
                 f"{name!r} is not contiguous (strides {tensor.stride()}); make it so, for a model with "
                 f"model.to(memory_format=torch.contiguous_format)"
             )
-        if (why := self.space.explain(tensor.detach())) is not None:
-            raise ValueError(f"{name!r} is not in {type(self.space).__name__}: {why}")
+        space = part_of(self.space, name)
+        if (why := space.explain(tensor.detach())) is not None:
+            raise ValueError(f"{name!r} is not in {type(space).__name__}: {why}")
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -250,12 +274,7 @@ class Store:
         whole_row: blocks of whole rows (first axis by the rest), at least one, for sums over rows.
         """
         for leaf in self.leaves:
-            flat, step = leaf.flat, CHUNK
-            if self.space.whole_leaf or whole_leaf:
-                step = max(leaf.numel, 1)
-            elif whole_row:
-                columns = max(leaf.matrix_shape[1], 1)
-                step = max(step // columns, 1) * columns
+            flat, step = leaf.flat, leaf.chunk(whole_leaf, max(leaf.matrix_shape[1], 1) if whole_row else 1)
             for start in range(0, leaf.numel, step):
                 stop = min(start + step, leaf.numel)
                 slots = self._slots(leaf, start, stop)
@@ -334,13 +353,16 @@ class Store:
         return buffer[:numel]
 
     def point_(self, out: Tensor, leaf: Leaf, point: Vector, start: int = 0, stop: int | None = None) -> Tensor:
-        """out <- the elements start..stop of leaf at Retr_x(point), rounded to nearest in out's dtype."""
+        """out <- the elements start..stop of leaf at Retr_x(point), rounded to nearest in out's dtype.
+
+        In a space that couples elements, start and stop bound whole rows or the whole leaf.
+        """
         terms, others = noise_terms(point)
-        if self.space.flat and not others and out.dtype == leaf.dtype and leaf.low is None:
+        if leaf.space.flat and not others and out.dtype == leaf.dtype and leaf.low is None:
             noise.combine(out, leaf.flat[start:stop], terms=terms, leaf=leaf.index, start=start)
             return out
         stop = leaf.numel if stop is None else stop
-        size = leaf.numel if self.space.whole_leaf else CHUNK
+        size = leaf.chunk()
         for a in range(start, stop, size):
             b = min(a + size, stop)
             x = self.master(leaf, a, b)
@@ -348,7 +370,7 @@ class Store:
                 slots = self._slots(leaf, a, b)
                 z = self.scratch(leaf, b - a, use=0)
                 fill_(z, point, Address(leaf.index, a, leaf.shape), self._sources(leaf, a, b, slots, (point,)))
-                self.space.move_(x, self.space.lift_(z, x, slots))
+                leaf.retract_(x, z, slots)
             out[a - start : b - start].copy_(x)
         return out
 
@@ -447,6 +469,12 @@ class Store:
         return h.hexdigest()
 
 
+def part_of(space: Space, name: str) -> Space:
+    """The space of the leaf of that name: a part of a product, otherwise the space itself."""
+    of = getattr(space, "of", None)
+    return space if of is None else of(name)
+
+
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, as they lie in memory (copied to the CPU when it is elsewhere)."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
@@ -495,14 +523,14 @@ class Iterate:
             self._write(leaf, leaf.flat, leaf.low, 0, terms=terms)
 
     def _step_block(self, block: Block, direction: Tensor) -> None:
-        leaf, space = block.leaf, self.store.space
+        leaf = block.leaf
         low = None if leaf.low is None else leaf.low[block.start : block.start + block.x.numel()]
         rate = self.rates[leaf.group]
-        if space.flat:
+        if leaf.space.flat:
             self._write(leaf, block.x, low, block.start, dense=direction, dense_coef=-rate.lr)
             return
         x = self.store.master(leaf, block.start, block.start + block.x.numel())
-        space.move_(x, space.lift_(direction.mul_(-rate.lr), x, block.slots))
+        leaf.retract_(x, direction.mul_(-rate.lr), block.slots)
         self._write(leaf, block.x, low, block.start, scale=0.0, dense=x)  # 0 x + Retr_x(v): exact
 
     def _put_block(self, block: Block, value: Tensor) -> None:

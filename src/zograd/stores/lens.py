@@ -63,7 +63,7 @@ class Lens(TorchFunctionMode):
         super().__init__()
         self.store, self.point = store, point
         self.terms, others = noise_terms(point)
-        self.tiled = store.space.flat and not others
+        self.noise_only = not others
         self.leaves = store.by_id
 
     def __torch_function__(
@@ -182,7 +182,7 @@ class Lens(TorchFunctionMode):
             return F.linear(x, weight, bias)
         rows, columns = weight.shape
         tile = max(1, TILE // max(columns, 1))
-        if rows <= tile:
+        if rows <= tile or leaf.space.unit == "leaf":
             w = self.store.scratch(leaf, leaf.numel, use=-1, dtype=leaf.dtype)
             self.store.point_(w, leaf, self.point)
             return F.linear(x, w.view(rows, columns), bias)
@@ -213,10 +213,10 @@ class Lens(TorchFunctionMode):
                 f"embedding {leaf.name!r} has max_norm, which writes to the weights in each forward; "
                 f"set max_norm=None or leave it out of the selection"
             )
-        if leaf is None or self.store.space.whole_leaf or input.numel() >= weight.shape[0]:
+        if leaf is None or leaf.space.unit != "element" or input.numel() >= weight.shape[0]:
             return F.embedding(*self._replace((input, weight)), padding_idx, max_norm, *rest, **named)  # type: ignore[call-arg]
         rows = input.reshape(-1).to(torch.int64)
-        if not self.tiled or leaf.low is not None:
+        if not (leaf.space.flat and self.noise_only) or leaf.low is not None:
             return self._rows(leaf, rows).view(*input.shape, weight.shape[1])
         out = torch.empty((*input.shape, weight.shape[1]), dtype=leaf.dtype, device=weight.device)
         noise.combine_rows(out.view(-1, weight.shape[1]), weight.detach(), rows, terms=self.terms, leaf=leaf.index)
