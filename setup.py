@@ -1,7 +1,7 @@
-"""Builds the noise kernels: one portable C++ file, loaded by ctypes (no Python or torch ABI).
+"""Builds the kernels: portable C++ files, loaded by ctypes (no Python or torch ABI).
 
-The extension is optional. Without a compiler the package installs all the same and
-`zograd.noise` falls back to the torch implementation with the same bits.
+The extensions are optional. Without a compiler the package installs all the same, and `zograd.noise` and
+`zograd.quantized` fall back to torch implementations with the same bits.
 """
 
 import sys
@@ -28,7 +28,8 @@ class BuildKernels(build_ext):
 
 setup(
     ext_modules=[
-        Extension("zograd.noise._native", sources=["src/zograd/noise/_native.cpp"], language="c++", optional=True)
+        Extension(f"zograd.{part}._native", sources=[f"src/zograd/{part}/_native.cpp"], language="c++", optional=True)
+        for part in ("noise", "quantized")
     ],
     cmdclass={"build_ext": BuildKernels},
 )

@@ -160,14 +160,17 @@ def quickstart(
 @command(app)
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    model: Annotated[str | None, typer.Option(help="Alias, directory, or hub name. [smollm2-135m]")] = None,
+    model: Annotated[str | None, typer.Option(help="Alias, directory, .gguf file, or hub name. [smollm2-135m]")] = None,
     task: Annotated[str | None, typer.Option(help="Bundled task, or a .jsonl/.csv/.parquet file. [trec]")] = None,
     method: Annotated[str | None, typer.Option(help="Name on the menu, see `zograd methods`. [zo_sgd]")] = None,
     set_: Annotated[list[str], typer.Option("--set", help="Setting of the method: key=value. Repeatable.")] = [],  # noqa: B006
     steps: Annotated[int | None, typer.Option(help="Steps in all. [1000]")] = None,
     train_: Annotated[
-        str | None, typer.Option("--train", help="full, lora, or a pattern of parameter names. [full]")
+        str | None, typer.Option("--train", help="full, lora, scales, or a pattern of parameter names. [full]")
     ] = None,
+    quantized: Annotated[
+        bool, typer.Option("--quantized", help="Keep the matrices of a .gguf packed (--train scales trains those).")
+    ] = False,
     layers: Annotated[int | None, typer.Option(help="Train the top so many blocks only.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step. [16]")] = None,
     lr: Annotated[
@@ -206,6 +209,7 @@ def train(
 
     given = {
         "model": model, "task": task, "method": method, "steps": steps, "train": train_, "layers": layers,
+        "quantized": quantized or None,
         "batch_size": batch_size, "lr": lr, "mu": mu, "lr_schedule": lr_schedule, "warmup": warmup,
         "weight_decay": weight_decay, "seed": seed, "dtype": dtype, "rounding": rounding, "device": device,
         "train_examples": train_examples, "eval_examples": eval_examples, "eval_split": eval_split,
@@ -238,7 +242,7 @@ def train(
 
 @command(app, name="eval")
 def eval_(
-    model: Annotated[str | None, typer.Option(help="Alias, directory, or hub name. [smollm2-135m]")] = None,
+    model: Annotated[str | None, typer.Option(help="Alias, directory, .gguf file, or hub name. [smollm2-135m]")] = None,
     task: Annotated[str | None, typer.Option(help="Bundled task or file. [trec, or the run's]")] = None,
     run: Annotated[Path | None, typer.Option(help="Replay this run onto the model first.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -247,6 +251,7 @@ def eval_(
     label_words: Annotated[str | None, typer.Option(help='For files: "0= terrible,1= great".')] = None,
     label_column: Annotated[str | None, typer.Option(help="For files: the column of the label.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    quantized: Annotated[bool, typer.Option("--quantized", help="Keep the matrices of a .gguf packed.")] = False,
     device: Device = "cpu",
     threads: Threads = None,
     json: Json = False,
@@ -262,7 +267,7 @@ def eval_(
 
     words = parse_label_words(label_words) if label_words else None
     result = go(
-        model, task, run, split=split, examples=examples, dtype=dtype, device=device,
+        model, task, run, split=split, examples=examples, dtype=dtype, device=device, quantized=quantized,
         prompt_template=prompt_template, label_words=words, label_column=label_column,
     )  # fmt: skip
     emit(result, json)

@@ -87,18 +87,18 @@ def models() -> list[ModelInfo]:
 def resolve_model(name_or_path: str | os.PathLike[str]) -> str:
     """What `from_pretrained` should be given for `name_or_path`.
 
-    An alias becomes the folder of the fetched model (downloading it on first use), an existing folder stays, and a name
-    of the form `owner/name` is returned unchanged for the Hugging Face hub.
+    An alias becomes the folder of the fetched model (downloading it on first use), an existing folder or .gguf file
+    stays, and a name of the form `owner/name` is returned unchanged for the Hugging Face hub.
 
     Raises:
-        ModelNotFoundError: none of the three.
+        ModelNotFoundError: none of these.
         FetchError: see `fetch`.
     """
     name = os.fspath(name_or_path)
     if name in REGISTRY and REGISTRY[name].kind != "data":
         return str(fetch(name).path)
     path = Path(name).expanduser()
-    if name and path.is_dir():
+    if name and (path.is_dir() or (path.suffix == ".gguf" and path.is_file())):
         return str(path)
     if not path.exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return name
@@ -106,7 +106,7 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> str:
     what = "is a file, not a model folder" if path.is_file() else "is not a model"
     raise ModelNotFoundError(
         f"{name!r} {what}: give one of the names {aliases}, an existing folder with a config.json, "
-        "or a hub name of the form owner/name."
+        "a .gguf file, or a hub name of the form owner/name."
     )
 
 

@@ -23,6 +23,7 @@ def evaluate(
     examples: int | None = None,
     dtype: str = "auto",
     device: str = "cpu",
+    quantized: bool = False,
     prompt_template: str | None = None,
     label_words: Mapping[str, str] | None = None,
     label_column: str | None = None,
@@ -38,7 +39,7 @@ def evaluate(
         label_words = label_words or p.settings.label_words  # type: ignore[assignment]
         label_column = label_column or p.settings.label_column
     else:
-        module, tokenizer = loading.load(model or "smollm2-135m", dtype=dtype, device=device)
+        module, tokenizer = loading.load(model or "smollm2-135m", dtype=dtype, device=device, quantized=quantized)
     loaded = load_task(
         task or "trec", prompt_template=prompt_template, label_words=label_words, label_column=label_column
     )

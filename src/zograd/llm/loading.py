@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,9 +54,12 @@ def fast_bfloat16() -> bool:
 
 
 def load(
-    name_or_path: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu"
+    name_or_path: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu", quantized: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in eval mode and its tokenizer; aliases are fetched on first use.
+
+    quantized: keep the matrices of a .gguf (that file, or the one in the folder of an alias) packed, instead of
+        de-quantizing them on loading; `dtype` is then that of activations.
 
     Raises ModelError when the name is no alias, directory or loadable hub name, or when the files do not parse.
     """
@@ -66,14 +70,42 @@ def load(
     path = resolve_model(name_or_path)
     kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
     silence()
+    if quantized:
+        return load_packed(Path(path), kind, device)
+    file = {}
+    if path.endswith(".gguf"):
+        path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=kind)
+        tokenizer = AutoTokenizer.from_pretrained(path, **file)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, **file)
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, SafetensorError ... for bad files
         raise ModelError(f"cannot load a causal language model from {path}: {first_line(e)}") from e
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device).eval(), tokenizer
+
+
+def load_packed(path: Path, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a .gguf file, or of the one in a folder, with packed matrices."""
+    from zograd.quantized import gguf_file
+
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError as e:
+        raise ModelError(extra("demo")) from e
+    file = path if path.suffix == ".gguf" else gguf_file.gguf_in(path)
+    if file is None:
+        raise ModelError(
+            f"--quantized needs a .gguf file, and {path} has none (or several); give the file itself, or leave "
+            f"--quantized out"
+        )
+    config = file.parent if (file.parent / "config.json").exists() else None
+    try:
+        model, tokenizer = gguf_file.load(file, config, dtype=dtype)
+    except (OSError, ValueError, KeyError, NotImplementedError) as e:
+        raise ModelError(f"cannot keep {file} packed: {first_line(e)}") from e
+    return model.to(device), tokenizer
 
 
 def first_line(e: BaseException) -> str:
@@ -135,12 +167,16 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
 
 
 def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
-    """The tensors to train, by name: "full", "lora" (adapters already attached) or a pattern.
+    """The tensors to train, by name: "full", "lora" (adapters already attached), "scales" or a pattern.
+
+    "scales" are the scales of packed matrices (not of embeddings): float32 masters are made for those chosen.
 
     A pattern of letters, dots, "*" and "?" is a shell pattern for whole names ("*.q_proj.weight"); anything else is a
     regular expression searched in the name ("(q|v)_proj"). `layers` keeps only tensors of the top so many blocks.
     Raises ModelError when nothing matches.
     """
+    if train == "scales":
+        return scales(model, layers)
     named: dict[str, Tensor] = dict(model.named_parameters())
     if train == "full":
         chosen = named
@@ -158,6 +194,22 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
         chosen = {k: p for k, p in chosen.items() if id(p) in kept}
     if not chosen:
         raise ModelError(f"--train {train!r} selects no parameter; names look like {', '.join(list(named)[:3])}")
+    return chosen
+
+
+def scales(model: nn.Module, layers: int | None) -> dict[str, Tensor]:
+    """The scales of the packed linear layers, in the top `layers` blocks only when given."""
+    from zograd.quantized.gguf_file import packed_layers
+    from zograd.quantized.layers import PackedLinear
+
+    kept = None if layers is None else {id(m) for block in list(blocks(model))[-layers:] for m in block.modules()}
+    chosen: dict[str, Tensor] = {
+        f"{name}.scale": layer.masters()
+        for name, layer in packed_layers(model)
+        if isinstance(layer, PackedLinear) and (kept is None or id(layer) in kept)
+    }
+    if not chosen:
+        raise ModelError("--train scales needs a quantized model kept packed: add --quantized, or train lora or full")
     return chosen
 
 

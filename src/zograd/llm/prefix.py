@@ -8,9 +8,12 @@ an example. The same numbers as the full forward, up to the rounding of differen
 
 from __future__ import annotations
 
+import os
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -78,17 +81,63 @@ def _length(output: Any) -> int:
     return len(output) if isinstance(output, tuple) else 0
 
 
+class States:
+    """Tensors by number: those of a GPU in its memory, those of the CPU in an unnamed temporary file.
+
+    A file is read through the system's cache, which the system takes back when it needs the memory: the states of all
+    examples do not count as memory of the process.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+        self._where: dict[int, tuple[int, torch.Size, torch.dtype]] = {}
+        self._file: BinaryIO | None = None
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._held or number in self._where
+
+    def keep(self, number: int, states: Tensor) -> None:
+        """Store a copy under a number that has none yet."""
+        if number in self:
+            return
+        if states.device.type != "cpu":
+            self._held[number] = states.clone()
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # lives as long as this
+            weakref.finalize(self, self._file.close)
+        where = self._file.seek(0, os.SEEK_END)
+        left = memoryview(states.contiguous().view(torch.uint8).numpy().reshape(-1))
+        while left:
+            left = left[self._file.write(left) :]
+        self._where[number] = where, states.shape, states.dtype
+
+    def __getitem__(self, number: int) -> Tensor:
+        if number in self._held:
+            return self._held[number]
+        where, shape, dtype = self._where[number]
+        assert self._file is not None
+        out = torch.empty(shape, dtype=dtype)
+        self._file.seek(where)
+        left = memoryview(out.view(torch.uint8).numpy().reshape(-1))
+        while left:
+            read = self._file.readinto(left)  # type: ignore[attr-defined]
+            if not read:
+                raise OSError("the temporary file of kept activations ended early; is the disk full?")
+            left = left[read:]
+        return out
+
+
 class Prefix:
     """Kept states of `model` above its `below` frozen blocks, by the caller's example number.
 
     last_only: keep and compute the last position alone (see the module's first lines).
-    Memory: tokens x width x bytes of the dtype; with last_only 2 x width x bytes an example.
+    Storage: tokens x width x bytes of the dtype; with last_only 2 x width x bytes an example.
     """
 
     def __init__(self, model: nn.Module, below: int, *, last_only: bool = False) -> None:
         self.model, self.below, self.last_only = model, below, last_only
-        self.kept: dict[int, Tensor] = {}
-        self.attended: dict[int, Tensor] = {}
+        self.kept, self.attended = States(), States()
         self._block_like = self._attention_like = 0
 
     @contextmanager
@@ -96,11 +145,11 @@ class Prefix:
         """Inside, one forward over right-padded sequences keeps the states of each example without its padding."""
         layers = blocks(self.model)
 
-        def keep(output: Any, into: dict[int, Tensor]) -> int:
+        def keep(output: Any, into: States) -> int:
             hidden = output[0] if isinstance(output, tuple) else output
             for row, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
                 first = length - 1 if self.last_only else 0
-                into.setdefault(number, hidden[row, first:length].clone())
+                into.keep(number, hidden[row, first:length])
             return _length(output)
 
         def block_done(module: nn.Module, args: Any, output: Any) -> None:
@@ -146,14 +195,15 @@ class Prefix:
                 setattr(layers[self.below], *attention)
 
 
-def _stacked(kept: dict[int, Tensor], numbers: Sequence[int], width: int) -> Tensor:
+def _stacked(kept: States, numbers: Sequence[int], width: int) -> Tensor:
     """The states of several examples as one right-padded batch."""
     first = kept[numbers[0]]
     if width == 1:
         return torch.stack([kept[n] for n in numbers])
     out = torch.zeros(len(numbers), width, first.shape[-1], dtype=first.dtype, device=first.device)
     for row, number in enumerate(numbers):
-        out[row, : len(kept[number])] = kept[number]
+        states = kept[number]
+        out[row, : len(states)] = states
     return out
 
 

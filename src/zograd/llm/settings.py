@@ -21,6 +21,7 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str = "smollm2-135m"
+    quantized: bool = False
     task: str = "trec"
     method: str = "zo_sgd"
     method_settings: dict[str, Any] = Field(default_factory=dict, alias="set")

@@ -164,7 +164,8 @@ class Scorer:
         if ids is None:
             logits = head(hidden)
         else:
-            logits = F.linear(hidden, F.embedding(ids, head.weight), None if head.bias is None else head.bias[ids])
+            rows = head.lookup(ids).to(hidden.dtype) if hasattr(head, "lookup") else F.embedding(ids, head.weight)
+            logits = F.linear(hidden, rows, None if head.bias is None else head.bias[ids])
         cap = getattr(self.base.config, "final_logit_softcapping", None)
         logits = logits.float()
         capped: Tensor = logits if not cap else torch.tanh(logits / cap) * cap

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,16 @@ from zograd.oracles import sequential
 from zograd.run import Method, Record, Run
 from zograd.rundir import RunDirectory, RunError, check_free, check_identity, identity, read_metrics
 from zograd.schedules import Schedule
+from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
 from zograd.tape import Tape
 
 LORA_LR = 100.0
 """MeZO's ratio of the learning rate for LoRA (1e-4) to that for full weights (1e-6); its radius for LoRA is 1e-2."""
 LORA_MU = 2.0**-7
+SCALES_LR = 1000.0
+"""Scales move in relative units, as `hozo` does: its learning rate (1e-3) over that of `zo_sgd` (1e-6)."""
+SCALES_MU = 2.0**-7
 
 
 METERS = ("trace", "cosine", "gap")
@@ -66,24 +70,30 @@ def build_method(s: TrainSettings) -> Method[Any]:
         )
     lr = settings.pop("lr", None) if s.lr is None else s.lr
     mu = settings.pop("mu", None) if s.mu is None else s.mu
-    lora = s.train == "lora"
+    lora, onto_scales = s.train == "lora", s.train == "scales" and s.method not in ("hozo", "qzo")
     if lr is None:
-        lr = entry["defaults"]["lr"] * (LORA_LR if lora else 1.0)
+        lr = entry["defaults"]["lr"] * (LORA_LR if lora else SCALES_LR if onto_scales else 1.0)
     if mu is None:
-        mu = LORA_MU if lora else entry["defaults"]["mu"]
+        mu = LORA_MU if lora else SCALES_MU if onto_scales else entry["defaults"]["mu"]
     if s.weight_decay:
         settings["weight_decay"] = s.weight_decay
     peak = 1.0 if lr == "auto" else float(lr)
     schedule = Schedule(peak, s.lr_schedule, s.steps, s.warmup, s.lr_end)
-    return methods.make(s.method, lr=AutoRate(shape=schedule) if lr == "auto" else schedule, mu=float(mu), **settings)
+    method = methods.make(s.method, lr=AutoRate(shape=schedule) if lr == "auto" else schedule, mu=float(mu), **settings)
+    if not onto_scales:
+        return method
+    try:
+        return replace(method, space=PositiveOrthant(trust=0.1))
+    except (TypeError, ValueError) as e:
+        raise SettingsError(f"method {s.method!r} does not work on positive scales: {e}") from e
 
 
 def prepare(s: TrainSettings) -> Prepared:
     """Load the base model, attach adapters, choose the trained tensors, make the store and the run."""
-    if s.train in ("prefix", "scales"):
-        raise SettingsError(f"--train {s.train} is not available in this release; use full, lora or a pattern")
+    if s.train == "prefix":
+        raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
     method = build_method(s)
-    model, tokenizer = loading.load(s.model, dtype=s.dtype, device=s.device)
+    model, tokenizer = loading.load(s.model, dtype=s.dtype, device=s.device, quantized=s.quantized)
     module: nn.Module = model
     layers = s.layers
     if s.train == "lora":
@@ -337,8 +347,23 @@ def restore(path: str | Path, model: str | None = None, *, to: int | None = None
     return p, directory
 
 
+def save(model: Any, tokenizer: Any, out: Path) -> None:
+    """A model as files that transformers loads: adapters merged; a packed one as the GGUF that it came from."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    if hasattr(model, "packed_file"):
+        from zograd.quantized import gguf_file
+
+        out.mkdir(parents=True, exist_ok=True)
+        gguf_file.save(model, out / Path(model.packed_file).name)
+        model.config.save_pretrained(out)
+    else:
+        model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
 def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | None = None) -> dict[str, Any]:
-    """Replay a run and save the model (adapters merged) as safetensors that transformers loads."""
+    """Replay a run and save the model, as `save` does."""
     if Path(out).exists() and any(Path(out).iterdir()):
         raise RunError(f"{out} is not empty; choose a new folder for the weights")
     start = time.perf_counter()
@@ -351,11 +376,7 @@ def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | No
             f"the replayed weights have SHA-256 {sha256}, but the run ended at {recorded['sha256']}: "
             f"this machine's arithmetic or one of the files differs; nothing was written"
         )
-    whole: Any = p.model
-    if hasattr(whole, "merge_and_unload"):
-        whole = whole.merge_and_unload()
-    whole.save_pretrained(out)
-    p.tokenizer.save_pretrained(out)
+    save(p.model, p.tokenizer, Path(out))
     note = {"run": str(path), "base": p.settings.model, "steps": p.run.step_number, "sha256_trained": sha256}
     (Path(out) / "zograd.json").write_text(json.dumps(note, indent=1))
     return {

@@ -9,5 +9,6 @@ from zograd.methods.gradient import *  # noqa: F403  # the first page of the men
 # isort: split
 from zograd.methods.directions import *  # noqa: F403
 from zograd.methods.estimators import *  # noqa: F403
+from zograd.methods.geometry import *  # noqa: F403
 from zograd.methods.menu import *  # noqa: F403
 from zograd.methods.rules import *  # noqa: F403

@@ -29,29 +29,37 @@ _CALL = struct.Struct("=7q 2Q 2d 6Q")
 _TERM = struct.Struct("=qQd")
 
 
-@cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None when they were not built (or were built from another version of the source)."""
-    found = [path for path in Path(__file__).parent.glob("_native*") if path.suffix in SUFFIXES]
+def newest_build(beside: str, abi_function: str, abi: int) -> ctypes.CDLL | None:
+    """The library `_native*` in the folder of the file `beside` whose `abi_function` returns `abi`, or None."""
+    found = [path for path in Path(beside).parent.glob("_native*") if path.suffix in SUFFIXES]
     tag = sysconfig.get_config_var("EXT_SUFFIX") or ""
     # Any build will do, the ABI is plain C; the one of the running Python is the freshest when there are several.
     for path in sorted(found, key=lambda path: (not path.name.endswith(tag), path.name)):
         try:
             lib = ctypes.CDLL(str(path))
-            lib.zograd_noise_abi.restype = ctypes.c_int64
-            if lib.zograd_noise_abi() != ABI:
-                continue
+            version = getattr(lib, abi_function)
         except (OSError, AttributeError):
             continue
-        lib.zograd_noise_combine.argtypes = [ctypes.c_char_p]
-        lib.zograd_noise_combine.restype = ctypes.c_int64
-        lib.zograd_noise_combine_rows.argtypes = [ctypes.c_char_p]
-        lib.zograd_noise_combine_rows.restype = None
-        i64, u64, address = ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
-        lib.zograd_noise_gram.argtypes = [i64, address, address, u64, address, i64, i64, i64, address]
-        lib.zograd_noise_gram.restype = None
-        return lib
+        version.restype = ctypes.c_int64
+        if version() == abi:
+            return lib
     return None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None when they were not built (or were built from another version of the source)."""
+    lib = newest_build(__file__, "zograd_noise_abi", ABI)
+    if lib is None:
+        return None
+    lib.zograd_noise_combine.argtypes = [ctypes.c_char_p]
+    lib.zograd_noise_combine.restype = ctypes.c_int64
+    lib.zograd_noise_combine_rows.argtypes = [ctypes.c_char_p]
+    lib.zograd_noise_combine_rows.restype = None
+    i64, u64, address = ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
+    lib.zograd_noise_gram.argtypes = [i64, address, address, u64, address, i64, i64, i64, address]
+    lib.zograd_noise_gram.restype = None
+    return lib
 
 
 def _pack_terms(terms: Sequence[tuple[Kind, int, float]]) -> bytes:
