@@ -24,6 +24,7 @@ _HOMES = {
     "Tape": "zograd.tape",
     "TapeWriter": "zograd.tape",
     "Vector": "zograd.vector",
+    "check_space": "zograd.spaces",
     "Query": "zograd.vector",
     "Estimate": "zograd.vector",
     "Ask": "zograd.vector",
@@ -55,14 +56,15 @@ if TYPE_CHECKING:
     from zograd.faces.minimize import Result, minimize
     from zograd.faces.torch_optim import ZOOptimizer
     from zograd.run import Method, Record, Run
+    from zograd.spaces import check_space
     from zograd.stores import Store
     from zograd.tape import Tape, TapeWriter
     from zograd.vector import Ask, Estimate, Query, Vector
 
 __all__ = [
     "Ask", "AskTell", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Run", "Store", "Tape", "TapeWriter",
-    "Vector", "ZOOptimizer", "__version__", "control", "diagnostics", "estimators", "laws", "methods", "minimize",
-    "noise", "oracles", "rules", "schedules", "sets", "spaces", "stores", "tape", "vector",
+    "Vector", "ZOOptimizer", "__version__", "check_space", "control", "diagnostics", "estimators", "laws", "methods",
+    "minimize", "noise", "oracles", "rules", "schedules", "sets", "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 

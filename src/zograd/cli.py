@@ -166,7 +166,8 @@ def train(
     set_: Annotated[list[str], typer.Option("--set", help="Setting of the method: key=value. Repeatable.")] = [],  # noqa: B006
     steps: Annotated[int | None, typer.Option(help="Steps in all. [1000]")] = None,
     train_: Annotated[
-        str | None, typer.Option("--train", help="full, lora, scales, or a pattern of parameter names. [full]")
+        str | None,
+        typer.Option("--train", help="full, lora, scales, scales:PATTERN, or a pattern of parameter names. [full]"),
     ] = None,
     quantized: Annotated[
         bool, typer.Option("--quantized", help="Keep the matrices of a .gguf packed (--train scales trains those).")
@@ -567,6 +568,37 @@ def bench_methods(
     if page:
         result |= write(out)
     emit(result, json)
+
+
+@command(bench, name="geometry")
+def bench_geometry(
+    problems: Annotated[str | None, typer.Option(help="Names of problems, with commas. [all]")] = None,
+    budget: Annotated[int | None, typer.Option(help="Evaluations of a run. [800 to 3,000, by problem]")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs with the tuned learning rate.")] = 5,
+    fraction: Annotated[float, typer.Option(help="Share of the budget for each learning rate that is tried.")] = 0.3,
+    out: Annotated[Path, typer.Option(help="Results, a line each; what is there is kept.")] = Path(
+        "docs/geometry/results.jsonl"
+    ),
+    page: Annotated[
+        bool, typer.Option("--page", help="Write the page and figures from the results; alone: only that.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Spaces against flat coordinates on simplices, adaptive meshes, positive parameters, orthonormal frames.
+
+    Example: zograd bench geometry --problems mesh-poisson,gp-diabetes --page
+    """
+    from zograd.bench.geometry.contest import Plan, compare
+    from zograd.bench.geometry.page import at_a_glance, write
+
+    result: dict[str, Any] = {}
+    if problems is not None or not page:
+        names = [name.strip() for name in problems.split(",") if name.strip()] if problems else None
+        result |= compare(names, Plan(budget, seeds, fraction), out, progress=say)
+    if page:
+        result |= write(out)
+    emit(result, json, f"{at_a_glance(out)}\n\n{result.get('page', out)}")
 
 
 def main() -> None:

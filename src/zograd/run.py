@@ -144,7 +144,8 @@ class Run(Generic[A]):
         self._asked = 0
         new = store.require(method.slots)
         for part in method.parts:
-            if new & set(getattr(part, "slots", {})) and hasattr(part, "prepare"):
+            slots = set(getattr(part, "slots", {}))
+            if hasattr(part, "prepare") and (new & slots or not slots):  # without slots: at every start
                 part.prepare(store)
 
     # ---- one step, by its two halves -----------------------------------------------------------------------------

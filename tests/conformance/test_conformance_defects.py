@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from problems import digest, tensors, values_oracle
+from problems import digest, values_oracle
 from small_problems import CASES
 
 from zograd import methods
@@ -53,7 +53,7 @@ def test_moves_lie_in_the_span_of_the_probes(case) -> None:
     Over several steps, so that resampled factors, masks and anchors come around. Estimates that add what a slot
     remembers are the remembered probes of earlier steps, and are held to their paper instead.
     """
-    run = Run(case.store(tensors(torch.float64, (6, 5), (7,), (6, 5))), case.method(), 3)
+    run = Run(case.store(case.tensors(torch.float64, (6, 5), (7,), (6, 5))), case.method(), 3)
     checked = 0
     for _ in range(7):
         probes, estimate, slots = one_step(run)
@@ -102,7 +102,7 @@ def test_the_published_noise_of_evolution_strategies_would_fail() -> None:
 @by_case
 def test_a_refused_step_changes_nothing_a_method_remembers(case) -> None:
     """NaN anywhere in a step: weights, slots and the state of the rule stay bit-identical."""
-    run = Run(case.store(tensors(torch.float64)), case.method(), 1)
+    run = Run(case.store(case.tensors(torch.float64)), case.method(), 1)
     for _ in range(3):
         run.step(values_oracle)
     before, state = digest(run.store.state_dict()), dict(run.state)

@@ -32,7 +32,7 @@ vanishing = pytest.mark.filterwarnings("ignore:this step changed")
 
 
 def by_asktell(method, seed: int) -> np.ndarray:
-    loop, path = AskTell(start(), method, seed=seed), []
+    loop, path = AskTell(start(method), method, seed=seed), []
     for _ in range(STEPS):
         while loop.tell([smooth(x) for x in loop.ask()]) is None:
             pass
@@ -41,7 +41,7 @@ def by_asktell(method, seed: int) -> np.ndarray:
 
 
 def by_optimizer(method, seed: int) -> np.ndarray:
-    p = torch.nn.Parameter(torch.from_numpy(start()))
+    p = torch.nn.Parameter(torch.from_numpy(start(method)))
     opt, path = ZOOptimizer([p], method, seed=seed), []
     for _ in range(STEPS):
         opt.step(lambda: smooth(p.detach().numpy()))
@@ -50,7 +50,7 @@ def by_optimizer(method, seed: int) -> np.ndarray:
 
 
 def by_run(method, seed: int) -> np.ndarray:
-    x = torch.from_numpy(start())
+    x = torch.from_numpy(start(method))
     run, path = Run(Store({"x": x}, space=method.space), method, seed), []
     for _ in range(STEPS):
         run.step(sequential(lambda: smooth(x.numpy())))
@@ -63,7 +63,8 @@ def by_minimize(method, seed: int) -> np.ndarray:
     path = []
     for k in (1, 2, STEPS):
         budget = (k + 1) * method.evaluations + 1  # steps may cost less than that
-        path.append(minimize(smooth, start(), method, seed=seed, budget=budget, callback=lambda r: r.step + 1 == k).x)  # noqa: B023
+        stop = lambda r, k=k: r.step + 1 == k  # noqa: E731
+        path.append(minimize(smooth, start(method), method, seed=seed, budget=budget, callback=stop).x)
     return np.stack(path)
 
 
@@ -79,13 +80,13 @@ def test_every_door_gives_the_same_bits(case) -> None:
 
 @by_case
 def test_the_same_points_until_they_are_told(case) -> None:
-    loop = AskTell(start(), case.method(), seed=1)
+    loop = AskTell(start(case.method()), case.method(), seed=1)
     first, second = loop.ask(), loop.ask()
     assert 1 <= len(first) <= case.method().evaluations  # fewer where a step asks several times
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
         a[:] = np.nan  # the arrays are the caller's
-    np.testing.assert_array_equal(loop.x, start())
+    np.testing.assert_array_equal(loop.x, start(case.method()))
     np.testing.assert_array_equal(loop.ask()[0], second[0])
 
 
@@ -99,7 +100,7 @@ def test_a_run_goes_on_from_its_state_at_any_step(case, kind: str) -> None:
     """state_dict of the run and of the store, pickled, at a step drawn from the case's name."""
     dtype, rounding = DTYPES[kind]
     stop = 1 + sum(map(ord, case.id + kind)) % (STEPS - 2)
-    weights, others = tensors(dtype), tensors(dtype, seed=99)
+    weights, others = case.tensors(dtype), case.tensors(dtype, seed=99)
     run = Run(case.store(weights, rounding), case.method(), 4)
     records_of(run, sequential(loss_of(weights)), stop)
     saved = pickle.dumps((run.state_dict(), run.store.state_dict()))
@@ -117,12 +118,12 @@ def test_a_run_goes_on_from_its_state_at_any_step(case, kind: str) -> None:
 @by_case
 @pytest.mark.parametrize("asked", [False, True], ids=["between-steps", "between-ask-and-tell"])
 def test_asktell_goes_on_elsewhere(case, asked: bool) -> None:
-    loop = AskTell(start(), case.method(), seed=2)
+    loop = AskTell(start(case.method()), case.method(), seed=2)
     for _ in range(4):
         loop.tell([smooth(x) for x in loop.ask()])
     if asked:
         pending = loop.ask()
-    other = AskTell(np.zeros(20), case.method(), seed=77)
+    other = AskTell(np.full(20, 0.05), case.method(), seed=77)
     other.load_state_dict(pickle.loads(pickle.dumps(loop.state_dict())))
     np.testing.assert_array_equal(other.x, loop.x)
     if asked:
@@ -137,7 +138,7 @@ def test_asktell_goes_on_elsewhere(case, asked: bool) -> None:
 @by_case
 def test_a_saved_state_is_a_copy(case) -> None:
     """Steps taken afterwards do not reach into it."""
-    loop = AskTell(start(), case.method(), seed=2)
+    loop = AskTell(start(case.method()), case.method(), seed=2)
     loop.tell([smooth(x) for x in loop.ask()])
     saved = loop.state_dict()
     before = pickle.dumps(saved)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from small_problems import CASES, ESTIMATORS, dense, loss_of, smooth, start, tensors
+from small_problems import CASES, ESTIMATORS, dense, loss_of, smooth, start
 
 from zograd import methods
 from zograd.estimators import (
@@ -150,10 +150,10 @@ def fewest(estimator) -> int:
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_the_menu_counts_its_evaluations(case) -> None:
     """`describe` and `Method.evaluations` are the number of times a loss is called in a step, or the most of them."""
-    weights, counted = tensors(torch.float64), []
+    weights, counted = case.tensors(torch.float64), []
     f = loss_of(weights)
     method = methods.make(case.name, **methods.MENU[case.name].example)
-    run = Run(case.store(weights), method, 0)
+    run = Run(Store(weights, space=method.space), method, 0)
     for _ in range(3):
         before = len(counted)
         record = run.step(sequential(lambda: counted.append(1) or f()))
@@ -290,7 +290,7 @@ def test_ranks_lose_little_against_values() -> None:
 def iterates(method, f, steps: int = 40, seed: int = 2) -> np.ndarray:
     from zograd import AskTell
 
-    loop, path = AskTell(start(), method, seed=seed), []
+    loop, path = AskTell(start(method), method, seed=seed), []
     for _ in range(steps):
         while loop.tell([f(x) for x in loop.ask()]) is None:
             pass
@@ -347,7 +347,7 @@ def test_zo_sign_is_exactly_unchanged_by_a_power_of_two() -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if not c.pulls], ids=lambda c: c.id)
 def test_a_constant_loss_moves_nothing(case) -> None:
     """No differences, no direction: weights stay bit-identical."""
-    np.testing.assert_array_equal(iterates(case.method(), lambda x: 1.5, 5), np.stack([start()] * 5))
+    np.testing.assert_array_equal(iterates(case.method(), lambda x: 1.5, 5), np.stack([start(case.method())] * 5))
 
 
 def test_rademacher_directions_are_the_ones_the_run_draws() -> None:

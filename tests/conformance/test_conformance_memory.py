@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zograd import noise
 from zograd.oracles import sequential
 from zograd.run import Run
+from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
 from zograd.stores import base as stores_base
 from zograd.stores import lens as stores_lens
@@ -56,10 +57,10 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(stores_lens, "TILE", SMALL)
 
 
-def four_layers(dtype: torch.dtype):
+def four_layers(dtype: torch.dtype, positive: bool = False):
     """2^20 weights in four matrices (one an embedding), and a loss that reads them as a language model does."""
     shapes = [(SIDE, SIDE)] * 4
-    weights = {name: w / 100 for name, w in tensors(dtype, *shapes).items()}
+    weights = {name: (w.abs() + 0.01 if positive else w) / 100 for name, w in tensors(dtype, *shapes).items()}
     tokens = torch.arange(0, 40, 5)
     table, *layers = weights.values()
 
@@ -79,7 +80,7 @@ def four_layers(dtype: torch.dtype):
 def test_a_step_allocates_no_more_than_a_tile(case, kind: str, small_blocks) -> None:
     """d = 2^20: after slots are there, no new storage is larger than a chunk or tile in float32, Python's included."""
     dtype, rounding = DTYPES[kind]
-    weights, loss = four_layers(dtype)
+    weights, loss = four_layers(dtype, isinstance(case.method().space, PositiveOrthant))
     run = Run(case.store(weights, rounding), case.widened(1e9), 0)
     whole_leaf = getattr(run.method.rule, "whole_leaf", False)
     # a rule of whole matrices says so, and may hold one of them in float64
@@ -116,7 +117,7 @@ def test_the_size_of_blocks_does_not_matter(case, kind: str, monkeypatch) -> Non
     found = set()
     for chunk in (1, 7, 64, 1 << 18):
         monkeypatch.setattr(stores_base, "CHUNK", chunk)
-        weights = tensors(dtype, (9, 11), (5,), (40,))
+        weights = case.tensors(dtype, (9, 11), (5,), (40,))
         run = Run(case.store(weights, rounding), case.widened(50.0), 1)
         records = records_of(run, values_oracle, 3)
         found.add((digest(run.store.state_dict()), tuple(r.losses for r in records), tuple(r.moved for r in records)))
@@ -159,7 +160,7 @@ def test_the_number_of_threads_does_not_matter(case, kind: str, restored_threads
     found = set()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        weights = tensors(dtype, (700, 300), (1000,))
+        weights = case.tensors(dtype, (700, 300), (1000,))
         run = Run(case.store(weights, rounding), case.widened(1e9), 1)
         while run.step_number < 2:
             told = [arbitrary_loss(k) for k in range(len(run.ask()))]

@@ -29,7 +29,7 @@ STEPS = 100
 
 
 def trajectory(method, seed: int, steps: int, terms: int = 0, shapes=VECTORS) -> np.ndarray:
-    x = torch.from_numpy(start())
+    x = torch.from_numpy(start(method))
     a, b = (part.clone().view(shape) for part, shape in zip(x.split([12, 8]), shapes, strict=True))
     run = Run(Store({"a": a, "b": b}, space=method.space), method, seed, terms=terms)
     path = []
@@ -50,7 +50,7 @@ def paper_trajectory(case: Case, method, seed: int, steps: int, **changed) -> np
     if "coordinates" in inspect.signature(case.paper).parameters:  # those of step t
         settings["coordinates"] = lambda t: coordinates(method, case.shapes, seed, t)
     V = directions(method, n, case.shapes, seed, steps)
-    return np.stack(list(case.paper(smooth_sum if case.terms else smooth, start(), V, **settings)))
+    return np.stack(list(case.paper(smooth_sum if case.terms else smooth, start(method), V, **settings)))
 
 
 def assert_same_path(ours: np.ndarray, theirs: np.ndarray, relative: float = 1e-10) -> None:
@@ -63,7 +63,7 @@ def test_follows_its_paper_for_100_steps(case: Case) -> None:
     method = case.method()
     ours = trajectory(method, 7, STEPS, case.terms, case.shapes)
     assert_same_path(ours, paper_trajectory(case, method, 7, STEPS))
-    assert np.abs(ours[-1] - start()).max() > 1e-3, "nothing moved, so nothing was compared"
+    assert np.abs(ours[-1] - start(method)).max() > 1e-3, "nothing moved, so nothing was compared"
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.decays], ids=lambda c: c.id)

@@ -53,12 +53,16 @@ def test_every_estimator_is_tested() -> None:
 
 
 def test_every_space_is_tested() -> None:
-    assert {type(s).__name__ for s in SPACES} == parts_in(spaces)
+    assert {type(s).__name__ for s in SPACES} == {n for n in parts_in(spaces) if hasattr(getattr(spaces, n), "move_")}
 
 
 def test_every_rule_is_reached_by_a_case() -> None:
-    """So that replay, chunking, memory and state are checked for each rule."""
-    exported = {n for n in rules.__all__ if n != "Rule"}
+    """So that replay, chunking, memory and state are checked for each rule.
+
+    But for rules that need pairs of factors (`pairs`), which the problems of the cases do not have: they are held to
+    the same laws, on a store with such pairs, in `tests/core/test_balanced.py`.
+    """
+    exported = {n for n in rules.__all__ if n != "Rule" and not hasattr(getattr(rules, n), "pairs")}
     assert {type(case.method().rule).__name__ for case in CASES} == exported
 
 
@@ -82,7 +86,7 @@ def test_the_menu_describes_what_it_builds(name: str) -> None:
 def test_slots_are_the_only_memory_of_the_size_of_the_weights(case) -> None:
     """What `method.slots` declares is what the store holds, and `extra_memory` says none exactly when there is none."""
     method = case.method()
-    store = case.store({"w": torch.zeros(3, 4)})
+    store = case.store({"w": torch.ones(3, 4)})
     Run(store, method, 0)
     assert set(store.leaves[0].slots) == set(method.slots)
     if not method.slots:

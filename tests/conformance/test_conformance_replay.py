@@ -50,13 +50,13 @@ def through_a_file(records: list[Record], path) -> list[Record]:
 def test_replay_is_bit_identical(case, kind: str, tmp_path) -> None:
     """Weights, low halves, slots and the state of the rule, from the records in memory and from a file."""
     dtype, rounding = DTYPES[kind]
-    weights = tensors(dtype)
+    weights = case.tensors(dtype)
     method = case.method()
     run = Run(case.store(weights, rounding), method, 3)
     records = records_of(run, sequential(loss_of(weights)), STEPS)
     assert any(record.moved for record in records)
     for tape in (records, through_a_file(records, tmp_path / "tape.zo")):
-        again = Run(case.store(tensors(dtype), rounding), method, 3)
+        again = Run(case.store(case.tensors(dtype), rounding), method, 3)
         again.replay(tape)
         assert everything(again.store) == everything(run.store)
         assert again.state_dict() == run.state_dict()
@@ -68,7 +68,7 @@ def test_replay_is_bit_identical(case, kind: str, tmp_path) -> None:
 def test_a_run_may_go_on_from_a_replay(case, kind: str) -> None:
     """Replay of the first steps, then real ones, equals the run that never stopped."""
     dtype, rounding = DTYPES[kind]
-    weights, others = tensors(dtype), tensors(dtype)
+    weights, others = case.tensors(dtype), case.tensors(dtype)
     run = Run(case.store(weights, rounding), case.method(), 8)
     records = records_of(run, sequential(loss_of(weights)), STEPS)
     again = Run(case.store(others, rounding), case.method(), 8)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_problems import CASES, digest, smooth, start
+from small_problems import CASES, Case, digest, smooth, start
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
@@ -46,7 +46,7 @@ def test_the_budget_is_never_exceeded_and_nearly_used(case, budget: int) -> None
     """nfev is the number of calls, at most the budget, and one more step would not have fitted."""
     calls = []
     method = case.method()
-    result = minimize(lambda x: calls.append(1) or smooth(x), start(), method, budget=budget)
+    result = minimize(lambda x: calls.append(1) or smooth(x), start(method), method, budget=budget)
     assert len(calls) == result.nfev <= budget
     assert result.nfev + method.evaluations > budget
     assert result.nit == len(result.tape)
@@ -57,9 +57,10 @@ def test_the_budget_is_never_exceeded_and_nearly_used(case, budget: int) -> None
 
 @pytest.mark.parametrize("name", [n for n in methods.names() if not methods.describe(n)["required"]])
 def test_every_name_descends_with_the_defaults_of_a_black_box(name: str) -> None:
-    result = minimize(smooth, start(), name, budget=2000, seed=1)
+    x0 = start(methods.make(name))
+    result = minimize(smooth, x0, name, budget=2000, seed=1)
     assert result.success
-    assert result.fun < smooth(start())
+    assert result.fun < smooth(x0)
 
 
 def test_a_name_alone_needs_defaults() -> None:
@@ -353,9 +354,14 @@ def test_tied_tensors_are_one_leaf() -> None:
 # ---- the torch optimizer ---------------------------------------------------------------------------------------------
 
 
-def net(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+def net(dtype: torch.dtype = torch.float64, seed: int = 0, case: Case | None = None) -> nn.Module:
+    """A small network; with positive weights for a case on the positive orthant."""
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+    if case is not None and isinstance(case.method().space, PositiveOrthant):
+        for p in model.parameters():
+            p.data.abs_().add_(0.01)
+    return model
 
 
 def closure(model: nn.Module) -> Callable[[], torch.Tensor]:
@@ -447,7 +453,7 @@ def test_groups_have_their_own_rates(case, dtype: torch.dtype) -> None:
     """A group at lr = 0 stays bit-identical, another moves; frank_wolfe's set spans all groups, so it is left out."""
     if case.name == "frank_wolfe":
         pytest.skip("its step is towards a vertex over all tensors together")
-    model = net(dtype)
+    model = net(dtype, case=case)
     frozen, free = digest(model[0]), digest(model[2])
     groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "lr": 0.05}]
     opt = ZOOptimizer(groups, case.method())
@@ -495,7 +501,7 @@ def test_a_checkpoint_through_torch_save_goes_on_bit_identically(case, dtype: to
     """torch.save and torch.load with its defaults (weights_only), together with a scheduler and the model."""
 
     def fresh(seed: int) -> tuple[nn.Module, ZOOptimizer, LambdaLR]:
-        model = net(dtype, seed)
+        model = net(dtype, seed, case)
         opt = ZOOptimizer(model.parameters(), case.widened(100.0), seed=seed, rounding=rounding)
         return model, opt, LambdaLR(opt, lambda t: 1 / (1 + t))
 

@@ -105,7 +105,7 @@ def test_recentred_in_fifty_dimensions() -> None:
 
 def test_the_three_memories() -> None:
     """Momentum averages plain estimates, a snapshot is one, the tracker takes 1/(d + 2) of each correction."""
-    f, x = (lambda y: float(np.sum(np.sin(y)))), start(4)
+    f, x = (lambda y: float(np.sum(np.sin(y)))), start(d=4)
     rows, h = np.array([[1.0, 2.0, -1.0, 0.5], [0.3, -1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 2.0]]), np.arange(4.0)
     D = [(f(x + 1e-3 * v) - f(x - 1e-3 * v)) / 2e-3 for v in rows]
     g, after, e, _ = driven(Recentred(1, "momentum", beta=0.8), f, x, rows, {"prior": h})

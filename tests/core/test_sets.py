@@ -8,11 +8,11 @@ import torch
 
 from zograd import AskTell, methods
 from zograd.estimators import Central
-from zograd.laws import Gaussian
+from zograd.laws import Gaussian, Orthogonal
 from zograd.oracles import sequential
-from zograd.rules import FrankWolfe
+from zograd.rules import FrankWolfe, Proximal
 from zograd.run import Method, Run
-from zograd.sets import L1Ball, L2Ball, LInfBall, NuclearBall, Place, Simplex
+from zograd.sets import Box, L1Ball, L2Ball, LInfBall, NonNegative, NuclearBall, Place, Simplex
 from zograd.sets.spectral import top_singular_pair
 from zograd.stores import Rate, Store
 from zograd.stores import base as stores_base
@@ -231,7 +231,132 @@ def test_l2_projection_is_the_nearest_point() -> None:
     found = None
     for v in y:
         found = ball.measure(v.reshape(-1), found)
-    z = torch.cat([ball.project_(v.reshape(-1).clone(), found) for v in y])
+    z = torch.cat([ball.project_block_(v.reshape(-1).clone(), found) for v in y])
     torch.testing.assert_close(z, 1.5 * flat(y) / flat(y).norm())
     small = flat(y) / 100
-    assert torch.equal(ball.project_(small.clone(), ball.measure(small, None)), small)
+    assert torch.equal(ball.project_block_(small.clone(), ball.measure(small, None)), small)
+
+
+# ---- one object, three maps ------------------------------------------------------------------------------------------
+
+BOUNDED = [*SETS, Box(-0.3, 0.8)]
+by_bounded = pytest.mark.parametrize("C", BOUNDED, ids=lambda c: type(c).__name__)
+
+
+def tensor(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape or (4, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@by_bounded
+@pytest.mark.parametrize("shape", [(4, 3), (7,), (2, 3, 2), ()], ids=str)
+def test_the_projection_is_the_nearest_point(C, shape: tuple[int, ...]) -> None:
+    """P y lies in the set, and <y - P y, s - P y> <= 0 for the s of the set where that is largest: the certificate."""
+    for seed in range(15):
+        y = 2.0 * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        z = y.clone()
+        assert C.project_(z) is z
+        assert C.explain(z) is None
+        normal = y - z
+        s = C.lmo_(-normal)
+        assert float((normal * (s - z)).sum()) <= 1e-10
+        again = C.project_(z.clone())
+        torch.testing.assert_close(again, z, rtol=1e-12, atol=1e-12)
+        for t in (0.1, 7.0):
+            assert torch.equal(C.prox_(y.clone(), t), z)
+
+
+@by_bounded
+def test_projections_are_firmly_nonexpansive(C) -> None:
+    for seed in range(20):
+        a, b = tensor(seed), 3 * tensor(seed + 50)
+        moved = C.project_(a.clone()) - C.project_(b.clone())
+        assert float(moved.square().sum()) <= float((moved * (a - b)).sum()) + 1e-12
+
+
+@by_bounded
+def test_the_linear_minimiser_of_one_tensor_is_that_of_the_passes(C) -> None:
+    g = tensor(3)
+    s, lowest = minimiser(C, [g], 5)
+    assert torch.equal(C.lmo_(g.clone()), s[0])
+    assert float((g * s[0]).sum()) == pytest.approx(lowest)
+    for seed in range(30):
+        assert float((g * C.project_(tensor(100 + seed))).sum()) >= lowest - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("C", "y", "z"),
+    [
+        (L1Ball(1.0), [2.0, 0.5, -1.5], [0.75, 0.0, -0.25]),
+        (L1Ball(9.0), [2.0, 0.5, -1.5], [2.0, 0.5, -1.5]),
+        (Simplex(1.0), [0.2, -3.0, 0.4], [0.4, 0.0, 0.6]),
+        (L2Ball(1.0), [3.0, 4.0, 0.0], [0.6, 0.8, 0.0]),
+        (LInfBall(1.0), [3.0, -4.0, 0.5], [1.0, -1.0, 0.5]),
+        (Box(0.0, float("inf")), [3.0, -4.0, 0.5], [3.0, 0.0, 0.5]),
+        (NonNegative(), [3.0, -4.0, 0.5], [3.0, 0.0, 0.5]),
+        (NuclearBall(1.0), [[3.0, 0.0], [0.0, 2.5]], [[0.75, 0.0], [0.0, 0.25]]),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_projections_by_hand(C, y, z) -> None:
+    y, z = (torch.tensor(v, dtype=torch.float64) for v in (y, z))
+    torch.testing.assert_close(C.project_(y.clone()), z)
+    strided = torch.stack([y, torch.zeros_like(y)], -1)[..., 0]
+    torch.testing.assert_close(C.project_(strided), z)
+
+
+@pytest.mark.parametrize(
+    "C", [L1Ball(0.5), Simplex(0.5), NuclearBall(0.5), L2Ball(0.5)], ids=lambda c: type(c).__name__
+)
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
+def test_the_streamed_projection_is_that_of_all_leaves_end_to_end(C, chunk: int, monkeypatch) -> None:
+    """One step of `Proximal` over several leaves, cut in any way."""
+    monkeypatch.setattr(stores_base, "CHUNK", chunk)
+    x = random(11)
+    y = [0.9 * v for v in x]  # x - lr g with g = x
+    store = Store({f"x{i}": v for i, v in enumerate(x)})
+    Proximal(C).apply(store.iterate([Rate(0.1)], 0), Estimate(Vector(((Slot("x"), 1.0),)), 0.0, [], None), {})
+    if isinstance(C, NuclearBall):
+        assert C.explain(*x) is None
+        values = torch.cat([torch.linalg.svdvals(v.view(len(v), -1)) for v in y])
+        theta = float((values - Simplex(0.5).project_(values.clone()))[values.argmax()])
+        for before, after in zip(y, x, strict=True):
+            u, s, vt = torch.linalg.svd(before.view(len(before), -1), full_matrices=False)
+            torch.testing.assert_close(after.view(len(after), -1), u @ torch.diag((s - theta).clamp(min=0)) @ vt)
+    else:
+        torch.testing.assert_close(flat(x), C.project_(flat(y)))
+
+
+def test_proximal_descent_on_the_l1_ball_finds_the_constrained_minimum() -> None:
+    """min |x - c|^2 over |x|_1 <= 1 is the projection of c; every iterate is feasible. Orthogonal: exact gradients."""
+    c = np.array([1.0, -0.8, 0.3, 0.0, 0.1])
+    ball = L1Ball(1.0)
+    loop = AskTell(np.zeros(5), Method(Central(5), Orthogonal(), Proximal(ball), mu=1e-4, lr=0.05), seed=0)
+    for _ in range(200):
+        loop.tell([float(np.sum((x - c) ** 2)) for x in loop.ask()])
+        assert ball.explain(torch.from_numpy(loop.x)) is None
+    np.testing.assert_allclose(loop.x, ball.project_(torch.from_numpy(c.copy())).numpy(), atol=1e-3)
+
+
+def test_boxes_without_an_end_have_no_linear_minimiser() -> None:
+    with pytest.raises(ValueError, match=r"no point of Box\(0, inf\)"):
+        Box(0.0, float("inf")).lmo_(torch.ones(2))
+    with pytest.raises(ValueError, match=r"bound it, as Box\(0.0, high\)"):
+        NonNegative().lmo_(torch.ones(2))
+    with pytest.raises(ValueError, match="low <= high"):
+        Box(1.0, 0.0)
+
+
+def test_boxes_say_what_lies_outside() -> None:
+    assert Box(0.0, 1.0).explain(torch.tensor([0.0, 1.0]), torch.tensor([0.5])) is None
+    assert "reach from 0 to 1.5" in Box(0.0, 1.0).explain(torch.tensor([0.0, 1.5]))
+    assert NonNegative().explain(torch.tensor([0.0, 2.0])) is None
+    assert "least element is -1" in NonNegative().explain(torch.tensor([0.0, -1.0]))
+
+
+def test_frank_wolfe_stays_in_a_box() -> None:
+    box = Box(-1.0, 0.5)
+    loop = AskTell(np.zeros(4), methods.frank_wolfe(box, n=4), seed=0)
+    for _ in range(150):
+        loop.tell([float(np.sum((x - np.array([2.0, -3.0, 0.1, 0.4])) ** 2)) for x in loop.ask()])
+        assert box.explain(torch.from_numpy(loop.x)) is None
+    np.testing.assert_allclose(loop.x, [0.5, -1.0, 0.1, 0.4], atol=0.1)

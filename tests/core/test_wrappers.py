@@ -83,7 +83,7 @@ def test_conservative_refuses_moves_that_it_did_not_try() -> None:
 def test_the_second_estimate_stands_rho_uphill() -> None:
     """Its probes are x + rho g/|g| +- mu v with fresh directions v; the step is along the second estimate."""
     rho, mu, lr = 0.3, 0.01, 0.1
-    x = torch.from_numpy(start(7))
+    x = torch.from_numpy(start(d=7))
     run = Run(Store({"x": x}), methods.zo_sam(lr=lr, mu=mu, n=1, rho=rho), 2)
     first = [store_values(run.store, q) for q in run.ask()]
     v = (first[0] - first[1]) / (2 * mu)
@@ -91,12 +91,12 @@ def test_the_second_estimate_stands_rho_uphill() -> None:
     second = [store_values(run.store, q) for q in run.ask()]
     centre, w = (second[0] + second[1]) / 2, (second[0] - second[1]) / (2 * mu)
     D = (smooth(first[0]) - smooth(first[1])) / (2 * mu)
-    np.testing.assert_allclose(centre, start(7) + rho * np.sign(D) * v / np.linalg.norm(v), atol=1e-12)
-    assert np.linalg.norm(centre - start(7)) == pytest.approx(rho)
+    np.testing.assert_allclose(centre, start(d=7) + rho * np.sign(D) * v / np.linalg.norm(v), atol=1e-12)
+    assert np.linalg.norm(centre - start(d=7)) == pytest.approx(rho)
     assert abs(v @ w) < 7 - 1e-9, "other directions than those of the ascent"
     run.tell([smooth(y) for y in second])
     slope = (smooth(second[0]) - smooth(second[1])) / (2 * mu)
-    np.testing.assert_allclose(x.numpy(), start(7) - lr * slope * w, rtol=1e-9)
+    np.testing.assert_allclose(x.numpy(), start(d=7) - lr * slope * w, rtol=1e-9)
 
 
 def test_on_a_linear_loss_sam_is_the_estimator_inside() -> None:

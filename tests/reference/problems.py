@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zograd import methods
 from zograd.laws import Draw
 from zograd.run import Method, Record, Run
+from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
 from zograd.vector import Ask, Query, Vector
 
@@ -61,6 +62,12 @@ class Case:
     def store(self, weights: dict[str, Tensor], rounding: Any = "stochastic") -> Store:
         """The weights in the space where the method stands."""
         return Store(weights, rounding=rounding, space=self.method().space)
+
+    def tensors(self, dtype: torch.dtype, *shapes: tuple[int, ...], seed: int = 1) -> dict[str, Tensor]:
+        """`tensors`, in the space of the method."""
+        found = tensors(dtype, *shapes, seed=seed)
+        positive = isinstance(self.method().space, PositiveOrthant)
+        return {name: w.double().exp().to(w.dtype) for name, w in found.items()} if positive else found
 
     @property
     def has_law(self) -> bool:
@@ -128,8 +135,10 @@ def smooth_sum(x: Array, rows: Sequence[int] | None = None, terms: int = 6) -> f
     return smooth(x) + float(np.mean([0.3 * np.sum(np.sin(x + i)) * (1 + i / terms) for i in chosen]))
 
 
-def start(d: int = 20) -> Array:
-    return 0.15 * np.cos(1.7 * np.arange(d))
+def start(method: Method[Any] | None = None, d: int = 20) -> Array:
+    """Twenty small numbers of both signs; on the positive orthant their exponentials."""
+    x = 0.15 * np.cos(1.7 * np.arange(d))
+    return np.exp(x) if method is not None and isinstance(method.space, PositiveOrthant) else x
 
 
 # ---- torch problems --------------------------------------------------------------------------------------------------

@@ -7,14 +7,21 @@ laws, estimators, spaces and rules.
 
 import cases_directions
 import cases_estimators
+import cases_geometry
 import cases_gradient
 import cases_rules
+import places
 from problems import *  # noqa: F403
 
 from zograd.laws import Gaussian, Rademacher, Sphere
-from zograd.spaces import Euclidean, PositiveOrthant
 
-CASES = [*cases_gradient.CASES, *cases_directions.CASES, *cases_estimators.CASES, *cases_rules.CASES]
+CASES = [
+    *cases_gradient.CASES,
+    *cases_directions.CASES,
+    *cases_estimators.CASES,
+    *cases_geometry.CASES,
+    *cases_rules.CASES,
+]
 LAWS = (Rademacher(), Gaussian(), Sphere(), *cases_directions.LAWS)
 ESTIMATORS = (*cases_directions.ESTIMATORS, *cases_estimators.ESTIMATORS, *cases_rules.ESTIMATORS)
-SPACES = (Euclidean(), PositiveOrthant(), *cases_rules.SPACES)
+SPACES = (*places.SPACES, *cases_rules.SPACES)

@@ -169,14 +169,15 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
 def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
     """The tensors to train, by name: "full", "lora" (adapters already attached), "scales" or a pattern.
 
-    "scales" are the scales of packed matrices (not of embeddings): float32 masters are made for those chosen.
+    "scales" are the scales of packed matrices (not of embeddings): float32 masters are made for those chosen;
+    "scales:PATTERN" are those of the layers whose names a regular expression is found in ("scales:mlp").
 
     A pattern of letters, dots, "*" and "?" is a shell pattern for whole names ("*.q_proj.weight"); anything else is a
     regular expression searched in the name ("(q|v)_proj"). `layers` keeps only tensors of the top so many blocks.
     Raises ModelError when nothing matches.
     """
-    if train == "scales":
-        return scales(model, layers)
+    if is_scales(train):
+        return scales(model, train, layers)
     named: dict[str, Tensor] = dict(model.named_parameters())
     if train == "full":
         chosen = named
@@ -197,19 +198,31 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
     return chosen
 
 
-def scales(model: nn.Module, layers: int | None) -> dict[str, Tensor]:
+def is_scales(train: str) -> bool:
+    """Whether a selection is one of scales."""
+    return train.partition(":")[0] == "scales"
+
+
+def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor]:
     """The scales of the packed linear layers, in the top `layers` blocks only when given."""
     from zograd.quantized.gguf_file import packed_layers
     from zograd.quantized.layers import PackedLinear
 
+    pattern = train.partition(":")[2]
+    try:
+        re.compile(pattern)
+    except re.error as e:
+        raise ModelError(f"--train {train}: {pattern!r} is no regular expression: {e}") from e
     kept = None if layers is None else {id(m) for block in list(blocks(model))[-layers:] for m in block.modules()}
     chosen: dict[str, Tensor] = {
         f"{name}.scale": layer.masters()
         for name, layer in packed_layers(model)
-        if isinstance(layer, PackedLinear) and (kept is None or id(layer) in kept)
+        if isinstance(layer, PackedLinear) and (kept is None or id(layer) in kept) and re.search(pattern, name)
     }
     if not chosen:
-        raise ModelError("--train scales needs a quantized model kept packed: add --quantized, or train lora or full")
+        if next(packed_layers(model), None) is not None:
+            raise ModelError(f"--train {train} selects no layer; names look like {next(packed_layers(model))[0]}")
+        raise ModelError(f"--train {train} needs a quantized model kept packed: add --quantized, or train lora or full")
     return chosen
 
 

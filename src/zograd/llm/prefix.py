@@ -107,7 +107,7 @@ class States:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # lives as long as this
             weakref.finalize(self, self._file.close)
         where = self._file.seek(0, os.SEEK_END)
-        left = memoryview(states.contiguous().view(torch.uint8).numpy().reshape(-1))
+        left = states.contiguous().view(torch.uint8).numpy().reshape(-1).data
         while left:
             left = left[self._file.write(left) :]
         self._where[number] = where, states.shape, states.dtype
@@ -119,7 +119,7 @@ class States:
         assert self._file is not None
         out = torch.empty(shape, dtype=dtype)
         self._file.seek(where)
-        left = memoryview(out.view(torch.uint8).numpy().reshape(-1))
+        left = out.view(torch.uint8).numpy().reshape(-1).data
         while left:
             read = self._file.readinto(left)  # type: ignore[attr-defined]
             if not read:

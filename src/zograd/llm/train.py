@@ -70,20 +70,25 @@ def build_method(s: TrainSettings) -> Method[Any]:
         )
     lr = settings.pop("lr", None) if s.lr is None else s.lr
     mu = settings.pop("mu", None) if s.mu is None else s.mu
-    lora, onto_scales = s.train == "lora", s.train == "scales" and s.method not in ("hozo", "qzo")
-    if lr is None:
+    lora, onto_scales = s.train == "lora", loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
+    takes_lr = "lr" in entry["defaults"]
+    if lr is None and takes_lr:
         lr = entry["defaults"]["lr"] * (LORA_LR if lora else SCALES_LR if onto_scales else 1.0)
     if mu is None:
         mu = LORA_MU if lora else SCALES_MU if onto_scales else entry["defaults"]["mu"]
     if s.weight_decay:
         settings["weight_decay"] = s.weight_decay
-    peak = 1.0 if lr == "auto" else float(lr)
-    schedule = Schedule(peak, s.lr_schedule, s.steps, s.warmup, s.lr_end)
-    method = methods.make(s.method, lr=AutoRate(shape=schedule) if lr == "auto" else schedule, mu=float(mu), **settings)
+    if lr is not None:
+        schedule = Schedule(1.0 if lr == "auto" else float(lr), s.lr_schedule, s.steps, s.warmup, s.lr_end)
+        settings["lr"] = AutoRate(shape=schedule) if lr == "auto" else schedule
+    try:
+        method = methods.make(s.method, mu=float(mu), **settings)
+    except (TypeError, ValueError) as e:
+        raise SettingsError(f"method {s.method!r}: {e}") from e
     if not onto_scales:
         return method
     try:
-        return replace(method, space=PositiveOrthant(trust=0.1))
+        return replace(method, space=PositiveOrthant())
     except (TypeError, ValueError) as e:
         raise SettingsError(f"method {s.method!r} does not work on positive scales: {e}") from e
 

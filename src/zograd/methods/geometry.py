@@ -5,7 +5,7 @@ from __future__ import annotations
 from zograd.estimators import Central
 from zograd.laws import Gaussian, Law, Rademacher
 from zograd.methods.menu import Rate, entry
-from zograd.rules import SGD, Proximal
+from zograd.rules import SGD, Bounded, Proximal
 from zograd.run import Method
 from zograd.sets import NonNegative
 from zograd.spaces import PositiveOrthant
@@ -34,8 +34,8 @@ def hozo(
     move, `clip` the slope c as QZO does. Every estimator and rule works in this geometry: give a method of your own
     `space=PositiveOrthant()`; momentum and Adam then are those of log s.
     """
-    space = PositiveOrthant(trust=trust)
-    return Method(Central(n, clip=clip), law, SGD(), space=space, mu=mu, lr=lr, name="hozo")
+    rule = SGD() if trust is None else Bounded(trust)
+    return Method(Central(n, clip=clip), law, rule, space=PositiveOrthant(), mu=mu, lr=lr, name="hozo")
 
 
 @entry(

@@ -3,7 +3,9 @@
 from zograd.rules.adam import Adam
 from zograd.rules.adamu import AdaMU
 from zograd.rules.amsgrad import AMSGrad
+from zograd.rules.balanced import Balanced
 from zograd.rules.base import Rule
+from zograd.rules.bounded import Bounded
 from zograd.rules.curvature import DiagonalNewton, PublishedHiZOO
 from zograd.rules.frank_wolfe import FrankWolfe
 from zograd.rules.lion import Lion, NormalizedLion
@@ -19,6 +21,8 @@ __all__ = [
     "AMSGrad",
     "AdaMU",
     "Adam",
+    "Balanced",
+    "Bounded",
     "DiagonalNewton",
     "FactorMomentum",
     "FrankWolfe",

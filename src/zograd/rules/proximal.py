@@ -20,8 +20,8 @@ class Proximal:
     """x <- prox_{lr r}(x - lr g) = argmin_z |z - (x - lr g)|^2 / (2 lr) + r(z).
 
     prox: a penalty r or a set of `zograd.sets`. Values are written as they come out, so exact zeros are exact zeros in
-    every dtype. Decoupled weight decay comes before the proximal map. Memory: no slots; penalties of whole matrices
-    need the workspace that they state.
+    every dtype. Decoupled weight decay comes before the proximal map. Memory: no slots; sets and penalties of whole
+    matrices, and projections that sort all elements, need the workspace that they state.
     """
 
     prox: Prox | Projection
@@ -33,7 +33,7 @@ class Proximal:
     @property
     def whole_leaf(self) -> bool:
         """Whether blocks are whole leaves, so that the workspace is as large as the largest of them."""
-        return getattr(self.prox, "unit", "element") == "leaf"
+        return self._unit == "leaf"
 
     def misfit(self, method: Any) -> str | None:
         if method.space.flat:
@@ -45,18 +45,25 @@ class Proximal:
         prox = self.prox
         if isinstance(prox, Projection):
             found = None
-            for _, y in self._moved(x, estimate.vector):
-                found = prox.measure(y, found)
             for b, y in self._moved(x, estimate.vector):
-                b.put_(prox.project_(y, found))
+                found = prox.measure(self._seen(b, y), found)
+            for b, y in self._moved(x, estimate.vector):
+                b.put_(prox.project_block_(self._seen(b, y), found).view(-1))
             return
         for b, y in self._moved(x, estimate.vector):
-            whole = y if prox.unit == "element" else y.view(-1, b.leaf.matrix_shape[1])
-            b.put_(prox.prox_(whole, b.lr).view(-1))
+            b.put_(prox.prox_(self._seen(b, y), b.lr).view(-1))
+
+    def _seen(self, b: Block, y: Tensor) -> Tensor:
+        """A block as the proximal map takes it: elements, or rows of the leaf's matrix."""
+        return y if self._unit == "element" else y.view(-1, b.leaf.matrix_shape[1])
+
+    @property
+    def _unit(self) -> str:
+        return getattr(self.prox, "unit", "element")
 
     def _moved(self, x: Iterate, g: Vector) -> Iterator[tuple[Block, Tensor]]:
         """(1 - lr weight_decay) x - lr g, block by block."""
-        whole_row = getattr(self.prox, "unit", "element") == "row"
+        whole_row = self._unit == "row"
         for b in x.blocks(X, g, whole_leaf=self.whole_leaf, whole_row=whole_row):
             here, g_block = b.v
             lr, decay = x.rates[b.leaf.group]

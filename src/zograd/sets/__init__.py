@@ -2,7 +2,7 @@
 
 from zograd.sets.balls import L1Ball, L2Ball, LInfBall, Simplex
 from zograd.sets.base import LinearMinimizer, Place, Projection, Prox
-from zograd.sets.penalties import L1, Box, GroupL2
+from zograd.sets.penalties import L1, Box, GroupL2, NonNegative
 from zograd.sets.spectral import Nuclear, NuclearBall
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "L2Ball",
     "LInfBall",
     "LinearMinimizer",
+    "NonNegative",
     "Nuclear",
     "NuclearBall",
     "Place",

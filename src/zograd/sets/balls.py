@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zograd.sets.base import Place, Unit, positive
+from zograd.sets.base import Gathered, OneTensor, Place, Unit, positive
 from zograd.sums import Sum
 
 ROUNDING = 1 + 1e-6
@@ -26,15 +26,18 @@ def outside(what: str, size: float, ball: str, radius: float) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class L1Ball:
-    """{x : sum_i |x_i| <= radius}. argmin <g, s> = -radius sign(g_k) e_k with k = argmax |g_k|, the first of equals."""
+class L1Ball(OneTensor):
+    """{x : sum_i |x_i| <= radius}. argmin <g, s> = -radius sign(g_k) e_k with k = argmax |g_k|, the first of equals.
+
+    The projection shrinks every |x_i| by the threshold that leaves radius in all, exact, from one sort of all elements:
+    streamed, it holds a copy of them in float64.
+    """
 
     radius: float
     whole_leaf: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.radius > 0:
-            raise ValueError(f"an l1 ball needs radius > 0, got {self.radius}")
+        positive(self, "radius", self.radius)
 
     def scan(self, g: Tensor, at: Place, found: tuple[float, int] | None) -> tuple[float, int]:
         k = int(torch.argmax(g.abs()))
@@ -51,12 +54,21 @@ class L1Ball:
     def lowest(self, found: tuple[float, int]) -> float:
         return -self.radius * abs(found[0])
 
+    def measure(self, y: Tensor, found: Gathered | None) -> Gathered:
+        sizes = Gathered() if found is None else found
+        sizes.add(y.abs())
+        return sizes
+
+    def project_block_(self, y: Tensor, found: Gathered) -> Tensor:
+        theta = found.threshold(self.radius) if found.total > self.radius else 0.0
+        return y.sub_(y.clamp(-theta, theta))
+
     def explain(self, *leaves: Tensor) -> str | None:
         return outside("sum |x_i|", total(x.abs() for x in leaves), "l1 ball", self.radius)
 
 
 @dataclass(frozen=True, slots=True)
-class L2Ball:
+class L2Ball(OneTensor):
     """{x : |x| <= radius}. argmin <g, s> = -radius g / |g|. The projection is x min(1, radius / |x|)."""
 
     radius: float
@@ -80,7 +92,7 @@ class L2Ball:
         squares.add(y, y)
         return squares
 
-    def project_(self, y: Tensor, found: Sum) -> Tensor:
+    def project_block_(self, y: Tensor, found: Sum) -> Tensor:
         norm = math.sqrt(found.value)
         return y.mul_(self.radius / norm) if norm > self.radius else y
 
@@ -89,7 +101,7 @@ class L2Ball:
 
 
 @dataclass(frozen=True, slots=True)
-class LInfBall:
+class LInfBall(OneTensor):
     """{x : max_i |x_i| <= radius}. argmin <g, s> = -radius sign(g). The projection clips every element."""
 
     radius: float
@@ -110,8 +122,9 @@ class LInfBall:
     def lowest(self, found: Sum) -> float:
         return -self.radius * found.value
 
-    def prox_(self, y: Tensor, t: float) -> Tensor:
-        return y.clamp_(-self.radius, self.radius)
+    def project_(self, x: Tensor) -> Tensor:
+        """x <- clip(x, -radius, radius)."""
+        return x.clamp_(-self.radius, self.radius)
 
     def explain(self, *leaves: Tensor) -> str | None:
         largest = max(float(x.abs().max()) for x in leaves if x.numel())
@@ -119,8 +132,12 @@ class LInfBall:
 
 
 @dataclass(frozen=True, slots=True)
-class Simplex:
-    """{x : x_i >= 0, sum_i x_i = radius}. argmin <g, s> = radius e_k with k = argmin g_k, the first of equals."""
+class Simplex(OneTensor):
+    """{x : x_i >= 0, sum_i x_i = radius}. argmin <g, s> = radius e_k with k = argmin g_k, the first of equals.
+
+    The projection is max(x - theta, 0) with the theta that leaves radius in all, exact, from one sort of all elements:
+    streamed, it holds a copy of them in float64. For a space of simplices, one a row, see `zograd.spaces.Simplex`.
+    """
 
     radius: float = 1.0
     whole_leaf: ClassVar[bool] = False
@@ -141,6 +158,14 @@ class Simplex:
 
     def lowest(self, found: tuple[float, int]) -> float:
         return self.radius * found[0]
+
+    def measure(self, y: Tensor, found: Gathered | None) -> Gathered:
+        elements = Gathered() if found is None else found
+        elements.add(y)
+        return elements
+
+    def project_block_(self, y: Tensor, found: Gathered) -> Tensor:
+        return y.sub_(found.threshold(self.radius)).clamp_(min=0.0)
 
     def explain(self, *leaves: Tensor) -> str | None:
         least, size = min(float(x.min()) for x in leaves if x.numel()), total(leaves)

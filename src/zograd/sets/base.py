@@ -1,4 +1,8 @@
-"""What a set or a penalty can do: a linear minimiser for Frank-Wolfe, a proximal map for `Proximal`, or both."""
+"""What a set or a penalty can do: a linear minimiser for Frank-Wolfe, a proximal map for `Proximal`, or both.
+
+Optimizers stream a set over blocks of all leaves, in two passes. On a single tensor every set has `project_(x)`,
+`prox_(x, t)`, which is the same for a set, and `lmo_(g)`, all in place.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from zograd.sums import Sum
 
 Unit: TypeAlias = Literal["element", "row", "leaf"]
 """What has to be seen at once: single elements, rows of a leaf (its first axis by the rest), or whole leaves."""
@@ -60,8 +66,72 @@ class Projection(Protocol):
     def measure(self, y: Tensor, found: Any) -> Any:
         """First pass: what the projection depends on, updated by the block y; found is None at the first one."""
 
-    def project_(self, y: Tensor, found: Any) -> Tensor:
+    def project_block_(self, y: Tensor, found: Any) -> Tensor:
         """Second pass: y <- this block of the nearest point of the set."""
+
+
+class OneTensor:
+    """The maps of a set on one tensor of any shape, which is all that there is: the two passes, one after the other.
+
+    A set of matrices takes the first axis by the rest.
+    """
+
+    __slots__ = ()
+
+    def project_(self: Any, x: Tensor) -> Tensor:
+        """x <- argmin_{s in set} |s - x|."""
+        y = self._seen(x)
+        return x.copy_(self.project_block_(y, self.measure(y, None)).view(x.shape))
+
+    def prox_(self, x: Tensor, t: float) -> Tensor:
+        """The proximal map of the indicator of the set, for any t: the projection."""
+        return self.project_(x)
+
+    def lmo_(self: Any, g: Tensor) -> Tensor:
+        """g <- argmin_{s in set} <g, s>, the linear minimisation oracle."""
+        flat = g.detach().clone().view(-1)
+        at = Place(0, matrix_shape(g))
+        return g.copy_(self.vertex_(torch.empty_like(flat), flat, at, self.scan(flat, at, None)).view(g.shape))
+
+    def _seen(self, x: Tensor) -> Tensor:
+        x = x.detach().clone(memory_format=torch.contiguous_format)
+        return x.view(matrix_shape(x)) if getattr(self, "unit", "element") == "leaf" else x.view(-1)
+
+
+def matrix_shape(x: Tensor) -> tuple[int, int]:
+    """First axis by the rest; a scalar is 1 x 1."""
+    rows = x.shape[0] if x.ndim else 1
+    return rows, x.numel() // max(rows, 1)
+
+
+class Gathered:
+    """Copies of all blocks of a first pass, for projections that need the order of all elements: d numbers.
+
+    `threshold(radius)` is the theta with sum_i max(y_i - theta, 0) = radius (Duchi et al. 2008), by one sort of all.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._sum = Sum()
+        self._theta: dict[float, float] = {}
+
+    def add(self, block: Tensor) -> None:
+        self._blocks.append(block.detach().double().clone())
+        self._sum.add(self._blocks[-1])
+
+    def threshold(self, radius: float) -> float:
+        if radius not in self._theta:
+            with one_thread():
+                y = torch.cat([block.to(self._blocks[0].device) for block in self._blocks])
+                y = y.sort(descending=True).values
+                above = (y.cumsum(0) - radius) / torch.arange(1, len(y) + 1, dtype=y.dtype, device=y.device)
+                last = int(torch.nonzero(y > above)[-1])
+                self._theta[radius] = float(above[last])
+        return self._theta[radius]
+
+    @property
+    def total(self) -> float:
+        return self._sum.value
 
 
 def positive(owner: object, name: str, value: float) -> None:

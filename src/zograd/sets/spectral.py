@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zograd.sets.balls import outside
-from zograd.sets.base import Place, Unit, one_thread, positive
+from zograd.sets.base import Gathered, OneTensor, Place, Unit, one_thread, positive
 
 SMALL = 128
 """Matrices whose shorter side is at most this are factorised; of larger ones the top pair is found by iteration."""
@@ -44,15 +44,19 @@ def top_singular_pair(g: Tensor, iterations: int = 100, tolerance: float = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
-class NuclearBall:
+class NuclearBall(OneTensor):
     """{x : sum of the singular values of all leaves <= radius}. argmin <g, s> = -radius u_1 v_1^T.
 
     (sigma_1, u_1, v_1) is the top singular triple among all leaves; the other leaves of the vertex are 0, so it has
     rank one. Workspace: the largest leaf in float64.
+
+    The projection projects all singular values onto the simplex of the radius when their sum is larger, by two singular
+    value decompositions a leaf (the first without vectors). Workspace: the largest leaf in float64, several times.
     """
 
     radius: float
     whole_leaf: ClassVar[bool] = True
+    unit: ClassVar[Unit] = "leaf"
 
     def __post_init__(self) -> None:
         positive(self, "radius", self.radius)
@@ -73,6 +77,15 @@ class NuclearBall:
     def lowest(self, found: tuple[float, int, Tensor, Tensor]) -> float:
         return -self.radius * found[0]
 
+    def measure(self, y: Tensor, found: Gathered | None) -> Gathered:
+        values = Gathered() if found is None else found
+        with one_thread():
+            values.add(torch.linalg.svdvals(y.double()))
+        return values
+
+    def project_block_(self, y: Tensor, found: Gathered) -> Tensor:
+        return shrink_(y, found.threshold(self.radius)) if found.total > self.radius else y
+
     def explain(self, *leaves: Tensor) -> str | None:
         size = math.fsum(float(torch.linalg.svdvals(as_matrix(x)).sum()) for x in leaves if x.numel())
         return outside("the nuclear norm", size, "nuclear ball", self.radius)
@@ -92,6 +105,11 @@ class Nuclear:
         positive(self, "weight", self.weight)
 
     def prox_(self, y: Tensor, t: float) -> Tensor:
-        with one_thread():
-            u, s, vt = torch.linalg.svd(y.double(), full_matrices=False)
-            return y.copy_((u * (s - t * self.weight).clamp_min_(0.0)) @ vt)
+        return shrink_(y, t * self.weight)
+
+
+def shrink_(y: Tensor, by: float) -> Tensor:
+    """y <- the matrix with its singular values less `by`, at least 0."""
+    with one_thread():
+        u, s, vt = torch.linalg.svd(y.double(), full_matrices=False)
+        return y.copy_((u * (s - by).clamp_min_(0.0)) @ vt)

@@ -22,6 +22,8 @@ class Diagonal:
     by_row: bool = False
     flat: ClassVar[bool] = False
     unit: ClassVar[Unit] = "element"
+    curvature: ClassVar[str] = "0 while the metric rests"
+    complete: ClassVar[bool] = True
 
     @property
     def slots(self) -> Mapping[str, float]:
@@ -34,6 +36,9 @@ class Diagonal:
 
     def move_(self, x: Tensor, v: Tensor) -> Tensor:
         return x.add_(v)
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
+        return (slots["log_curvature"].exp() * u * v).sum()
 
     def explain(self, x: Tensor) -> str | None:
         return None

@@ -1,0 +1,35 @@
+"""Gradient descent with a bound on the move of each coordinate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zograd.stores.base import Iterate
+from zograd.vector import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """x <- Retr_x(-clip(lr g, -bound, bound)), element by element in frame coordinates. No d-sized memory.
+
+    On the positive orthant a bound of 0.1 lets no element grow or shrink by more than 10 % in a step.
+    """
+
+    bound: float
+
+    def __post_init__(self) -> None:
+        if not self.bound > 0:
+            raise ValueError(f"the bound on a move must be > 0, got {self.bound}")
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        return {}
+
+    def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
+        for b in x.blocks(estimate.vector):
+            (g,) = b.v
+            if b.lr > 0.0:
+                g.clamp_(-self.bound / b.lr, self.bound / b.lr)
+            b.step_(g)

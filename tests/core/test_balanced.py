@@ -1,0 +1,207 @@
+"""Balanced LoRA factors: a run depends on the product alone; the laws of rules, on a store that has such pairs."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from small_problems import directions
+
+from zograd.estimators import Central
+from zograd.laws import Gaussian, Rademacher
+from zograd.oracles import sequential
+from zograd.rules import SGD, Adam, Balanced, Momentum, ReplayMomentum
+from zograd.run import Method, Run
+from zograd.spaces import PositiveOrthant
+from zograd.stores import Store
+from zograd.stores import base as stores_base
+
+N, M, RANK = 12, 10, 3
+
+
+def target(seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    u, v = (torch.randn(k, RANK, generator=g, dtype=torch.float64) for k in (N, M))
+    return u @ v.T / RANK**0.5
+
+
+def factors(c: float = 1.0, dtype: torch.dtype = torch.float64, seed: int = 1) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(RANK, M, generator=g, dtype=torch.float64) / 3
+    b = torch.randn(N, RANK, generator=g, dtype=torch.float64) / 3
+    return {"q.lora_A.weight": (a / c).to(dtype), "q.lora_B.weight": (b * c).to(dtype)}
+
+
+def loss_of(leaves: dict[str, torch.Tensor]):
+    a, b = leaves.values()
+    goal = target().to(a.dtype)
+    return lambda: float((b.mul(1.0) @ a.mul(1.0) - goal).square().sum() / goal.square().sum())
+
+
+def trained(rule, c: float, steps: int, **settings) -> tuple[float, dict[str, torch.Tensor]]:
+    leaves = factors(c)
+    method = Method(Central(2), Gaussian(), rule, mu=1e-5, **{"lr": 0.02, **settings})
+    run = Run(Store(leaves), method, 3)
+    loss = loss_of(leaves)
+    for _ in range(steps):
+        run.step(sequential(loss))
+    return loss(), leaves
+
+
+def imbalance(leaves: dict[str, torch.Tensor]) -> float:
+    a, b = (x.double() for x in leaves.values())
+    return float((b.T @ b - a @ a.T).norm() / (b.T @ b).norm())
+
+
+def test_a_balanced_run_does_not_depend_on_the_split_and_a_plain_one_does() -> None:
+    """(c B, A / c), c = 1, 3, 10: the same loss to 1 %; plain ZO keeps most of its loss at c = 10, at its best lr."""
+    balanced = [trained(Balanced(SGD()), c, 600, lr=0.2)[0] for c in (1.0, 3.0, 10.0)]
+    assert balanced[0] < 0.01
+    np.testing.assert_allclose(balanced, balanced[0], rtol=0.01)
+    rates = {1.0: (0.2,), 3.0: (0.1, 0.2, 0.3), 10.0: (0.01, 0.03)}  # beyond them runs diverge, below them lag
+    plain = [min(trained(SGD(), c, 600, lr=lr)[0] for lr in rates[c]) for c in rates]
+    assert plain[0] < 0.01
+    assert plain[1] > 0.03
+    assert plain[2] > 0.5
+
+
+def test_balancing_keeps_the_product_and_balances() -> None:
+    for c in (0.01, 1.0, 30.0):
+        leaves = factors(c)
+        a, b = leaves.values()
+        before = b @ a
+        Run(Store(leaves), Method(Central(), Gaussian(), Balanced(SGD())), 0)
+        torch.testing.assert_close(b @ a, before)
+        assert imbalance(leaves) < 1e-10
+        again = {name: x.clone() for name, x in leaves.items()}
+        Run(Store(leaves), Method(Central(), Gaussian(), Balanced(SGD())), 0)  # twice is once, to the bit
+        assert all(torch.equal(leaves[name], again[name]) for name in leaves)
+
+
+def test_it_follows_the_formulas_for_100_steps() -> None:
+    """S = (A A^T)^-1/2 ((A A^T)^1/2 B^T B (A A^T)^1/2)^1/2 (A A^T)^-1/2, P = S^1/2, A <- P A, B <- B P^-1, in NumPy."""
+
+    def power(x: np.ndarray, p: float) -> np.ndarray:
+        e, q = np.linalg.eigh(x)
+        return q @ np.diag(e**p) @ q.T
+
+    def balanced(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        aa, bb = A @ A.T, B.T @ B
+        S = power(aa, -0.5) @ power(power(aa, 0.5) @ bb @ power(aa, 0.5), 0.5) @ power(aa, -0.5)
+        np.testing.assert_allclose(S @ aa @ S, bb, atol=1e-9)
+        return power(S, 0.5) @ A, B @ power(S, -0.5)
+
+    leaves, lr, mu = factors(3.0), 0.01, 1e-4
+    goal = target().numpy()
+    A, B = balanced(*(x.numpy().copy() for x in leaves.values()))
+    method = Method(Central(1), Rademacher(), Balanced(SGD()), mu=mu, lr=lr)
+    run, loss = Run(Store(leaves), method, 7), loss_of(leaves)
+
+    def f(A: np.ndarray, B: np.ndarray) -> float:
+        return float(np.sum((B @ A - goal) ** 2) / np.sum(goal**2))
+
+    for V in directions(method, 1, ((RANK, M), (N, RANK)), 7, 100):
+        run.step(sequential(loss))
+        v, w = V[0][: RANK * M].reshape(RANK, M), V[0][RANK * M :].reshape(N, RANK)
+        slope = (f(A + mu * v, B + mu * w) - f(A - mu * v, B - mu * w)) / (2 * mu)
+        A, B = balanced(A - lr * slope * v, B - lr * slope * w)
+    np.testing.assert_allclose(leaves["q.lora_A.weight"], A, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(leaves["q.lora_B.weight"], B, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [(torch.float64, "stochastic"), (torch.float32, "stochastic"), (torch.bfloat16, "split")],
+    ids=str,
+)
+def test_bits_do_not_depend_on_blocks_or_threads_and_replay_is_equal(dtype, rounding, monkeypatch) -> None:
+    method = Method(Central(1), Gaussian(), Balanced(ReplayMomentum()), mu=1e-3, lr=1e-2)
+
+    def walk(chunk: int, threads: int):
+        monkeypatch.setattr(stores_base, "CHUNK", chunk)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        leaves = {**factors(3.0, dtype), "bias": torch.zeros(5, dtype=dtype)}
+        run = Run(Store(leaves, rounding=rounding), method, 2)
+        pair = dict(list(leaves.items())[:2])
+        loss = loss_of({name: x for name, x in pair.items()})
+        records = [run.step(sequential(lambda: loss() + float(leaves["bias"].sum()))) for _ in range(6)]
+        torch.set_num_threads(before)
+        return run, records
+
+    run, records = walk(1 << 18, 1)
+    state = {name: x.clone() for name, x in run.store.state_dict().items()}
+    assert imbalance(dict(list((leaf.name, leaf.tensor) for leaf in run.store.leaves)[:2])) < 0.02
+    for chunk, threads in ((1, 1), (7, 2), (64, 2)):
+        other, _ = walk(chunk, threads)
+        assert all(torch.equal(x, state[name]) for name, x in other.store.state_dict().items())
+    again = Run(Store({**factors(3.0, dtype), "bias": torch.zeros(5, dtype=dtype)}, rounding=rounding), method, 2)
+    again.replay(records)
+    assert all(torch.equal(x, state[name]) for name, x in again.store.state_dict().items())
+    assert again.state_dict() == run.state_dict()
+    saved = pickle.loads(pickle.dumps((run.state_dict(), state, method)))
+    third = Run(Store({**factors(1.0, dtype), "bias": torch.ones(5, dtype=dtype)}, rounding=rounding), saved[2], 0)
+    third.store.load_state_dict(saved[1])
+    third.load_state_dict(saved[0])
+    assert third.state_dict() == run.state_dict()
+
+
+def test_lora_that_starts_at_zero_is_left_alone_for_a_while() -> None:
+    """B = 0: the first moves are those of the bare rule; balanced after `warmup`, with the product unchanged."""
+
+    def walk(rule, steps: int) -> dict[str, torch.Tensor]:
+        leaves = factors(1.0)
+        leaves["q.lora_B.weight"].zero_()
+        run = Run(Store(leaves), Method(Central(4), Gaussian(), rule, mu=1e-5, lr=0.02), 3)
+        for _ in range(steps):
+            run.step(sequential(loss_of(leaves)))
+        return leaves
+
+    bare, waiting, due = walk(SGD(), 20), walk(Balanced(SGD(), warmup=20), 20), walk(Balanced(SGD(), warmup=19), 20)
+    assert all(torch.equal(bare[name], waiting[name]) for name in bare)
+    assert imbalance(bare) > 0.1
+    assert imbalance(due) < 1e-6
+    product, plain = (b @ a for a, b in (due.values(), bare.values()))
+    torch.testing.assert_close(product, plain)
+
+
+def test_balanced_at_once_a_zero_start_is_slower() -> None:
+    """Why there is a warm-up: with warmup = 0 both factors are tiny after the first step, near the saddle at 0."""
+
+    def walk(warmup: int) -> float:
+        leaves = factors(1.0)
+        leaves["q.lora_B.weight"].zero_()
+        run = Run(Store(leaves), Method(Central(4), Gaussian(), Balanced(SGD(), warmup=warmup), mu=1e-5, lr=0.2), 3)
+        for _ in range(100):
+            run.step(sequential(loss_of(leaves)))
+        return loss_of(leaves)()
+
+    assert walk(100) < 0.7 < 0.9 < walk(0)
+
+
+def test_what_cannot_be_balanced_is_refused() -> None:
+    def method(rule, **settings) -> Method:
+        return Method(Central(), Gaussian(), rule, **settings)
+
+    for inner in (Momentum(), Adam()):
+        with pytest.raises(TypeError, match=f"{type(inner).__name__} keeps .* before they were balanced"):
+            method(Balanced(inner))
+    with pytest.raises(TypeError, match="which PositiveOrthant restricts"):
+        method(Balanced(SGD()), space=PositiveOrthant())
+    with pytest.raises(ValueError, match="warmup counts moves"):
+        Balanced(SGD(), warmup=-1)
+    with pytest.raises(ValueError, match=r"no two leaves differ in 'lora_A' and 'lora_B' only .the first leaf is 'w'"):
+        Run(Store({"w": torch.ones(3, 2)}), method(Balanced(SGD())), 0)
+    with pytest.raises(ValueError, match=r"no factors \(r, m\) and \(n, r\)"):
+        Run(Store({"a": torch.ones(3, 2), "b": torch.ones(3, 2)}), method(Balanced(SGD(), factors=("a", "b"))), 0)
+    with pytest.raises(ValueError, match="rounding='split'"):
+        Run(Store(factors(dtype=torch.bfloat16)), method(Balanced(SGD())), 0)
+
+
+def test_what_the_inner_rule_says_of_itself_passes_through() -> None:
+    rule = Balanced(SGD())
+    assert rule.momentum == 0.0
+    assert not hasattr(rule, "units")
+    assert Method(Central(), Gaussian(), rule, lr="auto").lr is not None
