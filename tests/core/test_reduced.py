@@ -207,7 +207,7 @@ by_reduced = pytest.mark.parametrize("estimator", REDUCED, ids=lambda e: type(e)
 def test_the_same_directions_and_rows_at_both_points(estimator) -> None:
     """What is asked at the anchor is what is asked at x, shifted: the same vectors, signs and rows. The published code
     draws other directions, and its snapshot follows the weights."""
-    x, w = start(DIM), start(DIM) + 0.3
+    x, w = start(d=DIM), start(d=DIM) + 0.3
     slots = {"anchor": w, "anchor_gradient": np.zeros(DIM), "tracker": np.zeros(DIM)}
     _, _, _, asked = driven(estimator, squares, x, SIGNS[3:5], slots, terms=N)
     here, there = asked[:2], asked[2:]
@@ -221,7 +221,7 @@ def test_the_same_directions_and_rows_at_both_points(estimator) -> None:
 @by_reduced
 def test_at_the_anchor_the_estimate_is_its_gradient(estimator) -> None:
     """x = w: the differences cancel to the last bit, and g is G, whatever directions and rows."""
-    x, G = start(DIM), np.arange(DIM) + 0.5
+    x, G = start(d=DIM), np.arange(DIM) + 0.5
     slots = {"anchor": x, "anchor_gradient": G, "tracker": np.zeros(DIM)}
     for seed in range(5):
         g, _, _, _ = driven(estimator, squares, x, SIGNS[seed : seed + 2], slots, terms=N, seed=seed)
@@ -230,7 +230,7 @@ def test_at_the_anchor_the_estimate_is_its_gradient(estimator) -> None:
 
 def test_a_run_at_rest_repeats_the_gradient_of_its_anchor() -> None:
     """lr = 0: the step after a refresh has the coefficient 1 on the slot and 0 on the direction."""
-    x = torch.from_numpy(start(DIM))
+    x = torch.from_numpy(start(d=DIM))
     run = Run(Store({"x": x}), methods.zo_svrg(lr=0.0, batch=1, every=2), 0, terms=N)
 
     def oracle(store: Store, queries: Sequence[Query], key: int) -> list[float]:
@@ -246,7 +246,7 @@ def test_a_run_at_rest_repeats_the_gradient_of_its_anchor() -> None:
 
 def errors_at(distance: float, estimator: Any) -> tuple[Array, float]:
     """Mean and mean square error of g over all sign vectors and many draws of rows, at w + distance, G = grad f(w)."""
-    w = start(DIM)
+    w = start(d=DIM)
     x = w + distance * np.ones(DIM)
     slots = {"anchor": w, "anchor_gradient": gradient(w), "tracker": gradient(w)}
     found = []
@@ -261,13 +261,13 @@ def test_the_variance_vanishes_with_the_distance_to_the_anchor(estimator) -> Non
     """With the exact gradient at the anchor: E|g - grad f(x)|^2 is proportional to |x - w|^2, and E[g] = grad f(x)."""
     (_, near), (mean, far) = errors_at(0.01, estimator), errors_at(0.1, estimator)
     assert far / near == pytest.approx(100, rel=0.01)
-    np.testing.assert_allclose(mean, gradient(start(DIM) + 0.1), atol=4 * math.sqrt(far / 960))
-    plain = [driven(Central(1), squares, start(DIM) + 0.01, v[None], {}, mu=0.1)[0] for v in SIGNS]
-    assert near < 0.1 * np.mean(np.sum((plain - gradient(start(DIM) + 0.01)) ** 2, axis=1))
+    np.testing.assert_allclose(mean, gradient(start(d=DIM) + 0.1), atol=4 * math.sqrt(far / 960))
+    plain = [driven(Central(1), squares, start(d=DIM) + 0.01, v[None], {}, mu=0.1)[0] for v in SIGNS]
+    assert near < 0.1 * np.mean(np.sum((plain - gradient(start(d=DIM) + 0.01)) ** 2, axis=1))
 
 
 def test_coordinates_give_the_exact_gradient_of_the_anchor() -> None:
-    x = start(DIM)
+    x = start(d=DIM)
     slots = {"anchor": x, "anchor_gradient": np.zeros(DIM)}
     estimator = SVRG(1, 1, every=2, full=Coordinates(DIM, central=True))
     g, after, _, asked = driven(estimator, squares, x, SIGNS[:1], slots, terms=N, moves=0)

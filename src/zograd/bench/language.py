@@ -1,9 +1,9 @@
-"""Problems with a language model: LoRA adapters on its top blocks, trained on a bundled task."""
+"""Problems with a language model on a bundled task: LoRA adapters on its top blocks, or the scales of 4-bit ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
 
@@ -12,35 +12,24 @@ from torch import Tensor
 
 from zograd.bench.problems import Session
 from zograd.oracles import Oracle, sequential
-from zograd.spaces import Space
+from zograd.quantized.feasible import Probes
+from zograd.run import Method
+from zograd.spaces import PositiveOrthant, Space
 from zograd.stores.base import Store
 from zograd.vector import Query
 
 
-@dataclass(frozen=True)
-class LoraTask:
-    """The mean cross-entropy of a task's label words, as a function of LoRA adapters in the top blocks of a model.
+class LanguageTask:
+    """What problems on a bundled task share: batches of its training examples, judged by held-out ones."""
 
-    One evaluation is one forward pass over a batch; the activations below the adapters are computed once, so that with
-    adapters after the last attention a pass costs one token an example. As a finite
-    sum the terms are the training examples. Judged by the loss and the accuracy on held-out examples. Adapters start
-    from the same seed in every run; the seed of the run draws the batches.
-    """
-
-    name: str
     task: str
-    model: str = "smollm2-135m"
-    layers: int = 1
-    targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
-    rank: int = 8
-    batch: int = 64
-    train_examples: int = 1000
-    eval_examples: int = 500
-    mu: float = 2.0**-7
-    kind: ClassVar[str] = "f"
-    radius: ClassVar[float] = 0.0
-    matrices: ClassVar[bool] = True
-    marks: ClassVar[int] = 5
+    batch: int
+    train_examples: int
+    eval_examples: int
+
+    def prepared(self) -> tuple[Any, Any, dict[str, Tensor]]:
+        """The model, its tokenizer, and the tensors that are trained."""
+        raise NotImplementedError
 
     @property
     def terms(self) -> int:
@@ -57,14 +46,6 @@ class LoraTask:
     @property
     def _loaded(self) -> Loaded:
         return load(self)
-
-    def about(self) -> str:
-        held_out = len(self._loaded.held_out)
-        where = f"{', '.join(self.targets)} of the top {self.layers} block(s) of {self.model}"
-        return (
-            f"d = {self.dim}: LoRA of rank {self.rank} on {where}, {self.unit} of {self.terms} examples a step, "
-            f"mu = {self.mu:g}, {held_out} held-out examples"
-        )
 
     def begin(self, space: Space, seed: int, whole: bool = False) -> Session:
         loaded = self._loaded
@@ -101,6 +82,95 @@ class LoraTask:
 
 
 @dataclass(frozen=True)
+class LoraTask(LanguageTask):
+    """The mean cross-entropy of a task's label words, as a function of LoRA adapters in the top blocks of a model.
+
+    One evaluation is one forward pass over a batch; the activations below the adapters are computed once, so that with
+    adapters after the last attention a pass costs one token an example. As a finite
+    sum the terms are the training examples. Judged by the loss and the accuracy on held-out examples. Adapters start
+    from the same seed in every run; the seed of the run draws the batches.
+    """
+
+    name: str
+    task: str
+    model: str = "smollm2-135m"
+    layers: int = 1
+    targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    rank: int = 8
+    batch: int = 64
+    train_examples: int = 1000
+    eval_examples: int = 500
+    mu: float = 2.0**-7
+    kind: ClassVar[str] = "f"
+    radius: ClassVar[float] = 0.0
+    matrices: ClassVar[bool] = True
+    marks: ClassVar[int] = 5
+
+    def about(self) -> str:
+        held_out = len(self._loaded.held_out)
+        where = f"{', '.join(self.targets)} of the top {self.layers} block(s) of {self.model}"
+        return (
+            f"d = {self.dim}: LoRA of rank {self.rank} on {where}, {self.unit} of {self.terms} examples a step, "
+            f"mu = {self.mu:g}, {held_out} held-out examples"
+        )
+
+    def prepared(self) -> tuple[Any, Any, dict[str, Tensor]]:
+        """The model, its tokenizer, and the tensors that are trained."""
+        from zograd.llm import loading
+
+        model, tokenizer = loading.load(self.model, dtype="float32")
+        module = loading.attach_lora(model, loading.LoraSpec(self.rank, targets=self.targets, layers=self.layers), 0)
+        return module, tokenizer, loading.select(module, "lora")
+
+
+@dataclass(frozen=True)
+class ScalesTask(LanguageTask):
+    """The same loss as a function of the scales of a model whose matrices stay packed in 4 bits (Q4_1).
+
+    Methods of flat space run on log s (`PositiveOrthant`), all but qzo, which is additive with a projection. Judged
+    besides by `infeasible`, the share of probes that asked for a scale that is not positive, and `infeasible_scales`,
+    the share of such scales among all that were asked for.
+    """
+
+    name: str
+    task: str
+    model: str = "smollm2-135m"
+    layers: int = 1
+    select: str = "scales:mlp"
+    batch: int = 64
+    train_examples: int = 1000
+    eval_examples: int = 500
+    mu: float = 2.0**-7
+    kind: ClassVar[str] = "g"
+    radius: ClassVar[float] = 0.0
+    matrices: ClassVar[bool] = True
+    marks: ClassVar[int] = 5
+
+    def about(self) -> str:
+        where = f"{self.select} of the top {self.layers} block(s) of {self.model}, Q4_1"
+        return (
+            f"d = {self.dim}: {where}, {self.unit} of {self.terms} examples a step, mu = {self.mu:g} on log s, "
+            f"{len(self._loaded.held_out)} held-out examples"
+        )
+
+    def fitted(self, method: Method[Any]) -> Method[Any]:
+        return replace(method, space=PositiveOrthant()) if method.space.flat and method.name != "qzo" else method
+
+    def prepared(self) -> tuple[Any, Any, dict[str, Tensor]]:
+        """The model, its tokenizer, and the masters of its scales."""
+        from zograd.llm import loading
+
+        model, tokenizer = loading.load(self.model, dtype="float32", quantized=True)
+        return model, tokenizer, loading.select(model, self.select, layers=self.layers)
+
+    def begin(self, space: Space, seed: int, whole: bool = False) -> Session:
+        session = super().begin(space, seed, whole)
+        probes = Probes(session.oracle)
+        judge = session.judge
+        return replace(session, oracle=probes, judge=lambda: {**judge(), **probes.shares()})
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A model with its adapters and a task, shared by all runs on the problem."""
 
@@ -119,18 +189,13 @@ class Loaded:
 
 
 @cache
-def load(problem: LoraTask) -> Loaded:
-    """The model with fresh adapters, and the activations of its frozen blocks for all examples."""
+def load(problem: LanguageTask) -> Loaded:
+    """The model with what is trained of it, and the activations of its frozen blocks for all examples."""
     from zograd.hub import load_task
-    from zograd.llm import loading
     from zograd.llm.task import Scorer
 
     task = load_task(problem.task)
-    model, tokenizer = loading.load(problem.model, dtype="float32")
-    module = loading.attach_lora(
-        model, loading.LoraSpec(problem.rank, targets=problem.targets, layers=problem.layers), 0
-    )
-    trained = loading.select(module, "lora")
+    module, tokenizer, trained = problem.prepared()
     module.requires_grad_(False)
     examples = list(task.splits["train"])[: problem.train_examples]
     held_out = list(task.splits["validation"])[: problem.eval_examples]
@@ -141,5 +206,8 @@ def load(problem: LoraTask) -> Loaded:
     return Loaded(trained, start, scorer, examples, held_out, scorer.evaluate(held_out).loss)
 
 
-LORA_TASKS = {f"lora-{task}": LoraTask(f"lora-{task}", task) for task in ("mr", "trec")}
-"""The problems of group (f)."""
+LANGUAGE: dict[str, LoraTask | ScalesTask] = {
+    **{f"lora-{task}": LoraTask(f"lora-{task}", task) for task in ("mr", "trec")},
+    **{f"scales-{task}": ScalesTask(f"scales-{task}", task) for task in ("mr", "trec")},
+}
+"""The problems of groups (f) and (g)."""

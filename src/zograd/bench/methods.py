@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from zograd import methods
-from zograd.bench.language import LORA_TASKS
+from zograd.bench.language import LANGUAGE
 from zograd.bench.problems import METHOD_PROBLEMS, L1Projection, Session, Workload, method_problem
 from zograd.laws import sensitivity
-from zograd.run import Run
+from zograd.run import Method, Run
 from zograd.sets import L1Ball
 from zograd.vector import Query
 
@@ -62,7 +62,7 @@ class Need:
     tuned: bool = True
     sums: bool = False
     matrices: bool = False
-    only: str = "abcdef"
+    only: str = "abcdefg"
     never: str = ""
     constrained: bool = False
     own_mu: bool = False
@@ -77,6 +77,7 @@ def _ball(problem: Workload) -> L1Ball:
 
 LOW_RANK = Need(matrices=True, why="it acts on matrices; on a vector it is another entry")
 SET = "it needs a set or a penalty"
+POSITIVE = "it trains positive numbers"
 EIGHTH = "as many terms a step as an eighth of an evaluation takes"
 
 NEEDS: dict[str, Need] = {
@@ -100,6 +101,10 @@ NEEDS: dict[str, Need] = {
         constrained=True,
         why=SET,
         note="lr = 1, its own step",
+    ),
+    "hozo": Need(only="g", own_mu=True, why=POSITIVE),
+    "qzo": Need(
+        only="g", own_mu=True, why=POSITIVE, note="additive, projected, with its own mu; all others on (g) are on log s"
     ),
     "senszoq": Need(
         lambda p: {"density": DENSITY},
@@ -130,6 +135,13 @@ def settings_of(problem: Workload, name: str) -> dict[str, Any]:
     mu = {} if need.own_mu else {"mu": problem.mu}
     example = methods.MENU[name].example if need.scores else {}
     return {**example, **mu, **need.settings(problem)}
+
+
+def method_of(problem: Workload, name: str, **more: Any) -> Method[Any]:
+    """The entry as it runs on this problem: with its settings, and in the space that the problem asks for."""
+    method = methods.make(name, **{**settings_of(problem, name), **more})
+    fitted = getattr(problem, "fitted", None)
+    return method if fitted is None else fitted(method)
 
 
 # ---- plans, cells, trials --------------------------------------------------------------------------------------------
@@ -172,7 +184,7 @@ class Plan:
         return self.budget if self.budget is not None else BUDGETS[problem.kind]
 
 
-BUDGETS = {"a": 4_000, "b": 2_000, "c": 4_000, "d": 4_000, "e": 2_500, "f": 6_000}
+BUDGETS = {"a": 4_000, "b": 2_000, "c": 4_000, "d": 4_000, "e": 2_500, "f": 6_000, "g": 2_000}
 """Evaluations of a run on problems of each kind."""
 
 KINDS = {
@@ -182,20 +194,23 @@ KINDS = {
     "d": "ordinal feedback: only the ranks of the values are told",
     "e": "sparse logistic regression over an l1 ball",
     "f": "LoRA on a language model",
+    "g": "scales of a 4-bit language model",
 }
 
 
 def problem_named(name: str) -> Workload:
     """A problem of the comparison by its name."""
-    return LORA_TASKS[name] if name in LORA_TASKS else method_problem(name)
+    return LANGUAGE[name] if name in LANGUAGE else method_problem(name)
 
 
 def problem_names(chosen: str = "a,b,c,d,e") -> list[str]:
     """Names for a comma-separated list of names and of letters of groups, in the order of the page."""
-    kinds = {name: method_problem(name).kind for name in METHOD_PROBLEMS} | {name: "f" for name in LORA_TASKS}
+    kinds = {name: method_problem(name).kind for name in METHOD_PROBLEMS} | {
+        name: p.kind for name, p in LANGUAGE.items()
+    }
     wanted = [part.strip() for part in chosen.split(",") if part.strip()]
     if unknown := [part for part in wanted if part not in kinds and part not in KINDS]:
-        raise ValueError(f"there is no problem {unknown[0]!r}; use letters a to f, or names of {', '.join(kinds)}")
+        raise ValueError(f"there is no problem {unknown[0]!r}; use letters a to g, or names of {', '.join(kinds)}")
     return [name for name, kind in kinds.items() if name in wanted or kind in wanted]
 
 
@@ -258,10 +273,8 @@ def trial(problem: Workload, name: str, lr: float | None, budget: int, seed: int
     """
     need = need_of(name)
     whole = need.sums and problem.terms > 0
-    settings = settings_of(problem, name)
-    if lr is not None:
-        settings["lr"] = lr
-    method = methods.make(name, **settings)
+    settings = {} if lr is None else {"lr": lr}
+    method = method_of(problem, name, **settings)
     session = problem.begin(method.space, seed, whole)
     unit, terms = (problem.unit, problem.terms) if whole else (1, 1)
     meter = Meter(session, budget, marks=marks, unit=unit, terms=terms)
@@ -269,7 +282,7 @@ def trial(problem: Workload, name: str, lr: float | None, budget: int, seed: int
     try:
         with np.errstate(all="ignore"):
             if need.scores:
-                method = methods.make(name, **{**settings, "scores": _scores(problem, session, meter, budget, seed)})
+                method = method_of(problem, name, **settings, scores=_scores(problem, session, meter, budget, seed))
             run: Run[Any] = Run(session.store, method, seed, terms=problem.terms if whole else 0)
             while not diverged:
                 run.step(meter)
@@ -323,7 +336,10 @@ def unfit(problem: Workload, name: str, budget: int, plan: Plan) -> str | None:
         return need.why
     if need.matrices and not problem.matrices:
         return need.why
-    method = methods.make(name, **settings_of(problem, name))
+    try:
+        method = method_of(problem, name)
+    except (TypeError, ValueError) as e:  # a part does not work in the space of the problem
+        return str(e)
     whole = need.sums and problem.terms > 0
     most = getattr(method.estimator, "most_evaluations", None)
     cost = most(problem.terms) / problem.unit if whole and most is not None else method.evaluations
@@ -335,7 +351,7 @@ def unfit(problem: Workload, name: str, budget: int, plan: Plan) -> str | None:
 
 def digest(problem: Workload, name: str, budget: int, plan: Plan) -> str:
     """16 digits that change with anything that changes the numbers of a cell, but for the code itself."""
-    method = methods.make(name, **settings_of(problem, name))
+    method = method_of(problem, name)
     parts = re.sub(r" at 0x[0-9a-f]+", "", repr(method))
     need = need_of(name)
     tuning = [plan.fraction, [f"{lr:g}" for lr in plan.grid], TUNING_SEED] if need.tuned else []
@@ -347,15 +363,15 @@ def cell(problem_name: str, name: str, plan: Plan, have: Sequence[Line] = ()) ->
     """The lines of one method on one problem that are not in `have` yet."""
     problem = problem_named(problem_name)
     budget = plan.budget_on(problem)
-    setup = digest(problem, name, budget, plan)
+    why = unfit(problem, name, budget, plan)
+    setup = digest(problem, name, budget, plan) if why is None else ""
     known = [line for line in have if line["setup"] == setup]
     head: Line = {
         "problem": problem_name, "kind": problem.kind, "method": name, "budget": budget, "setup": setup,
     }  # fmt: skip
-    if any(line["type"] == "skip" for line in known):
-        return
-    if (why := unfit(problem, name, budget, plan)) is not None:
-        yield {"type": "skip", **head, "why": why}
+    if why is not None:
+        if not any(line["type"] == "skip" and line["why"] == why and line["budget"] == budget for line in have):
+            yield {"type": "skip", **head, "why": why}
         return
     need = need_of(name)
     tuned = next((line for line in known if line["type"] == "tuning"), None)

@@ -22,7 +22,8 @@ from zograd.llm import loading
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.task import Batches, Metrics, Scorer
 from zograd.memory import Peak
-from zograd.oracles import sequential
+from zograd.oracles import Oracle, sequential
+from zograd.quantized.feasible import Probes
 from zograd.run import Method, Record, Run
 from zograd.rundir import RunDirectory, RunError, check_free, check_identity, identity, read_metrics
 from zograd.schedules import Schedule
@@ -232,6 +233,7 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
         "seconds": loop.seconds,
         "steps_this_time": p.run.step_number - done,
         "interrupted": loop.interrupted,
+        **({} if loop.probes is None else loop.probes.shares()),
         "sha256": p.store.digest(),
         "run": str(out),
     }
@@ -265,6 +267,9 @@ class Loop:
         self.last_metrics: Metrics | None = None
         self.seconds = 0.0
         self.meters: dict[str, float] = {}
+        self.probes: Probes | None = None
+        if loading.is_scales(p.settings.train):
+            self.probes = Probes(lambda *_: [])
         lines, _ = read_metrics(directory.path)
         self.began, self.earlier = 0.0, max((line.get("seconds", 0.0) for line in lines), default=0.0)
 
@@ -281,12 +286,19 @@ class Loop:
         with interruptible() as caught, bar:
             while run.step_number < s.steps and not caught:
                 batch = self.batches[run.step_number]
-                record = run.step(sequential(lambda batch=batch: self.scorer.loss(batch)))  # type: ignore[misc]
+                record = run.step(self._oracle(batch))
                 self.directory.append(record)
                 tokens += self.scorer.tokens(batch) * record.evaluations
                 self._after(record, bar, tokens / (time.perf_counter() - start))
         self.interrupted = bool(caught)
         self.seconds = time.perf_counter() - start
+
+    def _oracle(self, batch: list[Any]) -> Oracle:
+        answer = sequential(lambda: self.scorer.loss(batch))
+        if self.probes is None:
+            return answer
+        self.probes.inner = answer
+        return self.probes
 
     def _after(self, record: Record, bar: Any, speed: float) -> None:
         s, run = self.p.settings, self.p.run
@@ -302,6 +314,8 @@ class Loop:
         line |= {"lr": record.rates[0].lr, "moved": record.moved, **dict(record.meters)}
         if run.share:
             line["edge"] = run.share
+        if self.probes is not None:
+            line |= self.probes.shares()
         if record.refused:
             line["refused"] = True
             if run.refused_in_a_row >= s.max_failures:
