@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+EVALUATION = 32
+"""Examples of an evaluation that share a forward, at most."""
 FORWARD_TOKENS = 256
 """What one more forward costs, in tokens: the time of a short forward is that of reading the weights."""
 
@@ -205,6 +207,16 @@ class Scorer:
         parts = [self.losses([examples[i] for i in bucket]) for bucket in self.buckets(examples)]
         return torch.cat(parts).mean()
 
+    @torch.no_grad()
+    def infer(self, batch: Sequence[Example], held_out: Sequence[Example]) -> None:
+        """The forwards of inference, in full: one training batch, and the largest batch of an evaluation."""
+        prefix, self.prefix = self.prefix, None
+        self.loss(batch)
+        if held_out:
+            parts = [[held_out[i] for i in bucket] for bucket in self.buckets(held_out, EVALUATION)]
+            self.scores(max(parts, key=lambda part: len(part) * max(len(s.ids) for e in part for s in self.encode(e))))
+        self.prefix = prefix
+
     def buckets(self, examples: Sequence[Example], most: int = 64) -> list[list[int]]:
         """Positions sorted by length and cut into batches of at most `most`, at the least total cost.
 
@@ -233,7 +245,7 @@ class Scorer:
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
         scores: Tensor | None = None
-        for bucket in self.buckets(examples, most=32):
+        for bucket in self.buckets(examples, EVALUATION):
             part = self.scores([examples[i] for i in bucket]).cpu()
             scores = torch.empty(len(examples), part.shape[1]) if scores is None else scores
             scores[torch.tensor(bucket)] = part

@@ -181,10 +181,8 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
         scorer.encode(example)  # an example that does not fit is refused before anything is written
     batches = Batches(examples, s.batch_size, s.seed)
 
-    with Peak(s.device) as inference, torch.no_grad():
-        prefix, scorer.prefix = scorer.prefix, None
-        scorer.loss(batches[0])
-        scorer.prefix = prefix
+    with Peak(s.device) as inference:
+        scorer.infer(batches[0], held_out)
     scorer.remember([*examples, *held_out])
     if directory is None:
         before = scorer.evaluate(held_out)
