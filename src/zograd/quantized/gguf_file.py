@@ -180,8 +180,8 @@ def packed_layers(model: nn.Module) -> Iterator[tuple[str, Packed]]:
 def save(model: nn.Module, to: str | Path) -> dict[str, int]:
     """Write the model as GGUF: a copy of the file it came from with the trained scales in place of the old ones.
 
-    Scales are rounded to float16, the type that the format has for them (relative spacing 2^-10); one that would round
-    to 0 becomes the smallest float16 above. Returns how many scales were written and how many bytes differ.
+    The scales are those that the model computes with (`layers.storable`), so the file holds the same model. Returns how
+    many scales were written and how many bytes differ.
     """
     import gguf
 
@@ -203,7 +203,7 @@ def save(model: nn.Module, to: str | Path) -> dict[str, int]:
                 scales = scales[torch.argsort(where.rows)]
             blocks = torch.from_numpy(data[start : start + size])
             before = blocks.clone()
-            layer.form.put_scales_(blocks, storable(scales.reshape(-1)))
+            layer.form.put_scales_(blocks, scales.reshape(-1))
             changed += int((blocks != before).sum())
             written += scales.numel()
         data.flush()
@@ -212,13 +212,6 @@ def save(model: nn.Module, to: str | Path) -> dict[str, int]:
     finally:
         part.unlink(missing_ok=True)
     return {"scales": written, "bytes_changed": changed}
-
-
-def storable(scales: Tensor) -> Tensor:
-    """Scales rounded to float16 (returned as float32), away from 0 and from overflow: what a file can hold."""
-    limits = torch.finfo(torch.float16)
-    size = scales.abs().clamp(limits.smallest_normal * limits.eps, limits.max)
-    return torch.where(scales == 0, 0.0, torch.sign(scales) * size).to(torch.float16).float()
 
 
 def gguf_in(folder: str | Path) -> Path | None:
