@@ -95,12 +95,13 @@ def cells_of(lines: Sequence[Line]) -> list[Cell]:
 
 @dataclass(frozen=True)
 class Column:
-    """One problem at one budget, its cells from best to worst median, ties by name."""
+    """One problem at one budget: cells from best to worst median, ties by name; methods that have no place on it."""
 
     problem: str
     kind: str
     budget: int
     cells: tuple[Cell, ...]
+    skipped: frozenset[str] = frozenset()
 
     @property
     def title(self) -> str:
@@ -115,8 +116,9 @@ class Column:
         return None if mine is None else 1 + sum(c.median < mine.median for c in self.cells)
 
 
-def columns_of(cells: Sequence[Cell]) -> list[Column]:
-    """By group and name, in the order of the file."""
+def columns_of(cells: Sequence[Cell], lines: Sequence[Line] = ()) -> list[Column]:
+    """By group and name, in the order of the file; `lines` of the file say which methods were skipped."""
+    skips = {(x["problem"], x["budget"], x["method"]) for x in lines if x["type"] == "skip"}
     keys = dict.fromkeys((c.kind, c.problem, c.budget) for c in cells)
     columns = [
         Column(
@@ -129,6 +131,7 @@ def columns_of(cells: Sequence[Cell]) -> list[Column]:
                     key=lambda c: (c.median, c.quartiles[1], c.method),
                 )
             ),
+            frozenset(method for p, b, method in skips if (p, b) == (problem, budget)),
         )
         for kind, problem, budget in keys
     ]
@@ -207,7 +210,9 @@ def group_table(columns: Sequence[Column]) -> list[str]:
         cells = [column.cell(name) for column in columns]
         first = next(c for c in cells if c is not None)
         entries = [
-            "not applicable" if c is None else f"**{shown(c)}**" if c is column.cells[0] else shown(c)
+            ("not applicable" if name in column.skipped else "not run")
+            if c is None
+            else (f"**{shown(c)}**" if c is column.cells[0] else shown(c))
             for column, c in zip(columns, cells, strict=True)
         ]
         slots = first.tuning["slots"]
@@ -245,7 +250,7 @@ def accuracy_table(columns: Sequence[Column]) -> list[str]:
 
 def page(lines: Sequence[Line], folder: str = "methods") -> str:
     """The whole page as text."""
-    columns = columns_of(cells_of(lines))
+    columns = columns_of(cells_of(lines), lines)
     out = ["# Methods at equal evaluations", "", *_preamble(lines, columns, folder), ""]
     out += ["## Best for what", "", *best_for(columns), ""]
     out += [
@@ -329,7 +334,7 @@ def fingerprint(lines: Sequence[Line]) -> str:
 def write(results: Path) -> dict[str, Any]:
     """The page beside the folder of the results file, and its figures in it. Raises ValueError for an empty file."""
     lines = load(results)
-    columns = columns_of(cells_of(lines))
+    columns = columns_of(cells_of(lines), lines)
     if not columns:
         raise ValueError(f"{results} holds no finished run; compute some first: zograd bench methods --problems a")
     folder = results.parent
