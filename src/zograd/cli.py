@@ -172,6 +172,10 @@ def train(
     quantized: Annotated[
         bool, typer.Option("--quantized", help="Keep the matrices of a .gguf packed (--train scales trains those).")
     ] = False,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="Quantize a dense model first: nf4, int8-bnb, int8-torchao, int4-torchao or hqq4."),
+    ] = None,
     layers: Annotated[int | None, typer.Option(help="Train the top so many blocks only.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples a step. [16]")] = None,
     lr: Annotated[
@@ -210,7 +214,7 @@ def train(
 
     given = {
         "model": model, "task": task, "method": method, "steps": steps, "train": train_, "layers": layers,
-        "quantized": quantized or None,
+        "quantized": quantized or None, "quantize": quantize,
         "batch_size": batch_size, "lr": lr, "mu": mu, "lr_schedule": lr_schedule, "warmup": warmup,
         "weight_decay": weight_decay, "seed": seed, "dtype": dtype, "rounding": rounding, "device": device,
         "train_examples": train_examples, "eval_examples": eval_examples, "eval_split": eval_split,
@@ -253,6 +257,9 @@ def eval_(
     label_column: Annotated[str | None, typer.Option(help="For files: the column of the label.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     quantized: Annotated[bool, typer.Option("--quantized", help="Keep the matrices of a .gguf packed.")] = False,
+    quantize: Annotated[
+        str | None, typer.Option(help="Quantize a dense model: nf4, int8-bnb, int8-torchao, int4-torchao or hqq4.")
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     json: Json = False,
@@ -269,7 +276,7 @@ def eval_(
     words = parse_label_words(label_words) if label_words else None
     result = go(
         model, task, run, split=split, examples=examples, dtype=dtype, device=device, quantized=quantized,
-        prompt_template=prompt_template, label_words=words, label_column=label_column,
+        quantize=quantize, prompt_template=prompt_template, label_words=words, label_column=label_column,
     )  # fmt: skip
     emit(result, json)
 

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -39,8 +39,18 @@ def identity(model: nn.Module) -> list[dict[str, Any]]:
             "dtype": str(t.dtype).removeprefix("torch."),
             "sha256": digest(t),
         }
-        for name, t in model.state_dict(keep_vars=True).items()
+        for key, value in model.state_dict(keep_vars=True).items()
+        for name, t in plain_tensors(key, value)
     ]
+
+
+def plain_tensors(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A tensor by its name, or the tensors that one of another kind (quantized, for instance) is made of."""
+    if not hasattr(value, "__tensor_flatten__"):
+        yield name, value
+        return
+    for part in value.__tensor_flatten__()[0]:
+        yield from plain_tensors(f"{name}.{part}", getattr(value, part))
 
 
 def check_identity(expected: list[dict[str, Any]], found: list[dict[str, Any]], what: str) -> None:

@@ -24,6 +24,7 @@ def evaluate(
     dtype: str = "auto",
     device: str = "cpu",
     quantized: bool = False,
+    quantize: str | None = None,
     prompt_template: str | None = None,
     label_words: Mapping[str, str] | None = None,
     label_column: str | None = None,
@@ -39,7 +40,9 @@ def evaluate(
         label_words = label_words or p.settings.label_words  # type: ignore[assignment]
         label_column = label_column or p.settings.label_column
     else:
-        module, tokenizer = loading.load(model or "smollm2-135m", dtype=dtype, device=device, quantized=quantized)
+        module, tokenizer = loading.load(
+            model or "smollm2-135m", dtype=dtype, device=device, quantized=quantized, quantize=quantize
+        )
     loaded = load_task(
         task or "trec", prompt_template=prompt_template, label_words=label_words, label_column=label_column
     )

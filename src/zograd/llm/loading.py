@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +55,19 @@ def fast_bfloat16() -> bool:
 
 
 def load(
-    name_or_path: str, *, dtype: str | torch.dtype = "auto", device: str = "cpu", quantized: bool = False
+    name_or_path: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
+    quantized: bool = False,
+    quantize: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in eval mode and its tokenizer; aliases are fetched on first use.
 
     quantized: keep the matrices of a .gguf (that file, or the one in the folder of an alias) packed, instead of
         de-quantizing them on loading; `dtype` is then that of activations.
+    quantize: quantize a dense model through another library, to one of `quantized.libraries.QUANTIZE`. Checkpoints that
+        such a library has quantized need no option.
 
     Raises ModelError when the name is no alias, directory or loadable hub name, or when the files do not parse.
     """
@@ -72,17 +80,57 @@ def load(
     silence()
     if quantized:
         return load_packed(Path(path), kind, device)
-    file = {}
+    from zograd.quantized import libraries
+
+    config = library_config(quantize, path, kind)
+    file: dict[str, Any] = {}
     if path.endswith(".gguf"):
         path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **file)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, **file)
+        if (Path(path) / "qmodel.pt").exists():
+            model = libraries.from_hqq(path, kind, device)
+        elif config is not None:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=kind, quantization_config=config, device_map={"": device}
+            )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, **file)
+    except ImportError as e:  # the library of a quantized checkpoint
+        raise ModelError(f"cannot load {path}: {first_line(e)}; {extra('quantized')}") from e
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, SafetensorError ... for bad files
         raise ModelError(f"cannot load a causal language model from {path}: {first_line(e)}") from e
+    if quantize == "hqq4":
+        libraries.to_hqq(model, kind, device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device).eval(), tokenizer
+    if not libraries.is_quantized(model):
+        return model.to(device).eval(), tokenizer
+    try:
+        for handle in libraries.discover(model):
+            libraries.check(handle.module)
+            libraries.steady(handle.module)
+    except libraries.LibraryError as e:
+        raise ModelError(f"{path}: {e}") from e
+    return (model if model.device == torch.device(device) else model.to(device)).eval(), tokenizer
+
+
+def library_config(quantize: str | None, path: str, dtype: torch.dtype) -> Any:
+    """The quantization_config for `load`; None without one."""
+    from zograd.quantized import libraries
+
+    if quantize is None:
+        return None
+    if path.endswith(".gguf"):
+        raise ModelError(f"--quantize needs a dense model, and {path} is quantized already: use --quantized")
+    if (Path(path) / "qmodel.pt").exists():
+        raise ModelError(f"--quantize needs a dense model, and {path} is quantized already: leave --quantize out")
+    try:
+        return libraries.config_of(quantize, dtype)
+    except ImportError as e:
+        raise ModelError(f"--quantize {quantize}: {extra('quantized')}") from e
+    except libraries.LibraryError as e:
+        raise ModelError(str(e)) from e
 
 
 def load_packed(path: Path, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -120,6 +168,8 @@ def silence() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # a line for each call, kernel, registered enum
+        getLogger(library).setLevel(ERROR)
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
@@ -169,7 +219,8 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
 def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
     """The tensors to train, by name: "full", "lora" (adapters already attached), "scales" or a pattern.
 
-    "scales" are the scales of packed matrices (not of embeddings): float32 masters are made for those chosen;
+    "scales" are the scales of quantized matrices (not of embeddings), of a packed GGUF or of a library: float32 masters
+    are made for those chosen;
     "scales:PATTERN" are those of the layers whose names a regular expression is found in ("scales:mlp").
 
     A pattern of letters, dots, "*" and "?" is a shell pattern for whole names ("*.q_proj.weight"); anything else is a
@@ -204,7 +255,8 @@ def is_scales(train: str) -> bool:
 
 
 def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor]:
-    """The scales of the packed linear layers, in the top `layers` blocks only when given."""
+    """The scales of the quantized linear layers, in the top `layers` blocks only when given."""
+    from zograd.quantized import libraries
     from zograd.quantized.gguf_file import packed_layers
     from zograd.quantized.layers import PackedLinear
 
@@ -219,11 +271,25 @@ def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor
         for name, layer in packed_layers(model)
         if isinstance(layer, PackedLinear) and (kept is None or id(layer) in kept) and re.search(pattern, name)
     }
-    if not chosen:
-        if next(packed_layers(model), None) is not None:
-            raise ModelError(f"--train {train} selects no layer; names look like {next(packed_layers(model))[0]}")
-        raise ModelError(f"--train {train} needs a quantized model kept packed: add --quantized, or train lora or full")
-    return chosen
+    try:
+        handles = libraries.discover(model)
+        chosen |= libraries.masters(model, pattern, lambda module: kept is None or id(module) in kept)
+    except libraries.LibraryError as e:
+        raise ModelError(str(e)) from e
+    if chosen:
+        return chosen
+    names = [name for name, _ in packed_layers(model)] + [handle.name for handle in handles]
+    if names:
+        raise ModelError(f"--train {train} selects no layer; names look like {names[0]}")
+    if kinds := libraries.unknown(model):
+        raise ModelError(
+            f"--train {train}: zograd does not know the scales of {', '.join(kinds)}; it knows {libraries.KNOWN}, and "
+            f"packed GGUF"
+        )
+    raise ModelError(
+        f"--train {train} needs a quantized model: add --quantized (a .gguf, kept packed) or --quantize nf4 (there are "
+        f"{', '.join(libraries.QUANTIZE)}), or train lora or full"
+    )
 
 
 def decay_groups(chosen: Mapping[str, Tensor]) -> dict[str, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class SettingsError(ValueError):
@@ -22,6 +22,7 @@ class TrainSettings(BaseModel):
 
     model: str = "smollm2-135m"
     quantized: bool = False
+    quantize: Literal["nf4", "int8-bnb", "int8-torchao", "int4-torchao", "hqq4"] | None = None
     task: str = "trec"
     method: str = "zo_sgd"
     method_settings: dict[str, Any] = Field(default_factory=dict, alias="set")
@@ -54,6 +55,12 @@ class TrainSettings(BaseModel):
     label_words: dict[str, str] | list[str] | None = None
     text_column: str | None = None
     label_column: str | None = None
+
+    @model_validator(mode="after")
+    def _one_quantization(self) -> Self:
+        if self.quantized and self.quantize is not None:
+            raise ValueError("quantized keeps a .gguf packed, quantize makes 4 or 8 bits of a dense model: choose one")
+        return self
 
     def stored(self) -> dict[str, Any]:
         """As plain data, to be read back by `parse`."""

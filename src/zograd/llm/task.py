@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
@@ -165,6 +165,8 @@ class Scorer:
         head = self.base.get_output_embeddings()
         if ids is None:
             logits = head(hidden)
+        elif not hasattr(head, "lookup") and type(getattr(head, "weight", None)) is not nn.Parameter:
+            logits = head(hidden)[..., ids]  # quantized by another library: its rows are not to be had
         else:
             rows = head.lookup(ids).to(hidden.dtype) if hasattr(head, "lookup") else F.embedding(ids, head.weight)
             logits = F.linear(hidden, rows, None if head.bias is None else head.bias[ids])

@@ -23,6 +23,7 @@ from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.task import Batches, Metrics, Scorer
 from zograd.memory import Peak
 from zograd.oracles import Oracle, sequential
+from zograd.quantized import libraries
 from zograd.quantized.feasible import Probes
 from zograd.run import Method, Record, Run
 from zograd.rundir import RunDirectory, RunError, check_free, check_identity, identity, read_metrics
@@ -99,7 +100,7 @@ def prepare(s: TrainSettings) -> Prepared:
     if s.train == "prefix":
         raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
     method = build_method(s)
-    model, tokenizer = loading.load(s.model, dtype=s.dtype, device=s.device, quantized=s.quantized)
+    model, tokenizer = loading.load(s.model, dtype=s.dtype, device=s.device, quantized=s.quantized, quantize=s.quantize)
     module: nn.Module = model
     layers = s.layers
     if s.train == "lora":
@@ -365,10 +366,18 @@ def restore(path: str | Path, model: str | None = None, *, to: int | None = None
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
-    """A model as files that transformers loads: adapters merged; a packed one as the GGUF that it came from."""
-    if hasattr(model, "merge_and_unload"):
+    """A model as files that `loading.load` reads: a packed one as the GGUF that it came from, adapters merged.
+
+    A model that another library quantized in that library's format, with its trained scales beside; adapters on it stay
+    adapters (files of peft), since merging would round them to its integers.
+    """
+    if hasattr(model, "merge_and_unload") and not libraries.is_quantized(model):
         model = model.merge_and_unload()
-    if hasattr(model, "packed_file"):
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(out)
+    elif libraries.is_quantized(model):
+        libraries.save(model, out)
+    elif hasattr(model, "packed_file"):
         from zograd.quantized import gguf_file
 
         out.mkdir(parents=True, exist_ok=True)
