@@ -16,7 +16,20 @@ from typer.testing import CliRunner
 from zograd import methods
 from zograd.bench import methods as bench
 from zograd.bench.language import LoraTask
-from zograd.bench.methods import NEEDS, Meter, Plan, Results, compare, half_decades, load, need_of, trial, tune, unfit
+from zograd.bench.methods import (
+    NEEDS,
+    Meter,
+    Plan,
+    Results,
+    compare,
+    half_decades,
+    load,
+    need_of,
+    problem_named,
+    trial,
+    tune,
+    unfit,
+)
 from zograd.bench.page import cells_of, columns_of, fingerprint, page, write
 from zograd.bench.problems import METHOD_PROBLEMS, Problem, Session, method_problem
 from zograd.cli import app
@@ -28,7 +41,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_every_entry_has_its_needs_met_on_some_problem() -> None:
     """Entries without a place in the table run with their defaults; the table has no stranger."""
     assert set(NEEDS) <= set(methods.names())
-    problems = [method_problem(name) for name in ("quadratic-100", "sparse-logistic")]
+    problems = [problem_named(name) for name in ("quadratic-100", "sparse-logistic", "scales-mr")]
     for name in methods.names():
         if name not in NEEDS:
             assert not methods.describe(name)["required"], f"{name} needs settings; give it a line in NEEDS"
@@ -46,7 +59,8 @@ def test_what_the_table_says_of_entries_is_what_they_are() -> None:
         assert "lr" in accepts if need.tuned else True, f"{name} has no lr; declare it as not tuned"
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names()])
+# Problems of group (g), of positive numbers, need a language model: the tests of `tests/quantized` run their entries.
+@pytest.mark.parametrize("name", [n for n in methods.names() if need_of(n).only != "g"])
 def test_budgets_are_kept_by_every_entry(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted at the problem itself, in terms of the sum where a method draws terms."""
     need = need_of(name)
@@ -113,7 +127,7 @@ def test_divergence_is_a_result(tmp_path: Path) -> None:
     assert "**mezo** diverged (2 of 2)" in text
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names() if need_of(n).only != "e" and need_of(n).tuned])
+@pytest.mark.parametrize("name", [n for n in methods.names() if need_of(n).only not in ("e", "g") and need_of(n).tuned])
 def test_no_entry_raises_when_it_diverges(name: str) -> None:
     found = trial(method_problem("logistic-cancer"), name, 1e200, 700, 0, marks=3)
     assert found["value"] is None or math.isfinite(found["value"])

@@ -104,7 +104,11 @@ NEEDS: dict[str, Need] = {
     ),
     "hozo": Need(only="g", own_mu=True, why=POSITIVE),
     "qzo": Need(
-        only="g", own_mu=True, why=POSITIVE, note="additive, projected, with its own mu; all others on (g) are on log s"
+        only="g",
+        own_mu=True,
+        constrained=True,
+        why=POSITIVE,
+        note="additive, projected, with its own mu; all others on (g) are on log s",
     ),
     "senszoq": Need(
         lambda p: {"density": DENSITY},
