@@ -407,7 +407,8 @@ def plan(
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
     seq_len: Annotated[int, typer.Option(help="Tokens an example.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.")] = "float32",
-    train: Annotated[str, typer.Option(help="full, or a pattern of parameter names.")] = "full",
+    train: Annotated[str, typer.Option(help="full, lora, scales, or a pattern of parameter names.")] = "full",
+    quantized: Annotated[bool, typer.Option("--quantized", help="Keep the matrices of a .gguf packed.")] = False,
     rounding: Annotated[Literal["stochastic", "split", "nearest"], typer.Option(help="16-bit moves.")] = "stochastic",
     device: Device = "cpu",
     json: Json = False,
@@ -421,7 +422,7 @@ def plan(
 
     result = go(
         model, method=method, batch_size=batch_size, seq_len=seq_len, device=device, dtype=dtype, train=train,
-        rounding=rounding,
+        rounding=rounding, quantized=quantized,
     )  # fmt: skip
     text = "\n".join(
         [

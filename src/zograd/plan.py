@@ -16,16 +16,21 @@ A task that scores label words of one token needs no loss head for the whole voc
                       T L (8 H + 4 I) b of L blocks, the loss head, the gradient of its logits (4 T V), and the
                       gradient of the largest tensor once more, before it is added to the others
 
+A model kept packed (a .gguf, `quantized`): weights are its blocks as in the file, and a forward needs one more tile to
+de-quantize. Training its scales adds a float32 master for each block of the chosen layers to the method.
+
 What Python, torch and transformers take (about 0.4 GiB on a CPU, 0.5 GiB of a GPU) comes on top of every figure.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zograd import methods
 from zograd.hub import resolve_model
@@ -38,11 +43,15 @@ from zograd.llm.loading import (
     dtype_named,
     extra,
     first_line,
+    is_scales,
+    load,
     plain_model,
     select,
     silence,
 )
 from zograd.memory import available_bytes
+from zograd.quantized.gguf_file import packed_layers
+from zograd.quantized.layers import PackedLinear
 from zograd.run import Method, Run
 from zograd.stores import Rounding, Store
 from zograd.stores.base import CHUNK, Bits, PerLeaf, PerRow
@@ -69,6 +78,8 @@ class Question:
     dtype: torch.dtype
     train: str
     rounding: Rounding
+    packed: str | None = None
+    """The model, when it is to stay packed."""
 
 
 Answer: TypeAlias = dict[str, Any]
@@ -84,12 +95,14 @@ def plan(
     dtype: str = "float32",
     train: str = "full",
     rounding: Literal["stochastic", "split", "nearest"] = "stochastic",
+    quantized: bool = False,
 ) -> Answer:
     """Memory (bytes), evaluations and tape of a run before anything is loaded; formulas in the module's docstring.
 
     model: a directory or an alias with a config.json. An alias that is not in the cache yet is fetched first, since its
         configuration comes with its weights; loading them into memory is what is avoided.
-    train: "full", "lora" or a pattern of parameter names, as in training.
+    train: "full", "lora", "scales" or a pattern of parameter names, as in training. quantized: a .gguf kept packed; its
+        header is read and its blocks are mapped, not loaded.
 
     Keys: `params`, `trainable` (elements), `weights_bytes`, `inference_peak_bytes`, `method_peak_bytes`,
     `adam_peak_bytes`, `activation_bytes`, `slot_bytes`, `low_bytes`, `workspace_bytes`, `evaluations_per_step`,
@@ -105,8 +118,8 @@ def plan(
     if rounding not in ("stochastic", "split", "nearest"):
         raise ValueError(f"unknown rounding {rounding!r}; use 'stochastic', 'split' or 'nearest'")
     method_named(method)
-    config = configuration(model)
-    question = Question(method, batch_size, seq_len, dtype_named(dtype), train, rounding)
+    config = skeleton_of_packed(model, dtype).config if quantized else configuration(model)
+    question = Question(method, batch_size, seq_len, dtype_named(dtype), train, rounding, model if quantized else None)
     answer = estimate(config, question)
     available = available_bytes(device)
     fits = None if available is None else answer["method_peak_bytes"] <= available
@@ -133,8 +146,11 @@ def configuration(model: str) -> PretrainedConfig:
 
 
 def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
-    """The model on the meta device: names, shapes and dtypes, no memory."""
+    """The model on the meta device: names, shapes and dtypes, no memory. A packed one is mapped from its file."""
     from transformers import AutoModelForCausalLM
+
+    if question.packed is not None:
+        return skeleton_of_packed(question.packed, str(question.dtype).removeprefix("torch."))
 
     try:
         with torch.device("meta"):
@@ -146,41 +162,63 @@ def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
         raise ModelError(f"this configuration is none of a causal language model: {first_line(e)}") from e
 
 
+@cache
+def skeleton_of_packed(model: str, dtype: str) -> PreTrainedModel:
+    """A packed model, mapped once."""
+    return load(model, dtype=dtype, quantized=True)[0]
+
+
+def scales_of(model: nn.Module, train: str) -> dict[str, Tensor]:
+    """The masters that `select` would make of a packed model, on the meta device."""
+    pattern = train.partition(":")[2]
+    chosen = {
+        f"{name}.scale": torch.empty(layer.rows, layer.groups, device="meta")
+        for name, layer in packed_layers(model)
+        if isinstance(layer, PackedLinear) and re.search(pattern, name)
+    }
+    if not chosen:
+        raise ModelError(f"--train {train} selects no packed layer; add --quantized, or choose another pattern")
+    return chosen
+
+
 def estimate(config: PretrainedConfig, question: Question) -> Answer:
     """The figures of one question."""
     model = skeleton(config, question)
     named = dict(model.named_parameters())
-    chosen = select(model, question.train)
+    chosen = scales_of(model, question.train) if is_scales(question.train) else select(model, question.train)
     method = method_named(question.method)
-    weights = sum(map(bytes_of, named.values()))
+    packed = [layer for _, layer in packed_layers(model)]
+    weights = sum(map(bytes_of, [*named.values(), *(layer.blocks for layer in packed)]))
     trainable = sum(t.numel() for t in chosen.values())
 
     base = plain_model(model)
     text = config.get_text_config()
     depth = len(blocks(base))
-    vocabulary, hidden = base.get_input_embeddings().weight.shape
+    embedding = base.get_input_embeddings()
+    vocabulary, hidden = embedding.num_embeddings, embedding.embedding_dim
     intermediate = getattr(text, "intermediate_size", None) or getattr(text, "ffn_dim", None) or 4 * hidden
     tokens, b = question.batch_size * question.seq_len, question.dtype.itemsize
 
     head = tokens * vocabulary * (b + 4 + (4 if b == 2 else 0))
     block = tokens * (6 * hidden + 4 * intermediate) * b
     activations = tokens * hidden * b + max(head, block)
-    inference = weights + activations
+    inference = weights + activations + (min(TILE, max(p.rows * p.columns for p in packed)) * b if packed else 0)
 
     half = {k: t for k, t in chosen.items() if t.dtype in HALF}
     low = sum(2 * t.numel() for t in half.values() if question.rounding == "split" or t.ndim <= 1)
     slots = sum(slot_bytes(value, t) for value in method.slots.values() for t in chosen.values())
     n_slots = sum(not isinstance(value, PerRow | PerLeaf | Bits) for value in method.slots.values())
     workspace = working_memory(chosen, n_slots)
+    masters = sum(map(bytes_of, chosen.values())) if is_scales(question.train) else 0
 
     largest = max(t.numel() for t in chosen.values())
     kept = tokens * depth * (8 * hidden + 4 * intermediate) * b + head + 4 * tokens * vocabulary + 4 * largest
     return {
-        "params": sum(t.numel() for t in named.values()),
+        "params": sum(t.numel() for t in named.values()) + sum(p.rows * p.columns for p in packed),
         "trainable": trainable,
         "weights_bytes": weights,
         "inference_peak_bytes": inference,
-        "method_peak_bytes": inference + workspace + slots + low,
+        "method_peak_bytes": inference + masters + workspace + slots + low,
         "adam_peak_bytes": weights + 12 * trainable + max(kept, activations),
         "activation_bytes": activations,
         "slot_bytes": slots,

@@ -239,3 +239,27 @@ def test_masters_take_the_memory_they_say(tiny_gguf: TinyGguf) -> None:
 def test_methods_of_scales_are_on_the_menu() -> None:
     assert methods.describe("hozo")["space"] == "PositiveOrthant"
     assert methods.describe("qzo")["rule"] == "Proximal"
+
+
+def test_a_packed_run_can_be_planned(tiny_gguf: TinyGguf) -> None:
+    """Weights are the bytes of the blocks, and training scales adds their masters."""
+    from zograd.plan import plan
+
+    folder = tiny_gguf("Q4_1")
+    model, _ = packed(folder)
+    sizes = gguf_file.resident_bytes(model)
+    whole = plan(str(folder), method="hozo", train="scales", quantized=True, batch_size=2, seq_len=8)
+    mlp = plan(str(folder), method="hozo", train="scales:mlp", quantized=True, batch_size=2, seq_len=8)
+    norms = 4 * sum(p.numel() for p in model.parameters())
+    assert whole["weights_bytes"] == sizes["blocks"] + norms
+    assert whole["inference_peak_bytes"] == mlp["inference_peak_bytes"] > whole["weights_bytes"]
+    assert whole["trainable"] == sum(s.numel() for s in loading.select(model, "scales").values())
+    assert 0 < mlp["trainable"] < whole["trainable"]
+    assert whole["method_peak_bytes"] >= whole["inference_peak_bytes"] + 4 * whole["trainable"]
+    assert whole["params"] == sum(p.numel() for p in packed_weights(model)) + norms // 4
+    with pytest.raises(loading.ModelError, match="selects no packed layer"):
+        plan(str(folder), train="scales:nonesuch", quantized=True)
+
+
+def packed_weights(model) -> list[torch.Tensor]:
+    return [torch.empty(m.rows, m.columns, device="meta") for _, m in gguf_file.packed_layers(model)]
