@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_few_threads")]
 
 
 def settings(**more) -> TrainSettings:
-    given = {"quantized": True, "train": "scales:mlp", "layers": 1, "batch_size": 64, "steps": 300, "dtype": "float32"}
+    given = {"quantized": True, "train": "scales:mlp", "layers": 1, "batch_size": 64, "steps": 800, "dtype": "float32"}
     given |= {"lr_schedule": "linear", "eval_split": "test", "threads": 1}
     return TrainSettings(**{**given, **more})
 
