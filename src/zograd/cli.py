@@ -540,7 +540,7 @@ def bench_auto(
 @command(bench, name="methods")
 def bench_methods(
     problems: Annotated[
-        str | None, typer.Option(help="Letters of groups, a to f, or names of problems, with commas. [a,b,c,d,e]")
+        str | None, typer.Option(help="Letters of groups, a to g, or names of problems, with commas. [a,b,c,d,e]")
     ] = None,
     only: Annotated[str | None, typer.Option("--methods", help="Names on the menu, with commas. [all]")] = None,
     budget: Annotated[int | None, typer.Option(help="Evaluations of a run. [2,000 to 6,000, by group]")] = None,

@@ -24,7 +24,6 @@ What Python, torch and transformers take (about 0.4 GiB on a CPU, 0.5 GiB of a G
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -50,8 +49,7 @@ from zograd.llm.loading import (
     silence,
 )
 from zograd.memory import available_bytes
-from zograd.quantized.gguf_file import packed_layers
-from zograd.quantized.layers import PackedLinear
+from zograd.quantized.gguf_file import linear_layers, packed_layers
 from zograd.run import Method, Run
 from zograd.stores import Rounding, Store
 from zograd.stores.base import CHUNK, Bits, PerLeaf, PerRow
@@ -173,8 +171,7 @@ def scales_of(model: nn.Module, train: str) -> dict[str, Tensor]:
     pattern = train.partition(":")[2]
     chosen = {
         f"{name}.scale": torch.empty(layer.rows, layer.groups, device="meta")
-        for name, layer in packed_layers(model)
-        if isinstance(layer, PackedLinear) and re.search(pattern, name)
+        for name, layer in linear_layers(model, pattern)
     }
     if not chosen:
         raise ModelError(f"--train {train} selects no packed layer; add --quantized, or choose another pattern")

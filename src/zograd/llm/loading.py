@@ -257,8 +257,7 @@ def is_scales(train: str) -> bool:
 def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor]:
     """The scales of the quantized linear layers, in the top `layers` blocks only when given."""
     from zograd.quantized import libraries
-    from zograd.quantized.gguf_file import packed_layers
-    from zograd.quantized.layers import PackedLinear
+    from zograd.quantized.gguf_file import linear_layers, packed_layers
 
     pattern = train.partition(":")[2]
     try:
@@ -266,14 +265,14 @@ def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor
     except re.error as e:
         raise ModelError(f"--train {train}: {pattern!r} is no regular expression: {e}") from e
     kept = None if layers is None else {id(m) for block in list(blocks(model))[-layers:] for m in block.modules()}
-    chosen: dict[str, Tensor] = {
-        f"{name}.scale": layer.masters()
-        for name, layer in packed_layers(model)
-        if isinstance(layer, PackedLinear) and (kept is None or id(layer) in kept) and re.search(pattern, name)
-    }
+
+    def keep(module: nn.Module) -> bool:
+        return kept is None or id(module) in kept
+
+    chosen: dict[str, Tensor] = {f"{n}.scale": layer.masters() for n, layer in linear_layers(model, pattern, keep)}
     try:
         handles = libraries.discover(model)
-        chosen |= libraries.masters(model, pattern, lambda module: kept is None or id(module) in kept)
+        chosen |= libraries.masters(model, pattern, keep)
     except libraries.LibraryError as e:
         raise ModelError(str(e)) from e
     if chosen:

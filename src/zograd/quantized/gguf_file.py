@@ -8,8 +8,9 @@ writes the trained scales into their blocks: header, integers, mins and all else
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,15 @@ def packed_layers(model: nn.Module) -> Iterator[tuple[str, Packed]]:
     for name, module in model.named_modules():
         if isinstance(module, Packed) and hasattr(module, "source"):
             yield name, module
+
+
+def linear_layers(
+    model: nn.Module, pattern: str = "", keep: Callable[[nn.Module], bool] = lambda module: True
+) -> Iterator[tuple[str, PackedLinear]]:
+    """The packed linear layers whose names the regular expression is found in, and that `keep` accepts."""
+    for name, layer in packed_layers(model):
+        if isinstance(layer, PackedLinear) and keep(layer) and re.search(pattern, name):
+            yield name, layer
 
 
 def save(model: nn.Module, to: str | Path) -> dict[str, int]:

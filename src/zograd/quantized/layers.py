@@ -29,11 +29,11 @@ def scratch(numel: int, like: Tensor) -> Tensor:
     return buffer[:numel]
 
 
-def storable(scales: Tensor) -> Tensor:
-    """Scales as a block can hold them, in float32: rounded to float16, but not to 0 and not to infinity."""
-    limits = torch.finfo(torch.float16)
+def storable(scales: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
+    """Scales rounded to the dtype that a format stores, but not to 0 and not to infinity."""
+    limits = torch.finfo(dtype)
     size = scales.abs().clamp(limits.smallest_normal * limits.eps, limits.max)
-    return torch.where(scales == 0, 0.0, torch.sign(scales) * size).to(torch.float16).float()
+    return torch.where(scales == 0, 0.0, torch.sign(scales) * size).to(dtype)
 
 
 class Packed(nn.Module):
@@ -82,7 +82,7 @@ class Packed(nn.Module):
         """The scales to compute with, [rows, groups] in float32; None when those of the blocks are meant."""
         if self.scale is None:
             return None
-        s = storable(self.scale.float())  # an optimizer that evaluates at another point shows it here
+        s = storable(self.scale.float()).float()  # an optimizer that evaluates at another point shows it here
         return s if self.sign is None else s * self.sign
 
     def tile(self, out: Tensor, scales: Tensor | None, a: int, b: int) -> Tensor:

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd.quantized.forms import FORMS, Form, LibraryError, check, steady
+from zograd.quantized.layers import storable
 from zograd.stores.base import tensor_bytes
 
 __all__ = [
@@ -244,13 +245,6 @@ def baked(model: nn.Module) -> Iterator[None]:
         for handle, scale, library in held:
             handle.module._parameters["scale"] = scale
             handle.form.write(handle.module, library)
-
-
-def storable(scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales in the dtype that a library stores, away from 0 and from overflow."""
-    limits = torch.finfo(dtype)
-    size = scales.abs().clamp(limits.smallest_normal * limits.eps, limits.max)
-    return torch.where(scales == 0, 0.0, torch.sign(scales) * size).to(dtype)
 
 
 def save(model: Any, out: str | Path) -> None:
