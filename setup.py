@@ -1,7 +1,7 @@
 """Builds the kernels: portable C++ files, loaded by ctypes (no Python or torch ABI).
 
 The extensions are optional. Without a compiler the package installs all the same, and `zograd.noise` and
-`zograd.quantized` fall back to torch implementations with the same bits.
+`zograd.quantized` fall back to torch implementations with the same bits, `zograd.kernels` to the same values to rounding.
 """
 
 import sys
@@ -29,7 +29,7 @@ class BuildKernels(build_ext):
 setup(
     ext_modules=[
         Extension(f"zograd.{part}._native", sources=[f"src/zograd/{part}/_native.cpp"], language="c++", optional=True)
-        for part in ("noise", "quantized")
+        for part in ("kernels", "noise", "quantized")
     ],
     cmdclass={"build_ext": BuildKernels},
 )

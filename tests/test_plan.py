@@ -152,7 +152,8 @@ def test_changes_are_combined_when_none_is_enough_alone(folder: str, monkeypatch
     assert len(said) == 2
     assert " and " in said[1]
     assert advice_with(monkeypatch, 10, folder)[-1].startswith("Even with")
-    assert "nothing left" in advice_with(monkeypatch, 10, folder, batch_size=1, dtype="bf16", train="*q_proj*")[-1]
+    least = {"batch_size": 1, "dtype": "bf16", "train": "*q_proj*", "offload": "disk"}
+    assert "nothing left" in advice_with(monkeypatch, 10, folder, **least)[-1]
 
 
 def test_unknown_memory_is_said(folder: str, monkeypatch: pytest.MonkeyPatch):
@@ -186,3 +187,14 @@ def test_measured_peaks_agree_within_30_percent_of_what_is_above_the_weights(bat
     assert planned["weights_bytes"] == weights
     for what, key in (("step_peak_bytes", "method_peak_bytes"), ("inference_peak_bytes", "inference_peak_bytes")):
         assert measured[what] - process - weights == pytest.approx(planned[key] - weights, rel=0.3)
+
+
+def test_weights_on_the_disk_take_two_blocks_and_are_advised(folder: str, monkeypatch: pytest.MonkeyPatch):
+    whole, offloaded = plan(folder), plan(folder, offload="disk")
+    assert offloaded["resident_weights_bytes"] < whole["resident_weights_bytes"] == whole["weights_bytes"]
+    saved = whole["weights_bytes"] - offloaded["resident_weights_bytes"]
+    assert whole["method_peak_bytes"] - offloaded["method_peak_bytes"] == saved
+    available = plan(folder, offload="disk", batch_size=1)["method_peak_bytes"]
+    assert any("offload disk:" in line for line in advice_with(monkeypatch, available, folder, batch_size=1))
+    with pytest.raises(ValueError, match="offload does not go with quantized"):
+        plan(folder, offload="disk", quantized=True)

@@ -189,6 +189,10 @@ def train(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16. [auto]")] = None,
     rounding: Annotated[str | None, typer.Option(help="16-bit moves: stochastic, split, nearest. [stochastic]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [cpu]")] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(help="disk: weights stay there, for models beyond RAM. cpu: in RAM, for models beyond --device."),
+    ] = None,
     train_examples: Annotated[int | None, typer.Option(help="Training examples used. [1000]")] = None,
     eval_examples: Annotated[int | None, typer.Option(help="Held-out examples used. [500]")] = None,
     eval_split: Annotated[str | None, typer.Option(help="validation or test. [validation]")] = None,
@@ -200,14 +204,24 @@ def train(
     label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML or TOML with the same keys; options here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    shards: Annotated[
+        int | None, typer.Option(help="Parts that a batch is evaluated in; with torchrun, for its processes. [theirs]")
+    ] = None,
+    parallel: Annotated[
+        str | None, typer.Option(help="What torchrun's processes share: data, directions or both. [data]")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait for another process. [300]")] = None,
     threads: Threads = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Fine-tune a model on a task.
 
+    On several processes, which exchange losses only: torchrun --standalone --nproc-per-node 2 -m zograd train ...
+
     Example: zograd train --model smollm2-135m --task trec --train lora --method fzoo --steps 500 --out runs/a
     """
+    from zograd.distributed import joined
     from zograd.hub import parse_label_words
     from zograd.llm.settings import parse, parse_assignments, read_config
     from zograd.llm.train import train as go
@@ -217,8 +231,9 @@ def train(
         "quantized": quantized or None, "quantize": quantize,
         "batch_size": batch_size, "lr": lr, "mu": mu, "lr_schedule": lr_schedule, "warmup": warmup,
         "weight_decay": weight_decay, "seed": seed, "dtype": dtype, "rounding": rounding, "device": device,
+        "offload": offload,
         "train_examples": train_examples, "eval_examples": eval_examples, "eval_split": eval_split,
-        "eval_every": eval_every, "threads": threads,
+        "eval_every": eval_every, "threads": threads, "shards": shards, "parallel": parallel, "timeout": timeout,
         "lora_r": lora_r, "prompt_template": prompt_template, "label_column": label_column,
         "lora_targets": lora_targets.split(",") if lora_targets else None,
         "label_words": parse_label_words(label_words) if label_words else None,
@@ -229,8 +244,13 @@ def train(
         data["set"] = {**data.get("set", {}), **parse_assignments(set_)}
     if resume and (out / "run.json").exists():
         stored = jsonlib.loads((out / "run.json").read_text())["settings"]
-        data = {**stored, **({"steps": steps} if steps is not None else {})}
-    result = go(parse(data), out, resume=resume, quiet=json and not sys.stderr.isatty())
+        later = {"steps": steps, "parallel": parallel, "timeout": timeout}
+        data = {**stored, **{key: value for key, value in later.items() if value is not None}}
+    settings = parse(data)
+    with joined(settings.device, settings.timeout) as peers:
+        result = go(settings, out, resume=resume, quiet=json and not sys.stderr.isatty(), peers=peers)
+    if peers.rank:
+        return
     text = "\n".join(
         [
             f"{result['metric']}: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "
@@ -410,6 +430,9 @@ def plan(
     train: Annotated[str, typer.Option(help="full, lora, scales, or a pattern of parameter names.")] = "full",
     quantized: Annotated[bool, typer.Option("--quantized", help="Keep the matrices of a .gguf packed.")] = False,
     rounding: Annotated[Literal["stochastic", "split", "nearest"], typer.Option(help="16-bit moves.")] = "stochastic",
+    offload: Annotated[
+        Literal["disk"] | None, typer.Option(help="disk: the weights stay there, for models larger than the memory.")
+    ] = None,
     device: Device = "cpu",
     json: Json = False,
     debug: Debug = False,
@@ -422,7 +445,7 @@ def plan(
 
     result = go(
         model, method=method, batch_size=batch_size, seq_len=seq_len, device=device, dtype=dtype, train=train,
-        rounding=rounding, quantized=quantized,
+        rounding=rounding, quantized=quantized, offload=offload,
     )  # fmt: skip
     text = "\n".join(
         [
@@ -520,6 +543,61 @@ def bench_exact(
     emit(go(dtype=dtype, queries=queries, updates=updates), json)
 
 
+@command(bench, name="noise")
+def bench_noise(
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16. [all]")] = None,
+    elements: Annotated[int, typer.Option(help="Weights that a pass goes over.")] = 1 << 24,
+    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 21,
+    device: Device = "cpu",
+    threads: Threads = None,
+    seed: Seed = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A pass of noise over weights against a bare in-place addition to them, interleaved.
+
+    Example: zograd bench noise --dtype bfloat16 --threads 1
+    """
+    from zograd.bench.noise import DTYPES, as_text
+    from zograd.bench.noise import bench_noise as go
+
+    dtypes = (dtype,) if dtype else DTYPES
+    result = go(dtypes=dtypes, elements=elements, rounds=rounds, threads=threads, device=device, seed=seed)
+    emit(result, json, as_text(result))
+
+
+@command(bench, name="offload")
+def bench_offload(
+    gib: Annotated[float, typer.Option(help="GiB of the weights of the model, random float32.")] = 2.0,
+    limit: Annotated[float, typer.Option(help="GiB of private memory the run from the disk may take.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps of each run.")] = 3,
+    batch_size: Batch = 2,
+    seq_len: Length = 32,
+    folder: Annotated[Path | None, typer.Option(help="Where twice the model has room. [a temporary one]")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A model larger than its memory limit, trained from the disk, beside the same steps in memory.
+
+    Example: zograd bench offload --gib 2 --limit 1
+    """
+    from zograd.bench.offload import bench_offload as go
+
+    emit(
+        go(
+            gib,
+            limit_gib=limit,
+            steps=steps,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            threads=threads,
+            folder=folder,
+        ),
+        json,
+    )
+
+
 @command(bench, name="auto")
 def bench_auto(
     budget: Annotated[int, typer.Option(help="Evaluations of each run of the grid.")] = 20_000,
@@ -535,6 +613,42 @@ def bench_auto(
     from zograd.bench.auto import measure
 
     emit(measure(budget, seeds, method=method, progress=lambda line: typer.echo(line, err=True)), json)
+
+
+@command(bench, name="ranks")
+def bench_ranks(
+    model: Model = "smollm2-135m",
+    batch_size: Batch = 16,
+    seq_len: Length = 64,
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
+    parallel: Annotated[str, typer.Option(help="What ranks share: data, directions or both.")] = "data",
+    ranks: Annotated[int, typer.Option(help="Processes, each on one core.")] = 2,
+    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 5,
+    steps: Annotated[int, typer.Option(help="Steps of a repeat.")] = 1,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Steps of several processes that share the evaluations, against one, each on one core.
+
+    Example: zograd bench ranks --batch-size 16 --seq-len 64
+    """
+    from zograd.bench.ranks import bench_ranks as go
+
+    emit(
+        go(
+            model,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            dtype=dtype,
+            method=method,
+            parallel=parallel,  # type: ignore[arg-type]
+            ranks=ranks,
+            rounds=rounds,
+            steps=steps,
+        ),
+        json,
+    )
 
 
 @command(bench, name="methods")

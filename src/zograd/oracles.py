@@ -7,6 +7,7 @@ not comparable. What is not a finite number is a failed evaluation, and never en
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias
@@ -40,6 +41,12 @@ def seeded(store: Store, key: int) -> Iterator[Callable[[], None]]:
         yield lambda: _reseed(key, devices)
 
 
+def random_state(store: Store) -> list[Tensor]:
+    """States of torch's generators on the CPU and on the devices of the store."""
+    devices = sorted({leaf.tensor.device.index or 0 for leaf in store.leaves if leaf.tensor.device.type == "cuda"})
+    return [torch.default_generator.get_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
 def _reseed(key: int, devices: Sequence[int]) -> None:
     torch.default_generator.manual_seed(key % 2**63)
     for device in devices:
@@ -70,3 +77,108 @@ def sequential(loss: Loss | SumLoss) -> Oracle:
         return values
 
     return evaluate
+
+
+class BatchedLoss(Protocol):
+    """n -> n losses: of n copies of the batch, repeated along the first axis, branch after branch."""
+
+    def __call__(self, copies: int, /) -> Tensor: ...
+
+
+def batched(loss: BatchedLoss, together: int = 16) -> Oracle:
+    """Evaluates up to `together` queries in one forward, each on its own copy of the batch (`stores/branches.py`).
+
+    loss(n) repeats the inputs n times along the first axis (`ids.repeat(n, 1)`), runs the model once, and returns one
+    loss for each copy, [n]. Directions of low rank (`RankOne`, `LowRank`) cost next to nothing on top of that forward;
+    others are regenerated for each branch in turn, which saves what reads the weights and the small operations.
+
+    Values are those of one at a time to rounding. The first query of a run is also evaluated alone and compared: a model
+    that mixes examples of a batch (batch normalisation in train mode, capacities of experts), or reads weights in a way
+    that cannot be split, is found there. Then, and where memory does not suffice, fewer share a forward, with a warning.
+
+    Memory: the activations of `together` copies of the batch. Raises ValueError for together < 1 and for a loss that
+    does not return [n]; TypeError for queries that name terms of a finite sum.
+    """
+    if together < 1:
+        raise ValueError(f"together={together} evaluations cannot share a forward; use 1 (one at a time) or more")
+    return _Batched(loss, together)
+
+
+class _Batched:
+    """The oracle of `batched`; `together` falls where the model or the memory wants it."""
+
+    def __init__(self, loss: BatchedLoss, together: int) -> None:
+        self.loss, self.together = loss, together
+        self.alone = sequential(lambda: loss(1).sum())
+        self.checked = False
+        self.draws = False
+        """Whether the forward draws random numbers, which branches then share."""
+
+    def __call__(self, store: Store, queries: Sequence[Query], key: int) -> list[float]:
+        if any(query.rows is not None for query in queries):
+            raise TypeError("batched() evaluates whole losses, and this method asks for terms of a finite sum")
+        if not self.checked:
+            return self._first(store, queries, key)
+        return self._values(store, queries, key)
+
+    def _first(self, store: Store, queries: Sequence[Query], key: int) -> Sequence[float]:
+        """One query both ways."""
+        self.checked = True
+        if self.together == 1 or len(queries) == 1:
+            self.checked = self.together == 1
+            return self.alone(store, queries, key)
+        drawn: list[bool] = []
+
+        def watched() -> Tensor:
+            before = random_state(store)
+            losses = self.loss(1)
+            drawn.append(not all(map(torch.equal, before, random_state(store))))
+            return losses.sum()
+
+        (expected,) = sequential(watched)(store, queries[:1], key)
+        self.draws = any(drawn)
+        values = self._values(store, queries, key)
+        dtypes = {leaf.dtype for leaf in store.leaves}
+        tolerance = 2.0**-6 if dtypes & {torch.bfloat16, torch.float16} else 1e-4
+        if self.together > 1 and not math.isclose(expected, values[0], rel_tol=tolerance, abs_tol=tolerance):
+            if math.isfinite(expected) or math.isfinite(values[0]):
+                self._give_up(f"its loss is {expected} alone and {values[0]} beside others")
+                return self.alone(store, queries, key)
+        return values
+
+    def _give_up(self, why: object) -> None:
+        warnings.warn(f"points are evaluated one at a time, not in one forward of this model: {why}", stacklevel=4)
+        self.together = 1
+
+    def _values(self, store: Store, queries: Sequence[Query], key: int) -> list[float]:
+        from zograd.stores.branches import Unbranchable
+
+        values: list[float] = []
+        while len(values) < len(queries):
+            if self.together == 1 or store.escaped:
+                return [*values, *self.alone(store, queries[len(values) :], key)]
+            group = queries[len(values) : len(values) + self.together]
+            try:
+                values += self._forward(store, group, key)
+            except Unbranchable as e:
+                self._give_up(e)
+            except torch.OutOfMemoryError:
+                self.together = max(1, len(group) // 2)
+                warnings.warn(f"{len(group)} points in one forward need too much memory: now {self.together}", stacklevel=3)
+        return values
+
+    def _forward(self, store: Store, group: Sequence[Query], key: int) -> list[float]:
+        from zograd.stores.branches import Branches
+
+        n = len(group)
+        with torch.no_grad(), seeded(store, key) as reseed:
+            reseed()
+            if n == 1:
+                with store.at(group[0].at):
+                    losses = self.loss(1)
+            else:
+                with Branches(store, [query.at for query in group], everywhere=self.draws):
+                    losses = self.loss(n)
+        if losses.shape != (n,):
+            raise ValueError(f"the loss of {n} copies of the batch has shape {tuple(losses.shape)}; expected [{n}]")
+        return [float(f) for f in losses.double()]

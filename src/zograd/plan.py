@@ -19,6 +19,9 @@ A task that scores label words of one token needs no loss head for the whole voc
 A model kept packed (a .gguf, `quantized`): weights are its blocks as in the file, and a forward needs one more tile to
 de-quantize. Training its scales adds a float32 master for each block of the chosen layers to the method.
 
+With weights on the disk (`offload`), twice the largest part stands for all weights: one block in use and the next one
+on its way, or a tensor outside of the blocks, such as the head. The trained weights take their size on the disk.
+
 What Python, torch and transformers take (about 0.4 GiB on a CPU, 0.5 GiB of a GPU) comes on top of every figure.
 """
 
@@ -78,6 +81,8 @@ class Question:
     rounding: Rounding
     packed: str | None = None
     """The model, when it is to stay packed."""
+    offload: bool = False
+    """Whether weights stay on the disk."""
 
 
 Answer: TypeAlias = dict[str, Any]
@@ -94,6 +99,7 @@ def plan(
     train: str = "full",
     rounding: Literal["stochastic", "split", "nearest"] = "stochastic",
     quantized: bool = False,
+    offload: Literal["disk"] | None = None,
 ) -> Answer:
     """Memory (bytes), evaluations and tape of a run before anything is loaded; formulas in the module's docstring.
 
@@ -101,10 +107,12 @@ def plan(
         configuration comes with its weights; loading them into memory is what is avoided.
     train: "full", "lora", "scales" or a pattern of parameter names, as in training. quantized: a .gguf kept packed; its
         header is read and its blocks are mapped, not loaded.
+    offload: "disk" for weights that stay there.
 
-    Keys: `params`, `trainable` (elements), `weights_bytes`, `inference_peak_bytes`, `method_peak_bytes`,
-    `adam_peak_bytes`, `activation_bytes`, `slot_bytes`, `low_bytes`, `workspace_bytes`, `evaluations_per_step`,
-    `tape_bytes_per_step`, `available_bytes` (None where unknown), `fits`, and `advice`: sentences on what would fit if
+    Keys: `params`, `trainable` (elements), `weights_bytes`, `resident_weights_bytes` (less with `offload`),
+    `inference_peak_bytes`, `method_peak_bytes`, `adam_peak_bytes`, `activation_bytes`, `slot_bytes`, `low_bytes`,
+    `workspace_bytes`, `evaluations_per_step`, `tape_bytes_per_step`, `available_bytes` (None where unknown), `fits`,
+    and `advice`: sentences on what would fit if
     this does not. Without the memory of Python and torch themselves. Measured peaks of a 135M model agree within 30 %
     of what comes on top of the weights.
 
@@ -115,9 +123,13 @@ def plan(
         raise ValueError(f"batch_size and seq_len must be at least 1, got {batch_size} and {seq_len}")
     if rounding not in ("stochastic", "split", "nearest"):
         raise ValueError(f"unknown rounding {rounding!r}; use 'stochastic', 'split' or 'nearest'")
+    if offload is not None and quantized:
+        raise ValueError("offload does not go with quantized: leave one out")
     method_named(method)
     config = skeleton_of_packed(model, dtype).config if quantized else configuration(model)
-    question = Question(method, batch_size, seq_len, dtype_named(dtype), train, rounding, model if quantized else None)
+    question = Question(
+        method, batch_size, seq_len, dtype_named(dtype), train, rounding, model if quantized else None, bool(offload)
+    )
     answer = estimate(config, question)
     available = available_bytes(device)
     fits = None if available is None else answer["method_peak_bytes"] <= available
@@ -199,7 +211,8 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     head = tokens * vocabulary * (b + 4 + (4 if b == 2 else 0))
     block = tokens * (6 * hidden + 4 * intermediate) * b
     activations = tokens * hidden * b + max(head, block)
-    inference = weights + activations + (min(TILE, max(p.rows * p.columns for p in packed)) * b if packed else 0)
+    resident = streamed_bytes(base) if question.offload else weights
+    inference = resident + activations + (min(TILE, max(p.rows * p.columns for p in packed)) * b if packed else 0)
 
     half = {k: t for k, t in chosen.items() if t.dtype in HALF}
     low = sum(2 * t.numel() for t in half.values() if question.rounding == "split" or t.ndim <= 1)
@@ -214,6 +227,7 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
         "params": sum(t.numel() for t in named.values()) + sum(p.rows * p.columns for p in packed),
         "trainable": trainable,
         "weights_bytes": weights,
+        "resident_weights_bytes": resident,
         "inference_peak_bytes": inference,
         "method_peak_bytes": inference + masters + workspace + slots + low,
         "adam_peak_bytes": weights + 12 * trainable + max(kept, activations),
@@ -224,6 +238,14 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
         "evaluations_per_step": method.evaluations,
         "tape_bytes_per_step": tape_bytes(method, decay_groups(chosen)),
     }
+
+
+def streamed_bytes(model: nn.Module) -> int:
+    """Twice the largest part of a model whose weights stay on the disk: a block, or a tensor outside of the blocks."""
+    parts = [list(block.parameters()) for block in blocks(model)]
+    inside = {id(p) for part in parts for p in part}
+    parts += [[p] for p in model.parameters() if id(p) not in inside]
+    return 2 * max(sum(map(bytes_of, part)) for part in parts)
 
 
 def working_memory(chosen: dict[str, Tensor], n_slots: int) -> int:
@@ -319,6 +341,9 @@ def alternatives(question: Question, answer: Answer, available: int) -> list[tup
         found.append(("rounding stochastic instead of split", {"rounding": "stochastic"}))
     if question.train == "full" and answer["slot_bytes"] + answer["low_bytes"] > 0:
         found.append(("train lora", {"train": "lora"}))
+    dense = question.packed is None and not is_scales(question.train)
+    if dense and not question.offload and not answer["slot_bytes"] and question.rounding != "split":
+        found.append(("offload disk", {"offload": True}))
     return found
 
 

@@ -19,6 +19,7 @@ from zograd.rules.base import Rule
 from zograd.schedules import Schedule, as_schedule
 from zograd.spaces import Euclidean, Space
 from zograd.stores.base import Rate, Store
+from zograd.stores.portions import misfit
 from zograd.vector import Ask, Estimate, Estimator, Query, Routine, Vector
 
 A = TypeVar("A")
@@ -130,6 +131,8 @@ class Run(Generic[A]):
             mine, its = (type(s).__name__ for s in (store.space, method.space))
             mine, its = (mine, its) if mine != its else (str(store.space), str(method.space))
             raise ValueError(f"the store stands in {mine}, the method in {its}; make the store with space=method.space")
+        if store.sharded and (why := misfit(method)) is not None:
+            raise TypeError(f"the weights are split over processes, which {method.name} cannot move: {why}")
         self.store, self.method, self.seed, self.terms = store, method, seed, terms
         self.step_number = 0
         self.moves = 0
@@ -306,14 +309,18 @@ class Run(Generic[A]):
 
     def replay(self, tape: Iterable[Record]) -> None:
         """Take the steps of a tape again, without evaluating anything: bit-identical weights, slots and state."""
-        for record in tape:
-            if record.step != self.step_number:
-                raise ValueError(f"the tape continues at step {record.step}, but this run stands at {self.step_number}")
-            if not record.refused:
-                aux = None if record.aux is None else self.method.estimator.aux._make(record.aux)  # type: ignore[attr-defined]
-                estimate = Estimate(record.vector, record.loss, record.losses, aux, dict(record.writes))
-                self._apply(estimate, record)  # type: ignore[arg-type]
-            self._count(record)
+        with self.store.waiting():
+            for record in tape:
+                self._take_again(record)
+
+    def _take_again(self, record: Record) -> None:
+        if record.step != self.step_number:
+            raise ValueError(f"the tape continues at step {record.step}, but this run stands at {self.step_number}")
+        if not record.refused:
+            aux = None if record.aux is None else self.method.estimator.aux._make(record.aux)  # type: ignore[attr-defined]
+            estimate = Estimate(record.vector, record.loss, record.losses, aux, dict(record.writes))
+            self._apply(estimate, record)  # type: ignore[arg-type]
+        self._count(record)
 
     def state_dict(self) -> dict[str, Any]:
         """Scalars only: step, evaluations, the state of the rule, answers given to an unfinished step.

@@ -16,12 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from zograd import __version__
 from zograd.noise import NOISE_VERSION
 from zograd.run import Record, Run
 from zograd.stores.base import tensor_bytes
+from zograd.stores.offload import Offloaded, Pages
 from zograd.tape import TAPE_VERSION, Tape, TapeWriter
 
 
@@ -29,9 +30,23 @@ class RunError(ValueError):
     """A run directory that cannot be used as asked: the message names the file and what to do."""
 
 
-def identity(model: nn.Module) -> list[dict[str, Any]]:
-    """Name, shape, dtype and SHA-256 of each tensor: what a tape's base model is recognised by. Reads every weight."""
-    digest = cache(lambda t: hashlib.sha256(tensor_bytes(t)).hexdigest())  # tied weights are hashed once
+def identity(model: nn.Module, pages: Offloaded | None = None) -> list[dict[str, Any]]:
+    """Name, shape, dtype and SHA-256 of each tensor: what a tape's base model is recognised by. Reads every weight.
+
+    pages: of offloaded weights, which are then read piece by piece.
+    """
+    offloaded: Offloaded = pages if pages is not None else Pages()
+
+    @cache  # tied weights are hashed once
+    def digest(t: Tensor) -> str:
+        h = hashlib.sha256()
+        if t in offloaded:
+            for start, stop in offloaded.walk(t):
+                h.update(tensor_bytes(t.view(-1)[start:stop]))
+        else:
+            h.update(tensor_bytes(t))
+        return h.hexdigest()
+
     return [
         {
             "name": name,
@@ -76,6 +91,25 @@ def check_free(root: Path) -> None:
         raise RunError(f"{root} already holds a run; go on with --resume, or choose another --out")
 
 
+def restarted(root: Path) -> RunDirectory | None:
+    """The run in the folder, when it is what torchrun is at, and was starting this process again to go on with.
+
+    A folder in which the run had not come to a tape is emptied: it starts anew.
+    """
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    if launch is None or not (root / "run.json").exists():
+        return None
+    directory = RunDirectory.open(root)
+    anonymous = launch == "none"  # torchrun's default name of a job, where it keeps no rendezvous
+    if directory.meta.get("launch") != launch or (anonymous and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"):
+        return None
+    if not directory.tape_path.exists() or not directory.tape_path.stat().st_size:
+        directory.tape_path.unlink(missing_ok=True)
+        (root / "run.json").unlink()
+        return None
+    return directory
+
+
 class RunDirectory:
     """Files of one run. Make one with `create` or `open`."""
 
@@ -100,6 +134,7 @@ class RunDirectory:
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "settings": dict(settings),
             "model": model,
+            "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
             **more,
         }
         run = cls(root, meta)
@@ -130,16 +165,21 @@ class RunDirectory:
         """Begin the tape."""
         self.writer = TapeWriter(self.tape_path, header)
 
-    def resume(self, run: Run[Any]) -> int:
-        """Bring `run`, which stands at the base model, to the end of the tape; returns the number of steps."""
+    def tape(self) -> Tape:
+        """The tape as it is on disk."""
         if not self.tape_path.exists():
             raise RunError(f"{self.path} has no tape.zo; the run was never started: remove the folder and start again")
-        tape = Tape(self.tape_path)
+        return Tape(self.tape_path)
+
+    def resume(self, run: Run[Any], tape: Tape) -> None:
+        """Bring `run`, which stands at the base model, to the end of the tape, and go on with writing it."""
         done = self._load_state(run, tape.steps)
         run.replay(record for record in tape.records if record.step >= done)
+        self._continue(tape)
+
+    def _continue(self, tape: Tape) -> None:
         self._trim_metrics(tape.steps)
         self.writer = TapeWriter(self.tape_path, tape)
-        return tape.steps
 
     def append(self, record: Record) -> None:
         assert self.writer is not None
@@ -161,7 +201,12 @@ class RunDirectory:
     # ---- d-sized state: a shortcut over replaying from the first step ---------------------------------------------
 
     def save_state(self, run: Run[Any]) -> None:
-        """Write weights and slots, when the method has slots; without, a replay costs little more than reading them."""
+        """Write weights and slots, when the method has slots; without, a replay costs little more than reading them.
+
+        The tape is forced to the disk in any case.
+        """
+        if self.writer is not None:
+            self.writer.sync()
         if not run.method.slots:
             return
         from safetensors.torch import save_file
@@ -195,6 +240,34 @@ class RunDirectory:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+class Follower(RunDirectory):
+    """The run directory of another process: nothing is written, and what is read may not be there."""
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], settings: Mapping[str, Any], model: list[dict[str, Any]], **more: Any
+    ) -> Follower:
+        return cls(Path(path), {"settings": dict(settings), "model": model, **more})
+
+    def save_meta(self) -> None:
+        pass
+
+    def start(self, header: Mapping[str, Any]) -> None:
+        pass
+
+    def append(self, record: Record) -> None:
+        pass
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        pass
+
+    def save_state(self, run: Run[Any]) -> None:
+        pass
+
+    def _continue(self, tape: Tape) -> None:
+        pass
 
 
 def read_metrics(run: Path) -> tuple[list[dict[str, Any]], int]:

@@ -195,13 +195,13 @@ def _frames(data: bytes, path: Path) -> Iterator[tuple[bytes, int, int]]:
 class Tape:
     """A tape that was read: its header, its records, and where it ends."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Read and verify a tape.
+    def __init__(self, path: str | os.PathLike[str], data: bytes | None = None) -> None:
+        """Read and verify a tape; with `data`, those bytes of a tape that lies at `path` in another process.
 
         Raises TapeError for a file of another kind or version, and for damage anywhere but in a torn last record.
         """
         self.path = Path(path)
-        data = self.path.read_bytes()
+        data = self.path.read_bytes() if data is None else data
         if data[:6] != _MAGIC:
             raise TapeError(f"{self.path} is not a zograd tape (it does not begin with {_MAGIC.decode()})")
         if data[:8] != _PREAMBLE:
@@ -232,6 +232,10 @@ class Tape:
     @property
     def steps(self) -> int:
         return len(self.records)
+
+    def bytes(self) -> bytes:
+        """The file without a torn end, for a process that does not have it."""
+        return self.path.read_bytes()[: self.end]
 
     @property
     def evaluations(self) -> int:

@@ -234,12 +234,21 @@ class Estimator(Protocol[A_co]):
     def __call__(self, ask: Ask, /) -> Generator[Sequence[Query], Sequence[float], Estimate[A_co]]: ...
 
 
-def noise_terms(v: Vector, scale: float = 1.0) -> tuple[list[Term], list[tuple[Basis, float]]]:
-    """The terms of scale * v that the noise kernel sums in one pass, and the others."""
+def of_signs(e: Basis) -> bool:
+    """Whether e is a product u v^T of signs on matrices, and signs of its own key on vectors (`laws.RankOne`)."""
+    return bool(getattr(e, "signs", False))
+
+
+def noise_terms(
+    v: Vector, scale: float = 1.0, *, on_vector: bool = False
+) -> tuple[list[Term], list[tuple[Basis, float]]]:
+    """The terms of scale * v that the noise kernel sums in one pass, and the others. on_vector: on a leaf of one column."""
     noise, others = [], []
     for e, c in v.terms:
         if isinstance(e, Noise):
             noise.append(Term(e.kind, e.key, c * scale))
+        elif on_vector and of_signs(e):
+            noise.append(Term(Kind.SIGN, e.key, c * scale))  # type: ignore[attr-defined]
         else:
             others.append((e, c * scale))
     return noise, others
@@ -247,7 +256,7 @@ def noise_terms(v: Vector, scale: float = 1.0) -> tuple[list[Term], list[tuple[B
 
 def fill_(out: Tensor, v: Vector, at: Address, slots: Mapping[str, Tensor]) -> Tensor:
     """out <- the elements of v at `at`, in the accumulation order of its terms (noise first)."""
-    noise, others = noise_terms(v)
+    noise, others = noise_terms(v, on_vector=at.columns == 1)
     if noise:
         combine(out, None, terms=noise, leaf=at.leaf, start=at.start)
     else:

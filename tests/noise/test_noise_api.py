@@ -5,13 +5,38 @@ import re
 import pytest
 import torch
 
-from zograd.noise import Kind, Term, backend, combine, combine_rows, gram
+from zograd.noise import Job, Kind, Term, backend, combine, combine_group, combine_pair, combine_rows, gram
 
 S = [Term(Kind.SIGN, 1, 0.5)]
 
 
-def test_backend_is_one_of_two():
-    assert backend() in ("native", "torch")
+def test_backend_depends_on_the_device():
+    assert backend() == backend("cpu") in ("native", "torch")
+    assert backend("cuda:1") in ("triton", "torch")
+    assert backend("meta") == "torch"
+
+
+def test_a_group_is_its_leaves_one_after_the_other():
+    """Mixed dtypes; rounding keys reach 16-bit tensors without low halves only."""
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.bfloat16]
+    weights = [torch.linspace(-1, 1, 3000 + j).to(dtype) for j, dtype in enumerate(dtypes)]
+    lows = [None, None, None, torch.zeros(3003, dtype=torch.int16)]
+    apart, terms = torch.empty(3000), [Term(Kind.SIGN, 1, 1e-3), Term(Kind.NORMAL, 2, 1e-3)]
+    expected, moved = [], 0
+    for j, (w, low) in enumerate(zip(weights, lows, strict=True)):
+        y, rest = w.clone(), None if low is None else low.clone()
+        key = 5 if j in (1, 2) else None
+        moved += combine(y, y, scale=0.5, terms=terms, leaf=j, start=7 * j, rounding=key, low=rest)
+        expected += [y, rest]
+    y = torch.empty(3000)
+    combine(y, weights[0], scale=0.5, terms=terms, leaf=9)
+    jobs = [Job(apart, weights[0].clone(), 9), Job(torch.empty(0))]
+    jobs += [Job(w, w, j, 7 * j, None, low) for j, (w, low) in enumerate(zip(weights, lows, strict=True))]
+    assert combine_group(jobs, scale=0.5, terms=terms, rounding=5) == moved
+    assert torch.equal(apart, y)
+    for got, want in zip([t for pair in zip(weights, lows, strict=True) for t in pair], expected, strict=True):
+        assert (got is None and want is None) or torch.equal(got, want)
+    assert combine_group([]) == 0
 
 
 def test_no_terms_copies_scales_or_zeroes():
@@ -65,6 +90,18 @@ def test_power_of_two_signs_restore_exactly():
     assert all(torch.equal(seen[0], later) for later in seen[1:])
 
 
+def test_a_pair_surrounds_x():
+    x = torch.tensor([1.5, -0.0, 3.0], dtype=torch.bfloat16)
+    plus, minus = torch.empty_like(x), torch.empty_like(x)
+    combine_pair(plus, minus, x, terms=S)
+    assert (plus - x).tolist() == (x - minus).tolist()
+    assert (plus - x).abs().tolist() == [0.5] * 3
+    combine_pair(plus, minus, x, terms=[])
+    assert torch.equal(plus.view(torch.int16), x.view(torch.int16))
+    assert torch.equal(minus.view(torch.int16), x.view(torch.int16))
+    combine_pair(torch.empty(0), torch.empty(0), torch.empty(0), terms=S)
+
+
 f32, bf16 = torch.zeros(8), torch.zeros(8, dtype=torch.bfloat16)
 low = torch.zeros(8, dtype=torch.int16)
 
@@ -95,6 +132,9 @@ REFUSED = [
     (ValueError, "leaf=4294967296 is out of range", lambda: combine(f32, terms=S, leaf=1 << 32)),
     (ValueError, "start=-1", lambda: combine(f32, terms=S, start=-1)),
     (ValueError, "start=1099511627769", lambda: combine(f32, terms=S, start=(1 << 40) - 7)),
+    (ValueError, "plus and the tensor", lambda: combine_pair(f32, torch.zeros(8), f32, terms=S)),
+    (ValueError, "minus and the tensor", lambda: combine_pair(f32, f32, torch.zeros(8), terms=S)),
+    (TypeError, "minus is torch.bfloat16", lambda: combine_pair(f32, bf16, torch.zeros(8), terms=S)),
     (ValueError, "x has shape (8,)", lambda: combine_rows(f32, f32, torch.tensor([0]), terms=S, leaf=0)),
     (TypeError, "rows is torch.int32", lambda: combine_rows(f32, torch.zeros(2, 8), low.int()[:1], terms=S, leaf=0)),
     (
@@ -113,6 +153,10 @@ REFUSED = [
         lambda: combine_rows(f32, torch.zeros(2, 4), torch.tensor([0]), terms=S, leaf=0),
     ),
     (ValueError, "share part", lambda: combine_rows(f32, f32.view(2, 4), torch.tensor([0, 1]), terms=S, leaf=0)),
+    (ValueError, "x is not out", lambda: combine_group([Job(f32, f32), Job(bf16, None, low=low)], terms=S)),
+    (TypeError, "x is torch.bfloat16", lambda: combine_group([Job(f32, f32), Job(f32, bf16)], terms=S)),
+    (ValueError, "start=-1", lambda: combine_group([Job(f32, f32), Job(bf16, bf16, 1, -1)], terms=S)),
+    (ValueError, "rounding=-1 is not a 64-bit key", lambda: combine_group([Job(f32, f32)], terms=S, rounding=-1)),
     (ValueError, "kind=5", lambda: gram([(5, 1)], 0, 0, 1)),
     (ValueError, "count=-1", lambda: gram([(Kind.SIGN, 1)], 0, 0, -1)),
 ]

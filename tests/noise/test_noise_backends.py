@@ -130,6 +130,22 @@ def test_backends_reproduce_the_reference(dtype, data):
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.__name__)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(("n", "start"), [(1, 0), (2048, 2048), (40_011, 4093)])
+def test_a_pair_is_two_calls(engine, dtype, n, start, monkeypatch):
+    monkeypatch.setattr(portable, "CHUNK", 10_000)
+    x = weights(n, dtype, 0, special=True)
+    for kinds in ([Kind.SIGN], [Kind.NORMAL], [Kind.NORMAL, Kind.SIGN, Kind.NORMAL]):
+        terms = [Term(kind, j, 1e-3 / (j + 1)) for j, kind in enumerate(kinds)]
+        plus, minus, one = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
+        engine.combine_pair(plus, minus, x, terms, 3, start)
+        for side, sign in ((plus, 1), (minus, -1)):
+            signed = [Term(kind, key, sign * coef) for kind, key, coef in terms]
+            portable.combine(one, x, 1.0, signed, None, 1.0, 3, start, None, None)
+            assert_same_bits(side, one)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.__name__)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_chunks_change_nothing(engine, dtype, monkeypatch):
     monkeypatch.setattr(portable, "CHUNK", 1000)
     n, start = 70_001, 4093

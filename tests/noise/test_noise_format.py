@@ -119,6 +119,7 @@ def test_table():
     assert (z > 0).all()
     assert (z[1:] >= z[:-1]).all()
     assert np.array_equal(z.numpy(), reference.table())
+    assert np.array_equal(table.values().double().numpy() * 65536, reference.table())
     exact = [int(v) for v in z]
     assert abs(sum(v * v for v in exact) / (32768 << 32) - 1) < 2e-8  # half a unit on 32,768 atoms
     assert abs(sum(v**4 for v in exact) / (32768 << 64) - 3) < 1e-3

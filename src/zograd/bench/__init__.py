@@ -1,7 +1,7 @@
 """Measurements that anybody can repeat: what a step costs in time and memory, and whether it is exact.
 
 Files: baseline.py (the loop that is compared with), workload.py (a model, its loss, and the three ways to run it),
-step.py (time), memory.py (peaks), exact.py (weights after queries and updates).
+step.py (time), memory.py (peaks), exact.py (weights after queries and updates), ranks.py (processes that share a step).
 
 Each function returns plain data for JSON; progress goes to stderr.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from zograd.bench.exact import bench_exact
 from zograd.bench.memory import bench_memory
+from zograd.bench.ranks import bench_ranks
 from zograd.bench.step import bench_step
 
-__all__ = ["bench_exact", "bench_memory", "bench_step"]
+__all__ = ["bench_exact", "bench_memory", "bench_ranks", "bench_step"]

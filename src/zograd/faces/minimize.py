@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from zograd import methods
+from zograd.distributed.executors import gather
 from zograd.run import Method, Record, Run
 from zograd.spaces import Space
 from zograd.stores.base import Store
@@ -82,6 +84,7 @@ def minimize(
     callback: Callable[[Record], object] | None = None,
     max_failures: int = 20,
     terms: int = 0,
+    executor: Executor | None = None,
 ) -> Result:
     """Minimize f(x, *args) over arrays of the shape of x0, from values alone.
 
@@ -94,9 +97,12 @@ def minimize(
         single term: the whole f costs N.
     callback: called with the `Record` of each step; returning True ends the run.
     max_failures: refused steps in a row after which the run gives up.
+    executor: evaluates the points of a step at once, where the method asks for several (`concurrent.futures`, loky,
+        dask, mpi4py, or `zograd.distributed.from_pool(pool)`); processes have to be able to pickle f. The trajectory
+        is the same, bit for bit. What f raises passes through.
 
-    Costs O(d) memory for one point at a time. Raises ValueError for a budget too small for a single step, an empty or
-    non-finite x0, or an x0 outside of the method's space or set.
+    Costs O(d) memory for one point at a time, or for those of a step with an executor. Raises ValueError for a budget
+    too small for a single step, an empty or non-finite x0, or an x0 outside of the method's space or set.
     """
     m = array_method(method)
     store = ArrayStore(x0, m.space)
@@ -109,12 +115,17 @@ def minimize(
     tape: list[Record] = []
 
     def oracle(store: Any, queries: Sequence[Query], key: int) -> list[float]:
-        return [value(store.point(query.at), query.rows) for query in queries]
+        return values(arguments(store.point(query.at), query.rows) for query in queries)
 
-    def value(x: npt.NDArray[Any], rows: Sequence[int] | None) -> float:
+    def values(calls: Iterable[tuple[Any, ...]]) -> list[float]:
+        if executor is None:
+            return [scalar(f(*call)) for call in calls]
+        return [scalar(value) for value in gather([executor.submit(f, *call) for call in calls])]
+
+    def arguments(x: npt.NDArray[Any], rows: Sequence[int] | None) -> tuple[Any, ...]:
         if not terms:
-            return scalar(f(x, *args))
-        return scalar(f(x, np.arange(terms) if rows is None else np.array(rows, dtype=np.intp), *args))
+            return (x, *args)
+        return (x, np.arange(terms) if rows is None else np.array(rows, dtype=np.intp), *args)
 
     success, message = True, "budget used"
     while run.evaluations + most + last <= budget:
@@ -129,7 +140,7 @@ def minimize(
                 f"{max_failures} steps in a row had a non-finite value, the last {record.loss} at step {record.step}"
             )
             break
-    final = value(store.array.copy(), None)
+    (final,) = values([arguments(store.array.copy(), None)])
     if success and not math.isfinite(final):
         success, message = False, f"f is {final} at the result"
     return Result(store.array, final, run.evaluations + last, run.step_number, success, message, tape)

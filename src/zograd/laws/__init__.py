@@ -6,6 +6,7 @@ from zograd.laws.cosine import DCT, strongest_columns
 from zograd.laws.lowrank import Components, LowRank, Projected, Subspace
 from zograd.laws.masked import Scattered, SmallWeights, TopScores
 from zograd.laws.orthogonal import Orthogonal, Walsh
+from zograd.laws.rank_one import RankOne
 from zograd.laws.scores import Scores, sensitivity, squared_weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Orthogonal",
     "Projected",
     "Rademacher",
+    "RankOne",
     "Scattered",
     "Scores",
     "SmallWeights",

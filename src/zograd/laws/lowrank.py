@@ -76,6 +76,13 @@ class Outer(Regenerated):
 
         add_product_(out, coef, at, multiply, self.rank**-0.5)
 
+    def factors(self, leaf: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """U [r, rows], V [r, columns] in float64 with r^-1/2 U V^T = U^T V on a matrix; None on a vector."""
+        if not is_matrix(shape):
+            return None
+        u = normals(self.key, self.rank, leaf, 0, shape[0], device).mul_(self.rank**-0.5)
+        return u, side(self.right, self.rank, leaf, Address(leaf, 0, shape).columns, device)
+
 
 @dataclass(frozen=True, slots=True)
 class LowRank:

@@ -43,7 +43,11 @@ class TrainSettings(BaseModel):
     rounding: Literal["stochastic", "split", "nearest"] = "stochastic"
     dtype: str = "auto"
     device: str = "cpu"
+    offload: Literal["disk", "cpu"] | None = None
     threads: int | None = Field(default=None, ge=1)
+    shards: int | None = Field(default=None, ge=1)
+    parallel: Literal["data", "directions", "both"] = "data"
+    timeout: float = Field(default=300.0, gt=0)
     cache_prefix: bool = True
     train_examples: int | None = Field(default=1000, ge=1)
     eval_examples: int | None = Field(default=500, ge=1)
@@ -62,6 +66,24 @@ class TrainSettings(BaseModel):
             raise ValueError("quantized keeps a .gguf packed, quantize makes 4 or 8 bits of a dense model: choose one")
         return self
 
+    @model_validator(mode="after")
+    def _offload_fits(self) -> Self:
+        if self.offload is None:
+            return self
+        refused = {
+            "quantized": (self.quantized, "the blocks of a .gguf are no tensors that can be moved on the disk"),
+            "quantize": (self.quantize is not None, "a library holds its integers in memory"),
+            "rounding = split": (self.rounding == "split", "the low halves of split weights are not offloaded"),
+            f"device = {self.device}": (
+                self.offload == "disk" and self.device != "cpu",
+                "weights on the disk are read by the CPU",
+            ),
+        }
+        for name, (given, why) in refused.items():
+            if given:
+                raise ValueError(f"offload = {self.offload} does not go with {name}: {why}; leave one out")
+        return self
+
     def stored(self) -> dict[str, Any]:
         """As plain data, to be read back by `parse`."""
         data: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
@@ -74,6 +96,8 @@ def parse(data: dict[str, Any]) -> TrainSettings:
         return TrainSettings.model_validate(data)
     except ValidationError as e:
         first = e.errors()[0]
+        if not first["loc"]:  # settings that do not go together: the message says which
+            raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = ", ".join(field.alias or key for key, field in TrainSettings.model_fields.items())

@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
 from zograd.llm.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.noise import fold
+from zograd.stores.lens import WatchedParameter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,7 +167,7 @@ class Scorer:
         head = self.base.get_output_embeddings()
         if ids is None:
             logits = head(hidden)
-        elif not hasattr(head, "lookup") and type(getattr(head, "weight", None)) is not nn.Parameter:
+        elif not hasattr(head, "lookup") and type(getattr(head, "weight", None)) not in (nn.Parameter, WatchedParameter):
             logits = head(hidden)[..., ids]  # quantized by another library: its rows are not to be had
         else:
             rows = head.lookup(ids).to(hidden.dtype) if hasattr(head, "lookup") else F.embedding(ids, head.weight)
@@ -239,21 +241,35 @@ class Scorer:
             k = best[k][1]
         return cut[::-1]
 
+    def parts(self, examples: Sequence[Example], count: int) -> list[list[Example]]:
+        """A batch in `count` parts of about equal cost; each gets every count-th example in order of length."""
+        if count == 1:
+            return [list(examples)]
+        order = sorted(range(len(examples)), key=lambda i: (-self.tokens([examples[i]]), i))
+        return [[examples[i] for i in order[part::count]] for part in range(count)]
+
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example], *, progress: Callable[[int], object] | None = None) -> Metrics:
-        """Metric, calibrated metric, majority share and mean loss over examples."""
+    def evaluate(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress: Callable[[int], object] | None = None,
+        peers: Peers | None = None,
+    ) -> Metrics:
+        """Metric, calibrated metric, majority share and mean loss over examples; forwards are dealt to `peers`."""
+        peers = Peers() if peers is None else peers
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
-        scores: Tensor | None = None
-        for bucket in self.buckets(examples, EVALUATION):
-            part = self.scores([examples[i] for i in bucket]).cpu()
-            scores = torch.empty(len(examples), part.shape[1]) if scores is None else scores
-            scores[torch.tensor(bucket)] = part
+        classes = len(self.words) if self.task.kind == "classification" else 1
+        scores = torch.zeros(len(examples), classes)
+        for number, bucket in enumerate(self.buckets(examples, EVALUATION)):
+            if number % peers.world == peers.rank:
+                scores[torch.tensor(bucket)] = self.scores([examples[i] for i in bucket]).cpu()
             if progress is not None:
                 progress(len(bucket))
-        assert scores is not None
+        scores = peers.total(scores)
         loss = float(self._losses(scores.to(self.device), examples).mean())
         if self.task.kind != "classification":
             return Metrics("loss", loss, None, None, len(examples), loss)

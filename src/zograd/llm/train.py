@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -17,19 +18,31 @@ from torch import Tensor, nn
 
 from zograd import methods
 from zograd.control import AutoRate
+from zograd.distributed import Peers, shared
 from zograd.hub import load_task
-from zograd.llm import loading
+from zograd.llm import loading, offloading
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.task import Batches, Metrics, Scorer
 from zograd.memory import Peak
-from zograd.oracles import Oracle, sequential
+from zograd.oracles import Oracle
 from zograd.quantized import libraries
 from zograd.quantized.feasible import Probes
 from zograd.run import Method, Record, Run
-from zograd.rundir import RunDirectory, RunError, check_free, check_identity, identity, read_metrics
+from zograd.rundir import (
+    Follower,
+    RunDirectory,
+    RunError,
+    check_free,
+    check_identity,
+    identity,
+    read_metrics,
+    restarted,
+)
 from zograd.schedules import Schedule
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
+from zograd.stores.offload import Offloaded, Pages
+from zograd.stores.streamed import Streamed
 from zograd.tape import Tape
 
 LORA_LR = 100.0
@@ -59,6 +72,8 @@ class Prepared:
     store: Store
     run: Run[Any]
     replay_seconds: float = 0.0
+    pages: Offloaded | None = None
+    """Where the weights are, when they are offloaded."""
 
 
 def build_method(s: TrainSettings) -> Method[Any]:
@@ -95,12 +110,22 @@ def build_method(s: TrainSettings) -> Method[Any]:
         raise SettingsError(f"method {s.method!r} does not work on positive scales: {e}") from e
 
 
-def prepare(s: TrainSettings) -> Prepared:
-    """Load the base model, attach adapters, choose the trained tensors, make the store and the run."""
+def prepare(s: TrainSettings, folder: Path) -> Prepared:
+    """Load the base model, attach adapters, choose the trained tensors, make the store and the run.
+
+    folder: of the run; weights that stay on the disk are trained there.
+    """
     if s.train == "prefix":
         raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
     method = build_method(s)
-    model, tokenizer = loading.load(s.model, dtype=s.dtype, device=s.device, quantized=s.quantized, quantize=s.quantize)
+    pages: Offloaded | None = None
+    mapped: Pages | None = None
+    if s.offload == "disk":
+        model, tokenizer, mapped = offloading.load(s.model, dtype=s.dtype, scratch=folder)
+    else:
+        model, tokenizer = loading.load(
+            s.model, dtype=s.dtype, device="cpu" if s.offload else s.device, quantized=s.quantized, quantize=s.quantize
+        )
     module: nn.Module = model
     layers = s.layers
     if s.train == "lora":
@@ -108,21 +133,76 @@ def prepare(s: TrainSettings) -> Prepared:
         module, layers = loading.attach_lora(model, spec, s.seed), None
     trained = loading.select(module, s.train, layers=layers)
     module.requires_grad_(False)
+    streamed: Streamed | None = None
+    if mapped is not None:
+        pages = mapped
+        check_slots(method, trained, mapped)
+        offloading.make_trainable(trained, mapped, folder)
+        offloading.stream(module, mapped)
+    elif s.offload == "cpu":
+        pages = streamed = offloading.to_device(module, s.device, keep=trained.values() if s.train == "lora" else ())
+        check_slots(method, trained, streamed)
     store = Store(
-        trained, space=method.space, rounding=s.rounding, groups=loading.decay_groups(trained), decays=(1.0, 0.0)
-    )
-    return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed))
+        trained, space=method.space, rounding=s.rounding, groups=loading.decay_groups(trained), decays=(1.0, 0.0),
+        pages=pages,
+    )  # fmt: skip
+    if streamed is not None:
+        streamed.serve(store)
+    return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
 
 
-def resolve(s: TrainSettings) -> TrainSettings:
-    """The settings with what depends on the machine written out: dtype "auto", and the number of threads.
+def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offloaded) -> None:
+    """Raise SettingsError for a method with state of the size of offloaded weights: it would not be offloaded."""
+    if method.slots and any(t in pages for t in trained.values()):
+        raise SettingsError(
+            f"method {method.name!r} keeps {', '.join(method.slots)} for all that is trained, and --offload takes "
+            f"care of weights alone; choose a method without slots, such as zo_sgd or fzoo, or --train lora"
+        )
 
-    Sets torch's thread count, since the last bits of a matrix product depend on it.
+
+def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
+    """The settings with what depends on the machine written out: dtype "auto", the number of threads, the parts.
+
+    Batches that are dealt to processes are cut into as many parts; with directions dealt, they stay whole; with both,
+    they are cut into the fewest parts that keep all processes busy.
     """
-    if s.threads is not None:
-        torch.set_num_threads(s.threads)
+    shards = s.shards
+    if shards is None:
+        points = build_method(s).evaluations
+        shards = {"data": world, "directions": 1, "both": world // math.gcd(world, points)}[s.parallel]
+    if shards > s.batch_size:
+        raise SettingsError(f"a batch of {s.batch_size} cannot be cut into {shards} parts; raise --batch-size")
     dtype = str(loading.dtype_named(s.dtype)).removeprefix("torch.")
-    return s.model_copy(update={"threads": torch.get_num_threads(), "dtype": dtype})
+    threads = torch.get_num_threads() if s.threads is None else s.threads
+    return s.model_copy(update={"threads": threads, "dtype": dtype, "shards": shards})
+
+
+def going_on(given: TrainSettings, directory: RunDirectory) -> TrainSettings:
+    """The settings of a run on disk, but for what may be another from now on."""
+    stored = dict(directory.meta["settings"])
+    s = parse(stored | {"shards": stored.get("shards") or 1})  # older runs knew no parts
+    if s.lr_schedule != "constant" and given.steps != s.steps:
+        raise RunError(
+            f"the {s.lr_schedule} schedule of this run ends at {s.steps} steps; resume it with --steps {s.steps}"
+        )
+    return s.model_copy(update={name: getattr(given, name) for name in ("steps", "parallel", "timeout")})
+
+
+def same(given: TrainSettings, stored: TrainSettings) -> bool:
+    """Whether settings are those of a run, in which what was left open has been written out."""
+    open_ = [name for name in ("shards", "threads", "dtype") if getattr(given, name) in (None, "auto")]
+    return given.model_copy(update={name: getattr(stored, name) for name in open_}) == stored
+
+
+def opened(s: TrainSettings, out: Path, resume: bool, world: int) -> tuple[TrainSettings, RunDirectory | None]:
+    """What is to be run, and the run to go on with: as asked, or as torchrun does after a failure."""
+    found = RunDirectory.open(out) if resume else restarted(out)
+    if found is not None and (resume or same(s, going_on(s, found))):
+        s = going_on(s, found)
+    else:
+        check_free(out)
+        found = None
+    return resolve(s, world), found
 
 
 @contextmanager
@@ -147,70 +227,71 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
+def train(
+    s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: bool = False, peers: Peers | None = None
+) -> dict[str, Any]:
     """Fine-tune and return the summary that `zograd train --json` prints.
 
     The run is written to `out` as it goes; with `resume` the run there goes on to the bit-identical end. Raises
     DivergenceError after `max_failures` refused steps in a row, with the run intact.
+
+    peers: the processes that share the evaluations (`zograd.distributed.joined`). All of them call this, all return the
+        same summary; rank 0 decides on the settings and writes the run. Each begins by replaying the tape of rank 0. A
+        process that torchrun starts again goes on by itself with a run of these settings. Raises PeersError and
+        PeersDisagree as `Peers` does.
     """
-    if not resume:
-        check_free(Path(out))
-    directory = RunDirectory.open(out) if resume else None
-    if directory is not None:
-        steps = s.steps
-        s = parse(directory.meta["settings"])
-        if s.lr_schedule != "constant" and steps != s.steps:
-            raise RunError(
-                f"the {s.lr_schedule} schedule of this run ends at {s.steps} steps; resume it with --steps {s.steps}"
+    peers = Peers() if peers is None else peers
+    found: RunDirectory | None = None
+    tape: Tape | None = None
+    with peers.together("opening the run"):
+        if peers.rank == 0:
+            s, found = opened(s, Path(out), resume, peers.world)
+            tape = None if found is None else found.tape()
+    plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta]).encode()))
+    done = peers.broadcast(b"" if tape is None else tape.bytes())
+    s, meta = parse(plan[0]), plan[1]
+    if s.threads is not None:
+        torch.set_num_threads(s.threads)  # the last bits of a matrix product depend on it
+    with peers.together("loading the model and the task"):
+        work = set_up(s, Path(out))
+        if meta is not None:
+            check_identity(meta["model"], work.base, s.model)
+    peers.compare(json.dumps(work.base), "the base model and adapters")
+    p, scorer = work.prepared, work.scorer
+
+    directory: RunDirectory
+    if meta is None:
+        before = scorer.evaluate(work.held_out, peers=peers)
+        with peers.together("beginning the run"):
+            begin = RunDirectory.create if peers.rank == 0 else Follower.create
+            directory = begin(
+                out, s.stored(), work.base, trained=list(p.trained), metrics_before=asdict(before), data=work.data
             )
-        s = s.model_copy(update={"steps": steps})
-    s = resolve(s)
-    task = load_task(
-        s.task,
-        prompt_template=s.prompt_template,
-        label_words=s.label_words,
-        text_column=s.text_column,
-        label_column=s.label_column,
-        seed=s.seed,
-    )
-    p = prepare(s)
-    base = identity(p.model)  # first, so that every weight is resident when the peak of inference is measured
-    examples = list(task.splits["train"])[: s.train_examples]
-    held_out = list(task.splits[s.eval_split])[: s.eval_examples]
-    scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
-    for example in (*examples, *held_out):
-        scorer.encode(example)  # an example that does not fit is refused before anything is written
-    batches = Batches(examples, s.batch_size, s.seed)
-
-    with Peak(s.device) as inference:
-        scorer.infer(batches[0], held_out)
-    scorer.remember([*examples, *held_out])
-    if directory is None:
-        before = scorer.evaluate(held_out)
-        directory = RunDirectory.create(
-            out,
-            s.stored(),
-            base,
-            trained=list(p.trained),
-            metrics_before=asdict(before),
-            data={"task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source},
-        )
-        directory.start({"seed": s.seed, "method": s.method, "settings": s.stored(), "trained": list(p.trained)})
-        directory.log({"step": 0, "evaluations": 0, **_shown(before), "seconds": 0.0})
-        done = 0
+            header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them
+            directory.start({"seed": s.seed, "method": s.method, "settings": header, "trained": list(p.trained)})
+            directory.log({"step": 0, "evaluations": 0, **_shown(before), "seconds": 0.0})
     else:
-        check_identity(directory.meta["model"], base, s.model)
-        before = Metrics(**directory.meta["metrics_before"])
-        done = directory.resume(p.run)
+        before = Metrics(**meta["metrics_before"])
+        with peers.together("replaying the tape"):
+            directory = found if found is not None else Follower(Path(out), meta)
+            directory.resume(p.run, tape if tape is not None else Tape(directory.tape_path, done))
+        peers.remember(done)
+    steps_before = p.run.step_number
 
-    loop = Loop(p, scorer, batches, held_out, directory, quiet)
+    loop = Loop(work, directory, quiet or peers.rank > 0, peers)
     try:
         with Peak(s.device) as peak:
             loop.go()
-            after = loop.last_metrics or scorer.evaluate(held_out)
+            after = loop.last_metrics or scorer.evaluate(work.held_out, peers=peers)
         directory.save_state(p.run)
     finally:
         directory.close()
+    sha256 = p.store.digest()
+    peers.compare(sha256, "the weights at the end")
+    if peers.rank:
+        result: dict[str, Any] = json.loads(peers.broadcast())
+        return result
+    steps = p.run.step_number - steps_before
     losses = [r.loss for r in Tape(directory.tape_path).records if not r.refused]
     summary = {
         "steps": p.run.step_number,
@@ -227,19 +308,63 @@ def train(s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: boo
         "eval_examples": after.examples,
         "trained": p.store.dim,
         "peak_bytes": peak.bytes,
-        "inference_peak_bytes": inference.bytes,
+        "inference_peak_bytes": work.inference.bytes,
         "memory_method": peak.method,
         "seconds": loop.seconds,
-        "steps_this_time": p.run.step_number - done,
+        "steps_this_time": steps,
         "interrupted": loop.interrupted,
+        "ranks": peers.world,
+        "shards": s.shards,
+        "bytes_per_step": peers.sent / steps if steps else 0.0,
         **({} if loop.probes is None else loop.probes.shares()),
-        "sha256": p.store.digest(),
+        "sha256": sha256,
         "run": str(out),
     }
     if not loop.interrupted:
         directory.meta["result"] = summary
         directory.save_meta()
+    peers.broadcast(json.dumps(summary).encode())
     return summary
+
+
+@dataclass
+class Work:
+    """A prepared model with its task: all that a run needs but for a folder."""
+
+    prepared: Prepared
+    base: list[dict[str, Any]]
+    """Identity of the base model."""
+    scorer: Scorer
+    batches: Batches
+    held_out: list[Any]
+    data: dict[str, Any]
+    """What the examples are, for run.json."""
+    inference: Peak
+
+
+def set_up(s: TrainSettings, folder: Path) -> Work:
+    """Load model and task for a run in `folder`; examples that do not fit are refused."""
+    task = load_task(
+        s.task,
+        prompt_template=s.prompt_template,
+        label_words=s.label_words,
+        text_column=s.text_column,
+        label_column=s.label_column,
+        seed=s.seed,
+    )
+    p = prepare(s, folder)
+    base = identity(p.model, p.pages)  # first, so that every weight is resident when the peak of inference is measured
+    examples = list(task.splits["train"])[: s.train_examples]
+    held_out = list(task.splits[s.eval_split])[: s.eval_examples]
+    scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
+    for example in (*examples, *held_out):
+        scorer.encode(example)
+    batches = Batches(examples, s.batch_size, s.seed)
+    with Peak(s.device) as inference:
+        scorer.infer(batches[0], held_out)
+    scorer.remember([*examples, *held_out])
+    data = {"task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source}
+    return Work(p, base, scorer, batches, held_out, data, inference)
 
 
 def _mean(losses: list[float]) -> float | None:
@@ -257,17 +382,15 @@ class Loop:
     run goes on from its last line: loading, and what a killed process did after that line, do not count.
     """
 
-    def __init__(
-        self, p: Prepared, scorer: Scorer, batches: Batches, held_out: list[Any], directory: RunDirectory, quiet: bool
-    ) -> None:
-        self.p, self.scorer, self.batches, self.held_out = p, scorer, batches, held_out
-        self.directory, self.quiet = directory, quiet
+    def __init__(self, work: Work, directory: RunDirectory, quiet: bool, peers: Peers) -> None:
+        self.p, self.scorer, self.batches, self.held_out = work.prepared, work.scorer, work.batches, work.held_out
+        self.directory, self.quiet, self.peers = directory, quiet, peers
         self.interrupted = False
         self.last_metrics: Metrics | None = None
         self.seconds = 0.0
         self.meters: dict[str, float] = {}
         self.probes: Probes | None = None
-        if loading.is_scales(p.settings.train):
+        if loading.is_scales(self.p.settings.train):
             self.probes = Probes(lambda *_: [])
         lines, _ = read_metrics(directory.path)
         self.began, self.earlier = 0.0, max((line.get("seconds", 0.0) for line in lines), default=0.0)
@@ -275,7 +398,7 @@ class Loop:
     def go(self) -> None:
         from tqdm import tqdm
 
-        s, run = self.p.settings, self.p.run
+        s, run, stopped = self.p.settings, self.p.run, False
         self.began = start = time.perf_counter()
         tokens = 0
         bar = tqdm(
@@ -283,17 +406,24 @@ class Loop:
             disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
         with interruptible() as caught, bar:
-            while run.step_number < s.steps and not caught:
+            while run.step_number < s.steps and not (stopped := self.peers.stopping(bool(caught))):
                 batch = self.batches[run.step_number]
                 record = run.step(self._oracle(batch))
+                self.peers.remember(record)
                 self.directory.append(record)
                 tokens += self.scorer.tokens(batch) * record.evaluations
                 self._after(record, bar, tokens / (time.perf_counter() - start))
-        self.interrupted = bool(caught)
+        self.interrupted = stopped
         self.seconds = time.perf_counter() - start
 
     def _oracle(self, batch: list[Any]) -> Oracle:
-        answer = sequential(lambda: self.scorer.loss(batch))
+        parts = self.scorer.parts(batch, self.p.settings.shards or 1)
+        answer = shared(
+            lambda part, rows=None: self.scorer.loss(parts[part]),
+            self.peers,
+            weights=[len(part) / len(batch) for part in parts],
+            deal=self.p.settings.parallel,
+        )
         if self.probes is None:
             return answer
         self.probes.inner = answer
@@ -332,7 +462,7 @@ class Loop:
             )
         self.last_metrics = None
         if (s.eval_every and run.step_number % s.eval_every == 0) or run.step_number == s.steps:
-            self.last_metrics = self.scorer.evaluate(self.held_out)
+            self.last_metrics = self.scorer.evaluate(self.held_out, peers=self.peers)
             line |= _shown(self.last_metrics)
         self._log(line)
         if run.step_number % s.save_every == 0:
@@ -357,8 +487,8 @@ def restore(path: str | Path, model: str | None = None, *, to: int | None = None
     tape = Tape(directory.tape_path)
     if to is not None and not 0 <= to <= tape.steps:
         raise RunError(f"--to {to}: the tape of {path} has {tape.steps} steps")
-    p = prepare(s if model is None else s.model_copy(update={"model": model}))
-    check_identity(directory.meta["model"], identity(p.model), p.settings.model)
+    p = prepare(s if model is None else s.model_copy(update={"model": model}), Path(path))
+    check_identity(directory.meta["model"], identity(p.model, p.pages), p.settings.model)
     start = time.perf_counter()
     p.run.replay(tape.records[:to])
     p.replay_seconds = time.perf_counter() - start
@@ -402,7 +532,10 @@ def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | No
             f"the replayed weights have SHA-256 {sha256}, but the run ended at {recorded['sha256']}: "
             f"this machine's arithmetic or one of the files differs; nothing was written"
         )
-    save(p.model, p.tokenizer, Path(out))
+    if p.pages is not None:
+        offloading.save(p.model, p.tokenizer, p.pages, Path(out))
+    else:
+        save(p.model, p.tokenizer, Path(out))
     note = {"run": str(path), "base": p.settings.model, "steps": p.run.step_number, "sha256_trained": sha256}
     (Path(out) / "zograd.json").write_text(json.dumps(note, indent=1))
     return {

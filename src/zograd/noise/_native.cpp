@@ -14,6 +14,10 @@
 #include <cstring>
 #include <vector>
 
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #define EXPORT extern "C" __declspec(dllexport)
 #define INLINE static __forceinline
@@ -37,6 +41,12 @@
 #define PREFETCH(address) __builtin_prefetch(address)
 #endif
 
+#if defined(__clang__)
+#define UNROLL10 _Pragma("clang loop unroll_count(10)")
+#elif defined(__GNUC__)
+#define UNROLL10 _Pragma("GCC unroll 10")
+#endif
+
 // One binary for every x86-64: each kernel is compiled for three instruction sets and the widest that the machine has is
 // picked at run time. The target attribute reaches only code that is inlined, hence INLINE everywhere; OpenMP regions
 // stay outside the kernels because they are outlined.
@@ -50,14 +60,14 @@
 
 namespace {
 
-constexpr int64_t ABI = 1;
+constexpr int64_t ABI = 3;
 constexpr int TILE = 2048;
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
 
 enum Stream : uint32_t { SIGNS = 0, NORMALS = 1, ROUNDING = 2 };
 enum Kind : int64_t { SIGN = 0, NORMAL = 1 };
 enum Dtype : int64_t { F32 = 0, F64 = 1, BF16 = 2, F16 = 3 };
-enum Mode : int64_t { NEAREST = 0, STOCHASTIC = 1, SPLIT = 2 };
+enum Mode : int64_t { NEAREST = 0, STOCHASTIC = 1, SPLIT = 2, PAIR = 3 };
 
 // Both structs are packed by native.py with struct.Struct; every field is 8 bytes.
 struct Term {
@@ -73,7 +83,7 @@ struct Call {
     int64_t n_rows;    // combine_rows only
     uint64_t leaf, round_key;
     double scale, dense_coef;
-    uint64_t out, x, dense, low, rows, table;  // addresses, 0 when absent
+    uint64_t out, x, dense, low, rows, minus, table;  // addresses, 0 when absent
 };
 
 template <class To, class From>
@@ -125,13 +135,161 @@ INLINE void philox16(uint64_t key, uint64_t block, uint32_t leaf, uint32_t strea
     }
 }
 
-// draws[e], from <= e < to (multiples of 128): the 16-bit draws of one tile.
-INLINE void draws16(uint64_t key, uint32_t leaf, uint32_t stream, uint64_t tile, int from, int to, uint16_t* draws) {
+// What noise is made of, once for each instruction set, as real functions: a call per tile costs nothing.
+//   words:   words[64 b + 16 k + lane] = word k of Philox(counter = (16 (block + b) + lane, leaf, stream)), b < count
+//   normals: v[128 b + e] = coef * z or (without `first`) v[128 b + e] + coef * z, z the normal of element e of block
+//            `block + b` of 128
+// `ahead` and `ahead_bytes`: memory to prefetch while block b is being made, from ahead + b * ahead_bytes.
+struct Makers {
+    void (*words)(uint64_t key, uint64_t block, int count, uint32_t leaf, uint32_t stream, uint32_t* words,
+                  uint64_t ahead, int ahead_bytes);
+    void (*normals)(uint64_t key, uint64_t block, int count, uint32_t leaf, const float* table, float coef, bool first,
+                    float* v, uint64_t ahead, int ahead_bytes);
+};
+
+INLINE void prefetch(uint64_t from, int bytes) {
+    for (int i = 0; i < bytes; i += 64) PREFETCH(reinterpret_cast<const char*>(from + uint64_t(i)));
+}
+
+// u: a 16-bit draw in the low half; whatever is above is ignored.
+INLINE float normal_of(uint32_t u, const float* table) {
+    return bits<float>(bits<uint32_t>(table[u & 0x7fffu]) ^ ((u << 16) & 0x80000000u));
+}
+
+void words_0(uint64_t key, uint64_t block, int count, uint32_t leaf, uint32_t stream, uint32_t* words, uint64_t ahead,
+             int ahead_bytes) {
+    for (int b = 0; b < count; ++b) {
+        prefetch(ahead + uint64_t(b) * uint64_t(ahead_bytes), ahead_bytes);
+        philox16(key, block + uint64_t(b), leaf, stream, words + 64 * b);
+    }
+}
+
+void normals_0(uint64_t key, uint64_t block, int count, uint32_t leaf, const float* table, float coef, bool first,
+               float* v, uint64_t ahead, int ahead_bytes) {
     alignas(64) uint32_t words[64];
-    for (int e = from; e < to; e += 128) {
-        philox16(key, tile * 16 + uint64_t(e >> 7), leaf, stream, words);
-        for (int j = 0; j < 64; ++j) draws[e + j] = uint16_t(words[j]);
-        for (int j = 0; j < 64; ++j) draws[e + 64 + j] = uint16_t(words[j] >> 16);
+    for (int b = 0; b < count; ++b) {
+        words_0(key, block + uint64_t(b), 1, leaf, NORMALS, words, ahead + uint64_t(b) * uint64_t(ahead_bytes), ahead_bytes);
+        for (int j = 0; j < 64; ++j) {
+            float *const low = v + 128 * b + j, *const high = low + 64;
+            const float cz_low = coef * normal_of(words[j], table), cz_high = coef * normal_of(words[j] >> 16, table);
+            *low = first ? cz_low : *low + cz_low;
+            *high = first ? cz_high : *high + cz_high;
+        }
+    }
+}
+
+#if LEVELS == 3
+constexpr uint64_t LANES[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+// By hand, because compilers use vpmullq (three multiplications) where vpmuludq would do, and load the table element by
+// element. Each 64-bit lane holds one counter word; the upper half is whatever the multiplication left there.
+using Wide1 = uint64_t __attribute__((vector_size(32)));
+using Wide2 = uint64_t __attribute__((vector_size(64)));
+using Half1 = uint32_t __attribute__((vector_size(32)));
+using Half2 = uint32_t __attribute__((vector_size(64)));
+using Float1 = float __attribute__((vector_size(32)));
+using Float2 = float __attribute__((vector_size(64)));
+
+#define MULTIPLY_1(a, b) Wide1(_mm256_mul_epu32(__m256i(a), __m256i(b)))
+#define MULTIPLY_2(a, b) Wide2(_mm512_mul_epu32(__m512i(a), __m512i(b)))
+// The upper half of each lane in its lower half: a shuffle, since shifts would compete with the multiplications.
+#define UPPER_1(a) Wide1(_mm256_shuffle_epi32(__m256i(a), 0xf5))
+#define UPPER_2(a) Wide2(_mm512_shuffle_epi32(__m512i(a), _MM_PERM_ENUM(0xf5)))
+// The lower halves of a, then those of b.
+#define LOWER_1(a, b)                                                                                              \
+    Half1(_mm256_permute4x64_epi64(                                                                                \
+        __m256i(_mm256_shuffle_ps(__m256(a), __m256(b), 0x88)), 0xd8))
+#define LOWER_2(a, b)                                                                                              \
+    Half2(_mm512_permutex2var_epi32(__m512i(a),                                                                    \
+                                    _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0),   \
+                                    __m512i(b)))
+#define LOOK_UP_1(table, index) Half1(_mm256_i32gather_ps(table, __m256i(index), 4))
+#define LOOK_UP_2(table, index) Half2(_mm512_i32gather_ps(__m512i(index), table, 4))
+
+// Ten rounds on the counters q, q + 1, ... (16 of them, 8 with AVX2); then w[k] holds word k of each. NEXT runs after
+// round r: work on the words of the step before goes there, so that table look-ups and multiplications overlap.
+#define PHILOX(L, q, stream, w, NEXT)                                                                                   \
+    Wide##L c[4][2];                                                                                                    \
+    for (int h = 0; h < 2; ++h) {                                                                                       \
+        std::memcpy(&c[0][h], LANES, sizeof(Wide##L));                                                                  \
+        c[0][h] += (q) + uint64_t(h) * (sizeof(Wide##L) / 8);                                                           \
+        c[1][h] = Wide##L{} + ((q) >> 32);                                                                              \
+        c[2][h] = Wide##L{} + uint64_t(leaf);                                                                           \
+        c[3][h] = Wide##L{} + uint64_t(stream);                                                                         \
+    }                                                                                                                   \
+    uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);                                                              \
+    UNROLL10                                                                                                            \
+    for (int r = 0; r < 10; ++r) {                                                                                      \
+        for (int h = 0; h < 2; ++h) {                                                                                   \
+            const Wide##L p0 = MULTIPLY_##L(c[0][h], M0), p1 = MULTIPLY_##L(c[2][h], M1);                               \
+            c[0][h] = UPPER_##L(p1) ^ c[1][h] ^ uint64_t(k0), c[1][h] = p1;                                             \
+            c[2][h] = UPPER_##L(p0) ^ c[3][h] ^ uint64_t(k1), c[3][h] = p0;                                             \
+        }                                                                                                               \
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;                                                                           \
+        NEXT                                                                                                            \
+    }                                                                                                                   \
+    for (int k = 0; k < 4; ++k) w[k] = LOWER_##L(c[k][0], c[k][1]);
+
+// at[0 ..] = coef * z or at[0 ..] + coef * z, z the normals of the 16-bit draws in the upper or lower halves of w.
+#define PUT_NORMALS(L, w, upper, at)                                                                                    \
+    const Half##L index = (upper) ? ((w) >> 16) & 0x7fffu : (w) & 0x7fffu;                                              \
+    const Half##L sign = ((upper) ? (w) : (w) << 16) & 0x80000000u;                                                     \
+    Float##L cz = coef * Float##L(LOOK_UP_##L(table, index) ^ sign);                                                    \
+    if (!first) {                                                                                                       \
+        Float##L before;                                                                                                \
+        std::memcpy(&before, at, sizeof before);                                                                        \
+        cz = before + cz;                                                                                               \
+    }                                                                                                                   \
+    std::memcpy(at, &cz, sizeof cz);
+
+#define MAKERS(L, TARGET)                                                                                               \
+    TARGET void words_##L(uint64_t key, uint64_t block, int count, uint32_t leaf, uint32_t stream, uint32_t* words,     \
+                          uint64_t ahead, int ahead_bytes) {                                                            \
+        const Wide##L M0 = Wide##L{} + uint64_t(0xD2511F53u), M1 = Wide##L{} + uint64_t(0xCD9E8D57u);                   \
+        constexpr int STEP = sizeof(Half##L) / 4;                                                                       \
+        for (int i = 0; i < 16 * count; i += STEP) {                                                                    \
+            const uint64_t q = block * 16 + uint64_t(i);                                                                \
+            if (i % 16 == 0) prefetch(ahead + uint64_t(i / 16) * uint64_t(ahead_bytes), ahead_bytes);                   \
+            Half##L w[4];                                                                                               \
+            PHILOX(L, q, stream, w, )                                                                                   \
+            for (int k = 0; k < 4; ++k) std::memcpy(words + 64 * (i / 16) + 16 * k + i % 16, &w[k], sizeof w[k]);       \
+        }                                                                                                               \
+    }                                                                                                                   \
+    TARGET void normals_##L(uint64_t key, uint64_t block, int count, uint32_t leaf, const float* table, float coef,     \
+                            bool first, float* v, uint64_t ahead, int ahead_bytes) {                                    \
+        const Wide##L M0 = Wide##L{} + uint64_t(0xD2511F53u), M1 = Wide##L{} + uint64_t(0xCD9E8D57u);                   \
+        constexpr int STEP = sizeof(Half##L) / 4;                                                                       \
+        Half##L w[4] = {};                                                                                              \
+        alignas(64) float nowhere[128];                                                                                 \
+        for (int i = 0; i <= 16 * count; i += STEP) { /* the last step only uses the words of the one before */         \
+            const uint64_t q = block * 16 + uint64_t(i);                                                                \
+            const int done = i - STEP;                                                                                  \
+            float* const to = i ? v + 128 * (done / 16) + done % 16 : nowhere;                                          \
+            if (i % 16 == 0) prefetch(ahead + uint64_t(i / 16) * uint64_t(ahead_bytes), ahead_bytes);                   \
+            PHILOX(L, q, NORMALS, w, if (r < 8) {                                                                       \
+                float* const at = to + 16 * (r >> 1) + 64 * (r & 1);                                                    \
+                PUT_NORMALS(L, w[r >> 1], r & 1, at)                                                                    \
+            })                                                                                                          \
+        }                                                                                                               \
+    }
+
+MAKERS(1, LEVEL1)
+MAKERS(2, LEVEL2)
+constexpr Makers makers[3] = {{words_0, normals_0}, {words_1, normals_1}, {words_2, normals_2}};
+#else
+constexpr Makers makers[1] = {{words_0, normals_0}};
+#endif
+
+// draws[e], from <= e < to (multiples of 128): the 16-bit draws of one tile for stochastic rounding.
+template <int LEVEL>
+INLINE void draws16(uint64_t key, uint32_t leaf, uint64_t tile, int from, int to, uint16_t* draws, uint64_t ahead,
+                    int ahead_bytes) {
+    alignas(64) uint32_t words[TILE / 2];
+    const int blocks = (to - from) / 128;
+    makers[LEVEL].words(key, tile * 16 + uint64_t(from >> 7), blocks, leaf, ROUNDING, words, ahead, ahead_bytes);
+    for (int b = 0; b < blocks; ++b) {
+        for (int j = 0; j < 64; ++j) draws[from + 128 * b + j] = uint16_t(words[64 * b + j]);
+        for (int j = 0; j < 64; ++j) draws[from + 128 * b + 64 + j] = uint16_t(words[64 * b + j] >> 16);
     }
 }
 
@@ -152,29 +310,27 @@ INLINE void accumulate_signs(A coef, const uint32_t* words, int from, int to, A*
     }
 }
 
-template <bool FIRST, class A>
-INLINE void accumulate_normals(A coef, const uint16_t* draws, const int32_t* table, int from, int to, A* v) {
-    for (int e = from; e < to; ++e) {
-        const uint32_t u = draws[e];
-        const A magnitude = A(table[u & 0x7fffu]) * A(0x1p-16);  // exact: at most 19 bits
-        const A cz = coef * flip(magnitude, (u << 16) & 0x80000000u);
-        v[e] = FIRST ? cz : v[e] + cz;
-    }
-}
-
-template <class A>
-INLINE void accumulate(const Term& term, bool first, uint32_t leaf, const int32_t* table, uint64_t tile, int from, int to,
-                       A* v) {
+template <int LEVEL, class A>
+INLINE void accumulate(const Term& term, bool first, uint32_t leaf, const float* table, uint64_t tile, int from, int to,
+                       A* v, uint64_t ahead, int ahead_bytes) {
     if (term.kind == SIGN) {
         alignas(64) uint32_t words[64];
-        philox16(term.key, tile, leaf, SIGNS, words);
+        makers[LEVEL].words(term.key, tile, 1, leaf, SIGNS, words, 0, 0);
         if (first) accumulate_signs<true>(A(term.coef), words, from, to, v);
         else accumulate_signs<false>(A(term.coef), words, from, to, v);
     } else {
-        alignas(64) uint16_t draws[TILE];
-        draws16(term.key, leaf, NORMALS, tile, from, to, draws);
-        if (first) accumulate_normals<true>(A(term.coef), draws, table, from, to, v);
-        else accumulate_normals<false>(A(term.coef), draws, table, from, to, v);
+        const uint64_t block = tile * 16 + uint64_t(from >> 7);
+        const int count = (to - from) / 128;
+        if constexpr (sizeof(A) == sizeof(float)) {
+            makers[LEVEL].normals(term.key, block, count, leaf, table, term.coef, first, v + from, ahead, ahead_bytes);
+        } else {
+            alignas(64) float z[TILE];
+            makers[LEVEL].normals(term.key, block, count, leaf, table, 1.0f, true, z + from, ahead, ahead_bytes);
+            for (int e = from; e < to; ++e) {
+                const A cz = term.coef * A(z[e]);
+                v[e] = first ? cz : v[e] + cz;
+            }
+        }
     }
 }
 
@@ -293,32 +449,52 @@ struct Float16 {
 
 // ------------------------------------------------------------------------------------------------------- the update
 
-template <class D, int MODE, bool HAS_X>
+// Elements lo .. hi - 1 of a tile are wanted; noise is made in whole blocks of 128, from .. to - 1. offset: where element
+// lo is in the tensors of the call.
+struct Part {
+    int lo, hi, from, to;
+    int64_t offset;
+};
+
+INLINE Part part_of(const Call& call, int64_t tile) {
+    const int64_t base = tile * TILE;
+    const int lo = call.start > base ? int(call.start - base) : 0;
+    const int hi = call.start + call.n < base + TILE ? int(call.start + call.n - base) : TILE;
+    return {lo, hi, lo & ~127, (hi + 127) & ~127, base + lo - call.start};
+}
+
+// Is there noise that takes longer to make than the weights take to arrive?
+INLINE bool slow_to_make(const Call& call, const Term* terms) {
+    bool slow = false;
+    for (int64_t j = 0; j < call.n_terms; ++j) slow |= terms[j].kind == NORMAL;
+    return slow;
+}
+
+template <int LEVEL, class D, int MODE, bool HAS_X>
 INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_tile, int64_t last_tile) {
     using Acc = typename D::Acc;
     using Bits = typename D::Bits;
     alignas(64) Acc v[TILE];
     const auto leaf = uint32_t(call.leaf);
-    const auto* const table = reinterpret_cast<const int32_t*>(call.table);
+    const auto* const table = reinterpret_cast<const float*>(call.table);
     const auto scale = Acc(call.scale), dense_coef = Acc(call.dense_coef);
+    const bool slow = MODE == STOCHASTIC || slow_to_make(call, terms);
     const bool silent = call.n_terms == 0 && call.dense == 0;
     // t + (-0.0) == t for every t, zeros included: the loops below need no case for "nothing to add".
     if (silent) for (int e = 0; e < TILE; ++e) v[e] = HAS_X ? Acc(-0.0) : Acc(0.0);
 
     int64_t moved = 0;
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
-        const int64_t base = tile * TILE;
-        const int lo = call.start > base ? int(call.start - base) : 0;
-        const int hi = call.start + call.n < base + TILE ? int(call.start + call.n - base) : TILE;
-        const int from = lo & ~127, to = (hi + 127) & ~127;  // noise is made in whole blocks, then the part is used
-        const int64_t offset = base + lo - call.start;
+        const auto [lo, hi, from, to, offset] = part_of(call, tile);
         const int count = hi - lo;
 
         // Making the noise takes no memory traffic and is too long for out-of-order execution to look past it: ask for
-        // the weights first, so that they arrive meanwhile.
+        // the weights so that they arrive meanwhile, a few lines with each block of normals or draws, or at once.
         Bits* const out = reinterpret_cast<Bits*>(call.out) + offset;
         const Bits* const x = HAS_X ? reinterpret_cast<const Bits*>(call.x) + offset : nullptr;
-        if constexpr (HAS_X) for (int e = 0; e < count; e += 64 / int(sizeof(Bits))) PREFETCH(x + e);
+        const uint64_t ahead = HAS_X ? call.x + uint64_t((offset + from - lo) * int64_t(sizeof(Bits))) : 0;
+        constexpr int AHEAD_BYTES = HAS_X ? 128 * int(sizeof(Bits)) : 0;
+        if (!slow) prefetch(ahead, (to - from) / 128 * AHEAD_BYTES);
 
         bool first = true;
         if (call.dense) {
@@ -329,13 +505,14 @@ INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_
             first = false;
         }
         for (int64_t j = 0; j < call.n_terms; ++j) {
-            accumulate(terms[j], first, leaf, table, uint64_t(tile), from, to, v);
+            accumulate<LEVEL>(terms[j], first, leaf, table, uint64_t(tile), from, to, v, ahead, AHEAD_BYTES);
             first = false;
         }
 
         const Acc* const add = v + lo;
         alignas(64) uint16_t draws[MODE == STOCHASTIC ? TILE : 1];
-        if constexpr (MODE == STOCHASTIC) draws16(call.round_key, leaf, ROUNDING, uint64_t(tile), from, to, draws);
+        if constexpr (MODE == STOCHASTIC)
+            draws16<LEVEL>(call.round_key, leaf, uint64_t(tile), from, to, draws, ahead, AHEAD_BYTES);
         const uint16_t* const draw = draws + (MODE == STOCHASTIC ? lo : 0);
         uint32_t differ = 0;
         if constexpr (MODE == SPLIT) {
@@ -375,28 +552,67 @@ INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_
     return moved;
 }
 
+// out = x + v and minus = x - v: two sides of x for one making of the noise. At least one term.
+template <int LEVEL, class D>
+INLINE int64_t pair_tiles(const Call& call, const Term* terms, int64_t first_tile, int64_t last_tile) {
+    using Acc = typename D::Acc;
+    using Bits = typename D::Bits;
+    alignas(64) Acc v[TILE];
+    const auto* const table = reinterpret_cast<const float*>(call.table);
+    const bool slow = slow_to_make(call, terms);
+    for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+        const auto [lo, hi, from, to, offset] = part_of(call, tile);
+        const uint64_t ahead = call.x + uint64_t((offset + from - lo) * int64_t(sizeof(Bits)));
+        constexpr int AHEAD_BYTES = 128 * int(sizeof(Bits));
+        if (!slow) prefetch(ahead, (to - from) / 128 * AHEAD_BYTES);
+        for (int64_t j = 0; j < call.n_terms; ++j)
+            accumulate<LEVEL>(terms[j], j == 0, uint32_t(call.leaf), table, uint64_t(tile), from, to, v, ahead, AHEAD_BYTES);
+        const Bits* const x = reinterpret_cast<const Bits*>(call.x) + offset;
+        Bits* const plus = reinterpret_cast<Bits*>(call.out) + offset;
+        Bits* const minus = reinterpret_cast<Bits*>(call.minus) + offset;
+        const Acc* const add = v + lo;
+        const int count = hi - lo;
+        IVDEP
+        for (int e = 0; e < count; ++e) {
+            const Acc t = D::load(x[e]);
+            plus[e] = D::nearest(t + add[e]);
+            minus[e] = D::nearest(t - add[e]);
+        }
+    }
+    return 0;
+}
+
 using Kernel = int64_t (*)(const Call&, const Term*, int64_t, int64_t);
 
-#define KERNEL(NAME, TARGET, D, MODE)                                                               \
-    TARGET int64_t NAME(const Call& call, const Term* terms, int64_t first, int64_t last) {         \
-        if (MODE == SPLIT || call.x) return combine_tiles<D, MODE, true>(call, terms, first, last); \
-        return combine_tiles<D, MODE, false>(call, terms, first, last);                             \
+#define KERNEL(NAME, LEVEL, TARGET, D, MODE)                                                               \
+    TARGET int64_t NAME(const Call& call, const Term* terms, int64_t first, int64_t last) {                \
+        if (MODE == SPLIT || call.x) return combine_tiles<LEVEL, D, MODE, true>(call, terms, first, last); \
+        return combine_tiles<LEVEL, D, MODE, false>(call, terms, first, last);                             \
     }
 
-#define KERNELS(LEVEL, TARGET)                                     \
-    KERNEL(nearest_f32_##LEVEL, TARGET, Float32, NEAREST)          \
-    KERNEL(nearest_f64_##LEVEL, TARGET, Float64, NEAREST)          \
-    KERNEL(nearest_bf16_##LEVEL, TARGET, BFloat16, NEAREST)        \
-    KERNEL(nearest_f16_##LEVEL, TARGET, Float16, NEAREST)          \
-    KERNEL(stochastic_bf16_##LEVEL, TARGET, BFloat16, STOCHASTIC)  \
-    KERNEL(stochastic_f16_##LEVEL, TARGET, Float16, STOCHASTIC)    \
-    KERNEL(split_bf16_##LEVEL, TARGET, BFloat16, SPLIT)            \
-    KERNEL(split_f16_##LEVEL, TARGET, Float16, SPLIT)              \
-    const Kernel kernels_##LEVEL[4][3] = {                         \
-        {nearest_f32_##LEVEL, nullptr, nullptr},                   \
-        {nearest_f64_##LEVEL, nullptr, nullptr},                   \
-        {nearest_bf16_##LEVEL, stochastic_bf16_##LEVEL, split_bf16_##LEVEL}, \
-        {nearest_f16_##LEVEL, stochastic_f16_##LEVEL, split_f16_##LEVEL}, \
+#define PAIR_KERNEL(NAME, LEVEL, TARGET, D)                                                \
+    TARGET int64_t NAME(const Call& call, const Term* terms, int64_t first, int64_t last) { \
+        return pair_tiles<LEVEL, D>(call, terms, first, last);                             \
+    }
+
+#define KERNELS(LEVEL, TARGET)                                                                  \
+    KERNEL(nearest_f32_##LEVEL, LEVEL, TARGET, Float32, NEAREST)                                \
+    KERNEL(nearest_f64_##LEVEL, LEVEL, TARGET, Float64, NEAREST)                                \
+    KERNEL(nearest_bf16_##LEVEL, LEVEL, TARGET, BFloat16, NEAREST)                              \
+    KERNEL(nearest_f16_##LEVEL, LEVEL, TARGET, Float16, NEAREST)                                \
+    KERNEL(stochastic_bf16_##LEVEL, LEVEL, TARGET, BFloat16, STOCHASTIC)                        \
+    KERNEL(stochastic_f16_##LEVEL, LEVEL, TARGET, Float16, STOCHASTIC)                          \
+    KERNEL(split_bf16_##LEVEL, LEVEL, TARGET, BFloat16, SPLIT)                                  \
+    KERNEL(split_f16_##LEVEL, LEVEL, TARGET, Float16, SPLIT)                                    \
+    PAIR_KERNEL(pair_f32_##LEVEL, LEVEL, TARGET, Float32)                                       \
+    PAIR_KERNEL(pair_f64_##LEVEL, LEVEL, TARGET, Float64)                                       \
+    PAIR_KERNEL(pair_bf16_##LEVEL, LEVEL, TARGET, BFloat16)                                     \
+    PAIR_KERNEL(pair_f16_##LEVEL, LEVEL, TARGET, Float16)                                       \
+    const Kernel kernels_##LEVEL[4][4] = {                                                      \
+        {nearest_f32_##LEVEL, nullptr, nullptr, pair_f32_##LEVEL},                              \
+        {nearest_f64_##LEVEL, nullptr, nullptr, pair_f64_##LEVEL},                              \
+        {nearest_bf16_##LEVEL, stochastic_bf16_##LEVEL, split_bf16_##LEVEL, pair_bf16_##LEVEL}, \
+        {nearest_f16_##LEVEL, stochastic_f16_##LEVEL, split_f16_##LEVEL, pair_f16_##LEVEL},     \
     };
 
 KERNELS(0, )
@@ -449,10 +665,11 @@ INLINE int32_t ones(uint32_t b) {  // population count; written out because it t
 }
 
 // gram[j n + k] += sum_i z_j z_k, k <= j, over the elements of some tiles. |z| < 2^19, so 2^24 elements fit in int64.
-INLINE void gram_tiles(int64_t n, const int64_t* kinds, const uint64_t* keys, uint32_t leaf, const int32_t* table,
+template <int LEVEL>
+INLINE void gram_tiles(int64_t n, const int64_t* kinds, const uint64_t* keys, uint32_t leaf, const float* table,
                        int64_t start, int64_t count, int64_t first_tile, int64_t last_tile, uint32_t* words, int32_t* z,
                        int64_t* gram) {
-    alignas(64) uint16_t draws[TILE];
+    alignas(64) float normals[TILE];
     alignas(64) uint32_t inside[TILE / 32];
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
         const int64_t base = tile * TILE;
@@ -464,15 +681,12 @@ INLINE void gram_tiles(int64_t n, const int64_t* kinds, const uint64_t* keys, ui
             int32_t* const zj = z + TILE * j;
             if (kinds[j] == SIGN) {
                 uint32_t* const wj = words + TILE / 32 * j;
-                philox16(keys[j], uint64_t(tile), leaf, SIGNS, wj);
+                makers[LEVEL].words(keys[j], uint64_t(tile), 1, leaf, SIGNS, wj, 0, 0);
                 for (int w = 0; w < TILE / 32; ++w)
                     for (int i = 0; i < 32; ++i) zj[32 * w + i] = 65536 - int32_t((wj[w] >> i) & 1u) * 131072;
             } else {
-                draws16(keys[j], leaf, NORMALS, uint64_t(tile), 0, TILE, draws);
-                for (int e = 0; e < TILE; ++e) {
-                    const int32_t magnitude = table[draws[e] & 0x7fff];
-                    zj[e] = draws[e] >> 15 ? -magnitude : magnitude;
-                }
+                makers[LEVEL].normals(keys[j], uint64_t(tile) * 16, TILE / 128, leaf, table, 1.0f, true, normals, 0, 0);
+                for (int e = 0; e < TILE; ++e) zj[e] = int32_t(normals[e] * 0x1p16f);  // exact
             }
             for (int e = 0; e < lo; ++e) zj[e] = 0;
             for (int e = hi; e < TILE; ++e) zj[e] = 0;
@@ -494,10 +708,10 @@ INLINE void gram_tiles(int64_t n, const int64_t* kinds, const uint64_t* keys, ui
 }
 
 #define GRAM(LEVEL, TARGET)                                                                                           \
-    TARGET void gram_##LEVEL(int64_t n, const int64_t* kinds, const uint64_t* keys, uint32_t leaf, const int32_t* table, \
+    TARGET void gram_##LEVEL(int64_t n, const int64_t* kinds, const uint64_t* keys, uint32_t leaf, const float* table, \
                              int64_t start, int64_t count, int64_t first, int64_t last, uint32_t* words, int32_t* z,  \
                              int64_t* gram) {                                                                         \
-        gram_tiles(n, kinds, keys, leaf, table, start, count, first, last, words, z, gram);                           \
+        gram_tiles<LEVEL>(n, kinds, keys, leaf, table, start, count, first, last, words, z, gram);                           \
     }
 
 GRAM(0, )
@@ -559,7 +773,7 @@ EXPORT void zograd_noise_combine_rows(const char* packed) {
 }
 
 // gram: n x n, row major, lower triangle filled; count <= 2^24.
-EXPORT void zograd_noise_gram(int64_t n, const int64_t* kinds, const uint64_t* keys, uint64_t leaf, const int32_t* table,
+EXPORT void zograd_noise_gram(int64_t n, const int64_t* kinds, const uint64_t* keys, uint64_t leaf, const float* table,
                               int64_t start, int64_t count, int64_t threads, int64_t* gram) {
     const int64_t first = start / TILE, tiles = (start + count - 1) / TILE + 1 - first;
     const int64_t parts = count < PARALLEL_FROM || threads < 1 ? 1 : threads < tiles ? threads : tiles;

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from .format import Kind
-from .table import magnitudes
+from .table import values
 
-ABI = 1
+ABI = 3
 SUFFIXES = (".so", ".pyd", ".dylib")
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-NEAREST, STOCHASTIC, SPLIT = range(3)
+NEAREST, STOCHASTIC, SPLIT, PAIR = range(4)
 
 # The structs Call and Term of _native.cpp.
-_CALL = struct.Struct("=7q 2Q 2d 6Q")
+_CALL = struct.Struct("=7q 2Q 2d 7Q")
 _TERM = struct.Struct("=qQd")
 
 
@@ -68,7 +68,7 @@ def _pack_terms(terms: Sequence[tuple[Kind, int, float]]) -> bytes:
 
 def _table_for(terms: Sequence[tuple[Kind, int, float]]) -> int:
     """Address of the table of normals; 0 when nobody reads it, so that signs never pay for it."""
-    return magnitudes().data_ptr() if any(kind for kind, _, _ in terms) else 0
+    return values().data_ptr() if any(kind for kind, _, _ in terms) else 0
 
 
 def combine(
@@ -104,10 +104,40 @@ def combine(
         0 if dense is None else dense.data_ptr(),
         0 if low is None else low.data_ptr(),
         0,
+        0,
         _table_for(terms),
     )
     moved: int = lib.zograd_noise_combine(call + _pack_terms(terms))
     return moved
+
+
+def combine_pair(
+    plus: Tensor, minus: Tensor, x: Tensor, terms: Sequence[tuple[Kind, int, float]], leaf: int, start: int
+) -> None:
+    """`zograd.noise.combine_pair` on checked arguments, at least one term."""
+    lib = library()
+    assert lib is not None
+    call = _CALL.pack(
+        DTYPES[x.dtype],
+        PAIR,
+        torch.get_num_threads(),
+        len(terms),
+        x.numel(),
+        start,
+        0,
+        leaf,
+        0,
+        1.0,
+        1.0,
+        plus.data_ptr(),
+        x.data_ptr(),
+        0,
+        0,
+        0,
+        minus.data_ptr(),
+        _table_for(terms),
+    )
+    lib.zograd_noise_combine(call + _pack_terms(terms))
 
 
 def combine_rows(
@@ -133,6 +163,7 @@ def combine_rows(
         0,
         0,
         rows.data_ptr(),
+        0,
         _table_for(terms),
     )
     lib.zograd_noise_combine_rows(call + _pack_terms(terms))
@@ -145,7 +176,7 @@ def gram(keys: Sequence[tuple[Kind, int]], leaf: int, start: int, count: int) ->
     n = len(keys)
     kinds = (ctypes.c_int64 * n)(*(kind for kind, _ in keys))
     words = (ctypes.c_uint64 * n)(*(key for _, key in keys))
-    table = magnitudes().data_ptr() if any(kind for kind, _ in keys) else 0
+    table = values().data_ptr() if any(kind for kind, _ in keys) else 0
     sums = torch.zeros((n, n), dtype=torch.int64)
     lib.zograd_noise_gram(n, kinds, words, leaf, table, start, count, torch.get_num_threads(), sums.data_ptr())
     return sums

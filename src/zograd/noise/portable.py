@@ -229,6 +229,21 @@ def combine(
     return int(moved.item())
 
 
+def combine_pair(plus: Tensor, minus: Tensor, x: Tensor, terms: Terms, leaf: int, start: int) -> None:
+    """`zograd.noise.combine_pair` on checked arguments, at least one term."""
+    acc = torch.float64 if x.dtype == torch.float64 else torch.float32
+    plus, minus, x = plus.detach().view(1, -1), minus.detach().view(1, -1), x.detach().view(1, -1)
+    bits = _BITS[x.element_size()]
+    for begin in range(0, x.numel(), CHUNK):
+        here = (slice(None), slice(begin, min(begin + CHUNK, x.numel())))
+        t = x[here].to(acc)
+        starts = torch.tensor([start + begin], dtype=torch.int64, device=x.device)
+        v = _increment(terms, None, 1.0, leaf, starts, t.shape[1], acc)
+        assert v is not None
+        plus.view(bits)[here] = nearest(t + v, x.dtype)
+        minus.view(bits)[here] = nearest(t - v, x.dtype)
+
+
 def combine_rows(out: Tensor, x: Tensor, rows: Tensor, terms: Terms, leaf: int, row_len: int) -> None:
     """`zograd.noise.combine_rows` on checked arguments."""
     out, x, rows = out.detach().view(-1, row_len), x.detach().view(-1, row_len), rows.view(-1)

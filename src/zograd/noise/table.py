@@ -47,3 +47,15 @@ def magnitudes() -> Tensor:
 def magnitudes_on(device: torch.device) -> Tensor:
     """The same table on `device`, copied once."""
     return magnitudes().to(device)
+
+
+@cache
+def values() -> Tensor:
+    """float32[32768] on the CPU: the magnitudes as numbers, which are exact (19 bits)."""
+    return magnitudes().to(torch.float32) * UNIT
+
+
+@cache
+def values_on(device: torch.device) -> Tensor:
+    """The same numbers on `device`, copied once."""
+    return values().to(device)

@@ -14,17 +14,21 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zograd import noise
+from zograd import kernels, noise
 from zograd.spaces import Euclidean, Space
+from zograd.stores.portions import Portion, local, portion_of
 from zograd.stores.split import expand
 from zograd.sums import Sum
-from zograd.vector import HALF, Address, Array, Basis, Noise, Vector, accumulation_dtype, fill_, noise_terms
+from zograd.vector import HALF, Address, Array, Basis, Noise, Vector, accumulation_dtype, fill_, noise_terms, of_signs
+
+if TYPE_CHECKING:
+    from zograd.stores.offload import Offloaded
 
 Rounding: TypeAlias = Literal["stochastic", "split", "nearest"]
 
@@ -38,6 +42,7 @@ class PerRow(float):
     """Initial value of a slot with `width` numbers a row (first axis) of each leaf instead of one an element."""
 
     width: int
+    coupled = True
 
     def __new__(cls, value: float, width: int = 1) -> PerRow:
         self = super().__new__(cls, value)
@@ -47,6 +52,8 @@ class PerRow(float):
 
 class PerLeaf(float):
     """Initial value of a slot with one number a leaf."""
+
+    coupled = True
 
 
 class Bits(float):
@@ -71,15 +78,39 @@ class Leaf:
     low: Tensor | None = None
     slots: dict[str, Tensor] = field(default_factory=dict)
     space: Space = Euclidean()
+    portion: Portion | None = None
+    """The part of the tensor that this process holds, when others hold the rest."""
 
     @property
     def flat(self) -> Tensor:
-        """The elements in order, sharing memory; looked up afresh because users replace `param.data`."""
-        return self.tensor.detach().view(-1)
+        """The elements held here in order, sharing memory; looked up afresh because users replace `param.data`."""
+        return (self.tensor.detach() if self.portion is None else local(self.tensor)).view(-1)
 
     @property
     def numel(self) -> int:
+        """Elements held here."""
+        return self.total if self.portion is None else math.prod(self.portion.sizes)
+
+    @property
+    def total(self) -> int:
+        """Elements of the whole tensor."""
         return self.tensor.numel()
+
+    def place(self, element: int) -> int:
+        """Number in the whole tensor of an element held here."""
+        return element if self.portion is None else self.portion.place(element)
+
+    def runs(self, start: int, stop: int, size: int | None = None) -> Iterator[tuple[int, int]]:
+        """Pieces of start..stop, of at most `size` elements, that each follow each other in the whole tensor."""
+        run = max(self.numel, 1) if self.portion is None else self.portion.run
+        while start < stop:
+            end = min(start + (size or run), (start // run + 1) * run, stop)
+            yield start, end
+            start = end
+
+    def gathered(self, whole: Tensor) -> Leaf:
+        """The same leaf with all its elements, as a process sees them that gathered a split tensor to read it."""
+        return Leaf(self.name, whole, self.index, self.group, space=self.space)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,7 +124,7 @@ class Leaf:
     def matrix_shape(self) -> tuple[int, int]:
         """As a matrix: first axis by the rest; a vector is one column, a scalar 1 x 1."""
         rows = self.shape[0] if self.shape else 1
-        return rows, self.numel // rows if rows else 0
+        return rows, self.total // rows if rows else 0
 
     def seen(self, block: Tensor) -> Tensor:
         """A block of elements in the shape in which the leaf's space sees it."""
@@ -163,6 +194,8 @@ class Store:
         Vectors and scalars (norm gains, biases) in 16 bits are always split: a gain of 1 would not feel a probe.
     groups: the group of each tensor (for its own learning rate), by name; default all in group 0.
     decays: factor on the weight decay of each group.
+    pages: where tensors are offloaded. Views of mapped files (`stores/offload.py`): passes over the weights ask for
+        pages in advance and give them back behind. Tensors in RAM that visit a device (`stores/streamed.py`).
 
     Buffers are not the store's: BatchNorm in train mode updates its running statistics at every evaluation.
     Memory beyond the weights: slots that rules declare, `low`, one tile of weights in use (`stores/lens.py`).
@@ -176,12 +209,16 @@ class Store:
         rounding: Rounding = "stochastic",
         groups: Mapping[str, int] | None = None,
         decays: Sequence[float] = (1.0,),
+        pages: Offloaded | None = None,
     ) -> None:
         if rounding not in ("stochastic", "split", "nearest"):
             raise ValueError(f"unknown rounding {rounding!r}; use 'stochastic', 'split' or 'nearest'")
         self.space: Space = space if space is not None else Euclidean()
         self.rounding = rounding
         self.decays = tuple(decays)
+        self.pages = pages
+        self.late: set[int] = set()
+        self._due: dict[int, list[tuple[Iterate, Vector]]] = {}
         self.leaves: list[Leaf] = []
         self.by_id: dict[int, Leaf] = {}
         self._aliases: list[Tensor] = []
@@ -190,8 +227,10 @@ class Store:
             if id(tensor) in self.by_id:
                 continue
             self._check(name, tensor)
-            memory = (tensor.device, tensor.data_ptr())
-            if tensor.numel() and memory in by_memory:
+            portion = portion_of(tensor)
+            held = tensor if portion is None else local(tensor)
+            memory = (tensor.device, held.data_ptr())
+            if held.numel() and memory in by_memory:
                 first = by_memory[memory]
                 if first.tensor.shape != tensor.shape or first.dtype != tensor.dtype:
                     raise ValueError(
@@ -201,14 +240,20 @@ class Store:
                 self._aliases.append(tensor)
                 continue
             group = (groups or {}).get(name, 0)
-            leaf = Leaf(name, tensor, len(self.leaves), group, space=part_of(self.space, name))
+            leaf = Leaf(name, tensor, len(self.leaves), group, space=part_of(self.space, name), portion=portion)
             if leaf.dtype in HALF and (rounding == "split" or tensor.ndim <= 1):
+                if portion is not None:
+                    raise ValueError(
+                        f"{name!r} would be kept in two halves (16-bit, {'split' if tensor.ndim > 1 else 'a vector'}), "
+                        f"and it is split over processes, which is not supported together; keep it in float32, or "
+                        f"leave it out of the selection"
+                    )
                 leaf.low = torch.zeros(tensor.numel(), dtype=torch.int16, device=tensor.device)
             self.leaves.append(leaf)
             self.by_id[id(tensor)] = by_memory[memory] = leaf
         if not self.leaves:
             raise ValueError("there is nothing to train: the selection holds no tensor")
-        self.dim = sum(leaf.numel for leaf in self.leaves)
+        self.dim = sum(leaf.total for leaf in self.leaves)
         self.escaped: set[int] = set()
         self.seen: set[int] = set()
         self.pointed: set[int] = set()
@@ -222,7 +267,7 @@ class Store:
                 f"{name!r} has dtype {tensor.dtype}; zograd trains float32, float64, bfloat16 and float16 tensors. "
                 f"Leave it out of the selection, or train what scales it."
             )
-        if not tensor.is_contiguous():
+        if not (tensor if portion_of(tensor) is None else local(tensor)).is_contiguous():
             raise ValueError(
                 f"{name!r} is not contiguous (strides {tensor.stride()}); make it so, for a model with "
                 f"model.to(memory_format=torch.contiguous_format)"
@@ -230,6 +275,16 @@ class Store:
         space = part_of(self.space, name)
         if (why := space.explain(tensor.detach())) is not None:
             raise ValueError(f"{name!r} is not in {type(space).__name__}: {why}")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether other processes hold parts of the weights, so that each forward waits for theirs."""
+        return any(leaf.portion is not None for leaf in self.leaves)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The trained tensors, tied ones under each of their names."""
+        return [*(leaf.tensor for leaf in self.leaves), *self._aliases]
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -273,18 +328,29 @@ class Store:
         whole_leaf: one block a leaf (for matrix operations), with a workspace as large as the largest leaf.
         whole_row: blocks of whole rows (first axis by the rest), at least one, for sums over rows.
         """
+        self.catch_up()
+        if (whole_leaf or whole_row) and self.sharded:
+            raise TypeError("this method looks at whole matrices or rows, and other processes hold parts of them")
         for leaf in self.leaves:
             flat, step = leaf.flat, leaf.chunk(whole_leaf, max(leaf.matrix_shape[1], 1) if whole_row else 1)
-            for start in range(0, leaf.numel, step):
-                stop = min(start + step, leaf.numel)
+            for start, stop in self.pieces(leaf, step):
                 slots = self._slots(leaf, start, stop)
                 sources = self._sources(leaf, start, stop, slots, vectors)
-                at = Address(leaf.index, start, leaf.shape)
+                at = Address(leaf.index, leaf.place(start), leaf.shape)
                 v = [
                     fill_(self.scratch(leaf, stop - start, use=1 + k), vector, at, sources)
                     for k, vector in enumerate(vectors)
                 ]
                 yield Block(leaf, start, flat[start:stop], v, slots)
+
+    def pieces(self, leaf: Leaf, size: int | None = None, *, write: bool = False) -> Iterator[tuple[int, int]]:
+        """Start and stop of pieces of `size` elements; None: whole, or in pieces that suit where it is offloaded."""
+        if self.pages is not None:
+            return self.pages.walk(leaf.tensor, size, write=write)
+        if leaf.portion is not None:
+            return leaf.runs(0, leaf.numel, size)
+        size = max(leaf.numel, 1) if size is None else size
+        return ((start, min(start + size, leaf.numel)) for start in range(0, leaf.numel, size))
 
     def _slots(self, leaf: Leaf, start: int, stop: int) -> dict[str, Tensor]:
         """The slots on elements start..stop; those with one number a row or leaf expanded to them."""
@@ -330,11 +396,16 @@ class Store:
         if keys:
             integers = np.zeros((len(keys), len(keys)), dtype=object)
             for leaf in self.leaves:
-                integers = integers + np.asarray(noise.gram(keys, leaf.index, 0, leaf.numel), dtype=object)
+                integers = integers + np.asarray(noise.gram(keys, leaf.index, 0, leaf.total), dtype=object)
             g[np.ix_(at, at)] = np.asarray(integers / 2**32, dtype=np.float64)
         exact = set(itertools.product(at, at))
         sums = {(j, k): Sum() for k in range(len(bases)) for j in range(k + 1) if (j, k) not in exact}
         if sums:
+            if self.sharded:
+                raise TypeError(
+                    "this method takes inner products of stored vectors, and other processes hold parts of them; use "
+                    "one whose directions are noise"
+                )
             for block in self.blocks(*(Vector(((e, 1.0),)) for e in bases)):
                 for (j, k), total in sums.items():
                     total.add(block.v[j], block.v[k])
@@ -357,19 +428,29 @@ class Store:
 
         In a space that couples elements, start and stop bound whole rows or the whole leaf.
         """
-        terms, others = noise_terms(point)
-        if leaf.space.flat and not others and out.dtype == leaf.dtype and leaf.low is None:
-            noise.combine(out, leaf.flat[start:stop], terms=terms, leaf=leaf.index, start=start)
-            return out
+        if self._due:
+            self.catch_up([leaf])
+        terms, others = noise_terms(point, on_vector=leaf.matrix_shape[1] == 1)
         stop = leaf.numel if stop is None else stop
-        size = leaf.chunk()
-        for a in range(start, stop, size):
-            b = min(a + size, stop)
+        if leaf.space.flat and not others and out.dtype == leaf.dtype and leaf.low is None:
+            flat = leaf.flat
+            for a, b in leaf.runs(start, stop):
+                noise.combine(out[a - start : b - start], flat[a:b], terms=terms, leaf=leaf.index, start=leaf.place(a))
+            return out
+        if leaf.space.flat and others and not terms and leaf.low is None and all(of_signs(e) for e, _ in others):
+            sides, flat, columns = sign_sides(others, leaf), leaf.flat, leaf.matrix_shape[1]
+            made = [
+                kernels.add_outer(out[a - start : b - start], flat[a:b], leaf.place(a), columns, 1.0, sides)
+                for a, b in leaf.runs(start, stop)
+            ]
+            if None not in made:
+                return out
+        for a, b in leaf.runs(start, stop, leaf.chunk()):
             x = self.master(leaf, a, b)
             if point:
                 slots = self._slots(leaf, a, b)
                 z = self.scratch(leaf, b - a, use=0)
-                fill_(z, point, Address(leaf.index, a, leaf.shape), self._sources(leaf, a, b, slots, (point,)))
+                fill_(z, point, Address(leaf.index, leaf.place(a), leaf.shape), self._sources(leaf, a, b, slots, (point,)))
                 leaf.retract_(x, z, slots)
             out[a - start : b - start].copy_(x)
         return out
@@ -390,13 +471,18 @@ class Store:
         try:
             for index in sorted(self.escaped):
                 leaf = self.leaves[index]
+                self.catch_up([leaf])
                 saved.append((leaf, leaf.flat.clone()))
                 self.point_(leaf.flat, leaf, point)
+            if saved and self.pages is not None:
+                self.pages.forget()
             with Lens(self, point):
                 yield
         finally:
             for leaf, copy in saved:
                 leaf.flat.copy_(copy)
+            if saved and self.pages is not None:
+                self.pages.forget()
 
     def settled(self) -> bool:
         """After a query: True, or False when leaves were found that the lens did not see (evaluate once more)."""
@@ -423,9 +509,42 @@ class Store:
         """The iterate of one step, for a rule to move; `key` draws the stochastic rounding."""
         return Iterate(self, rates, key)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Inside, moves along noise wait for each other: one pass over offloaded weights then makes all of them.
+
+        Whoever reads the weights through `blocks` finds them moved. The bits are those of one move after the other.
+        Without `pages` nothing waits.
+        """
+        before = self.late
+        try:
+            if self.pages is not None:
+                self.late = {leaf.index for leaf in self.leaves}
+            yield
+        finally:
+            self.late = before
+            self.catch_up()
+
+    def catch_up(self, leaves: Sequence[Leaf] | None = None) -> list[Leaf]:
+        """Make the moves that wait, of these leaves or of all; returns the leaves that were moved."""
+        if not self._due:
+            return []
+        moved = [leaf for leaf in (self.leaves if leaves is None else leaves) if leaf.index in self._due]
+        for leaf in moved:
+            moves = self._due.pop(leaf.index)
+            for start, stop in self.pieces(leaf, CHUNK if len(moves) > 1 else None, write=True):
+                for iterate, direction in moves:
+                    iterate._add(direction, leaf, start, stop)
+        return moved
+
     def health(self, iterate: Iterate) -> float:
-        """Fraction of the weights whose bits the step changed; warns once when steps vanish below the spacing."""
-        fraction = iterate.changed / self.dim
+        """Fraction of the weights whose bits the step changed; warns once when steps vanish below the spacing.
+
+        0 where moves wait (`late`): they are not made yet.
+        """
+        if self._due:
+            return 0.0
+        fraction = iterate.changed / max(sum(leaf.numel for leaf in self.leaves), 1)
         rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
         if self._warned_small or rounded < self.dim // 2 or not iterate.moved or fraction >= 0.02:
             return fraction
@@ -442,6 +561,9 @@ class Store:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, low halves and slots, by name (references, not copies)."""
+        self.catch_up()
+        if self.pages is not None:
+            self.pages.forget()
         state = {f"x.{leaf.name}": leaf.tensor.detach() for leaf in self.leaves}
         state |= {f"low.{leaf.name}": leaf.low for leaf in self.leaves if leaf.low is not None}
         state |= {f"slot.{name}.{leaf.name}": slot for leaf in self.leaves for name, slot in leaf.slots.items()}
@@ -464,9 +586,17 @@ class Store:
     def digest(self) -> str:
         """SHA-256 over the weights in order of the leaves."""
         h = hashlib.sha256()
+        self.catch_up()
         for leaf in self.leaves:
-            h.update(tensor_bytes(leaf.tensor))
+            for start, stop in self.pieces(leaf):
+                h.update(tensor_bytes(leaf.flat[start:stop]))
         return h.hexdigest()
+
+
+def sign_sides(terms: Sequence[tuple[Basis, float]], leaf: Leaf) -> list[kernels.Side]:
+    """Products of signs (`of_signs`) on a matrix, by their factors."""
+    factors = [(c, *e.factors(leaf.index, leaf.shape, leaf.tensor.device)) for e, c in terms]  # type: ignore[attr-defined]
+    return [(c, u.view(-1), v.view(-1)) for c, u, v in factors]
 
 
 def part_of(space: Space, name: str) -> Space:
@@ -513,14 +643,41 @@ class Iterate:
 
     def step_(self, direction: Vector) -> None:
         """x <- Retr_x(-lr * direction): in a flat space one pass that reads and writes each weight once."""
-        if not (self.store.space.flat and all(isinstance(e, Noise) for e, _ in direction.terms)):
+        if not (self.store.space.flat and all(isinstance(e, Noise) or of_signs(e) for e, _ in direction.terms)):
             for block in self.blocks(direction):
                 block.step_(block.v[0])
             return
         for leaf in self.store.leaves:
-            rate = self.rates[leaf.group]
-            terms, _ = noise_terms(direction, -rate.lr)
-            self._write(leaf, leaf.flat, leaf.low, 0, terms=terms)
+            if leaf.index in self.store.late:
+                self.store._due.setdefault(leaf.index, []).append((self, direction))
+                continue
+            for start, stop in self.store.pieces(leaf, write=True):
+                self._add(direction, leaf, start, stop)
+
+    def _add(self, direction: Vector, leaf: Leaf, start: int, stop: int) -> None:
+        """The step along noise and products of signs, on the elements start..stop of a leaf."""
+        rate = self.rates[leaf.group]
+        terms, others = noise_terms(direction, -rate.lr, on_vector=leaf.matrix_shape[1] == 1)
+        low = None if leaf.low is None else leaf.low[start:stop]
+        if not others:
+            self._write(leaf, leaf.flat[start:stop], low, start, terms=terms)
+            return
+        x = leaf.flat[start:stop]
+        nearest = leaf.dtype not in HALF or self.store.rounding == "nearest"
+        if not terms and low is None and nearest and rate.lr != 0.0:
+            scale = 1.0 - rate.lr * rate.weight_decay
+            sides = sign_sides(others, leaf)
+            changed = kernels.add_outer(x, x, leaf.place(start), leaf.matrix_shape[1], scale, sides)
+            if changed is not None:
+                self.changed += changed
+                self.moved = True
+                return
+        for a in range(start, stop, CHUNK):
+            b = min(a + CHUNK, stop)
+            v = self.store.scratch(leaf, b - a, use=1)
+            fill_(v, direction * -rate.lr, Address(leaf.index, leaf.place(a), leaf.shape), {})
+            part = None if low is None else low[a - start : b - start]
+            self._write(leaf, leaf.flat[a:b], part, a, dense=v)
 
     def _step_block(self, block: Block, direction: Tensor) -> None:
         leaf = block.leaf
@@ -545,5 +702,6 @@ class Iterate:
         stochastic = leaf.dtype in HALF and low is None and self.store.rounding == "stochastic"
         source.setdefault("scale", 1.0 - rate.lr * rate.weight_decay)
         rounding = self.key if stochastic else None
-        self.changed += noise.combine(x, x, leaf=leaf.index, start=start, rounding=rounding, low=low, **source)
+        place = leaf.place(start)
+        self.changed += noise.combine(x, x, leaf=leaf.index, start=place, rounding=rounding, low=low, **source)
         self.moved = self.moved or rate.lr != 0.0

@@ -1,22 +1,27 @@
 """The lens: while it is on, every torch function that reads a trained weight reads Retr_x(point) instead.
 
-A `TorchFunctionMode` sees each call that names a trained tensor, whoever makes it: the module that owns the weight,
-another one that borrows it (`nn.MultiheadAttention` and its `out_proj`), a tied head, a loop over `parameters()`.
-The weights are never written, so there is nothing to restore.
+Each call that names a trained tensor is seen, whoever makes it: the module that owns the weight, another one that
+borrows it (`nn.MultiheadAttention` and its `out_proj`), a tied head, a loop over `parameters()`. The weights are never
+written, so there is nothing to restore. To that end a parameter changes its class for as long as the lens is on, to one
+with `__torch_function__`: calls that name no weight cost nothing. Tensors of other classes, and lenses within lenses
+and in several threads, are seen through a `TorchFunctionMode`, which looks at every call.
 
 `F.linear` regenerates the weight in tiles that stay in the cache, and `F.embedding` only the rows that are looked up;
 other functions get a fresh tensor of the leaf's size. So the memory of a query is one tile above that of inference.
+
+`stores/branches.py` shows several points to one forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from zograd import noise
 from zograd.vector import HALF, Vector, noise_terms
@@ -28,7 +33,7 @@ TILE = 1 << 20
 """Elements of a weight matrix that are regenerated at a time (4 MiB of float32)."""
 
 # Calls that read no elements: the real tensor answers them, and they do not count as seeing the leaf.
-_SHAPE_ONLY = frozenset(
+SHAPE_ONLY = frozenset(
     {
         Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.storage_offset,
         Tensor.is_contiguous, Tensor.is_floating_point, Tensor.is_complex, Tensor.element_size, Tensor.get_device,
@@ -43,7 +48,7 @@ _WRITING_OPERATORS = frozenset(
     {"__set__", "__setitem__"} | {f"__i{op}__" for op in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
 )
 _POINTERS = frozenset({Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage})
-_BINARY = frozenset(
+ELEMENTWISE = frozenset(
     {
         torch.mul, torch.add, torch.sub, torch.div, Tensor.mul, Tensor.add, Tensor.sub, Tensor.div, Tensor.__mul__,
         Tensor.__rmul__, Tensor.__add__, Tensor.__radd__, Tensor.__sub__, Tensor.__rsub__, Tensor.__truediv__,
@@ -53,27 +58,111 @@ _BINARY = frozenset(
 _NORMS = frozenset(
     {F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm, torch.layer_norm, torch.rms_norm, torch.group_norm}
 )
-_CASTS = frozenset({Tensor.float, Tensor.to, Tensor.type_as})
+CASTS = frozenset({Tensor.float, Tensor.to, Tensor.type_as})
 
 
-class Lens(TorchFunctionMode):
-    """Shows Retr_x(point) in place of the weights of `store` to every torch function called in this thread."""
+def linear_rows(input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
+    """input @ weight[start:stop].T: rows of a linear layer, of which a lens regenerates no others."""
+    if has_torch_function_unary(weight) or torch.overrides._is_torch_function_mode_enabled():
+        return handle_torch_function(linear_rows, (weight,), input, weight, start, stop)  # type: ignore[no-any-return]
+    return F.linear(input, weight[start:stop])
 
-    def __init__(self, store: Store, point: Vector) -> None:
+
+def shape_only(func: Callable[..., Any]) -> bool:
+    """Whether a torch function reads no elements."""
+    return func in SHAPE_ONLY or (getattr(func, "__name__", "") == "__get__" and func not in _VALUE_PROPERTIES)
+
+
+class _Lenses(threading.local):
+    """The lenses that are on in this thread by way of the class of their weights."""
+
+    def __init__(self) -> None:
+        self.on: list[Lens] = []
+
+
+_lenses = _Lenses()
+_switching = threading.Lock()
+
+
+class _Watched:
+    """A tensor that a lens watches."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if not _lenses.on:  # another thread's
+                return func(*args, **(kwargs or {}))
+            return _lenses.on[-1].answer(func, args, kwargs or {})
+
+
+class WatchedTensor(_Watched, Tensor):
+    """A plain tensor under a lens."""
+
+
+class WatchedParameter(_Watched, nn.Parameter):
+    """A parameter under a lens."""
+
+
+_WATCHED: dict[type, type] = {Tensor: WatchedTensor, nn.Parameter: WatchedParameter}
+
+
+class _Everywhere(TorchFunctionMode):
+    """Takes every torch call of this thread to a lens."""
+
+    def __init__(self, lens: Lens) -> None:
         super().__init__()
-        self.store, self.point = store, point
+        self.lens = lens
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return self.lens.answer(func, args, kwargs or {})
+
+
+class Lens:
+    """Shows Retr_x(point) in place of the weights of `store` to every torch function called in this thread.
+
+    everywhere: look at every torch call, not only at those that name a weight.
+    """
+
+    def __init__(self, store: Store, point: Vector, *, everywhere: bool = False) -> None:
+        self.store, self.point, self.everywhere = store, point, everywhere
         self.terms, others = noise_terms(point)
         self.noise_only = not others
         self.leaves = store.by_id
+        self._mode: _Everywhere | None = None
+        self._switched: list[tuple[Tensor, type]] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def __enter__(self) -> Lens:
+        with _switching:
+            tensors = self.store.tensors
+            if self.everywhere or any(type(t) not in _WATCHED for t in tensors):
+                self._mode = _Everywhere(self)
+            else:
+                self._switched = [(t, type(t)) for t in tensors]
+                for t in tensors:
+                    t.__class__ = _WATCHED[type(t)]  # type: ignore[assignment]
+        if self._mode is not None:
+            self._mode.__enter__()
+        else:
+            _lenses.on.append(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._mode is not None:
+            mode, self._mode = self._mode, None
+            mode.__exit__(*error)
+            return
+        _lenses.on.remove(self)
+        with _switching:
+            for t, kind in self._switched:
+                t.__class__ = kind  # type: ignore[assignment]
+            self._switched = []
+
+    def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of a torch function."""
         leaves = self.leaves
         for a in (*args, *kwargs.values()):
             if id(a) in leaves or (type(a) in (list, tuple) and any(id(e) in leaves for e in a)):
@@ -81,26 +170,34 @@ class Lens(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _show(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = getattr(func, "__name__", "")
-        if func in _SHAPE_ONLY or (name == "__get__" and func not in _VALUE_PROPERTIES):
+        if shape_only(func):
             return func(*args, **kwargs)
         if func is Tensor.type and len(args) == 1 and not kwargs:  # the name; w.type(dtype) asks for values
             return func(*args, **kwargs)
         if func in _POINTERS:  # somebody reads the memory itself: this leaf must be perturbed there
             self.store.pointed.add(self.leaves[id(args[0])].index)
             return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
         for leaf in self._written(name, args, kwargs):
             raise RuntimeError(
                 f"the loss writes to trained tensor {leaf.name!r} (torch function {name}); an evaluation must only "
                 f"read the weights. Move the write out of the loss, or leave the tensor out of the selection."
             )
+        return self._dispatch(func, args, kwargs)
+
+    def _dispatch(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value of a function that reads leaves."""
+        if any(self._split(a) for a in (*args, *kwargs.values())):
+            return func(*self._replace(args), **{k: self._replace_one(v) for k, v in kwargs.items()})
         if func is F.linear:
             return self._linear(*args, **kwargs)
+        if func is linear_rows:
+            return self._linear_rows(*args, **kwargs)
         if func is F.embedding:
             return self._embedding(*args, **kwargs)
-        if (func in _BINARY or func in _NORMS) and self._any_split_half(args, kwargs):
+        if (func in ELEMENTWISE or func in _NORMS) and self._any_split_half(args, kwargs):
             return self._in_float32(func, args, kwargs)
-        if func in _CASTS and self._any_split_half(args[:1], {}):
+        if func in CASTS and self._any_split_half(args[:1], {}):
             return func(self._float32(self.leaves[id(args[0])]), *args[1:], **kwargs)
         return func(*self._replace(args), **{k: self._replace_one(v) for k, v in kwargs.items()})
 
@@ -131,7 +228,8 @@ class Lens(TorchFunctionMode):
     def _shown(self, leaf: Leaf, dtype: torch.dtype) -> Tensor:
         """A fresh tensor with the leaf at the point."""
         out = torch.empty(leaf.numel, dtype=dtype, device=leaf.tensor.device)
-        return self.store.point_(out, leaf, self.point).view(leaf.tensor.shape)
+        self.store.point_(out, leaf, self.point)
+        return out.view(leaf.shape) if leaf.portion is None else leaf.portion.wrap(out.view(leaf.portion.sizes))
 
     def _replace(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(self._replace_one(a) for a in args)
@@ -140,6 +238,11 @@ class Lens(TorchFunctionMode):
         """Whether a 16-bit norm gain or bias is among the arguments: those are shown in float32."""
         leaves = (self.leaves.get(id(a)) for a in (*args, *kwargs.values()))
         return any(leaf is not None and leaf.tensor.ndim <= 1 and leaf.dtype in HALF for leaf in leaves)
+
+    def _split(self, a: object) -> bool:
+        """Whether `a` is a leaf of which other processes hold parts: it is shown as the distributed tensor it is."""
+        leaf = self.leaves.get(id(a))
+        return leaf is not None and leaf.portion is not None
 
     def _float32(self, leaf: Leaf) -> Tensor:
         self.store.seen.add(leaf.index)
@@ -151,7 +254,7 @@ class Lens(TorchFunctionMode):
         """func with every 16-bit tensor widened, and its result in the dtype that func would have given."""
         everything = (*args, *kwargs.values())
         tensors = [a for a in everything if isinstance(a, Tensor)]
-        if func in _BINARY:
+        if func in ELEMENTWISE:
             x, y = everything[0], everything[1]
             dtype = torch.result_type(x, y)
         else:
@@ -178,25 +281,45 @@ class Lens(TorchFunctionMode):
         if leaf is None or weight.ndim != 2 or torch.is_grad_enabled() or torch.is_autocast_enabled(weight.device.type):
             return F.linear(*self._replace((input, weight, bias)))
         x, bias = self._replace_one(input), self._replace_one(bias)
-        if not self.point and leaf.low is None:
-            return F.linear(x, weight, bias)
-        rows, columns = weight.shape
-        tile = max(1, TILE // max(columns, 1))
-        if rows <= tile or leaf.space.unit == "leaf":
-            w = self.store.scratch(leaf, leaf.numel, use=-1, dtype=leaf.dtype)
-            self.store.point_(w, leaf, self.point)
-            return F.linear(x, w.view(rows, columns), bias)
-        shape = (*x.shape[:-1], rows)
+        if len(list(self.tiles(leaf, 0, leaf.shape[0]))) == 1:
+            return F.linear(x, self.tile(leaf, 0, leaf.shape[0]).view(leaf.shape), bias)
+        y = self._product(x, leaf, 0, leaf.shape[0])
+        return y if bias is None else y.add_(bias)
+
+    def _linear_rows(self, input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
+        leaf = self._leaf(weight)
+        if leaf is None or torch.is_grad_enabled():
+            return F.linear(self._replace_one(input), self._replace_one(weight)[start:stop])
+        return self._product(self._replace_one(input), leaf, start, stop)
+
+    def _product(self, x: Tensor, leaf: Leaf, start: int, stop: int) -> Tensor:
+        """x W^T for rows start .. stop of W at the point."""
+        columns = leaf.shape[1]
+        shape = (*x.shape[:-1], stop - start)
         x = x.reshape(-1, columns)
-        out: Tensor = x.new_empty(x.shape[0], rows)
-        for a in range(0, rows, tile):
-            b = min(a + tile, rows)
-            w = self.store.scratch(leaf, (b - a) * columns, use=-1, dtype=leaf.dtype)
-            self.store.point_(w, leaf, self.point, a * columns, b * columns)
-            torch.mm(x, w.view(b - a, columns).t(), out=out[:, a:b])
-        if bias is not None:
-            out += bias
+        out: Tensor = x.new_empty(x.shape[0], stop - start)
+        for a, b in self.tiles(leaf, start, stop):
+            w = self.tile(leaf, a, b).view(-1, columns)
+            torch.mm(x, w.t(), out=out[:, a - start : b - start])
         return out.view(shape)
+
+    def tiles(self, leaf: Leaf, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Row ranges of a matrix to regenerate at a time: all at once where nothing is to be regenerated."""
+        whole = (not self.point and leaf.low is None) or leaf.space.unit == "leaf"
+        size = stop - start if whole else max(1, TILE // max(leaf.shape[1], 1))
+        return ((a, min(a + size, stop)) for a in range(start, stop, size))
+
+    def tile(self, leaf: Leaf, start: int, stop: int) -> Tensor:
+        """Rows start .. stop of a matrix at the point, flat; in workspace that the next tile overwrites."""
+        columns = leaf.shape[1]
+        if not self.point and leaf.low is None:
+            self.store.catch_up([leaf])
+            return leaf.flat[start * columns : stop * columns]
+        if leaf.space.unit == "leaf":
+            whole = self.store.scratch(leaf, leaf.numel, use=-1, dtype=leaf.dtype)
+            return self.store.point_(whole, leaf, self.point)[start * columns : stop * columns]
+        w = self.store.scratch(leaf, (stop - start) * columns, use=-1, dtype=leaf.dtype)
+        return self.store.point_(w, leaf, self.point, start * columns, stop * columns)
 
     def _embedding(
         self,
