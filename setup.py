@@ -1,7 +1,7 @@
 """Builds the kernels: portable C++ files, loaded by ctypes (no Python or torch ABI).
 
 The extensions are optional. Without a compiler the package installs all the same, and `zograd.noise` and
-`zograd.quantized` fall back to torch implementations with the same bits, `zograd.kernels` to the same values to rounding.
+`zograd.quantized` fall back to torch implementations with the same bits, `zograd.kernels` to the same to rounding.
 """
 
 import sys

@@ -90,10 +90,10 @@ def batched(loss: BatchedLoss, together: int = 16) -> Oracle:
 
     loss(n) repeats the inputs n times along the first axis (`ids.repeat(n, 1)`), runs the model once, and returns one
     loss for each copy, [n]. Directions of low rank (`RankOne`, `LowRank`) cost next to nothing on top of that forward;
-    others are regenerated for each branch in turn, which saves what reads the weights and the small operations.
+    others are regenerated for each branch in turn, which saves reading the weights and the small operations.
 
-    Values are those of one at a time to rounding. The first query of a run is also evaluated alone and compared: a model
-    that mixes examples of a batch (batch normalisation in train mode, capacities of experts), or reads weights in a way
+    Values are those of one at a time to rounding. The first query is also evaluated alone and compared: a model that
+    mixes the examples of a batch (batch normalisation in train mode, capacities of experts), or reads weights in a way
     that cannot be split, is found there. Then, and where memory does not suffice, fewer share a forward, with a warning.
 
     Memory: the activations of `together` copies of the batch. Raises ValueError for together < 1 and for a loss that
@@ -121,12 +121,12 @@ class _Batched:
             return self._first(store, queries, key)
         return self._values(store, queries, key)
 
-    def _first(self, store: Store, queries: Sequence[Query], key: int) -> Sequence[float]:
+    def _first(self, store: Store, queries: Sequence[Query], key: int) -> list[float]:
         """One query both ways."""
         self.checked = True
         if self.together == 1 or len(queries) == 1:
             self.checked = self.together == 1
-            return self.alone(store, queries, key)
+            return list(self.alone(store, queries, key))
         drawn: list[bool] = []
 
         def watched() -> Tensor:
@@ -143,7 +143,7 @@ class _Batched:
         if self.together > 1 and not math.isclose(expected, values[0], rel_tol=tolerance, abs_tol=tolerance):
             if math.isfinite(expected) or math.isfinite(values[0]):
                 self._give_up(f"its loss is {expected} alone and {values[0]} beside others")
-                return self.alone(store, queries, key)
+                return list(self.alone(store, queries, key))
         return values
 
     def _give_up(self, why: object) -> None:
@@ -164,7 +164,9 @@ class _Batched:
                 self._give_up(e)
             except torch.OutOfMemoryError:
                 self.together = max(1, len(group) // 2)
-                warnings.warn(f"{len(group)} points in one forward need too much memory: now {self.together}", stacklevel=3)
+                warnings.warn(
+                    f"{len(group)} points in one forward need too much memory: now {self.together}", stacklevel=3
+                )
         return values
 
     def _forward(self, store: Store, group: Sequence[Query], key: int) -> list[float]:

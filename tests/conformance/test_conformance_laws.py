@@ -22,7 +22,7 @@ SIDE, D = 4, 16
 G = np.cos(np.arange(D)) * np.linspace(0.2, 2.0, D)
 G /= np.linalg.norm(G)
 by_name = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
-FACTORED = ("LowRank", "Components", "Subspace", "Projected", "DCT")
+FACTORED = ("RankOne", "LowRank", "Components", "Subspace", "Projected", "DCT")
 SLOW = ("SmallWeights", "TopScores", "Scattered", "Orthogonal", *FACTORED)
 """Laws whose directions take 0.1 ms and more: fewer of them are drawn."""
 
@@ -112,6 +112,7 @@ def fourth_moment(law) -> np.ndarray:
     return {
         "Rademacher": lambda: np.ones(D),
         "Walsh": lambda: np.ones(D),
+        "RankOne": lambda: np.ones(D),
         "Gaussian": lambda: 1 + 2 * G**2,
         "Sphere": lambda: D * (1 + 2 * G**2) / (D + 2),
         "Orthogonal": lambda: D * (1 + 2 * G**2) / (D + 2),
@@ -136,6 +137,7 @@ def stated_total(law) -> float | None:
     return {
         "Rademacher": D - 1,
         "Walsh": D - 1,
+        "RankOne": D - 1,
         "Sphere": D - 1,
         "Orthogonal": D - 1,
         "Coordinate": D - 1,

@@ -105,6 +105,16 @@ def _(e, shapes, slots):
     )
 
 
+@expansion("SignOuter")
+def _(e, shapes, slots):
+    def one(leaf, shape):
+        m, n = (shape[0], numel(shape[1:])) if shape else (1, 1)
+        signs = noise(SIGN, e.key, leaf, m + n)
+        return np.outer(signs[:m], signs[m:]) if n > 1 else noise(SIGN, e.key, leaf, m * n)
+
+    return by_leaf(shapes, one)
+
+
 @expansion("Trilinear")
 def _(e, shapes, slots):
     def mixture(leaf, m, n):

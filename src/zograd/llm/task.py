@@ -167,7 +167,10 @@ class Scorer:
         head = self.base.get_output_embeddings()
         if ids is None:
             logits = head(hidden)
-        elif not hasattr(head, "lookup") and type(getattr(head, "weight", None)) not in (nn.Parameter, WatchedParameter):
+        elif not hasattr(head, "lookup") and type(getattr(head, "weight", None)) not in (
+            nn.Parameter,
+            WatchedParameter,
+        ):
             logits = head(hidden)[..., ids]  # quantized by another library: its rows are not to be had
         else:
             rows = head.lookup(ids).to(hidden.dtype) if hasattr(head, "lookup") else F.embedding(ids, head.weight)

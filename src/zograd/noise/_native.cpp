@@ -1,7 +1,8 @@
 // Noise kernels: Philox4x32-10 signs, normals and rounding draws, fused with the weight update.
 //
 // The format (which bit of which Philox word belongs to which element) is fixed in __init__.py; reference.py is the
-// readable statement of it. This file is the quick one: plain loops, written so that GCC and Clang vectorise them.
+// readable statement of it. This file is the quick one: plain loops, written so that GCC and Clang vectorise them, and
+// for x86-64 Philox and the look-ups of normals by hand.
 // C ABI, no Python or torch headers; native.py calls it through ctypes.
 //
 // Work is cut into tiles of 2048 consecutive element indices (one Philox sign block). Per tile, all noise terms are
@@ -168,7 +169,8 @@ void normals_0(uint64_t key, uint64_t block, int count, uint32_t leaf, const flo
                float* v, uint64_t ahead, int ahead_bytes) {
     alignas(64) uint32_t words[64];
     for (int b = 0; b < count; ++b) {
-        words_0(key, block + uint64_t(b), 1, leaf, NORMALS, words, ahead + uint64_t(b) * uint64_t(ahead_bytes), ahead_bytes);
+        prefetch(ahead + uint64_t(b) * uint64_t(ahead_bytes), ahead_bytes);
+        philox16(key, block + uint64_t(b), leaf, NORMALS, words);
         for (int j = 0; j < 64; ++j) {
             float *const low = v + 128 * b + j, *const high = low + 64;
             const float cz_low = coef * normal_of(words[j], table), cz_high = coef * normal_of(words[j] >> 16, table);
@@ -208,69 +210,69 @@ using Float2 = float __attribute__((vector_size(64)));
 
 // Ten rounds on the counters q, q + 1, ... (16 of them, 8 with AVX2); then w[k] holds word k of each. NEXT runs after
 // round r: work on the words of the step before goes there, so that table look-ups and multiplications overlap.
-#define PHILOX(L, q, stream, w, NEXT)                                                                                   \
-    Wide##L c[4][2];                                                                                                    \
-    for (int h = 0; h < 2; ++h) {                                                                                       \
-        std::memcpy(&c[0][h], LANES, sizeof(Wide##L));                                                                  \
-        c[0][h] += (q) + uint64_t(h) * (sizeof(Wide##L) / 8);                                                           \
-        c[1][h] = Wide##L{} + ((q) >> 32);                                                                              \
-        c[2][h] = Wide##L{} + uint64_t(leaf);                                                                           \
-        c[3][h] = Wide##L{} + uint64_t(stream);                                                                         \
-    }                                                                                                                   \
-    uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);                                                              \
-    UNROLL10                                                                                                            \
-    for (int r = 0; r < 10; ++r) {                                                                                      \
-        for (int h = 0; h < 2; ++h) {                                                                                   \
-            const Wide##L p0 = MULTIPLY_##L(c[0][h], M0), p1 = MULTIPLY_##L(c[2][h], M1);                               \
-            c[0][h] = UPPER_##L(p1) ^ c[1][h] ^ uint64_t(k0), c[1][h] = p1;                                             \
-            c[2][h] = UPPER_##L(p0) ^ c[3][h] ^ uint64_t(k1), c[3][h] = p0;                                             \
-        }                                                                                                               \
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;                                                                           \
-        NEXT                                                                                                            \
-    }                                                                                                                   \
+#define PHILOX(L, q, stream, w, NEXT)                                                                                 \
+    Wide##L c[4][2];                                                                                                  \
+    for (int h = 0; h < 2; ++h) {                                                                                     \
+        std::memcpy(&c[0][h], LANES, sizeof(Wide##L));                                                                \
+        c[0][h] += (q) + uint64_t(h) * (sizeof(Wide##L) / 8);                                                         \
+        c[1][h] = Wide##L{} + ((q) >> 32);                                                                            \
+        c[2][h] = Wide##L{} + uint64_t(leaf);                                                                         \
+        c[3][h] = Wide##L{} + uint64_t(stream);                                                                       \
+    }                                                                                                                 \
+    uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);                                                            \
+    UNROLL10                                                                                                          \
+    for (int r = 0; r < 10; ++r) {                                                                                    \
+        for (int h = 0; h < 2; ++h) {                                                                                 \
+            const Wide##L p0 = MULTIPLY_##L(c[0][h], M0), p1 = MULTIPLY_##L(c[2][h], M1);                             \
+            c[0][h] = UPPER_##L(p1) ^ c[1][h] ^ uint64_t(k0), c[1][h] = p1;                                           \
+            c[2][h] = UPPER_##L(p0) ^ c[3][h] ^ uint64_t(k1), c[3][h] = p0;                                           \
+        }                                                                                                             \
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;                                                                         \
+        NEXT                                                                                                          \
+    }                                                                                                                 \
     for (int k = 0; k < 4; ++k) w[k] = LOWER_##L(c[k][0], c[k][1]);
 
 // at[0 ..] = coef * z or at[0 ..] + coef * z, z the normals of the 16-bit draws in the upper or lower halves of w.
-#define PUT_NORMALS(L, w, upper, at)                                                                                    \
-    const Half##L index = (upper) ? ((w) >> 16) & 0x7fffu : (w) & 0x7fffu;                                              \
-    const Half##L sign = ((upper) ? (w) : (w) << 16) & 0x80000000u;                                                     \
-    Float##L cz = coef * Float##L(LOOK_UP_##L(table, index) ^ sign);                                                    \
-    if (!first) {                                                                                                       \
-        Float##L before;                                                                                                \
-        std::memcpy(&before, at, sizeof before);                                                                        \
-        cz = before + cz;                                                                                               \
-    }                                                                                                                   \
+#define PUT_NORMALS(L, w, upper, at)                                                                                  \
+    const Half##L index = (upper) ? ((w) >> 16) & 0x7fffu : (w) & 0x7fffu;                                            \
+    const Half##L sign = ((upper) ? (w) : (w) << 16) & 0x80000000u;                                                   \
+    Float##L cz = coef * Float##L(LOOK_UP_##L(table, index) ^ sign);                                                  \
+    if (!first) {                                                                                                     \
+        Float##L before;                                                                                              \
+        std::memcpy(&before, at, sizeof before);                                                                      \
+        cz = before + cz;                                                                                             \
+    }                                                                                                                 \
     std::memcpy(at, &cz, sizeof cz);
 
-#define MAKERS(L, TARGET)                                                                                               \
-    TARGET void words_##L(uint64_t key, uint64_t block, int count, uint32_t leaf, uint32_t stream, uint32_t* words,     \
-                          uint64_t ahead, int ahead_bytes) {                                                            \
-        const Wide##L M0 = Wide##L{} + uint64_t(0xD2511F53u), M1 = Wide##L{} + uint64_t(0xCD9E8D57u);                   \
-        constexpr int STEP = sizeof(Half##L) / 4;                                                                       \
-        for (int i = 0; i < 16 * count; i += STEP) {                                                                    \
-            const uint64_t q = block * 16 + uint64_t(i);                                                                \
-            if (i % 16 == 0) prefetch(ahead + uint64_t(i / 16) * uint64_t(ahead_bytes), ahead_bytes);                   \
-            Half##L w[4];                                                                                               \
-            PHILOX(L, q, stream, w, )                                                                                   \
-            for (int k = 0; k < 4; ++k) std::memcpy(words + 64 * (i / 16) + 16 * k + i % 16, &w[k], sizeof w[k]);       \
-        }                                                                                                               \
-    }                                                                                                                   \
-    TARGET void normals_##L(uint64_t key, uint64_t block, int count, uint32_t leaf, const float* table, float coef,     \
-                            bool first, float* v, uint64_t ahead, int ahead_bytes) {                                    \
-        const Wide##L M0 = Wide##L{} + uint64_t(0xD2511F53u), M1 = Wide##L{} + uint64_t(0xCD9E8D57u);                   \
-        constexpr int STEP = sizeof(Half##L) / 4;                                                                       \
-        Half##L w[4] = {};                                                                                              \
-        alignas(64) float nowhere[128];                                                                                 \
-        for (int i = 0; i <= 16 * count; i += STEP) { /* the last step only uses the words of the one before */         \
-            const uint64_t q = block * 16 + uint64_t(i);                                                                \
-            const int done = i - STEP;                                                                                  \
-            float* const to = i ? v + 128 * (done / 16) + done % 16 : nowhere;                                          \
-            if (i % 16 == 0) prefetch(ahead + uint64_t(i / 16) * uint64_t(ahead_bytes), ahead_bytes);                   \
-            PHILOX(L, q, NORMALS, w, if (r < 8) {                                                                       \
-                float* const at = to + 16 * (r >> 1) + 64 * (r & 1);                                                    \
-                PUT_NORMALS(L, w[r >> 1], r & 1, at)                                                                    \
-            })                                                                                                          \
-        }                                                                                                               \
+#define MAKERS(L, TARGET)                                                                                             \
+    TARGET void words_##L(uint64_t key, uint64_t block, int count, uint32_t leaf, uint32_t stream, uint32_t* words,   \
+                          uint64_t ahead, int ahead_bytes) {                                                          \
+        const Wide##L M0 = Wide##L{} + uint64_t(0xD2511F53u), M1 = Wide##L{} + uint64_t(0xCD9E8D57u);                 \
+        constexpr int STEP = sizeof(Half##L) / 4;                                                                     \
+        for (int i = 0; i < 16 * count; i += STEP) {                                                                  \
+            const uint64_t q = block * 16 + uint64_t(i);                                                              \
+            if (i % 16 == 0) prefetch(ahead + uint64_t(i / 16) * uint64_t(ahead_bytes), ahead_bytes);                 \
+            Half##L w[4];                                                                                             \
+            PHILOX(L, q, stream, w, )                                                                                 \
+            for (int k = 0; k < 4; ++k) std::memcpy(words + 64 * (i / 16) + 16 * k + i % 16, &w[k], sizeof w[k]);     \
+        }                                                                                                             \
+    }                                                                                                                 \
+    TARGET void normals_##L(uint64_t key, uint64_t block, int count, uint32_t leaf, const float* table, float coef,   \
+                            bool first, float* v, uint64_t ahead, int ahead_bytes) {                                  \
+        const Wide##L M0 = Wide##L{} + uint64_t(0xD2511F53u), M1 = Wide##L{} + uint64_t(0xCD9E8D57u);                 \
+        constexpr int STEP = sizeof(Half##L) / 4;                                                                     \
+        Half##L w[4] = {};                                                                                            \
+        alignas(64) float nowhere[128] = {};                                                                          \
+        for (int i = 0; i <= 16 * count; i += STEP) { /* the last step only uses the words of the one before */       \
+            const uint64_t q = block * 16 + uint64_t(i);                                                              \
+            const int done = i - STEP;                                                                                \
+            float* const to = i ? v + 128 * (done / 16) + done % 16 : nowhere;                                        \
+            if (i % 16 == 0) prefetch(ahead + uint64_t(i / 16) * uint64_t(ahead_bytes), ahead_bytes);                 \
+            PHILOX(L, q, NORMALS, w, if (r < 8) {                                                                     \
+                float* const at = to + 16 * (r >> 1) + 64 * (r & 1);                                                  \
+                PUT_NORMALS(L, w[r >> 1], r & 1, at)                                                                  \
+            })                                                                                                        \
+        }                                                                                                             \
     }
 
 MAKERS(1, LEVEL1)
@@ -708,10 +710,10 @@ INLINE void gram_tiles(int64_t n, const int64_t* kinds, const uint64_t* keys, ui
 }
 
 #define GRAM(LEVEL, TARGET)                                                                                           \
-    TARGET void gram_##LEVEL(int64_t n, const int64_t* kinds, const uint64_t* keys, uint32_t leaf, const float* table, \
+    TARGET void gram_##LEVEL(int64_t n, const int64_t* kinds, const uint64_t* keys, uint32_t leaf, const float* table,\
                              int64_t start, int64_t count, int64_t first, int64_t last, uint32_t* words, int32_t* z,  \
                              int64_t* gram) {                                                                         \
-        gram_tiles<LEVEL>(n, kinds, keys, leaf, table, start, count, first, last, words, z, gram);                           \
+        gram_tiles<LEVEL>(n, kinds, keys, leaf, table, start, count, first, last, words, z, gram);                    \
     }
 
 GRAM(0, )

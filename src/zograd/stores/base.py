@@ -219,6 +219,7 @@ class Store:
         self.pages = pages
         self.late: set[int] = set()
         self._due: dict[int, list[tuple[Iterate, Vector]]] = {}
+        self._previous: Iterate | None = None
         self.leaves: list[Leaf] = []
         self.by_id: dict[int, Leaf] = {}
         self._aliases: list[Tensor] = []
@@ -449,8 +450,8 @@ class Store:
             x = self.master(leaf, a, b)
             if point:
                 slots = self._slots(leaf, a, b)
-                z = self.scratch(leaf, b - a, use=0)
-                fill_(z, point, Address(leaf.index, leaf.place(a), leaf.shape), self._sources(leaf, a, b, slots, (point,)))
+                z, at = self.scratch(leaf, b - a, use=0), Address(leaf.index, leaf.place(a), leaf.shape)
+                fill_(z, point, at, self._sources(leaf, a, b, slots, (point,)))
                 leaf.retract_(x, z, slots)
             out[a - start : b - start].copy_(x)
         return out
@@ -471,6 +472,7 @@ class Store:
         try:
             for index in sorted(self.escaped):
                 leaf = self.leaves[index]
+                self.catch_up([leaf])
                 self.catch_up([leaf])
                 saved.append((leaf, leaf.flat.clone()))
                 self.point_(leaf.flat, leaf, point)
@@ -525,6 +527,21 @@ class Store:
             self.late = before
             self.catch_up()
 
+    @contextmanager
+    def lazily(self) -> Iterator[None]:
+        """Inside, a move along noise waits at each leaf until that is read: the next forward makes it in passing.
+
+        What reads through the store (queries, `blocks`, `state_dict`, `digest`) finds the weights moved; who reads the
+        tensors themselves calls `catch_up()` first. The bits are those of moves made at once. `health` tells of the step
+        before. At the end all moves are made.
+        """
+        before, self.late = self.late, {leaf.index for leaf in self.leaves}
+        try:
+            yield
+        finally:
+            self.late = before
+            self.catch_up()
+
     def catch_up(self, leaves: Sequence[Leaf] | None = None) -> list[Leaf]:
         """Make the moves that wait, of these leaves or of all; returns the leaves that were moved."""
         if not self._due:
@@ -540,10 +557,10 @@ class Store:
     def health(self, iterate: Iterate) -> float:
         """Fraction of the weights whose bits the step changed; warns once when steps vanish below the spacing.
 
-        0 where moves wait (`late`): they are not made yet.
+        Where moves wait, the fraction of the step before (0 of the first).
         """
         if self._due:
-            return 0.0
+            iterate, self._previous = self._previous or iterate, iterate
         fraction = iterate.changed / max(sum(leaf.numel for leaf in self.leaves), 1)
         rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
         if self._warned_small or rounded < self.dim // 2 or not iterate.moved or fraction >= 0.02:

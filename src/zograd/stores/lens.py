@@ -63,8 +63,9 @@ CASTS = frozenset({Tensor.float, Tensor.to, Tensor.type_as})
 
 def linear_rows(input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
     """input @ weight[start:stop].T: rows of a linear layer, of which a lens regenerates no others."""
-    if has_torch_function_unary(weight) or torch.overrides._is_torch_function_mode_enabled():
-        return handle_torch_function(linear_rows, (weight,), input, weight, start, stop)  # type: ignore[no-any-return]
+    if has_torch_function_unary(weight):
+        rows: Tensor = handle_torch_function(linear_rows, (weight,), input, weight, start, stop)
+        return rows
     return F.linear(input, weight[start:stop])
 
 
@@ -138,14 +139,14 @@ class Lens:
     def __enter__(self) -> Lens:
         with _switching:
             tensors = self.store.tensors
-            if self.everywhere or any(type(t) not in _WATCHED for t in tensors):
+            if self.everywhere or _lenses.on or any(type(t) not in _WATCHED for t in tensors):
                 self._mode = _Everywhere(self)
             else:
                 self._switched = [(t, type(t)) for t in tensors]
                 for t in tensors:
-                    t.__class__ = _WATCHED[type(t)]  # type: ignore[assignment]
+                    t.__class__ = _WATCHED[type(t)]
         if self._mode is not None:
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
         else:
             _lenses.on.append(self)
         return self
@@ -153,12 +154,12 @@ class Lens:
     def __exit__(self, *error: Any) -> None:
         if self._mode is not None:
             mode, self._mode = self._mode, None
-            mode.__exit__(*error)
+            mode.__exit__(*error)  # type: ignore[no-untyped-call]
             return
         _lenses.on.remove(self)
         with _switching:
             for t, kind in self._switched:
-                t.__class__ = kind  # type: ignore[assignment]
+                t.__class__ = kind
             self._switched = []
 
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -341,6 +342,7 @@ class Lens:
         rows = input.reshape(-1).to(torch.int64)
         if not (leaf.space.flat and self.noise_only) or leaf.low is not None:
             return self._rows(leaf, rows).view(*input.shape, weight.shape[1])
+        self.store.catch_up([leaf])
         out = torch.empty((*input.shape, weight.shape[1]), dtype=leaf.dtype, device=weight.device)
         noise.combine_rows(out.view(-1, weight.shape[1]), weight.detach(), rows, terms=self.terms, leaf=leaf.index)
         return out

@@ -1,0 +1,276 @@
+// Loops that torch has no single operation for: side branches of rank one, matrices plus products of rank one, log-sum-exp in pieces.
+//
+// Plain loops that vectorise; sums run over 16 fixed lanes, so that results depend neither on the number of threads nor on
+// the instruction set. Compiled with -ffp-contract=off. C ABI, called by __init__.py through ctypes.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define EXPORT extern "C" __declspec(dllexport)
+#define INLINE static __forceinline
+#elif defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
+#if defined(__clang__)
+#define IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define IVDEP _Pragma("GCC ivdep")
+#else
+#define IVDEP __pragma(loop(ivdep))
+#endif
+
+// As in the noise kernels: one binary for every x86-64, with the widest instruction set picked at run time.
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#define LEVELS 3
+#define LEVEL1 __attribute__((target("arch=x86-64-v3")))
+#define LEVEL2 __attribute__((target("arch=x86-64-v4")))
+#else
+#define LEVELS 1
+#endif
+
+namespace {
+
+constexpr int64_t ABI = 1;
+constexpr int LANES = 16;
+constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
+
+INLINE float load(const float* p) { return *p; }
+INLINE float load(const uint16_t* p) {  // bfloat16
+    const uint32_t u = uint32_t(*p) << 16;
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+INLINE void store(float* p, float f) { *p = f; }
+INLINE void store(uint16_t* p, float f) {  // to nearest even; NaN stays NaN
+    uint32_t u;
+    std::memcpy(&u, &f, 4);
+    const uint32_t nan = uint32_t(0) - uint32_t((u & 0x7fffffffu) > 0x7f800000u);
+    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    *p = uint16_t((rounded & ~nan) | (0x7fc0u & nan));
+}
+
+INLINE uint32_t bits(float f) {
+    uint32_t u;
+    std::memcpy(&u, &f, 4);
+    return u;
+}
+INLINE uint32_t bits(uint16_t u) { return u; }
+
+INLINE float sum(const float* lanes) {
+    float s[LANES];
+    for (int k = 0; k < LANES; ++k) s[k] = lanes[k];
+    for (int width = LANES / 2; width; width /= 2)
+        for (int k = 0; k < width; ++k) s[k] += s[k + width];
+    return s[0];
+}
+
+// ---- y[n] += coef (x[n] . v) u --------------------------------------------------------------------------------------
+
+template <class T>
+INLINE void side_rows(T* y, const T* x, int64_t columns, int64_t rows, float coef, const float* u,
+                      const float* v, int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; ++n) {
+        const T* const xn = x + n * columns;
+        T* const yn = y + n * rows;
+        float lanes[LANES] = {};
+        int64_t j = 0;
+        for (; j + LANES <= columns; j += LANES)
+            for (int k = 0; k < LANES; ++k) lanes[k] += load(xn + j + k) * v[j + k];
+        for (int k = 0; j < columns; ++j, ++k) lanes[k] += load(xn + j) * v[j];
+        const float t = coef * sum(lanes);
+        for (int64_t i = 0; i < rows; ++i) store(yn + i, load(yn + i) + t * u[i]);
+    }
+}
+
+// ---- out[e] = scale x[e] + sum_k (coef_k u_k[i]) v_k[j], element e = i columns + j ----------------------------------
+
+struct Outer {
+    int64_t start, columns;  // out[0] is element `start` of its matrix
+    float scale;
+    int64_t n_terms;
+    const float* coef;
+    const float* const* u;  // one a term: all rows
+    const float* const* v;  // one a term: all columns
+};
+
+// Elements first .. last (counted from out[0]); returns how many of out differ from x. out may be x.
+template <class T>
+INLINE int64_t outer_range(const Outer& m, T* out, const T* x, int64_t first, int64_t last) {
+    constexpr int64_t PIECE = 512;
+    alignas(64) float add[PIECE];
+    int64_t changed = 0;
+    int64_t e = first;
+    while (e < last) {
+        const int64_t i = (m.start + e) / m.columns, j = (m.start + e) % m.columns;
+        int64_t count = m.columns - j;
+        count = count < last - e ? count : last - e;
+        count = count < PIECE ? count : PIECE;
+        for (int64_t t = 0; t < m.n_terms; ++t) {
+            const float c = m.coef[t] * m.u[t][i];
+            const float* const v = m.v[t] + j;
+            if (t == 0) for (int64_t k = 0; k < count; ++k) add[k] = c * v[k];
+            else for (int64_t k = 0; k < count; ++k) add[k] += c * v[k];
+        }
+        const T* const from = x + e;
+        T* const to = out + e;
+        uint32_t differ = 0;
+        IVDEP
+        for (int64_t k = 0; k < count; ++k) {
+            const T before = from[k];
+            T after;
+            store(&after, m.scale * load(&before) + add[k]);
+            differ += bits(before) != bits(after);
+            to[k] = after;
+        }
+        changed += differ;
+        e += count;
+    }
+    return changed;
+}
+
+// ---- log-sum-exp over a piece of the vocabulary ---------------------------------------------------------------------
+
+// e^x for x <= 0 to 2 ulp; 0 below -87.3.
+INLINE float exp_(float x) {
+    const float clipped = x < -87.3f ? -87.3f : x;
+    const float n = std::nearbyint(clipped * 1.44269504f);
+    const float r = (clipped - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * r) * r + r + 1.0f;
+    const int32_t bits = (int32_t(n) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, 4);
+    return x < -87.3f ? 0.0f : p * scale;
+}
+
+// top and total of rows first .. last take in the columns of their logits.
+template <class T>
+INLINE void lse_rows(const T* logits, int64_t stride, int64_t columns, float* top, float* total, int64_t first,
+                     int64_t last) {
+    for (int64_t n = first; n < last; ++n) {
+        const T* const row = logits + n * stride;
+        float most[LANES];
+        for (int k = 0; k < LANES; ++k) most[k] = top[n];
+        int64_t j = 0;
+        for (; j + LANES <= columns; j += LANES)
+            for (int k = 0; k < LANES; ++k) {
+                const float l = load(row + j + k);
+                most[k] = most[k] > l ? most[k] : l;  // a NaN may get lost here, and comes back in the sum
+            }
+        for (int k = 0; j < columns; ++j, ++k) {
+            const float l = load(row + j);
+            most[k] = most[k] > l ? most[k] : l;
+        }
+        float m = most[0];
+        for (int k = 1; k < LANES; ++k) m = m > most[k] ? m : most[k];
+        float lanes[LANES] = {};
+        for (j = 0; j + LANES <= columns; j += LANES)
+            for (int k = 0; k < LANES; ++k) lanes[k] += exp_(load(row + j + k) - m);
+        for (int k = 0; j < columns; ++j, ++k) lanes[k] += exp_(load(row + j) - m);
+        const float before = total[n] == 0.0f ? 0.0f : total[n] * exp_(top[n] - m);
+        total[n] = before + sum(lanes);
+        top[n] = m;
+    }
+}
+
+#define DEFINE(LEVEL, TARGET)                                                                                       \
+    TARGET void side_f32_##LEVEL(float* y, const float* x, int64_t c, int64_t r, float a, const float* u, \
+                                 const float* v, int64_t f, int64_t l) { side_rows(y, x, c, r, a, u, v, f, l); } \
+    TARGET void side_bf16_##LEVEL(uint16_t* y, const uint16_t* x, int64_t c, int64_t r, float a,        \
+                                  const float* u, const float* v, int64_t f, int64_t l) {                           \
+        side_rows(y, x, c, r, a, u, v, f, l); }                                                                 \
+    TARGET int64_t outer_f32_##LEVEL(const Outer& m, float* out, const float* x, int64_t f, int64_t l) {            \
+        return outer_range(m, out, x, f, l); }                                                                      \
+    TARGET int64_t outer_bf16_##LEVEL(const Outer& m, uint16_t* out, const uint16_t* x, int64_t f, int64_t l) {     \
+        return outer_range(m, out, x, f, l); }                                                                      \
+    TARGET void lse_f32_##LEVEL(const float* x, int64_t s, int64_t c, float* t, float* z, int64_t f, int64_t l) {   \
+        lse_rows(x, s, c, t, z, f, l); }                                                                            \
+    TARGET void lse_bf16_##LEVEL(const uint16_t* x, int64_t s, int64_t c, float* t, float* z, int64_t f, int64_t l) { \
+        lse_rows(x, s, c, t, z, f, l); }
+
+DEFINE(0, )
+#if LEVELS == 3
+DEFINE(1, LEVEL1)
+DEFINE(2, LEVEL2)
+#define PICK(NAME) (level() == 2 ? NAME##_2 : level() == 1 ? NAME##_1 : NAME##_0)
+int level() {
+    static const int chosen = [] {
+        __builtin_cpu_init();
+        const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                        __builtin_cpu_supports("bmi2");
+        const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+        return v3 && v4 ? 2 : v3 ? 1 : 0;
+    }();
+    return chosen;
+}
+#else
+#define PICK(NAME) NAME##_0
+#endif
+
+// Calls work(first, last) on equal parts of 0 .. n.
+template <class F>
+void split(int64_t n, int64_t elements, int64_t threads, F work) {
+    if (n == 0) return;
+    if (threads <= 1 || elements < PARALLEL_FROM) return work(int64_t(0), n);
+#pragma omp parallel for num_threads(int(threads)) schedule(static)
+    for (int64_t t = 0; t < threads; ++t) work(n * t / threads, n * (t + 1) / threads);
+}
+
+}  // namespace
+
+EXPORT int64_t zograd_kernels_abi() { return ABI; }
+
+// Rows begin .. end of y and x; rows b each .. (b + 1) each are branch b, with its own coef[b], u[b], v[b].
+EXPORT void zograd_kernels_side(int64_t dtype, void* y, const void* x, int64_t each, int64_t begin, int64_t end,
+                                int64_t columns, int64_t rows, const float* coef, const float* const* u,
+                                const float* const* v, int64_t threads) {
+    split(end - begin, (end - begin) * (columns + rows), threads, [&](int64_t first, int64_t last) {
+        first += begin, last += begin;
+        for (int64_t b = first / each; b * each < last; ++b) {
+            const int64_t from = first > b * each ? first : b * each, to = last < (b + 1) * each ? last : (b + 1) * each;
+            if (coef[b] == 0.0f) continue;
+            if (dtype == 0)
+                PICK(side_f32)(static_cast<float*>(y), static_cast<const float*>(x), columns, rows, coef[b], u[b], v[b], from, to);
+            else
+                PICK(side_bf16)(static_cast<uint16_t*>(y), static_cast<const uint16_t*>(x), columns, rows, coef[b], u[b], v[b], from, to);
+        }
+    });
+}
+
+EXPORT int64_t zograd_kernels_outer(int64_t dtype, void* out, const void* x, int64_t start, int64_t count, int64_t columns,
+                                    float scale, int64_t n_terms, const float* coef, const float* const* u,
+                                    const float* const* v, int64_t threads) {
+    const Outer m = {start, columns, scale, n_terms, coef, u, v};
+    int64_t changed = 0;
+    split(count, count, threads, [&](int64_t first, int64_t last) {
+        const int64_t here = dtype == 0
+            ? PICK(outer_f32)(m, static_cast<float*>(out), static_cast<const float*>(x), first, last)
+            : PICK(outer_bf16)(m, static_cast<uint16_t*>(out), static_cast<const uint16_t*>(x), first, last);
+#pragma omp atomic
+        changed += here;
+    });
+    return changed;
+}
+
+EXPORT void zograd_kernels_lse(int64_t dtype, const void* logits, int64_t stride, int64_t n, int64_t columns, float* top,
+                               float* total, int64_t threads) {
+    split(n, n * columns, threads, [&](int64_t first, int64_t last) {
+        if (dtype == 0) PICK(lse_f32)(static_cast<const float*>(logits), stride, columns, top, total, first, last);
+        else PICK(lse_bf16)(static_cast<const uint16_t*>(logits), stride, columns, top, total, first, last);
+    });
+}

@@ -1,0 +1,68 @@
+"""Directions of rank one with signs: each leaf as a matrix (first axis by the rest) is u v^T with elements +1 or -1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zograd.laws.base import Draw
+from zograd.laws.factors import is_matrix, panels
+from zograd.noise import Kind, Term, combine
+from zograd.vector import Address, Regenerated, Vector, basis
+
+
+def signs(key: int, leaf: int, start: int, count: int, device: torch.device) -> Tensor:
+    """float32 [count]: +1 or -1, elements start .. start + count of the signs of `key`."""
+    with torch.inference_mode(False):
+        out = torch.empty(count, dtype=torch.float32, device=device)
+    combine(out, None, terms=(Term(Kind.SIGN, key, 1.0),), leaf=leaf, start=start)
+    return out
+
+
+@basis
+@dataclass(frozen=True, slots=True)
+class SignOuter(Regenerated):
+    """u v^T on a matrix of m rows: u are signs 0 .. m of `key`, v those from m on. On a vector plain signs of `key`."""
+
+    key: int
+
+    @property
+    def signs(self) -> bool:
+        """Products with a coefficient are exact, so that every way to add them up has the same bits."""
+        return True
+
+    def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
+        if not is_matrix(at.shape):
+            combine(out, out, terms=(Term(Kind.SIGN, self.key, coef),), leaf=at.leaf, start=at.start)
+            return
+        v = signs(self.key, at.leaf, at.shape[0], at.columns, out.device).to(out.dtype)
+        for elements, rows, columns in panels(at, out.numel()):
+            u = signs(self.key, at.leaf, rows.start, rows.stop - rows.start, out.device)
+            u = u.to(out.dtype).mul_(coef).view(-1, 1)
+            out[elements].view(u.shape[0], -1).addcmul_(u, v[columns])
+
+    def factors(self, leaf: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """U [1, rows], V [1, columns] in float32 with u v^T = U^T V on a matrix; None on a vector."""
+        if not is_matrix(shape):
+            return None
+        both = signs(self.key, leaf, 0, shape[0] + Address(leaf, 0, shape).columns, device).view(1, -1)
+        return both[:, : shape[0]], both[:, shape[0] :]
+
+
+@dataclass(frozen=True, slots=True)
+class RankOne:
+    """v = u v^T on each matrix, u and v with independent signs: rank one, and every element +1 or -1.
+
+    |v|^2 = d always, so the two-point estimate D_v v has total variance d - 1 in units of |g|^2, the least that a law
+    with E[v v^T] = I can have (Gaussian factors, `LowRank`, give (m + 2)(n + 2) - 1 on an m x n matrix); of coordinate
+    i it is |g|^2 - g_i^2. A probe costs no pass over the weights, and several share one forward (`zograd.batched`).
+    Our law: the factors are those of EGGROLL (arXiv 2511.16652) with signs in place of normals.
+    """
+
+    fixed_norm: bool = True
+
+    def __call__(self, draw: Draw) -> Vector:
+        return Vector(((SignOuter(draw.key), 1.0),))

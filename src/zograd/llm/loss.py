@@ -1,0 +1,60 @@
+"""Losses over a vocabulary without its logits: log-sum-exp over tiles of the output matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zograd.kernels import log_sum_exp_
+from zograd.llm import loading
+from zograd.stores.lens import TILE, linear_rows
+
+
+def token_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(W h + b)[target] in float32, [N], for hidden states [N, d] and targets [N] (negative: 0).
+
+    Tile by tile of the vocabulary: log sum_j exp l_j = m + log s with m <- max(m, max_j l_j) and
+    s <- s e^(m_old - m) + sum_j e^(l_j - m). In memory are the logits of
+    one tile at a time, [N, tile], and not all in float32.
+    """
+    head = loading.plain_model(model).get_output_embeddings()
+    weight, bias = head.weight, head.bias
+    cap = getattr(loading.plain_model(model).config, "final_logit_softcapping", None)
+    rows, columns = weight.shape
+    top = torch.full((hidden.shape[0],), -torch.inf, device=hidden.device)
+    total = torch.zeros_like(top)
+    picked = torch.zeros_like(top)
+    size = max(1, TILE // columns)
+    for start in range(0, rows, size):
+        stop = min(start + size, rows)
+        logits = linear_rows(hidden, weight, start, stop)
+        if bias is not None:
+            logits = logits + bias[start:stop]
+        if cap:
+            logits = torch.tanh(logits.float() / cap) * cap
+        here = (targets >= start) & (targets < stop)
+        column = torch.where(here, targets - start, 0)
+        picked = torch.where(here, logits.gather(1, column[:, None])[:, 0].float(), picked)
+        log_sum_exp_(top, total, logits)
+    return torch.where(targets >= 0, top + total.log() - picked, 0.0)
+
+
+def causal_losses(model: Any, ids: Tensor, labels: Tensor | None = None, *, copies: int = 1, **inputs: Any) -> Tensor:
+    """Mean next-token loss of a causal language model on each of `copies` copies of a batch, float32 [copies].
+
+    What `model(input_ids=ids, labels=labels).loss` is (labels below 0 do not count; None: the ids), to rounding, without
+    the logits of the whole vocabulary in memory. ids: int64 [B, T]; other inputs (attention_mask) are repeated too.
+    For `zograd.batched`: `batched(lambda n: causal_losses(model, ids, copies=n))`.
+    """
+    base = loading.plain_model(model)
+    backbone = getattr(base, base.base_model_prefix)
+    labels = ids if labels is None else labels
+    repeated = {
+        name: torch.cat([value] * copies) if isinstance(value, Tensor) else value for name, value in inputs.items()
+    }
+    hidden = backbone(input_ids=ids.repeat(copies, 1), use_cache=False, **repeated).last_hidden_state[:, :-1]
+    targets = labels[:, 1:].repeat(copies, 1)
+    losses = token_losses(model, hidden.flatten(0, 1), targets.flatten())
+    return losses.view(copies, -1).sum(1) / (targets[: len(ids)] >= 0).sum()

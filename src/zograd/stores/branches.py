@@ -1,0 +1,291 @@
+"""Branches: one forward that evaluates the loss at several points, each on its own copy of the batch.
+
+The caller repeats its inputs n times along the first axis, branch after branch. Where a torch function reads a trained
+weight, branch k sees Retr_x(point_k); whatever reads no trained weight is one call on all n copies.
+
+    directions of low rank, sum_j c_j U_j^T V_j    x W^T once for all branches, then (x V^T)(c U) for each: the weights
+                                                   are neither copied nor regenerated
+    all others                                     tile by tile, each regenerated for every branch in turn, while the
+                                                   weights that it is made of are in the cache
+
+What a branch gives is what the lens gives one at a time, to rounding: matrix products of another shape add in another
+order, and in 16 bits a side branch does not round x + v. Dropout masks are shared by the branches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zograd import kernels, noise
+from zograd.kernels import Side
+from zograd.stores.lens import CASTS, ELEMENTWISE, Lens, WatchedTensor, linear_rows, shape_only
+from zograd.vector import HALF, Basis, Vector
+
+if TYPE_CHECKING:
+    from zograd.stores.base import Leaf, Store
+
+
+_UNARY = ("exp", "log", "neg", "abs", "sigmoid", "tanh", "relu", "sqrt", "rsqrt", "square", "reciprocal")
+POINTWISE = CASTS | {F.softplus, F.silu} | {getattr(home, name) for home in (torch, Tensor) for name in _UNARY}
+"""Functions of one tensor, element by element."""
+
+
+class Unbranchable(RuntimeError):
+    """A function reads a trained weight in a way that cannot be split by branches."""
+
+
+class Branches(Lens):
+    """Shows Retr_x(points[k]) to rows k m .. (k + 1) m of every tensor whose first axis has n m rows, n = len(points).
+
+    everywhere: look at every torch call, so that dropout masks are shared; needed where the forward draws random numbers.
+    Raises Unbranchable from within the forward where it cannot tell the branches apart.
+    """
+
+    def __init__(self, store: Store, points: Sequence[Vector], *, everywhere: bool = False) -> None:
+        super().__init__(store, Vector(), everywhere=everywhere)
+        self.n = len(points)
+        self.one = [Lens(store, point) for point in points]
+        self.rows = 0
+        """Rows of all branches together, known once a branched tensor was seen."""
+        self.stacks: dict[int, tuple[Tensor, int]] = {}
+        """Tensors [n, ...] that were made of weights alone: one for each branch, of so many axes."""
+        self._mirrored = {
+            a: b
+            for a, b in itertools.combinations(range(self.n), 2)
+            if points[a] and self.one[a].noise_only and points[b] == -points[a]
+        }
+        """Branch a -> branch b where point b is -point a, both along noise alone."""
+        self._sides: dict[int, list[list[Side]] | None] = {}
+
+    # ---- which tensors have branches -----------------------------------------------------------------------------
+
+    def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is F.dropout:
+            return self._dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention and (kwargs.get("dropout_p") or 0.0) > 0.0:
+            raise Unbranchable("attention draws dropout masks, which its kernels cannot share between branches")
+        if self.stacks and any(id(a) in self.stacks for a in itertools.chain(args, kwargs.values())):
+            return self._stacked(func, args, kwargs)
+        return super().answer(func, args, kwargs)
+
+    def _branched(self, a: Any) -> bool:
+        """Whether `a` is an activation with rows of all branches."""
+        if not isinstance(a, Tensor) or id(a) in self.leaves or id(a) in self.stacks or a.ndim == 0:
+            return False
+        size = a.shape[0]
+        if size == 0 or size % (self.rows or self.n):
+            return False
+        self.rows = self.rows or size
+        return True
+
+    def _part(self, a: Any, k: int) -> Any:
+        """Branch k of an argument."""
+        if id(a) in self.stacks:
+            return a[k]
+        if self._branched(a):
+            m = a.shape[0] // self.n
+            return a[k * m : (k + 1) * m]
+        return a
+
+    def _dispatch(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is linear_rows:
+            return self._linear_rows(*args, **kwargs)
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        if func is F.embedding:
+            return self._embedding(*args, **kwargs)
+        branched = [a for a in (*args, *kwargs.values()) if self._branched(a)]
+        if func in ELEMENTWISE and len(branched) == 1 and not kwargs:
+            return self._elementwise(func, args)
+        if branched:
+            return self._apart(func, args, kwargs)
+        if func in ELEMENTWISE or func in POINTWISE:
+            return self._stack(func, args, kwargs)
+        name = getattr(func, "__name__", func)
+        raise Unbranchable(f"torch function {name} reads a trained weight, and no argument of it has {self.n} branches")
+
+    def _apart(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """func for one branch after the other, results below each other."""
+        results = [
+            one._dispatch(
+                func,
+                tuple(self._part(a, k) for a in args),
+                {name: self._part(a, k) for name, a in kwargs.items()},
+            )
+            for k, one in enumerate(self.one)
+        ]
+        if not all(isinstance(r, Tensor) and r.ndim for r in results):
+            raise Unbranchable(f"torch function {getattr(func, '__name__', func)} returns no tensor with rows")
+        return torch.cat(results)
+
+    # ---- tensors made of weights alone, and elementwise functions ------------------------------------------------
+
+    def _stack(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """func(weights of each branch), [n, ...], remembered as such."""
+        out = torch.stack([one._dispatch(func, args, kwargs) for one in self.one])
+        return self._remember(out, out.ndim - 1)
+
+    def _remember(self, stack: Tensor, axes: int) -> Tensor:
+        self.stacks[id(stack)] = (stack, axes)
+        if not self.everywhere:
+            stack.__class__ = WatchedTensor
+        return stack
+
+    def _stacked(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function of tensors made of weights alone."""
+        everything = (*args, *kwargs.values())
+        if shape_only(func):
+            return func(*(a[0] if id(a) in self.stacks else a for a in args), **kwargs)
+        if any(self._branched(a) for a in everything):
+            if func in ELEMENTWISE and not kwargs:
+                return self._elementwise(func, args)
+            return self._apart(func, args, kwargs)
+        others = [a for a in everything if isinstance(a, Tensor) and id(a) not in self.stacks and a.ndim]
+        if (func not in ELEMENTWISE and func not in POINTWISE) or others:
+            raise Unbranchable(f"torch function {getattr(func, '__name__', func)} of a trained weight")
+        axes = max(self.stacks[id(a)][1] for a in everything if id(a) in self.stacks)
+        return self._remember(func(*args, **kwargs), axes)
+
+    def _elementwise(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
+        """func of one activation [n m, ...] and weights, broadcast against [n, m, ...]."""
+        x = next(a for a in args if self._branched(a))
+        dtype = torch.result_type(args[0], args[1])
+        wide = any((leaf := self.leaves.get(id(a))) and leaf.tensor.ndim <= 1 and leaf.dtype in HALF for a in args)
+
+        def spread(a: Any) -> Any:
+            if a is x:
+                a = x.view(self.n, -1, *x.shape[1:]) if x.is_contiguous() else x.reshape(self.n, -1, *x.shape[1:])
+                return a.float() if wide else a
+            if (leaf := self.leaves.get(id(a))) is not None:
+                a, axes = torch.stack([self._seen(one, leaf, wide) for one in self.one]), leaf.tensor.ndim
+            elif id(a) in self.stacks:
+                a, axes = self.stacks[id(a)]
+            else:
+                return a
+            if axes > x.ndim:
+                raise Unbranchable(f"a weight of {axes} axes meets an activation of {x.ndim}")
+            return a.view(self.n, *[1] * (x.ndim - axes), *a.shape[1:])
+
+        out: Tensor = func(*map(spread, args))
+        return out.to(dtype).flatten(0, 1) if wide else out.flatten(0, 1)
+
+    def _seen(self, one: Lens, leaf: Leaf, wide: bool) -> Tensor:
+        """The leaf at one branch's point."""
+        self.store.seen.add(leaf.index)
+        return one._float32(leaf) if wide else one._shown(leaf, leaf.dtype)
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or p == 0.0:
+            return input
+        if not self._branched(input):
+            raise Unbranchable("dropout of a tensor without branches")
+        parts = input.view(self.n, -1, *input.shape[1:])
+        mask = F.dropout(torch.ones_like(parts[0]), p, True)
+        return (parts.mul_(mask) if inplace else parts * mask).flatten(0, 1)
+
+    # ---- linear and embedding ------------------------------------------------------------------------------------
+
+    def _side(self, leaf: Leaf) -> list[list[Side]] | None:
+        """For each branch the factors of its displacement, when all of it is of low rank on this leaf."""
+        if leaf.index not in self._sides:
+            self._sides[leaf.index] = self._find_side(leaf)
+        return self._sides[leaf.index]
+
+    def _find_side(self, leaf: Leaf) -> list[list[Side]] | None:
+        if not leaf.space.flat or leaf.index in self.store.escaped:
+            return None
+        made: dict[Basis, tuple[Tensor, Tensor]] = {}  # the sides of a pair share theirs
+        for e in dict.fromkeys(e for one in self.one for e, _ in one.point.terms):
+            factors = e.factors(leaf.index, leaf.shape, leaf.tensor.device) if hasattr(e, "factors") else None
+            if factors is None:
+                return None
+            made[e] = factors
+        return [[(c, *made[e]) for e, c in one.point.terms] for one in self.one]
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not self._branched(input):
+            raise Unbranchable("a linear layer whose input has no branches")
+        if id(weight) in self.stacks:
+            return self._apart(F.linear, (input, weight, bias), {})
+        leaf = self.leaves.get(id(weight))
+        y = F.linear(input, weight) if leaf is None else self._product(input, leaf, 0, leaf.shape[0])
+        if bias is None:
+            return y
+        if id(bias) in self.leaves or id(bias) in self.stacks:
+            return self._elementwise(torch.add, (y, bias))
+        return y.add_(bias)
+
+    def _linear_rows(self, input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
+        if not self._branched(input):
+            raise Unbranchable("a linear layer whose input has no branches")
+        leaf = self.leaves.get(id(weight))
+        return F.linear(input, weight[start:stop]) if leaf is None else self._product(input, leaf, start, stop)
+
+    def _product(self, input: Tensor, leaf: Leaf, start: int, stop: int) -> Tensor:
+        """x W^T for rows start .. stop of the trained matrix W, in each branch its own."""
+        self.store.seen.add(leaf.index)
+        columns = leaf.shape[1]
+        x = input.reshape(self.n, -1, columns)
+        shape = (*input.shape[:-1], stop - start)
+        side = self._side(leaf)
+        elements = (stop - start) * columns  # a side goes over inputs and outputs, a tile over weights
+        if side is None or x.shape[1] * (columns + stop - start) > elements:
+            out = x.new_empty(*x.shape[:2], stop - start)
+            self._tiles(out, x, leaf, start, stop)
+            return out.view(shape)
+        if (start, stop) != (0, leaf.shape[0]):
+            side = [[(c, u[:, start:stop], v) for c, u, v in terms] for terms in side]
+        self.store.catch_up([leaf])
+        y = F.linear(x, leaf.tensor.detach()[start:stop])
+        return kernels.add_sides_(y, x.contiguous(), side).view(shape)
+
+    def _tiles(self, out: Tensor, x: Tensor, leaf: Leaf, start: int, stop: int) -> None:
+        """out[k] <- x[k] W_k^T, tile by tile and branch by branch; the two sides of a pair are made together."""
+        for a, b in next((one for one in self.one if one.point), self.one[0]).tiles(leaf, start, stop):
+            for k, tile in self._made(leaf, a, b):
+                torch.mm(x[k], tile.view(b - a, -1).t(), out=out[k, :, a - start : b - start])
+
+    def _made(self, leaf: Leaf, a: int, b: int) -> Iterator[tuple[int, Tensor]]:
+        """Rows a .. b of a matrix in each branch, in workspace that the next one overwrites."""
+        done: set[int] = set()
+        columns = leaf.shape[1]
+        for k, one in enumerate(self.one):
+            if k in done:
+                continue
+            other = self._mirrored.get(k)
+            if other is None or leaf.low is not None or not leaf.space.flat:
+                yield k, one.tile(leaf, a, b)
+                continue
+            done.add(other)
+            self.store.catch_up([leaf])
+            plus, minus = (self.store.scratch(leaf, (b - a) * columns, use, leaf.dtype) for use in (-1, -2))
+            w = leaf.flat[a * columns : b * columns]
+            noise.combine_pair(plus, minus, w, terms=one.terms, leaf=leaf.index, start=a * columns)
+            yield k, plus
+            yield other, minus
+
+    def _embedding(self, input: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Tensor:
+        if not self._branched(input):
+            if self.rows and input.shape[0] == 1:  # positions that all rows share
+                each = self.rows // self.n
+                return torch.cat(
+                    [one._embedding(input, weight, *rest, **named).repeat_interleave(each, 0) for one in self.one]
+                )
+            raise Unbranchable(f"an embedding of indices of shape {tuple(input.shape)}, which have no branches")
+        side = self._side(self.leaves[id(weight)])
+        if side is None or len(rest) > 1 or named.get("max_norm") is not None:
+            return self._apart(F.embedding, (input, weight, *rest), named)
+        self.store.seen.add(self.leaves[id(weight)].index)
+        self.store.catch_up([self.leaves[id(weight)]])
+        ids = input.reshape(self.n, -1)
+        y = F.embedding(ids, weight.detach())
+        for k, terms in enumerate(side):
+            for c, u, v in terms:
+                y[k].add_((u.T[ids[k]] @ v).mul_(c).to(y.dtype))
+        return y.view(*input.shape, weight.shape[1])

@@ -1,0 +1,372 @@
+"""Law: points evaluated in one forward have the losses that they have one at a time, to rounding, in every model."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zograd.estimators import Central, Forward
+from zograd.laws import Gaussian, LowRank, Rademacher, RankOne
+from zograd.llm.loss import causal_losses
+from zograd.oracles import batched, sequential
+from zograd.rules import SGD
+from zograd.run import Method, Run
+from zograd.spaces import PositiveOrthant
+from zograd.stores import Store
+from zograd.stores.lens import Lens
+from zograd.vector import Query, Vector
+
+LAWS = [Rademacher(), Gaussian(), RankOne(), LowRank(2, 1)]
+by_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
+IDS = torch.tensor([[1, 4, 2, 7, 9], [0, 3, 3, 5, 8], [6, 2, 2, 1, 0]])
+SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def llama(tied: bool = True) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=2, tie_word_embeddings=tied))
+
+
+def gemma() -> nn.Module:
+    """Norms of (1 + w) in float32, embeddings scaled, logits capped."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    more = {"num_key_value_heads": 2, "head_dim": 4, "query_pre_attn_scalar": 4, "final_logit_softcapping": 5.0}
+    return Gemma2ForCausalLM(Gemma2Config(**SMALL, **more))
+
+
+def gpt2() -> nn.Module:
+    """Conv1D layers (x W with W transposed), learned positions that all rows share, LayerNorm with biases."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=4, n_positions=32))
+
+
+def opt() -> nn.Module:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=64, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=16,
+            max_position_embeddings=32, dropout=0.0,
+        )
+    )  # fmt: skip
+
+
+def bert() -> nn.Module:
+    from transformers import BertConfig, BertForMaskedLM
+
+    return BertForMaskedLM(BertConfig(**SMALL, max_position_embeddings=32))
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv1d(3, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.second, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.norm(self.first(x))) * self.scale.exp()
+        return self.last(torch.relu(self.second(h[:, None])).amax((2, 3)))
+
+
+def causal(model: nn.Module) -> Callable[[int], Tensor]:
+    def losses(n: int) -> Tensor:
+        logits = model(input_ids=IDS.repeat(n, 1), attention_mask=torch.ones_like(IDS).repeat(n, 1)).logits
+        targets = IDS[:, 1:].repeat(n, 1)
+        each = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none")
+        return each.view(n, -1).mean(1)
+
+    return losses
+
+
+def images(model: nn.Module) -> Callable[[int], Tensor]:
+    def losses(n: int) -> Tensor:
+        x = torch.linspace(-1, 1, 90).view(3, 3, 10).to(next(model.parameters()).dtype)
+        return model(x.repeat(n, 1, 1)).square().view(n, -1).mean(1)
+
+    return losses
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Callable[[int], Tensor]]]] = {
+    name: (lambda make=make, loss=loss: (model := make().eval(), loss(model)))
+    for name, make, loss in [
+        ("llama", llama, causal), ("untied", lambda: llama(False), causal), ("gemma", gemma, causal), ("gpt2", gpt2, causal),
+        ("opt", opt, causal), ("bert", bert, causal), ("convolutions", Convolutions, images),
+    ]
+}  # fmt: skip
+
+
+def made(name: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[nn.Module, Callable[[int], Tensor]]:
+    torch.manual_seed(seed)
+    model, losses = MODELS[name]()
+    model.to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model, losses
+
+
+def queries(store: Store, law: object, n: int = 3, mu: float = 2.0**-4) -> list[Query]:
+    """The centre, n points around it, and the mirror image of the last."""
+    run = Run(store, Method(Forward(n), law, SGD(), mu=mu, lr=1e-3), 5)  # type: ignore[arg-type]
+    points = list(run.ask())
+    run.abandon()
+    return [*points, Query(-points[-1].at)]
+
+
+@by_law
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_are_those_of_one_at_a_time(name: str, law: object) -> None:
+    """Five points together, to 1e-11 in float64; in groups of two, and of three, the same."""
+    model, losses = made(name)
+    store = Store(dict(model.named_parameters()))
+    asked = queries(store, law)
+    expected = sequential(lambda: losses(1).sum())(store, asked, 3)
+    assert len({round(f, 9) for f in expected}) == 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for together in (2, 3, 8):
+            oracle = batched(losses, together)
+            assert oracle(store, asked, 3) == pytest.approx(expected, rel=1e-11)
+            assert oracle(store, asked, 3) == pytest.approx(expected, rel=1e-11)  # without the first check
+            assert oracle.together == together  # type: ignore[attr-defined]
+
+
+@by_law
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_losses_in_low_precision(dtype: torch.dtype, law: object) -> None:
+    """To 1e-5 relative in float32, to the precision of the format in bfloat16."""
+    model, losses = made("llama", dtype)
+    store = Store(dict(model.named_parameters()))
+    asked = queries(store, law)
+    expected = sequential(lambda: losses(1).sum())(store, asked, 3)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    assert batched(losses, 8)(store, asked, 3) == pytest.approx(expected, rel=tolerance)
+
+
+def test_a_partly_trained_model_and_a_curved_space() -> None:
+    """Weights outside of the selection are one for all branches; on the orthant points are exponentials."""
+    model, losses = made("llama")
+    trained = {n: p for n, p in model.named_parameters() if "mlp" in n or "norm" in n}
+    for p in trained.values():
+        p.data.abs_()
+    store = Store(trained, space=PositiveOrthant())
+    run = Run(store, Method(Forward(3), Rademacher(), SGD(), PositiveOrthant(), mu=0.05, lr=1e-3), 5)
+    asked = run.ask()
+    expected = sequential(lambda: losses(1).sum())(store, asked, 3)
+    assert batched(losses, 8)(store, asked, 3) == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_dropout_masks_are_shared(name: str) -> None:
+    """In train mode all branches draw the masks that one alone would draw; attention that drops is done one at a time."""
+    model, losses = made(name)
+    model.train()
+    model.config.attention_dropout = 0.0
+    for m in model.modules():
+        if hasattr(m, "attention_dropout"):
+            m.attention_dropout = 0.0
+        if hasattr(m, "dropout") and isinstance(m.dropout, float):
+            m.dropout = 0.3 if name == "opt" and hasattr(m, "fc1") else 0.0
+    store = Store(dict(model.named_parameters()))
+    asked = queries(store, Rademacher())
+    expected = sequential(lambda: losses(1).sum())(store, asked, 3)
+    oracle = batched(losses, 8)
+    assert oracle(store, asked, 3) == pytest.approx(expected, rel=1e-11)
+    assert oracle.together == 8  # type: ignore[attr-defined]
+    assert oracle.draws == (name == "opt")  # type: ignore[attr-defined]
+
+
+class Mixing(nn.Module):
+    """Batch normalisation in train mode: an example's value depends on the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.first(x)).relu()
+
+
+class Transposing(nn.Module):
+    """Uses a weight with no activation beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp(self.weight - self.weight.T) @ x[..., None]
+
+
+@pytest.mark.parametrize("make", [Mixing, Transposing])
+def test_a_model_that_cannot_be_split_is_evaluated_one_at_a_time(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().double()
+    x = torch.randn(6, 3, dtype=torch.float64)
+
+    def losses(n: int) -> Tensor:
+        return model(x.repeat(n, 1)).square().view(n, -1).mean(1)
+
+    store = Store(dict(model.named_parameters()))
+    asked = queries(store, Rademacher(), mu=0.3)
+    expected = sequential(lambda: losses(1).sum())(store, asked, 3)
+    oracle = batched(losses, 8)
+    with pytest.warns(UserWarning, match="one at a time"):
+        assert oracle(store, asked, 3) == pytest.approx(expected, rel=1e-12)
+    assert oracle(store, asked, 3) == pytest.approx(expected, rel=1e-12)
+
+
+@by_law
+def test_training_in_branches_follows_training_one_at_a_time(law: object) -> None:
+    """Ten steps with two points a forward, moves made in passing: the weights to 1e-9; queries write nothing."""
+    ends = []
+    for way in ("alone", "together"):
+        model, losses = made("llama")
+        store = Store(dict(model.named_parameters()))
+        run = Run(store, Method(Central(2), law, SGD(), mu=2.0**-6, lr=1e-4), 3)  # type: ignore[arg-type]
+        oracle = sequential(lambda losses=losses: losses(1).sum()) if way == "alone" else batched(losses, 4)
+        with store.lazily():
+            for _ in range(10):
+                run.step(oracle)
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert (
+        (ends[0] - ends[1]).abs().max()
+        < 1e-9
+        < (ends[0] - torch.cat([p.detach().flatten() for p in made("llama")[0].parameters()])).abs().max()
+    )
+
+
+@by_law
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_moves_in_passing_have_the_same_bits(dtype: torch.dtype, law: object) -> None:
+    """Weights after each step, losses and the share of changed weights (of the step before)."""
+    trails = []
+    for lazy in (False, True):
+        model, losses = made("llama", dtype)
+        store = Store(dict(model.named_parameters()))
+        run = Run(store, Method(Central(), law, SGD(), mu=2.0**-6, lr=1e-2, weight_decay=0.1), 3)  # type: ignore[arg-type]
+        oracle = sequential(lambda losses=losses: losses(1).sum())
+        trail = []
+        if lazy:
+            with store.lazily():
+                trail = [run.step(oracle) for _ in range(4)]
+        else:
+            trail = [run.step(oracle) for _ in range(4)]
+        trails.append(([r.losses for r in trail], [r.moved for r in trail], store.digest()))
+    assert trails[0][0] == trails[1][0] and trails[0][2] == trails[1][2]
+    if not isinstance(law, LowRank):  # moved block by block, at once
+        assert trails[0][1][:3] == trails[1][1][1:]
+
+
+def test_bad_use_is_refused() -> None:
+    model, losses = made("llama")
+    store = Store(dict(model.named_parameters()))
+    with pytest.raises(ValueError, match="together=0"):
+        batched(losses, 0)
+    asked = queries(store, Rademacher())
+    with pytest.raises(ValueError, match=r"expected \[4\]"):
+        batched(lambda n: losses(n).sum(), 4)(store, asked, 3)
+    with pytest.raises(TypeError, match="terms of a finite sum"):
+        batched(losses)(store, [Query(Vector(), rows=(0,))], 3)
+
+
+def test_a_branch_that_is_not_finite_leaves_the_others_alone() -> None:
+    model, losses = made("llama")
+    store = Store(dict(model.named_parameters()))
+    asked = queries(store, RankOne())
+    far = Query(asked[1].at * 1e300)
+    values = batched(losses, 8)(store, [asked[0], far, asked[2]], 3)
+    expected = sequential(lambda: losses(1).sum())(store, [asked[0], asked[2]], 3)
+    assert values[::2] == pytest.approx(expected, rel=1e-11) and not math.isfinite(values[1])
+
+
+# ---- the lens by class ------------------------------------------------------------------------------------------------
+
+
+def test_parameters_have_their_class_back_whatever_happens() -> None:
+    model, losses = made("llama")
+    plain = torch.ones(2, dtype=torch.float64)
+    store = Store({**dict(model.named_parameters()), "plain": plain})
+    (query,) = queries(store, Rademacher(), 1)[1:2]
+    with pytest.raises(KeyboardInterrupt), store.at(query.at):
+        assert type(model.lm_head.weight) is not nn.Parameter and isinstance(model.lm_head.weight, nn.Parameter)
+        raise KeyboardInterrupt
+    assert {type(p) for p in model.parameters()} == {nn.Parameter} and type(plain) is Tensor
+
+
+def test_another_thread_sees_the_weights_as_they_are() -> None:
+    model, losses = made("llama")
+    store = Store(dict(model.named_parameters()))
+    point = queries(store, Rademacher(), 1)[1].at
+    with torch.no_grad():
+        here = float(losses(1))
+        seen: list[float] = []
+        with store.at(point):
+            moved = float(losses(1))
+
+            def look() -> None:
+                with torch.no_grad():
+                    seen.append(float(losses(1)))
+
+            other = threading.Thread(target=look)
+            other.start()
+            other.join()
+    assert seen == [here] != [moved]
+
+
+def test_a_lens_within_a_lens() -> None:
+    """Two stores of one model, one within the other: each shows its own weights."""
+    model, losses = made("llama")
+    named = dict(model.named_parameters())
+    first = Store({n: p for n, p in named.items() if "mlp" in n})
+    second = Store({n: p for n, p in named.items() if "mlp" not in n})
+    a, b = queries(first, Rademacher(), 1)[1].at, queries(second, Rademacher(), 1)[1].at
+    with torch.no_grad():
+        with first.at(a), second.at(b):
+            both = float(losses(1))
+        for store, point in ((first, a), (second, b)):
+            for leaf in store.leaves:
+                store.point_(leaf.flat, leaf, point)
+        assert both == pytest.approx(float(losses(1)), rel=1e-13)
+    assert {type(p) for p in model.parameters()} == {nn.Parameter}
+
+
+def test_everywhere_and_by_class_are_the_same() -> None:
+    model, losses = made("gpt2")
+    store = Store(dict(model.named_parameters()))
+    point = queries(store, Gaussian(), 1)[1].at
+    values = []
+    for everywhere in (False, True):
+        with torch.no_grad(), Lens(store, point, everywhere=everywhere):
+            values.append(float(losses(1)))
+    assert values[0] == values[1]
+
+
+# ---- losses over a vocabulary ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [llama, gemma, gpt2])
+def test_causal_losses_are_those_of_transformers(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In tiles of the vocabulary that do not divide it, with labels that do not count."""
+    monkeypatch.setattr("zograd.llm.loss.TILE", 16 * 10)
+    torch.manual_seed(0)
+    model = make().eval()
+    labels = IDS.clone()
+    labels[1, :3] = -100
+    with torch.no_grad():
+        expected = float(model(input_ids=IDS, labels=labels).loss)
+        assert causal_losses(model, IDS, labels).tolist() == pytest.approx([expected], rel=1e-5)
+        assert causal_losses(model, IDS, labels, copies=3).tolist() == pytest.approx([expected] * 3, rel=1e-5)

@@ -1,0 +1,147 @@
+"""Black boxes on executors: the trajectory of one evaluation after the other, and errors that pass through."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zograd import Run, Store, methods, minimize
+from zograd.distributed import from_pool, parallel
+from zograd.oracles import sequential
+from zograd.vector import Query
+
+
+def quartic(x: Any, *rest: Any) -> float:
+    return float((x**4).sum() + (x[0] - 1.0) ** 2)
+
+
+def term_mean(x: Any, rows: Any) -> float:
+    return float(np.mean([(x[i % len(x)] - i) ** 2 for i in rows]))
+
+
+def noisy(tensors: dict[str, torch.Tensor]) -> float:
+    x = tensors["x"]
+    return float(((x - torch.rand(x.shape)) ** 2).sum())
+
+
+@pytest.fixture(scope="module")
+def processes_() -> Iterator[Executor]:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("method", ["zo_sgd", "fzoo", "zo_adam", "hizoo", "cbo"])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_trajectory_is_the_sequential_one(method: str, workers: int) -> None:
+    x0 = np.linspace(-1.0, 1.0, 7)
+    one = minimize(quartic, x0, method, budget=120, seed=3)
+    with ThreadPoolExecutor(workers) as executor:
+        other = minimize(quartic, x0, method, budget=120, seed=3, executor=executor)
+    assert other.x.tobytes() == one.x.tobytes()
+    assert (other.fun, other.nfev, other.nit) == (one.fun, one.nfev, one.nit)
+    assert other.tape == one.tape
+
+
+def test_processes_and_pools_give_the_same_trajectory(processes_: Executor) -> None:
+    x0 = np.linspace(-1.0, 1.0, 7)
+    one = minimize(quartic, x0, "fzoo", budget=60, seed=3)
+    with ThreadPool(2) as pool:
+        for executor in (processes_, from_pool(pool)):
+            other = minimize(quartic, x0, "fzoo", budget=60, seed=3, executor=executor)
+            assert other.x.tobytes() == one.x.tobytes()
+
+
+def test_terms_of_a_finite_sum(processes_: Executor) -> None:
+    x0 = np.zeros(4)
+    arguments: dict[str, Any] = {"method": "zo_svrg", "budget": 300, "seed": 1, "terms": 8}
+    one = minimize(term_mean, x0, **arguments)
+    other = minimize(term_mean, x0, executor=processes_, **arguments)
+    assert other.x.tobytes() == one.x.tobytes()
+    assert other.nfev == one.nfev
+
+
+def test_points_of_a_step_are_evaluated_at_once() -> None:
+    """Both evaluations of a step wait for each other: one after the other they would break the barrier."""
+    meeting = threading.Barrier(2, timeout=20)
+
+    def waits(x: Any) -> float:
+        meeting.wait()
+        return quartic(x)
+
+    store = Store({"x": torch.ones(3, dtype=torch.float64)})
+    run = Run(store, methods.zo_sgd(lr=1e-2), seed=0)
+    with ThreadPoolExecutor(2) as executor:
+        record = run.step(parallel(executor, lambda tensors: waits(tensors["x"])))
+    assert not record.refused
+
+
+@pytest.mark.parametrize("pool", ["threads", "pool"])
+def test_errors_pass_through_and_nothing_moves(pool: str) -> None:
+    calls: list[int] = []
+
+    def fails(tensors: dict[str, torch.Tensor]) -> float:
+        calls.append(1)
+        if len(calls) == 3:
+            raise ZeroDivisionError("at the third")
+        return quartic(tensors["x"])
+
+    store = Store({"x": torch.ones(3)})
+    run = Run(store, methods.zo_sgd(lr=1e-2), seed=0)
+    with ThreadPoolExecutor(1) as threads, ThreadPool(1) as other:
+        oracle = parallel(threads if pool == "threads" else from_pool(other), fails)
+        run.step(oracle)
+        before = store.digest()
+        with pytest.raises(ZeroDivisionError, match="at the third"):
+            run.step(oracle)
+        assert store.digest() == before
+        assert run.step_number == 1
+        assert run.step(oracle).step == 1
+
+
+def test_a_failed_evaluation_of_minimize_passes_through() -> None:
+    def fails(x: Any) -> float:
+        raise ValueError("no mesh")
+
+    with ThreadPoolExecutor(2) as executor, pytest.raises(ValueError, match="no mesh"):
+        minimize(fails, np.ones(3), budget=50, executor=executor)
+
+
+def test_a_result_that_is_no_number_is_named() -> None:
+    with ThreadPoolExecutor(2) as executor, pytest.raises(TypeError, match="must return one number"):
+        minimize(lambda x: x, np.ones(3), budget=50, executor=executor)
+
+
+def test_a_loss_of_tensors_has_the_values_of_the_lens() -> None:
+    """At every point of a step, with a 16-bit gain too, which a copy in 16 bits would not show."""
+    w, g, scale = torch.linspace(-1, 1, 12).view(3, 4), torch.ones(4, dtype=torch.bfloat16), torch.tensor([1, 2, 4, 8])
+    store = Store({"w": w, "g": g})
+    points: list[Query] = []
+    direct = sequential(lambda: ((w * 2).sum() ** 2 + (g.float() * scale).sum()).double())
+
+    def keeping(store: Store, queries: Sequence[Query], key: int) -> Sequence[float]:
+        points.extend(queries)
+        return direct(store, queries, key)
+
+    record = Run(store, methods.fzoo(n=3, lr=0.0), seed=1).step(keeping)
+    with ThreadPoolExecutor(3) as executor:
+        other = parallel(executor, lambda t: ((t["w"] * 2).sum() ** 2 + (t["g"].float() * scale).sum()).double())
+        assert tuple(other(store, points, 0)) == record.losses
+    assert len(set(record.losses)) == 4
+
+
+def test_random_numbers_in_processes_repeat_with_the_key(processes_: Executor) -> None:
+    store = Store({"x": torch.zeros(5)})
+    oracle = parallel(processes_, noisy)
+    first, second = (oracle(store, [Query(), Query(), Query()], key) for key in (4, 5))
+    assert first == [first[0]] * 3
+    assert first == oracle(store, [Query()] * 3, 4)
+    assert second[0] != first[0]
+    assert first == sequential(lambda: ((store.leaves[0].tensor - torch.rand(5)) ** 2).sum())(store, [Query()] * 3, 4)
