@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-gpu test-matrix lint format coverage bench bench-methods clean
+.PHONY: quickstart test test-slow test-gpu test-matrix lint format coverage bench bench-gpu bench-methods clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
@@ -40,6 +40,10 @@ bench: $(VENV)/.demo
 	$(BIN)/zograd bench step --batch-size 2 --seq-len 32
 	$(BIN)/zograd bench memory
 	$(BIN)/zograd bench exact
+
+# A model of 8 billion weights on a CUDA device: minutes. Without one it says so.
+bench-gpu: $(VENV)/.demo
+	$(BIN)/zograd bench gpu
 
 # The menu at equal evaluations: hours. Results that docs/methods/results.jsonl has already are not computed again.
 bench-methods: $(VENV)/.dev

@@ -204,6 +204,9 @@ def train(
     label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML or TOML with the same keys; options here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    together: Annotated[
+        int | None, typer.Option(help="Points that share a forward. [as many as pay, by the tokens of the batch]")
+    ] = None,
     shards: Annotated[
         int | None, typer.Option(help="Parts that a batch is evaluated in; with torchrun, for its processes. [theirs]")
     ] = None,
@@ -233,7 +236,8 @@ def train(
         "weight_decay": weight_decay, "seed": seed, "dtype": dtype, "rounding": rounding, "device": device,
         "offload": offload,
         "train_examples": train_examples, "eval_examples": eval_examples, "eval_split": eval_split,
-        "eval_every": eval_every, "threads": threads, "shards": shards, "parallel": parallel, "timeout": timeout,
+        "eval_every": eval_every, "threads": threads, "together": together, "shards": shards,
+        "parallel": parallel, "timeout": timeout,
         "lora_r": lora_r, "prompt_template": prompt_template, "label_column": label_column,
         "lora_targets": lora_targets.split(",") if lora_targets else None,
         "label_words": parse_label_words(label_words) if label_words else None,
@@ -465,6 +469,8 @@ def plan(
 Batch = Annotated[int, typer.Option(help="Examples a step.")]
 Length = Annotated[int, typer.Option(help="Tokens an example.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16.")]
+LawName = Annotated[str | None, typer.Option("--law", help="Law of directions, lower-case. [the method's]")]
+Together = Annotated[int | None, typer.Option(help="Points that share a forward. [as many as pay]")]
 MethodName = Annotated[str, typer.Option("--method", help="Name on the menu.")]
 
 
@@ -475,6 +481,8 @@ def bench_step(
     seq_len: Length = 64,
     dtype: Dtype = "float32",
     method: MethodName = "zo_sgd",
+    law: LawName = None,
+    together: Together = None,
     rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 7,
     device: Device = "cpu",
     threads: Threads = None,
@@ -494,12 +502,43 @@ def bench_step(
             seq_len=seq_len,
             dtype=dtype,
             method=method,
+            law=law,
+            together=together,
             rounds=rounds,
             threads=threads,
             device=device,
         ),
         json,
     )
+
+
+@command(bench, name="directions")
+def bench_directions(
+    model: Model = "smollm2-135m",
+    n: Annotated[int, typer.Option("-n", "--n", help="Directions.")] = 8,
+    batch_size: Batch = 4,
+    seq_len: Length = 32,
+    dtype: Dtype = "float32",
+    law: Annotated[str, typer.Option(help="Law of directions, lower-case.")] = "rankone",
+    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 7,
+    device: Device = "cpu",
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """n directions at once against n + 1 forwards, and against one forward of the stacked batch.
+
+    Example: zograd bench directions -n 8
+    """
+    from zograd.bench.directions import bench_directions as go
+
+    emit(
+        go(
+            model, n, batch_size=batch_size, seq_len=seq_len, dtype=dtype, law=law, rounds=rounds, threads=threads,
+            device=device,
+        ),
+        json,
+    )  # fmt: skip
 
 
 @command(bench, name="memory")
@@ -509,6 +548,8 @@ def bench_memory(
     seq_len: Length = 64,
     dtype: Dtype = "float32",
     method: MethodName = "zo_sgd",
+    law: LawName = None,
+    together: Together = None,
     device: Device = "cpu",
     threads: Threads = None,
     json: Json = False,
@@ -521,9 +562,73 @@ def bench_memory(
     from zograd.bench.memory import bench_memory as go
 
     emit(
-        go(model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, threads=threads, device=device),
+        go(
+            model,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            dtype=dtype,
+            method=method,
+            threads=threads,
+            device=device,
+            law=law,
+            together=together,
+        ),
         json,
     )
+
+
+@command(bench, name="profile")
+def bench_profile(
+    model: Model = "smollm2-135m",
+    batch_size: Batch = 16,
+    seq_len: Length = 64,
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
+    law: LawName = None,
+    together: Together = None,
+    rounds: Annotated[int, typer.Option(help="Profiled steps.")] = 5,
+    device: Device = "cpu",
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Where the time of a step goes: products, attention, noise, the loss head, Python.
+
+    Example: zograd bench profile --batch-size 2 --seq-len 32 --threads 1
+    """
+    if device.startswith("cuda"):  # before the first use of the device: operators then last as long as their kernels
+        os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
+    from zograd.bench.profile import as_text
+    from zograd.bench.profile import bench_profile as go
+
+    result = go(
+        model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, rounds=rounds, threads=threads,
+        device=device, law=law, together=together,
+    )  # fmt: skip
+    emit(result, json, as_text(result))
+
+
+@command(bench, name="gpu")
+def bench_gpu(
+    model: Annotated[str, typer.Option(help="Shape, with random weights: llama-8b, opt-13b or tiny.")] = "llama-8b",
+    device: Device = "cuda",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Steps of a large model on a CUDA device against its forwards, with every gate. Without a device: says so.
+
+    Example: zograd bench gpu --model tiny --device cpu
+    """
+    from zograd.bench.gpu import as_text, missing
+    from zograd.bench.gpu import bench_gpu as go
+
+    if (why := missing(device)) is not None:
+        emit({"measured": False, "why": why}, json, why)
+        return
+    result = go(model, device=device, say=say)
+    emit(result, json, as_text(result))
+    if result["failed"]:
+        raise typer.Exit(1)
 
 
 @command(bench, name="exact")

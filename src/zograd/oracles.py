@@ -85,7 +85,7 @@ class BatchedLoss(Protocol):
     def __call__(self, copies: int, /) -> Tensor: ...
 
 
-def batched(loss: BatchedLoss, together: int = 16) -> Oracle:
+def batched(loss: BatchedLoss, together: int | Callable[[], int] = 16) -> Oracle:
     """Evaluates up to `together` queries in one forward, each on its own copy of the batch (`stores/branches.py`).
 
     loss(n) repeats the inputs n times along the first axis (`ids.repeat(n, 1)`), runs the model once, and returns one
@@ -94,21 +94,24 @@ def batched(loss: BatchedLoss, together: int = 16) -> Oracle:
 
     Values are those of one at a time to rounding. The first query is also evaluated alone and compared: a model that
     mixes the examples of a batch (batch normalisation in train mode, capacities of experts), or reads weights in a way
-    that cannot be split, is found there. Then, and where memory does not suffice, fewer share a forward, with a warning.
+    that cannot be split, is found there. Then, and where memory does not suffice, fewer share a forward, and a warning
+    says so.
 
-    Memory: the activations of `together` copies of the batch. Raises ValueError for together < 1 and for a loss that
-    does not return [n]; TypeError for queries that name terms of a finite sum.
+    together: a number, or a function that is asked in every step. Memory: the activations of `together` copies of the
+    batch. Raises ValueError for together < 1 and for a loss that does not return [n]; TypeError for queries that name
+    terms of a finite sum.
     """
-    if together < 1:
+    if not callable(together) and together < 1:
         raise ValueError(f"together={together} evaluations cannot share a forward; use 1 (one at a time) or more")
-    return _Batched(loss, together)
+    return _Batched(loss, together if callable(together) else lambda: together)
 
 
 class _Batched:
-    """The oracle of `batched`; `together` falls where the model or the memory wants it."""
+    """The oracle of `batched`; `most` falls where the model or the memory wants it."""
 
-    def __init__(self, loss: BatchedLoss, together: int) -> None:
-        self.loss, self.together = loss, together
+    def __init__(self, loss: BatchedLoss, wanted: Callable[[], int]) -> None:
+        self.loss, self.wanted = loss, wanted
+        self.most: float = math.inf
         self.alone = sequential(lambda: loss(1).sum())
         self.checked = False
         self.draws = False
@@ -121,12 +124,16 @@ class _Batched:
             return self._first(store, queries, key)
         return self._values(store, queries, key)
 
+    @property
+    def together(self) -> int:
+        """How many queries share a forward now."""
+        return int(min(self.wanted(), self.most))
+
     def _first(self, store: Store, queries: Sequence[Query], key: int) -> list[float]:
         """One query both ways."""
-        self.checked = True
         if self.together == 1 or len(queries) == 1:
-            self.checked = self.together == 1
             return list(self.alone(store, queries, key))
+        self.checked = True
         drawn: list[bool] = []
 
         def watched() -> Tensor:
@@ -140,15 +147,15 @@ class _Batched:
         values = self._values(store, queries, key)
         dtypes = {leaf.dtype for leaf in store.leaves}
         tolerance = 2.0**-6 if dtypes & {torch.bfloat16, torch.float16} else 1e-4
-        if self.together > 1 and not math.isclose(expected, values[0], rel_tol=tolerance, abs_tol=tolerance):
-            if math.isfinite(expected) or math.isfinite(values[0]):
-                self._give_up(f"its loss is {expected} alone and {values[0]} beside others")
-                return list(self.alone(store, queries, key))
-        return values
+        same = math.isclose(expected, values[0], rel_tol=tolerance, abs_tol=tolerance)
+        if same or not (math.isfinite(expected) or math.isfinite(values[0])):
+            return values
+        self._give_up(f"its loss is {expected} alone and {values[0]} beside others")
+        return list(self.alone(store, queries, key))
 
     def _give_up(self, why: object) -> None:
         warnings.warn(f"points are evaluated one at a time, not in one forward of this model: {why}", stacklevel=4)
-        self.together = 1
+        self.most = 1
 
     def _values(self, store: Store, queries: Sequence[Query], key: int) -> list[float]:
         from zograd.stores.branches import Unbranchable
@@ -163,10 +170,8 @@ class _Batched:
             except Unbranchable as e:
                 self._give_up(e)
             except torch.OutOfMemoryError:
-                self.together = max(1, len(group) // 2)
-                warnings.warn(
-                    f"{len(group)} points in one forward need too much memory: now {self.together}", stacklevel=3
-                )
+                self.most = max(1, len(group) // 2)
+                warnings.warn(f"{len(group)} points in one forward need too much memory: now {self.most}", stacklevel=3)
         return values
 
     def _forward(self, store: Store, group: Sequence[Query], key: int) -> list[float]:

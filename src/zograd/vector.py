@@ -242,7 +242,7 @@ def of_signs(e: Basis) -> bool:
 def noise_terms(
     v: Vector, scale: float = 1.0, *, on_vector: bool = False
 ) -> tuple[list[Term], list[tuple[Basis, float]]]:
-    """The terms of scale * v that the noise kernel sums in one pass (on_vector: on a leaf of one column), and the others."""
+    """The terms of scale * v that the noise kernel sums in one pass, and the others. on_vector: on one column."""
     noise, others = [], []
     for e, c in v.terms:
         if isinstance(e, Noise):

@@ -55,8 +55,8 @@ def opt() -> nn.Module:
 
     return OPTForCausalLM(
         OPTConfig(
-            vocab_size=64, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=16,
-            max_position_embeddings=32, dropout=0.0,
+            vocab_size=64, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4,
+            word_embed_proj_dim=16, max_position_embeddings=32, dropout=0.0,
         )
     )  # fmt: skip
 
@@ -100,8 +100,8 @@ def images(model: nn.Module) -> Callable[[int], Tensor]:
 MODELS: dict[str, Callable[[], tuple[nn.Module, Callable[[int], Tensor]]]] = {
     name: (lambda make=make, loss=loss: (model := make().eval(), loss(model)))
     for name, make, loss in [
-        ("llama", llama, causal), ("untied", lambda: llama(False), causal), ("gemma", gemma, causal), ("gpt2", gpt2, causal),
-        ("opt", opt, causal), ("bert", bert, causal), ("convolutions", Convolutions, images),
+        ("llama", llama, causal), ("untied", lambda: llama(False), causal), ("gemma", gemma, causal),
+        ("gpt2", gpt2, causal), ("opt", opt, causal), ("bert", bert, causal), ("convolutions", Convolutions, images),
     ]
 }  # fmt: skip
 
@@ -169,7 +169,7 @@ def test_a_partly_trained_model_and_a_curved_space() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "opt"])
 def test_dropout_masks_are_shared(name: str) -> None:
-    """In train mode all branches draw the masks that one alone would draw; attention that drops is done one at a time."""
+    """In train mode all branches draw the masks that one alone would draw."""
     model, losses = made(name)
     model.train()
     model.config.attention_dropout = 0.0
@@ -264,7 +264,8 @@ def test_moves_in_passing_have_the_same_bits(dtype: torch.dtype, law: object) ->
         else:
             trail = [run.step(oracle) for _ in range(4)]
         trails.append(([r.losses for r in trail], [r.moved for r in trail], store.digest()))
-    assert trails[0][0] == trails[1][0] and trails[0][2] == trails[1][2]
+    assert trails[0][0] == trails[1][0]
+    assert trails[0][2] == trails[1][2]
     if not isinstance(law, LowRank):  # moved block by block, at once
         assert trails[0][1][:3] == trails[1][1][1:]
 
@@ -288,21 +289,29 @@ def test_a_branch_that_is_not_finite_leaves_the_others_alone() -> None:
     far = Query(asked[1].at * 1e300)
     values = batched(losses, 8)(store, [asked[0], far, asked[2]], 3)
     expected = sequential(lambda: losses(1).sum())(store, [asked[0], asked[2]], 3)
-    assert values[::2] == pytest.approx(expected, rel=1e-11) and not math.isfinite(values[1])
+    assert values[::2] == pytest.approx(expected, rel=1e-11)
+    assert not math.isfinite(values[1])
 
 
-# ---- the lens by class ------------------------------------------------------------------------------------------------
+# ---- the lens by class -----------------------------------------------------------------------------------------------
 
 
 def test_parameters_have_their_class_back_whatever_happens() -> None:
-    model, losses = made("llama")
+    model, _losses = made("llama")
     plain = torch.ones(2, dtype=torch.float64)
     store = Store({**dict(model.named_parameters()), "plain": plain})
     (query,) = queries(store, Rademacher(), 1)[1:2]
-    with pytest.raises(KeyboardInterrupt), store.at(query.at):
-        assert type(model.lm_head.weight) is not nn.Parameter and isinstance(model.lm_head.weight, nn.Parameter)
-        raise KeyboardInterrupt
-    assert {type(p) for p in model.parameters()} == {nn.Parameter} and type(plain) is Tensor
+
+    def interrupted() -> None:
+        with store.at(query.at):
+            assert type(model.lm_head.weight) is not nn.Parameter
+            assert isinstance(model.lm_head.weight, nn.Parameter)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert {type(p) for p in model.parameters()} == {nn.Parameter}
+    assert type(plain) is Tensor
 
 
 def test_another_thread_sees_the_weights_as_they_are() -> None:

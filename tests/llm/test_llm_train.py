@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -134,9 +135,13 @@ def test_a_run_that_diverges_stops_and_says_so(
 ) -> None:
     from zograd.llm.task import Scorer
 
-    finite = Scorer.loss
+    finite = Scorer.copy_losses
     calls = iter(range(1000))
-    monkeypatch.setattr(Scorer, "loss", lambda self, batch: finite(self, batch) if next(calls) < 8 else float("nan"))
+
+    def losses(self: Scorer, batch: Any, copies: int) -> torch.Tensor:
+        return finite(self, batch, copies) * (1.0 if next(calls) < 8 else math.nan)
+
+    monkeypatch.setattr(Scorer, "copy_losses", losses)
     s = settings(tiny_model, steps=50, max_failures=3)
     with pytest.raises(DivergenceError, match=r"3 steps in a row had a non-finite loss .* lower --lr"):
         train(s, tmp_path / "run", quiet=True)

@@ -25,11 +25,15 @@ def bench_memory(
     threads: int | None = None,
     device: str = "cpu",
     seed: int = 0,
+    law: str | None = None,
+    together: int | None = None,
 ) -> dict[str, Any]:
     """ratio = (peak of a step) / (peak of a plain forward with loss), as the operating system sees the process.
 
     In the order inference, step, baseline: a warm-up of each, then medians of `rounds` peaks. Slots and low halves of
     the method come into being with the warm-up of the step: they count in it, not in inference.
+
+    law, together: see `Workload`.
 
     Keys: `inference_peak_bytes`, `step_peak_bytes`, `baseline_peak_bytes` (whole process, Python and torch included),
     `ratio`, `baseline_ratio`; `weights_bytes`; `process_bytes`, what the process holds besides weights when idle; and
@@ -42,8 +46,9 @@ def bench_memory(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     with quiet_machine(threads):
         work = Workload(
-            model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed
-        )
+            model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed,
+            law=law, together=together,
+        )  # fmt: skip
         cuda = work.device.type == "cuda"
         ways = {"inference": lambda: work.forwards(1), "step": work.step, "baseline": work.baseline}
         peaks: dict[str, int] = {}

@@ -25,11 +25,15 @@ def bench_step(
     threads: int | None = None,
     device: str = "cpu",
     seed: int = 0,
+    law: str | None = None,
+    together: int | None = None,
 ) -> dict[str, Any]:
     """ratio = median over rounds of (time of a step) / (time of as many plain forwards as the step evaluates).
 
     Plain forwards, step and baseline step take turns in one process, in an order that reverses every round, after one
     warm-up of each; so what else runs on the machine hits all three. Seconds of different processes do not compare.
+
+    law, together: see `Workload`.
 
     threads: of torch and of the noise kernels; None keeps what is set. With one thread on a CPU the clock is the CPU
         time of this thread, which other processes disturb least; otherwise wall time.
@@ -46,8 +50,9 @@ def bench_step(
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     with quiet_machine(threads):
         work = Workload(
-            model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed
-        )
+            model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed,
+            law=law, together=together,
+        )  # fmt: skip
         alone = torch.get_num_threads() == 1 and work.device.type == "cpu"
         clock = time.thread_time if alone else time.perf_counter
         ways = {"forward": lambda: work.forwards(2), "step": work.step, "baseline": work.baseline}

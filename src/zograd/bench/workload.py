@@ -1,7 +1,8 @@
 """A language model, a batch of random tokens, and three ways to spend forward passes on it.
 
-The same closure (the causal language-model loss of transformers on fixed token ids) serves all three: plain forwards,
-a step of zograd, and a step of the baseline loop. Random ids cost what text costs; the loss itself is of no interest.
+Plain forwards and the baseline loop take the loss of transformers (the causal language-model loss on fixed token ids).
+A step of zograd takes the same loss from `causal_losses`, its points in one forward where that pays, and makes the move
+of the step before in passing. Random ids cost what text costs; the loss itself is of no interest.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import torch
 from zograd import methods
 from zograd.bench.baseline import mezo_step
 from zograd.llm.loading import load
+from zograd.llm.loss import causal_losses
+from zograd.llm.task import SATURATED
 from zograd.noise import backend, fold
-from zograd.oracles import sequential
+from zograd.oracles import Oracle, batched
 from zograd.run import Method, Run
 from zograd.stores import Store
 
@@ -30,14 +33,26 @@ LR = 1e-9
 class Workload:
     """The model with its run.
 
-    forwards(k): k plain forwards of the unmodified model without gradients. step(): one step of the method.
-    baseline(): one step of `bench.baseline`. All three finish their work on the device before they return.
+    law: of directions, in place of the method's. together: points that share a forward (None: as many as make
+    `SATURATED` tokens of it).
+
+    forwards(k): k plain forwards of the unmodified model without gradients. step(): one step of the method. baseline(): one step of `bench.baseline`. All three finish their work on the device before they return.
 
     Raises ModelError when the model cannot be loaded, ValueError for a method not on the menu.
     """
 
     def __init__(
-        self, model: str, *, batch_size: int, seq_len: int, dtype: str, method: str, device: str, seed: int
+        self,
+        model: str,
+        *,
+        batch_size: int,
+        seq_len: int,
+        dtype: str,
+        method: str,
+        device: str,
+        seed: int,
+        law: str | None = None,
+        together: int | None = None,
     ) -> None:
         if batch_size < 1 or seq_len < 2:
             raise ValueError(
@@ -45,7 +60,8 @@ class Workload:
                 f"use batch_size >= 1 and seq_len >= 2"
             )
         self.device, self.seed = torch.device(device), seed
-        self.method = method_named(method)
+        self.method = method_named(method, law)
+        self.together = together or max(1, SATURATED // (batch_size * seq_len))
         self.model, _ = load(model, dtype=dtype, device=device)
         # Loaded weights may be pages of the file; a private copy makes the memory of all three ways comparable.
         for p in self.model.parameters():
@@ -61,7 +77,14 @@ class Workload:
     @cached_property
     def run(self) -> Run[Any]:
         """Made with the first step, so that its slots are no part of what inference needs."""
-        return Run(Store(self.parameters, space=self.method.space), self.method, self.seed)
+        store = Store(self.parameters, space=self.method.space)
+        store.late = {leaf.index for leaf in store.leaves}
+        return Run(store, self.method, self.seed)
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """The points of a step, with the loss of `loss` for each."""
+        return batched(lambda copies: causal_losses(self.model, self.ids, copies=copies), self.together)
 
     def loss(self) -> float:
         model: Any = self.model
@@ -76,7 +99,7 @@ class Workload:
     def step(self) -> None:
         with warnings.catch_warnings():  # that such a small lr vanishes in 16 bits is meant
             warnings.filterwarnings("ignore", "this step changed", UserWarning)
-            self.run.step(sequential(self.loss))
+            self.run.step(self.oracle)
         self._finish()
 
     def baseline(self) -> None:
@@ -100,6 +123,8 @@ class Workload:
             "seq_len": self.ids.shape[1],
             "dtype": str(next(iter(self.parameters.values())).dtype).removeprefix("torch."),
             "method": self.method.name,
+            "law": type(self.method.law).__name__,
+            "together": self.together,
             "device": str(self.device) if self.device.type == "cpu" else torch.cuda.get_device_name(self.device),
             "backend": backend(),
             "threads": torch.get_num_threads(),
@@ -108,11 +133,14 @@ class Workload:
         }
 
 
-def method_named(name: str) -> Method[Any]:
-    """The menu entry with its defaults and a learning rate of almost 0. Raises ValueError when it has no defaults."""
+def method_named(name: str, law: str | None = None) -> Method[Any]:
+    """The menu entry with its defaults, a learning rate of almost 0, and a law if one is named.
+
+    Raises ValueError when it has no defaults, or takes no law.
+    """
     if needed := methods.describe(name)["required"]:
         raise ValueError(f"{name} needs {', '.join(needed)}, for which there is no default; measure another method")
-    return methods.make(name, lr=LR)
+    return methods.make(name, lr=LR, **({} if law is None else {"law": law}))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ the bits of the losses depend on S, and on nothing else about who evaluated what
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
@@ -34,13 +34,22 @@ def owner(deal: Deal, query: int, part: int, parts: int) -> int:
     return {"data": part, "directions": query, "both": query * parts + part}[deal]
 
 
-def shared(loss: PartLoss, peers: Peers, *, weights: Sequence[float] = (1.0,), deal: Deal = "data") -> Oracle:
+def shared(
+    loss: PartLoss,
+    peers: Peers,
+    *,
+    weights: Sequence[float] = (1.0,),
+    deal: Deal = "data",
+    oracle: Callable[[int], Oracle] | None = None,
+) -> Oracle:
     """An oracle whose evaluations are dealt to the processes of `peers`, which all get the same losses.
 
     loss: called with the number of a part, 0 <= s < S = len(weights).
     weights: w_s, the share of each part in the batch; they sum to 1.
     deal: "data": rank r takes parts r, r + world, ... of every query; "directions": queries r, r + world, ... with all
         their parts; "both": the pairs (query, part) in turn. No bit depends on it.
+    oracle: gives the oracle of a part, in the place of evaluations of `loss` one after the other; one that evaluates
+        queries together (`batched`) needs deal="data", where a part's queries are never dealt to several processes.
 
     Traffic of an exchange, one for each `yield` of the estimator: 8 bytes and 8 for each evaluation, to each of the
     others. A loss that is not finite refuses the step in all processes. A process whose loss raises passes that on;
@@ -60,8 +69,8 @@ def shared(loss: PartLoss, peers: Peers, *, weights: Sequence[float] = (1.0,), d
         values: dict[tuple[int, int], float] = {}
         for part in dict.fromkeys(part for _, part in tasks):
             own = [task for task in tasks if task[1] == part]
-            oracle = sequential(partial(loss, part))
-            found = oracle(store, [queries[q] for q, _ in own], fold(key, part) if part else key)
+            evaluator = sequential(partial(loss, part)) if oracle is None else oracle(part)
+            found = evaluator(store, [queries[q] for q, _ in own], fold(key, part) if part else key)
             values |= zip(own, found, strict=True)
         return [values[task] for task in tasks]
 

@@ -95,9 +95,9 @@ def add_sides_(y: Tensor, x: Tensor, sides: Sequence[Sequence[Side]], rows: slic
 def add_outer(out: Tensor, x: Tensor, start: int, columns: int, scale: float, terms: Sequence[Side]) -> int | None:
     """out <- scale x + sum_k coef_k u_k v_k^T on elements start .. start + len(x) of a matrix, in one pass.
 
-    out may be x. u_k, v_k: float32, all rows and all columns, with elements +1 or -1. The sum over k comes first, in float32, and
-    bfloat16 is rounded to nearest. Returns how many elements of out differ from x; None (nothing is done) where the
-    loops are not compiled for this device or dtype.
+    out may be x. u_k, v_k: float32, all rows and all columns, with elements +1 or -1. The sum over k comes first, in
+    float32, and bfloat16 is rounded to nearest. Returns how many elements of out differ from x; None (nothing is
+    done) where the loops are not compiled for this device or dtype.
     """
     if out.dtype != x.dtype or (lib := _compiled(out, x)) is None:
         return None

@@ -44,8 +44,9 @@ def token_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
 def causal_losses(model: Any, ids: Tensor, labels: Tensor | None = None, *, copies: int = 1, **inputs: Any) -> Tensor:
     """Mean next-token loss of a causal language model on each of `copies` copies of a batch, float32 [copies].
 
-    What `model(input_ids=ids, labels=labels).loss` is (labels below 0 do not count; None: the ids), to rounding, without
-    the logits of the whole vocabulary in memory. ids: int64 [B, T]; other inputs (attention_mask) are repeated too.
+    What `model(input_ids=ids, labels=labels).loss` is (labels below 0 do not count; None: the ids), to rounding. The
+    logits of one tile of the vocabulary are in memory at a time. ids: int64 [B, T]; other inputs (attention_mask) are
+    repeated too.
     For `zograd.batched`: `batched(lambda n: causal_losses(model, ids, copies=n))`.
     """
     base = loading.plain_model(model)

@@ -118,8 +118,8 @@ def load_model(folder: Path, dtype: torch.dtype, scratch: Path) -> tuple[PreTrai
 
 
 class _Unallocated(TorchFunctionMode):
-    """Inside, `torch.empty` takes no memory. `init_empty_weights` gives back what modules have taken, but in pieces that
-    malloc keeps: 1.4 GiB for a model of 2 GiB."""
+    """Inside, `torch.empty` takes no memory. `init_empty_weights` gives back what modules have taken, but in pieces
+    that malloc keeps: 1.4 GiB for a model of 2 GiB."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

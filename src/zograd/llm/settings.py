@@ -48,6 +48,7 @@ class TrainSettings(BaseModel):
     shards: int | None = Field(default=None, ge=1)
     parallel: Literal["data", "directions", "both"] = "data"
     timeout: float = Field(default=300.0, gt=0)
+    together: int | None = Field(default=None, ge=1)
     cache_prefix: bool = True
     train_examples: int | None = Field(default=1000, ge=1)
     eval_examples: int | None = Field(default=500, ge=1)

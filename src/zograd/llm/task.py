@@ -3,7 +3,9 @@
 Classification as MeZO does it: the text goes into a template ("... It was"), each class has a label word (" terrible",
 " great"), the loss is the cross-entropy over the label words only, the prediction is the best-scoring one. Label words
 of one token are scored by a single forward of the prompt; longer ones by the mean log-probability of their tokens,
-one forward for each class. Prompt/completion data: mean negative log-likelihood of the completion's tokens.
+in a second forward that shares the prompt's keys and values between the classes (`llm/answers.py`), or in one forward
+of prompt and word for each class where that is cheaper. Prompt/completion data: mean negative log-likelihood of the
+completion's tokens.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
+from zograd.llm.loss import token_losses
 from zograd.llm.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.noise import fold
 from zograd.stores.lens import WatchedParameter
@@ -27,9 +30,13 @@ from zograd.stores.lens import WatchedParameter
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from zograd.llm.answers import Answers
+
 
 EVALUATION = 32
 """Examples of an evaluation that share a forward, at most."""
+SATURATED = 1024
+"""Tokens of a forward from which on larger batches are no faster."""
 FORWARD_TOKENS = 256
 """What one more forward costs, in tokens: the time of a short forward is that of reading the weights."""
 
@@ -88,8 +95,16 @@ class Scorer:
             last = loading.blocks(self.base)[-1]
             last_only = self.single and below == len(loading.blocks(self.base)) - 1
             self.prefix = Prefix(self.base, below, last_only=last_only and trained_after_attention(last, trained))
+        self.answers = self._answers() if task.kind == "classification" and not (self.single or below) else None
+        """The label words where the model shares a prompt's keys and values between them."""
         self._numbers: dict[Sequence_, int] = {}
         self._encoded: dict[Example, list[Sequence_]] = {}
+
+    def _answers(self) -> Answers | None:
+        from zograd.llm.answers import Answers
+
+        answers = Answers(self.words, self.pad, self.device)
+        return answers if answers.fit(getattr(self.base, self.base.base_model_prefix)) else None
 
     def _word(self, word: str) -> list[int]:
         ids = list(self.tokenizer.encode(word, add_special_tokens=False))
@@ -106,12 +121,12 @@ class Scorer:
     def _encode(self, example: Example) -> list[Sequence_]:
         prompt = list(self.tokenizer.encode(example.prompt))
         if self.task.kind == "classification":
-            tails = [[]] if self.single else self.words
+            tails = [[]] if self.single or self.answers is not None else self.words
         else:
             tails = [list(self.tokenizer.encode(example.completion, add_special_tokens=False))]
             if not tails[0]:
                 raise TaskError(f"an empty completion for the prompt {example.prompt[:40]!r}")
-        longest = len(prompt) + max(map(len, tails))
+        longest = len(prompt) + max(map(len, tails if self.answers is None else self.words))
         if not prompt or longest > self.max_length:
             what = f"{longest} tokens, but the model takes {self.max_length}" if prompt else "no tokens"
             raise TaskError(f"the prompt {example.prompt[:40]!r}... has {what}; shorten it or leave the example out")
@@ -119,7 +134,8 @@ class Scorer:
 
     def tokens(self, examples: Sequence[Example]) -> int:
         """Tokens of a batch, without padding."""
-        return sum(len(s.ids) for e in examples for s in self.encode(e))
+        behind = self.answers.size if self.answers is not None else 0
+        return sum(len(s.ids) + behind for e in examples for s in self.encode(e))
 
     # ---- forward passes ----------------------------------------------------------------------------------------
 
@@ -162,57 +178,97 @@ class Scorer:
             for bucket in self.buckets(examples):
                 self._hidden([s for i in bucket for s in self.encode(examples[i])])
 
-    def _logits(self, hidden: Tensor, ids: Tensor | None) -> Tensor:
+    def _logits(self, hidden: Tensor, ids: Tensor | None, copies: int = 1) -> Tensor:
         """Logits in float32 of rows of hidden states; of the tokens `ids` only, when given."""
         head = self.base.get_output_embeddings()
         if ids is None:
             logits = head(hidden)
-        elif not hasattr(head, "lookup") and type(getattr(head, "weight", None)) not in (
-            nn.Parameter,
-            WatchedParameter,
-        ):
+        elif not hasattr(head, "lookup") and not self._plain_head:
             logits = head(hidden)[..., ids]  # quantized by another library: its rows are not to be had
-        else:
+        elif hasattr(head, "lookup") or copies == 1:
             rows = head.lookup(ids).to(hidden.dtype) if hasattr(head, "lookup") else F.embedding(ids, head.weight)
             logits = F.linear(hidden, rows, None if head.bias is None else head.bias[ids])
+        else:  # each branch has rows of its own
+            rows = F.embedding(ids.repeat(copies), head.weight).view(copies, len(ids), -1)
+            logits = torch.bmm(hidden.view(copies, -1, hidden.shape[-1]), rows.transpose(1, 2)).flatten(0, 1)
+            logits = logits if head.bias is None else logits + head.bias[ids]
         cap = getattr(self.base.config, "final_logit_softcapping", None)
         logits = logits.float()
         capped: Tensor = logits if not cap else torch.tanh(logits / cap) * cap
         return capped
 
-    def scores(self, examples: Sequence[Example]) -> Tensor:
-        """float32 [examples, classes]: the log-score of each class. Completions: [examples, 1], mean log-likelihood."""
+    @property
+    def _plain_head(self) -> bool:
+        """Whether the output matrix is a parameter whose rows can be read."""
+        head = self.base.get_output_embeddings()
+        return type(getattr(head, "weight", None)) in (nn.Parameter, WatchedParameter)
+
+    def scores(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
+        """float32 [examples, classes]: the log-score of each class. Completions: [examples, 1], mean log-likelihood.
+
+        copies: of the examples, in one forward, for as many branches (`stores/branches.py`): [copies examples, ...].
+        """
         encoded = [self.encode(e) for e in examples]
-        sequences = [s for group in encoded for s in group]
+        sequences = [s for group in encoded for s in group] * copies
+        if self.answers is not None:
+            if self._sharing_pays(sequences):
+                return self._shared_scores(sequences)
+            sequences = [Sequence_((*s.ids, *word), len(s.ids)) for s in sequences for word in self.words]
         hidden = self._hidden(sequences)
         if self.single:
             one = hidden.shape[1] == 1  # the last positions alone
             last = torch.tensor([0 if one else len(s.ids) - 1 for s in sequences], device=self.device)
             rows = hidden[torch.arange(len(sequences), device=self.device), last]
-            return self._logits(rows, self.label_ids)
+            return self._logits(rows, self.label_ids, copies)
         where = [(row, t) for row, s in enumerate(sequences) for t in range(s.scored_from, len(s.ids))]
         rows = torch.tensor([row for row, _ in where], device=self.device)
         times = torch.tensor([t - 1 for _, t in where], device=self.device)
         tokens = torch.tensor([sequences[row].ids[t] for row, t in where], device=self.device)
-        picked = -F.cross_entropy(self._logits(hidden[rows, times], None), tokens, reduction="none")
+        picked = self._log_probabilities(hidden[rows, times], tokens)
         total = torch.zeros(len(sequences), device=self.device).index_add_(0, rows, picked)
         count = torch.tensor([len(s.ids) - s.scored_from for s in sequences], device=self.device)
-        return (total / count).view(len(examples), -1)
+        return (total / count).view(copies * len(examples), -1)
 
-    def losses(self, examples: Sequence[Example]) -> Tensor:
-        """float32 [examples]: cross-entropy over the label words, or negative mean log-likelihood of the completion."""
-        return self._losses(self.scores(examples), examples)
+    def _log_probabilities(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [N]: log p(tokens) [N] after the hidden states [N, d]."""
+        if self._plain_head:
+            return -token_losses(self.base, hidden, tokens)
+        return -F.cross_entropy(self._logits(hidden, None), tokens, reduction="none")
+
+    def _sharing_pays(self, prompts: Sequence[Sequence_]) -> bool:
+        """Whether two forwards, of prompts and of label words, cost less than one of prompt and word for each class."""
+        assert self.answers is not None
+        longest, tails = max(len(s.ids) for s in prompts), len(self.answers.tails) * self.answers.width
+        apart = len(prompts) * len(self.words) * (longest + max(map(len, self.words)))
+        return len(prompts) * (longest + tails) + FORWARD_TOKENS < apart
+
+    def _shared_scores(self, prompts: Sequence[Sequence_]) -> Tensor:
+        """float32 [prompts, classes], with the keys and values of each prompt shared by the label words."""
+        assert self.answers is not None
+        backbone, inputs = getattr(self.base, self.base.base_model_prefix), self._inputs(prompts)
+        hidden = self.answers.hidden(backbone, inputs["input_ids"], inputs["attention_mask"])
+        picked = self._log_probabilities(hidden.flatten(0, 1), self.answers.tokens.repeat(len(prompts)))
+        return self.answers.means(picked.view(len(prompts), -1))
+
+    def losses(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
+        """float32 [copies examples]: cross-entropy over the label words, or negative mean log-likelihood."""
+        return self._losses(self.scores(examples, copies), examples)
 
     def _losses(self, scores: Tensor, examples: Sequence[Example]) -> Tensor:
         if self.task.kind != "classification":
             return -scores[:, 0]
         labels = torch.tensor([e.label for e in examples], device=self.device)
-        return F.cross_entropy(scores, labels, reduction="none")
+        return F.cross_entropy(scores, labels.repeat(len(scores) // len(labels)), reduction="none")
 
     def loss(self, examples: Sequence[Example]) -> Tensor:
         """Mean loss of a batch, in length buckets so that little is spent on padding."""
-        parts = [self.losses([examples[i] for i in bucket]) for bucket in self.buckets(examples)]
-        return torch.cat(parts).mean()
+        return self.copy_losses(examples, 1)[0]
+
+    def copy_losses(self, examples: Sequence[Example], copies: int) -> Tensor:
+        """float32 [copies]: the mean loss of a batch on each branch."""
+        buckets = self.buckets(examples)
+        parts = [self.losses([examples[i] for i in bucket], copies).view(copies, -1) for bucket in buckets]
+        return torch.cat(parts, 1).mean(1)
 
     @torch.no_grad()
     def infer(self, batch: Sequence[Example], held_out: Sequence[Example]) -> None:
@@ -224,14 +280,19 @@ class Scorer:
             self.scores(max(parts, key=lambda part: len(part) * max(len(s.ids) for e in part for s in self.encode(e))))
         self.prefix = prefix
 
+    def _lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens that a forward computes of each example: one where the states of the others are kept."""
+        if self.prefix is not None and self.prefix.last_only and self._remembered(examples):
+            return [1] * len(examples)
+        return [max(len(s.ids) for s in self.encode(e)) for e in examples]
+
     def buckets(self, examples: Sequence[Example], most: int = 64) -> list[list[int]]:
         """Positions sorted by length and cut into batches of at most `most`, at the least total cost.
 
         A batch costs its padded tokens plus `FORWARD_TOKENS`, since below that a forward reads weights, not tokens.
         """
-        lengths = [max(len(s.ids) for s in self.encode(e)) for e in examples]
-        if self.prefix is not None and self.prefix.last_only and self._remembered(examples):
-            lengths, most = [1] * len(examples), 1024
+        lengths = self._lengths(examples)
+        most = 1024 if max(lengths, default=0) == 1 else most
         order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
         best: list[tuple[float, int]] = [(0.0, 0)]  # least cost of the first k, and where their last batch begins
         for k in range(1, len(order) + 1):
@@ -243,6 +304,18 @@ class Scorer:
             cut.append(order[best[k][1] : k])
             k = best[k][1]
         return cut[::-1]
+
+    def together(self, examples: Sequence[Example]) -> int:
+        """How many points it pays to evaluate in one forward: as many as make `SATURATED` tokens of it.
+
+        Above that a matrix product is as fast as it gets, and activations leave the cache.
+        """
+        lengths = self._lengths(examples)
+        widest = max(
+            sum(len(self.encode(examples[i])) for i in bucket) * max(lengths[i] for i in bucket)
+            for bucket in self.buckets(examples)
+        )
+        return max(1, SATURATED // widest)
 
     def parts(self, examples: Sequence[Example], count: int) -> list[list[Example]]:
         """A batch in `count` parts of about equal cost; each gets every count-th example in order of length."""

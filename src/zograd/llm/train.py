@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from zograd.llm import loading, offloading
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.task import Batches, Metrics, Scorer
 from zograd.memory import Peak
-from zograd.oracles import Oracle
+from zograd.oracles import Oracle, batched
 from zograd.quantized import libraries
 from zograd.quantized.feasible import Probes
 from zograd.run import Method, Record, Run
@@ -389,6 +389,9 @@ class Loop:
         self.last_metrics: Metrics | None = None
         self.seconds = 0.0
         self.meters: dict[str, float] = {}
+        self.now: list[Any] = []
+        """The part of the batch that is evaluated."""
+        self.points = batched(lambda n: self.scorer.copy_losses(self.now, n), self._together)
         self.probes: Probes | None = None
         if loading.is_scales(self.p.settings.train):
             self.probes = Probes(lambda *_: [])
@@ -405,7 +408,7 @@ class Loop:
             total=s.steps, initial=run.step_number, desc=run.method.name, unit="step", file=sys.stderr,
             disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
-        with interruptible() as caught, bar:
+        with interruptible() as caught, bar, self._moving():
             while run.step_number < s.steps and not (stopped := self.peers.stopping(bool(caught))):
                 batch = self.batches[run.step_number]
                 record = run.step(self._oracle(batch))
@@ -416,13 +419,30 @@ class Loop:
         self.interrupted = stopped
         self.seconds = time.perf_counter() - start
 
+    def _moving(self) -> AbstractContextManager[None]:
+        """Moves wait for the next forward, where a resumed run can tell what the step before has changed."""
+        return nullcontext() if self.p.run.method.slots or self.p.settings.offload else self.p.run.store.lazily()
+
+    def _together(self) -> int:
+        """How many points share a forward, as a function of the settings and the batch alone: a resumed run agrees."""
+        s = self.p.settings
+        if s.parallel != "data" or s.offload or loading.is_scales(s.train):
+            return 1
+        return s.together or self.scorer.together(self.now)
+
     def _oracle(self, batch: list[Any]) -> Oracle:
         parts = self.scorer.parts(batch, self.p.settings.shards or 1)
+
+        def of_part(part: int) -> Oracle:
+            self.now = parts[part]
+            return self.points
+
         answer = shared(
             lambda part, rows=None: self.scorer.loss(parts[part]),
             self.peers,
             weights=[len(part) / len(batch) for part in parts],
             deal=self.p.settings.parallel,
+            oracle=of_part,
         )
         if self.probes is None:
             return answer
@@ -462,6 +482,7 @@ class Loop:
             )
         self.last_metrics = None
         if (s.eval_every and run.step_number % s.eval_every == 0) or run.step_number == s.steps:
+            run.store.catch_up()
             self.last_metrics = self.scorer.evaluate(self.held_out, peers=self.peers)
             line |= _shown(self.last_metrics)
         self._log(line)

@@ -532,8 +532,8 @@ class Store:
         """Inside, a move along noise waits at each leaf until that is read: the next forward makes it in passing.
 
         What reads through the store (queries, `blocks`, `state_dict`, `digest`) finds the weights moved; who reads the
-        tensors themselves calls `catch_up()` first. The bits are those of moves made at once. `health` tells of the step
-        before. At the end all moves are made.
+        tensors themselves calls `catch_up()` first. The bits are those of moves made at once. `health` tells of the
+        step before. At the end all moves are made.
         """
         before, self.late = self.late, {leaf.index for leaf in self.leaves}
         try:
@@ -559,8 +559,8 @@ class Store:
 
         Where moves wait, the fraction of the step before (0 of the first).
         """
-        if self._due:
-            iterate, self._previous = self._previous or iterate, iterate
+        shown = (self._previous or iterate) if self._due else iterate
+        iterate, self._previous = shown, iterate
         fraction = iterate.changed / max(sum(leaf.numel for leaf in self.leaves), 1)
         rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
         if self._warned_small or rounded < self.dim // 2 or not iterate.moved or fraction >= 0.02:

@@ -43,7 +43,7 @@ class Unbranchable(RuntimeError):
 class Branches(Lens):
     """Shows Retr_x(points[k]) to rows k m .. (k + 1) m of every tensor whose first axis has n m rows, n = len(points).
 
-    everywhere: look at every torch call, so that dropout masks are shared; needed where the forward draws random numbers.
+    everywhere: look at every torch call, so that dropout masks are shared: for forwards that draw random numbers.
     Raises Unbranchable from within the forward where it cannot tell the branches apart.
     """
 
@@ -222,8 +222,8 @@ class Branches(Lens):
         return y.add_(bias)
 
     def _linear_rows(self, input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
-        if not self._branched(input):
-            raise Unbranchable("a linear layer whose input has no branches")
+        if input.shape[0] % self.n:  # whoever calls this knows of branches, and may have picked some of their rows
+            raise Unbranchable(f"{input.shape[0]} rows, which are not the same number for each of {self.n} branches")
         leaf = self.leaves.get(id(weight))
         return F.linear(input, weight[start:stop]) if leaf is None else self._product(input, leaf, start, stop)
 
@@ -271,7 +271,8 @@ class Branches(Lens):
             yield other, minus
 
     def _embedding(self, input: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Tensor:
-        if not self._branched(input):
+        picked = input.ndim == 1 and input.shape[0] % self.n == 0  # some rows of the table for each branch
+        if not picked and not self._branched(input):
             if self.rows and input.shape[0] == 1:  # positions that all rows share
                 each = self.rows // self.n
                 return torch.cat(
@@ -280,7 +281,8 @@ class Branches(Lens):
             raise Unbranchable(f"an embedding of indices of shape {tuple(input.shape)}, which have no branches")
         side = self._side(self.leaves[id(weight)])
         if side is None or len(rest) > 1 or named.get("max_norm") is not None:
-            return self._apart(F.embedding, (input, weight, *rest), named)
+            parts = zip(self.one, input.chunk(self.n), strict=True)
+            return torch.cat([one._embedding(ids, weight, *rest, **named) for one, ids in parts])
         self.store.seen.add(self.leaves[id(weight)].index)
         self.store.catch_up([self.leaves[id(weight)]])
         ids = input.reshape(self.n, -1)

@@ -1,0 +1,92 @@
+"""Several directions at once beside as many separate forwards, and beside one plain forward of the stacked batch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from zograd.bench.step import interleaved
+from zograd.bench.workload import LR, Workload, quiet_machine
+from zograd.estimators import Forward
+from zograd.llm.loss import causal_losses
+from zograd.methods.menu import law_named
+from zograd.oracles import batched, sequential
+from zograd.rules import SGD
+from zograd.run import Method, Run
+from zograd.stores import Store
+
+
+def bench_directions(
+    model: str = "smollm2-135m",
+    n: int = 8,
+    *,
+    batch_size: int = 4,
+    seq_len: int = 32,
+    dtype: str = "float32",
+    law: str = "rankone",
+    rounds: int = 7,
+    threads: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The n + 1 losses of a one-sided step (the centre and n points around it) in one forward, `zograd.batched`.
+
+    Keys: `ratio` = median over rounds of their time / that of n + 1 separate plain forwards; `ratio_stacked` = the same
+    over one plain forward of the batch repeated n + 1 times, which is the limit; both with quartiles (`_quartiles`) and
+    fastest over fastest (`_min`); `max_relative_error` of the losses against those of one point at a time, in the same
+    precision; `t_together`, `t_separate`, `t_stacked` (seconds, medians); `rounds`, `clock` and the workload.
+
+    Plain forwards are those of the unmodified model with the loss of transformers. law: a law of directions by its
+    lower-case name; `rankone` and `lowrank` need no pass over the weights. Raises ModelError or ValueError.
+    """
+    if n < 1 or rounds < 1:
+        raise ValueError(f"n and rounds must be at least 1, got {n} and {rounds}")
+    with quiet_machine(threads):
+        work = Workload(
+            model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method="zo_sgd", device=device, seed=seed,
+            together=n + 1,
+        )  # fmt: skip
+        run = Run(Store(work.parameters), Method(Forward(n), law_named(law), SGD(), mu=2.0**-10, lr=LR), seed)
+        queries = run.ask()
+        plain: Any = work.model
+        stacked = work.ids.repeat(n + 1, 1)
+
+        def losses(copies: int) -> torch.Tensor:
+            return causal_losses(plain, work.ids, copies=copies)
+
+        oracle = batched(losses, n + 1)
+        expected = sequential(lambda: losses(1).sum())(run.store, queries, seed)
+        found = oracle(run.store, queries, seed)
+
+        @torch.no_grad()
+        def stack() -> None:
+            float(plain(input_ids=stacked, labels=stacked, use_cache=False).loss)
+
+        ways = {
+            "together": lambda: (oracle(run.store, queries, seed), None)[1],
+            "separate": lambda: work.forwards(n + 1),
+            "stacked": stack,
+        }
+        alone = torch.get_num_threads() == 1 and work.device.type == "cpu"
+        seconds = interleaved(ways, rounds, time.thread_time if alone else time.perf_counter)
+        return {
+            "n": n,
+            **_ratio("ratio", seconds["together"], seconds["separate"]),
+            **_ratio("ratio_stacked", seconds["together"], seconds["stacked"]),
+            "max_relative_error": max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True)),
+            **{f"t_{name}": statistics.median(values) for name, values in seconds.items()},
+            "rounds": rounds,
+            "clock": "thread_time" if alone else "wall",
+            **{**work.description(), "method": "forward", "law": type(run.method.law).__name__},
+        }
+
+
+def _ratio(name: str, seconds: list[float], reference: list[float]) -> dict[str, Any]:
+    """Median, quartiles and fastest over fastest of seconds / reference, round by round."""
+    ratios = [t / r for t, r in zip(seconds, reference, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    quartiles, least = [low, high], min(seconds) / min(reference)
+    return {name: statistics.median(ratios), f"{name}_quartiles": quartiles, f"{name}_min": least}

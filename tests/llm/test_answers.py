@@ -1,0 +1,193 @@
+"""Laws of shared prompts: log-probabilities and losses are those of one forward of prompt and word for each class."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from zograd.hub import Example, Task
+from zograd.llm import loading
+from zograd.llm.answers import Answers, NotShared, shared
+from zograd.llm.settings import TrainSettings
+from zograd.llm.task import Scorer
+from zograd.llm.train import train
+from zograd.noise import Kind
+from zograd.stores import Store
+from zograd.stores.branches import Branches
+from zograd.vector import Noise, Vector
+
+EXAMPLES = [Example(f"{'very ' * k}good {'maybe ' * (k // 2)}It was", k % 4) for k in range(9, 33)]
+WORDS = (" very bad", " very good maybe", " good", " no great yes")
+IDS = [[5, 6, 7], [5, 6], [5, 8], [9], [10, 11, 12, 13]]
+
+
+def task(words: tuple[str, ...] = WORDS) -> Task:
+    return Task("toy", "{text} It was", words, {"train": EXAMPLES}, "made", "none", kind="classification")
+
+
+def scorers(model: Any, tokenizer: Any, words: tuple[str, ...] = WORDS, **options: Any) -> tuple[Scorer, Scorer]:
+    """One that shares prompts, and one that does not."""
+    new, old = Scorer(model, tokenizer, task(words), **options), Scorer(model, tokenizer, task(words), **options)
+    old.answers = None
+    return new, old
+
+
+def log_probabilities(head: Any, hidden: Tensor, tokens: Tensor) -> Tensor:
+    return torch.log_softmax(head(hidden), -1).gather(-1, tokens.expand(hidden.shape[:-1])[..., None])[..., 0]
+
+
+def family(name: str) -> Any:
+    """A random model of 2 blocks of one family of transformers, in float64."""
+    import transformers as t
+
+    sizes: dict[str, Any] = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    llama: dict[str, Any] = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    gpt = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    opt: dict[str, Any] = {
+        "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }  # fmt: skip
+    configs = {
+        "llama": lambda: t.LlamaConfig(**sizes, **llama),
+        "qwen3": lambda: t.Qwen3Config(**sizes, **llama, head_dim=4),
+        "gpt2": lambda: t.GPT2Config(**sizes, **gpt),
+        "neox": lambda: t.GPTNeoXConfig(**sizes, **{k: v for k, v in llama.items() if k != "num_key_value_heads"}),
+        "opt": lambda: t.OPTConfig(**sizes, **opt),
+        "bloom": lambda: t.BloomConfig(**sizes, hidden_size=16, n_layer=2, n_head=4),
+        "mpt": lambda: t.MptConfig(**sizes, d_model=16, n_layers=2, n_heads=4, max_seq_len=64),
+        "mistral-window": lambda: t.MistralConfig(**sizes, **llama, sliding_window=8),
+        "mamba": lambda: t.MambaConfig(**sizes, hidden_size=16, num_hidden_layers=2, state_size=4),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = t.AutoModelForCausalLM.from_config(configs[name]())
+        for p in model.parameters():
+            p.data += 0.3 * torch.randn(p.shape)  # biases and gains, too
+    return model.double().eval()
+
+
+FIVE = pytest.mark.skipif(version("transformers").startswith("4."), reason="Bloom takes no positions before 5")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "neox", "opt", pytest.param("bloom", marks=FIVE)])
+@torch.no_grad()
+def test_log_probabilities_are_those_of_prompt_and_word_in_one_forward(name: str) -> None:
+    """In float64, to 1e-11, for prompts of different lengths, with rotary, learned and linear-bias positions."""
+    model = family(name)
+    backbone = getattr(model, model.base_model_prefix)
+    answers = Answers(IDS, 0, torch.device("cpu"))
+    assert answers.fit(backbone)
+    prompts = [[3, 4, 20, 21, 22, 23, 24], [30], [31, 32, 33]]
+    ids = torch.tensor([p + [0] * (7 - len(p)) for p in prompts])
+    hidden = answers.hidden(backbone, ids, (ids > 0).long())
+    found = answers.means(log_probabilities(model.get_output_embeddings(), hidden, answers.tokens))
+    for row, prompt in zip(found, prompts, strict=True):
+        for value, word in zip(row, IDS, strict=True):
+            logp = torch.log_softmax(model(input_ids=torch.tensor([prompt + word])).logits[0], -1)
+            expected = sum(logp[len(prompt) - 1 + j, token] for j, token in enumerate(word)) / len(word)
+            assert abs(float(value - expected)) < 1e-11
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "mamba", "mpt"])
+@torch.no_grad()
+def test_other_models_are_told_apart(name: str) -> None:
+    """Windows, states in place of keys, and positions counted by columns."""
+    model = family(name)
+    backbone = getattr(model, model.base_model_prefix)
+    answers = Answers(IDS, 0, torch.device("cpu"))
+    assert not answers.fit(backbone)
+    if name == "mistral-window":
+        cache = backbone(input_ids=torch.tensor([[3, 4]]), use_cache=True).past_key_values
+        with pytest.raises(NotShared, match="DynamicSlidingWindowLayer"):
+            shared(cache, 2)
+
+
+def test_tails_that_begin_alike_are_computed_once() -> None:
+    answers = Answers(IDS, 0, torch.device("cpu"))
+    assert answers.tails == [(5, 6), (10, 11, 12)]  # of 5 6 7, 5 6 and 5 8: what lies before their last tokens
+    assert answers.size == 5
+    assert sorted(answers.tokens.tolist()) == [5, 6, 7, 8, 9, 10, 11, 12, 13]
+
+
+def test_a_model_in_train_mode_shares_nothing() -> None:
+    model = family("llama").train()
+    assert not Answers(IDS, 0, torch.device("cpu")).fit(model.model)
+
+
+@torch.no_grad()
+def test_scores_and_losses_are_those_of_the_long_way(tiny_model: Path) -> None:
+    model, tokenizer = loading.load(str(tiny_model), dtype="float32")
+    new, old = scorers(model, tokenizer)
+    assert new.answers is not None
+    assert new._sharing_pays([new.encode(e)[0] for e in EXAMPLES])
+    torch.testing.assert_close(new.scores(EXAMPLES), old.scores(EXAMPLES), rtol=0, atol=1e-5)
+    torch.testing.assert_close(new.loss(EXAMPLES), old.loss(EXAMPLES), rtol=0, atol=1e-5)
+    assert 2.5 * new.tokens(EXAMPLES) < old.tokens(EXAMPLES)
+    few = EXAMPLES[:2]  # one more forward costs more than these tokens
+    assert not new._sharing_pays([new.encode(e)[0] for e in few])
+    assert torch.equal(new.scores(few), old.scores(few))
+    before, after = old.evaluate(EXAMPLES), new.evaluate(EXAMPLES)
+    assert (after.value, after.calibrated) == (before.value, before.calibrated)
+
+
+@torch.no_grad()
+def test_scores_under_the_lens_and_under_branches(tiny_model: Path) -> None:
+    """At a perturbed point, and at several in one forward: what the long way gives there."""
+    model, tokenizer = loading.load(str(tiny_model), dtype="float32")
+    new, old = scorers(model, tokenizer)
+    store = Store(loading.select(model, "full"))
+    z = Vector(((Noise(Kind.NORMAL, 7), 0.02),))
+    expected = []
+    for point in (z, -z):
+        with store.at(point):
+            expected.append(old.scores(EXAMPLES))
+            torch.testing.assert_close(new.scores(EXAMPLES), expected[-1], rtol=0, atol=1e-5)
+    assert float((expected[0] - expected[1]).abs().max()) > 1e-2
+    with Branches(store, [z, -z]):
+        both = new.scores(EXAMPLES, 2)
+    torch.testing.assert_close(both, torch.cat(expected), rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_kept_prefix_is_used_instead(tiny_model: Path) -> None:
+    model, tokenizer = loading.load(str(tiny_model), dtype="float32")
+    chosen = loading.select(model, "full", layers=2)
+    scorer = Scorer(model, tokenizer, task(), trained=list(chosen.values()), cache_prefix=True)
+    assert scorer.prefix is not None
+    assert scorer.answers is None
+    plain = Scorer(model, tokenizer, task())
+    torch.testing.assert_close(scorer.scores(EXAMPLES), plain.scores(EXAMPLES), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", ["full", "lora"])
+def test_a_run_with_label_words_of_several_tokens_resumes_to_the_bit(
+    tiny_model: Path, tmp_path: Path, trained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps at once, or four and then two: the same weights, with prompts shared in all of them."""
+    calls: list[int] = []
+    shared_scores = Scorer._shared_scores
+
+    def counted(self: Scorer, prompts: Any) -> Tensor:
+        calls.append(len(prompts))
+        return shared_scores(self, prompts)
+
+    monkeypatch.setattr(Scorer, "_shared_scores", counted)
+    s = TrainSettings.model_validate(
+        {"model": str(tiny_model), "task": "mr", "steps": 6, "batch_size": 16, "train_examples": 64, "train": trained,
+         "eval_examples": 16, "lr": 1e-3, "mu": 1e-3, "dtype": "float32", "together": 1,
+         "label_words": ["very bad", "no good yes"]}
+    )  # fmt: skip
+    whole = train(s, tmp_path / "whole", quiet=True)
+    assert len(calls) >= 6
+    train(s.model_copy(update={"steps": 4}), tmp_path / "parts", quiet=True)
+    resumed = train(s, tmp_path / "parts", resume=True, quiet=True)
+    assert resumed["sha256"] == whole["sha256"]
+    assert resumed["loss_last"] == whole["loss_last"]
