@@ -586,7 +586,7 @@ def bench_profile(
     method: MethodName = "zo_sgd",
     law: LawName = None,
     together: Together = None,
-    rounds: Annotated[int, typer.Option(help="Profiled steps.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Profiled steps; best a multiple of 8.")] = 8,
     device: Device = "cpu",
     threads: Threads = None,
     json: Json = False,

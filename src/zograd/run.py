@@ -119,6 +119,10 @@ class Record:
     """Numbers measured on the way, by name."""
 
 
+REPLAYED = 64
+"""Steps whose moves a replay makes in one pass over the weights."""
+
+
 class Run(Generic[A]):
     """Steps of one method on one store; `seed` fixes every direction, rounding and dropout mask.
 
@@ -307,11 +311,23 @@ class Run(Generic[A]):
 
     # ---- replay and state ------------------------------------------------------------------------------------------
 
-    def replay(self, tape: Iterable[Record]) -> None:
-        """Take the steps of a tape again, without evaluating anything: bit-identical weights, slots and state."""
-        with self.store.waiting():
-            for record in tape:
+    def replay(self, tape: Iterable[Record], *, since: int | None = None) -> None:
+        """Take the steps of a tape again, without evaluating anything: bit-identical weights, slots and state.
+
+        since: moves from this step on are left to wait (`Store.lazily`), as in a run that has not been interrupted.
+        """
+        store = self.store
+        records = list(tape)
+        made = sum(since is None or record.step < since for record in records)
+        with store.waiting(), store.lazily():
+            for k, record in enumerate(records[:made], 1):
                 self._take_again(record)
+                if k % REPLAYED == 0:
+                    store.catch_up()
+        before, store.late = store.late, {leaf.index for leaf in store.leaves}
+        for record in records[made:]:
+            self._take_again(record)
+        store.late = before
 
     def _take_again(self, record: Record) -> None:
         if record.step != self.step_number:

@@ -171,10 +171,10 @@ class RunDirectory:
             raise RunError(f"{self.path} has no tape.zo; the run was never started: remove the folder and start again")
         return Tape(self.tape_path)
 
-    def resume(self, run: Run[Any], tape: Tape) -> None:
+    def resume(self, run: Run[Any], tape: Tape, since: int | None = None) -> None:
         """Bring `run`, which stands at the base model, to the end of the tape, and go on with writing it."""
         done = self._load_state(run, tape.steps)
-        run.replay(record for record in tape.records if record.step >= done)
+        run.replay((record for record in tape.records if record.step >= done), since=since)
         self._continue(tape)
 
     def _continue(self, tape: Tape) -> None:

@@ -22,6 +22,7 @@ from zograd.noise import Kind, Term, backend, combine
 from zograd.oracles import Oracle, batched, sequential
 from zograd.run import Run
 from zograd.stores import Store
+from zograd.stores.base import CHUNK
 from zograd.stores.lens import TILE
 
 native = pytest.mark.skipif(backend() != "native", reason="times are those of the compiled loops")
@@ -85,7 +86,8 @@ def test_noise_is_drawn_once_a_point_or_once_a_pair_and_once_for_the_move(
 def test_rank_one_draws_rows_and_columns_only() -> None:
     probes, move = drawn(passes_of_a_step(laws.RankOne(), 2))
     assert 0 < probes <= 2 * (ROWS + WIDTH) / MATRIX
-    assert 0 < move <= 2 * (ROWS + WIDTH) / MATRIX
+    chunks = 1 if backend() == "native" else -(-MATRIX // CHUNK)  # torch makes the move chunk by chunk
+    assert 0 < move <= chunks * 2 * (ROWS + WIDTH) / MATRIX
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

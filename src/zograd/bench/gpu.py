@@ -11,6 +11,7 @@ import gc
 import statistics
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,12 +29,14 @@ from zograd.bench.workload import LR, quiet_machine
 from zograd.estimators import Forward
 from zograd.laws import Law, Rademacher, RankOne
 from zograd.llm.loss import causal_losses
+from zograd.llm.train import ride_along
 from zograd.memory import Peak
 from zograd.noise import Job, Kind, Term, backend, combine, combine_group, fold, portable
 from zograd.oracles import batched, sequential
 from zograd.rules import SGD
 from zograd.run import Method, Run
 from zograd.stores import Store
+from zograd.stores.base import MERGE
 from zograd.vector import Noise, Vector
 
 MOST_RATIO = 1.02
@@ -144,8 +147,9 @@ def bench_gpu(
     `notes`      what ran out of memory, what warned; `failed`: stages that ended in an error, with the error.
     `model`, `params`, `weights_bytes`, `device`, `backend`, `torch`, `transformers`, `triton`, `seconds`.
 
-    Cost: some minutes a stage on an H200; memory 3 times the weights with the baseline loop's copies. Raises ValueError
-    for an unknown model or a device that is not at hand.
+    Cost: meant for some minutes a stage on an H200. Memory: the weights, activations of the largest workload (17 copies
+    of it at 16 directions), and four times the largest tensor in the baseline loop; what does not fit is noted and left
+    out. Raises ValueError for an unknown model or a device that is not at hand.
     """
     if model not in SIZES:
         raise ValueError(f"there is no shape {model!r}; use {', '.join(SIZES)}")
@@ -166,8 +170,9 @@ def bench_gpu(
                     result[name] = stage()
                 except torch.OutOfMemoryError:
                     bench.notes.append(f"{name}: out of memory, the rest of this stage was not measured")
-                except Exception as e:  # hours later nobody wants to lose the other stages
+                except Exception as e:  # the other stages do not depend on this one
                     failed[name] = f"{type(e).__name__}: {e}"
+                    say(traceback.format_exc())
             bench.free()
             say(f"{name}: {time.perf_counter() - start:.0f} s since the start")
     return {
@@ -347,8 +352,15 @@ class _Bench:
             store = Store(parameters)
             stack.enter_context(store.lazily())
             run = Run(store, method, self.seed)
+            store.sides = ride_along(run)  # as in training
             oracle = sequential(loss) if together == 1 else batched(losses, together)
-            return lambda: run.step(oracle)
+
+            def go() -> None:
+                if run.step_number % MERGE == 0:
+                    store.catch_up()
+                run.step(oracle)
+
+            return go
 
         draws = iter(range(1 << 30))
         ways: dict[str, tuple[int, Callable[[], object]]] = {
@@ -503,8 +515,8 @@ def as_text(result: dict[str, Any]) -> str:
     if rows := result.get("steps"):
         lines += [
             "",
-            "| tokens | way | forwards | over them | quartiles | fastest | over those of transformers | ms | tokens/s | "
-            "peak / inference | over that of transformers |",
+            "| tokens | way | forwards | over them | quartiles | fastest | over those of transformers "
+            "| ms | tokens/s | peak / inference | over that of transformers |",
             "|---:|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
         ]
         lines += [

@@ -62,6 +62,14 @@ def watched(enter: Callable[[str], Any] = record_function) -> Iterator[list[Pass
             if inside:  # an engine whose `combine` is its `combine_group`
                 return function(*args, **kwargs)
             part: Part = "probes" if lenses and not moves else "move"
+            inside = True
+            try:
+                with enter(f"zograd::{part}"):
+                    result = function(*args, **kwargs)
+            finally:
+                inside = False
+            if name == "add_outer" and result is None:  # it declined
+                return None
             jobs = args[0] if name == "combine_group" else (cuda.Job(args[0], args[1] if name == "combine" else None),)
             terms = {"combine": 3, "combine_group": 2, "combine_pair": 3, "combine_rows": 3}.get(name)
             count = 0 if terms is None else len(args[terms])
@@ -69,12 +77,7 @@ def watched(enter: Callable[[str], Any] = record_function) -> Iterator[list[Pass
                 n, out = job.out.numel(), job.out
                 in_place = job.in_place if name.startswith("combine") else args[1] is out
                 passes.append(Pass(name, part, n, n * count, out.data_ptr(), n * out.element_size(), in_place))
-            inside = True
-            try:
-                with enter(f"zograd::{part}"):
-                    return function(*args, **kwargs)
-            finally:
-                inside = False
+            return result
 
         return call
 
@@ -188,7 +191,7 @@ def bench_profile(
     seq_len: int = 64,
     dtype: str = "float32",
     method: str = "zo_sgd",
-    rounds: int = 5,
+    rounds: int = 8,
     threads: int | None = None,
     device: str = "cpu",
     seed: int = 0,
@@ -196,6 +199,8 @@ def bench_profile(
     together: int | None = None,
 ) -> dict[str, Any]:
     """Shares of the wall time of a step, over `rounds` profiled steps after a warm-up. law, together: see `Workload`.
+
+    Moves may wait for up to 8 steps (`stores.base.MERGE`), so that multiples of 8 rounds have their just share of them.
 
     `shares` and `seconds` (a step) have the keys of `PARTS`; the shares sum to 1:
         matmul        matrix products in front of the loss head

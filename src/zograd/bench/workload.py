@@ -21,10 +21,12 @@ from zograd.bench.baseline import mezo_step
 from zograd.llm.loading import load
 from zograd.llm.loss import causal_losses
 from zograd.llm.task import SATURATED
+from zograd.llm.train import ride_along
 from zograd.noise import backend, fold
 from zograd.oracles import Oracle, batched
 from zograd.run import Method, Run
 from zograd.stores import Store
+from zograd.stores.base import MERGE
 
 LR = 1e-9
 """Small enough that the weights stay where they are over a benchmark, and not 0, so that every pass is made."""
@@ -36,7 +38,8 @@ class Workload:
     law: of directions, in place of the method's. together: points that share a forward (None: as many as make
     `SATURATED` tokens of it).
 
-    forwards(k): k plain forwards of the unmodified model without gradients. step(): one step of the method. baseline(): one step of `bench.baseline`. All three finish their work on the device before they return.
+    forwards(k): k plain forwards of the unmodified model without gradients. step(): one step of the method.
+    baseline(): one step of `bench.baseline`. All three finish their work on the device before they return.
 
     Raises ModelError when the model cannot be loaded, ValueError for a method not on the menu.
     """
@@ -78,8 +81,9 @@ class Workload:
     def run(self) -> Run[Any]:
         """Made with the first step, so that its slots are no part of what inference needs."""
         store = Store(self.parameters, space=self.method.space)
-        store.late = {leaf.index for leaf in store.leaves}
-        return Run(store, self.method, self.seed)
+        run = Run(store, self.method, self.seed)
+        store.late, store.sides = {leaf.index for leaf in store.leaves}, ride_along(run)  # as in training
+        return run
 
     @cached_property
     def oracle(self) -> Oracle:
@@ -99,6 +103,8 @@ class Workload:
     def step(self) -> None:
         with warnings.catch_warnings():  # that such a small lr vanishes in 16 bits is meant
             warnings.filterwarnings("ignore", "this step changed", UserWarning)
+            if self.run.step_number % MERGE == 0:
+                self.run.store.catch_up()
             self.run.step(self.oracle)
         self._finish()
 

@@ -6,7 +6,7 @@ Without a compiler, off the CPU and for other dtypes torch computes the same to 
 from __future__ import annotations
 
 import ctypes
-import itertools
+import struct
 from collections.abc import Sequence
 from functools import cache
 from typing import TypeAlias
@@ -19,7 +19,7 @@ from zograd.noise.native import newest_build
 
 __all__ = ["Side", "add_outer", "add_sides_", "log_sum_exp_"]
 
-ABI = 1
+ABI = 2
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -29,7 +29,8 @@ def library() -> ctypes.CDLL | None:
     lib = newest_build(__file__, "zograd_kernels_abi", ABI) if backend() == "native" else None
     if lib is not None:
         i64, f32, address = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-        lib.zograd_kernels_side.argtypes = [i64, address, address, *[i64] * 5, address, address, address, i64]
+        text = ctypes.c_char_p
+        lib.zograd_kernels_side.argtypes = [i64, address, address, *[i64] * 6, text, text, text, i64]
         lib.zograd_kernels_side.restype = None
         lib.zograd_kernels_outer.argtypes = [
             i64,
@@ -57,43 +58,57 @@ def _compiled(*tensors: Tensor) -> ctypes.CDLL | None:
     return library() if on_cpu else None
 
 
-Side: TypeAlias = tuple[float, Tensor, Tensor]
-"""coef, U [r, rows], V [r, columns]: the matrix coef U^T V."""
+Side: TypeAlias = tuple[Sequence[float], Tensor, Tensor]
+"""c [r], U [r, rows], V [r, columns]: the matrix U^T diag(c) V."""
 
 
 def add_sides_(y: Tensor, x: Tensor, sides: Sequence[Sequence[Side]], rows: slice | None = None) -> Tensor:
-    """y[k] += sum_j c_kj (x[k] V_kj^T) U_kj, y [n, N, rows] and x [n, N, columns], n branches; returns y.
+    """y[k] += sum_j (x[k] V_kj^T) diag(c_kj) U_kj, y [n, N, rows] and x [n, N, columns], n branches; returns y.
 
     rows: only these of the n N rows. In 16 bits U, V and their sums are float32, and y is rounded once a rank. Cost: a
     pass over x and y for each rank.
     """
-    compiled = _compiled(y, x) if x.is_contiguous() and y.is_contiguous() else None
     n, each = y.shape[:2]
     first, last = (0, n * each) if rows is None else (rows.start, rows.stop)
-    for turn in itertools.zip_longest(*sides):
-        if compiled is None or max(side[1].shape[0] for side in turn if side) > 1:
-            for k, side in enumerate(turn):
-                part = slice(min(max(first - k * each, 0), each), min(max(last - k * each, 0), each))
-                if side is None or part.start == part.stop:
-                    continue
-                (c, u, v), xk, yk = side, x[k, part], y[k, part]
-                t = (xk.to(u.dtype) @ v.T).mul_(c)
-                yk.copy_(yk.to(u.dtype).addmm_(t, u)) if yk.dtype != u.dtype else yk.addmm_(t, u)
-            continue
-        kept = [(c, u.float().contiguous(), v.float().contiguous()) for c, u, v in filter(None, turn)]
-        at = iter(kept)
-        c, u, v = zip(*[next(at) if side else (0.0, *kept[0][1:]) for side in turn], strict=True)
-        pointers = ctypes.c_void_p * n
-        compiled.zograd_kernels_side(
-            DTYPES[y.dtype], y.data_ptr(), x.data_ptr(), each, first, last, x.shape[2], y.shape[2],
-            (ctypes.c_float * n)(*c), pointers(*[t.data_ptr() for t in u]), pointers(*[t.data_ptr() for t in v]),
-            torch.get_num_threads(),
+    if x.is_contiguous() and y.is_contiguous() and (lib := _compiled(y, x)) is not None:
+        known: dict[int, tuple[Tensor, Tensor]] = {}  # float32 rows, of factors that branches may share
+        table: list[list[tuple[float, int, int]]] = [[] for _ in sides]
+        for terms, side in zip(table, sides, strict=True):
+            for c, u, v in side:
+                if id(u) not in known:
+                    known[id(u)] = _rows(u), _rows(v)
+                us, vs = known[id(u)]
+                at, to, du, dv = us.data_ptr(), vs.data_ptr(), 4 * us.stride(0), 4 * vs.stride(0)
+                terms += [(ck, at + k * du, to + k * dv) for k, ck in enumerate(c)]
+        most = max(map(len, table), default=0)
+        if not most:
+            return y
+        absent = (0.0, 0, 0)
+        flat = [term for terms in table for term in (*terms, *[absent] * (most - len(terms)))]
+        lib.zograd_kernels_side(
+            DTYPES[y.dtype], y.data_ptr(), x.data_ptr(), each, first, last, x.shape[2], y.shape[2], most,
+            struct.pack(f"{len(flat)}f", *[t[0] for t in flat]), struct.pack(f"{len(flat)}Q", *[t[1] for t in flat]),
+            struct.pack(f"{len(flat)}Q", *[t[2] for t in flat]), torch.get_num_threads(),
         )  # fmt: skip
+        return y
+    for k, side in enumerate(sides):
+        part = slice(min(max(first - k * each, 0), each), min(max(last - k * each, 0), each))
+        xk, yk = x[k, part], y[k, part]
+        for c, u, v in side:
+            t = (xk.to(u.dtype) @ v.T).mul_(u.new_tensor(c))
+            yk.copy_(yk.to(u.dtype).addmm_(t, u)) if yk.dtype != u.dtype else yk.addmm_(t, u)
     return y
 
 
-def add_outer(out: Tensor, x: Tensor, start: int, columns: int, scale: float, terms: Sequence[Side]) -> int | None:
-    """out <- scale x + sum_k coef_k u_k v_k^T on elements start .. start + len(x) of a matrix, in one pass.
+def _rows(t: Tensor) -> Tensor:
+    """float32, each row contiguous: the tensor itself where it is."""
+    return t if t.dtype == torch.float32 and t.stride(1) == 1 else t.float().contiguous()
+
+
+def add_outer(
+    out: Tensor, x: Tensor, start: int, columns: int, scale: float, terms: Sequence[tuple[float, Tensor, Tensor]]
+) -> int | None:
+    """out <- scale x + sum_k c_k u_k v_k^T on elements start .. start + len(x) of a matrix, in one pass.
 
     out may be x. u_k, v_k: float32, all rows and all columns, with elements +1 or -1. The sum over k comes first, in
     float32, and bfloat16 is rounded to nearest. Returns how many elements of out differ from x; None (nothing is

@@ -37,7 +37,7 @@
 
 namespace {
 
-constexpr int64_t ABI = 1;
+constexpr int64_t ABI = 2;
 constexpr int LANES = 16;
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
 
@@ -72,21 +72,27 @@ INLINE float sum(const float* lanes) {
     return s[0];
 }
 
-// ---- y[n] += coef (x[n] . v) u --------------------------------------------------------------------------------------
+// ---- y[n] += sum_k coef_k (x[n] . v_k) u_k --------------------------------------------------------------------------
 
 template <class T>
-INLINE void side_rows(T* y, const T* x, int64_t columns, int64_t rows, float coef, const float* u,
-                      const float* v, int64_t first, int64_t last) {
+INLINE void side_rows(T* y, const T* x, int64_t columns, int64_t rows, int64_t n_terms, const float* coef,
+                      const float* const* u, const float* const* v, int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
         const T* const xn = x + n * columns;
         T* const yn = y + n * rows;
-        float lanes[LANES] = {};
-        int64_t j = 0;
-        for (; j + LANES <= columns; j += LANES)
-            for (int k = 0; k < LANES; ++k) lanes[k] += load(xn + j + k) * v[j + k];
-        for (int k = 0; j < columns; ++j, ++k) lanes[k] += load(xn + j) * v[j];
-        const float t = coef * sum(lanes);
-        for (int64_t i = 0; i < rows; ++i) store(yn + i, load(yn + i) + t * u[i]);
+        for (int64_t t = 0; t < n_terms; ++t) {
+            if (coef[t] == 0.0f) continue;
+            const float* const vt = v[t];
+            const float* const ut = u[t];
+            float lanes[LANES] = {};
+            int64_t j = 0;
+            for (; j + LANES <= columns; j += LANES)
+                for (int k = 0; k < LANES; ++k) lanes[k] += load(xn + j + k) * vt[j + k];
+            for (int k = 0; j < columns; ++j, ++k) lanes[k] += load(xn + j) * vt[j];
+            const float a = coef[t] * sum(lanes);
+            IVDEP
+            for (int64_t i = 0; i < rows; ++i) store(yn + i, load(yn + i) + a * ut[i]);
+        }
     }
 }
 
@@ -187,11 +193,12 @@ INLINE void lse_rows(const T* logits, int64_t stride, int64_t columns, float* to
 }
 
 #define DEFINE(LEVEL, TARGET)                                                                                       \
-    TARGET void side_f32_##LEVEL(float* y, const float* x, int64_t c, int64_t r, float a, const float* u, \
-                                 const float* v, int64_t f, int64_t l) { side_rows(y, x, c, r, a, u, v, f, l); } \
-    TARGET void side_bf16_##LEVEL(uint16_t* y, const uint16_t* x, int64_t c, int64_t r, float a,        \
-                                  const float* u, const float* v, int64_t f, int64_t l) {                           \
-        side_rows(y, x, c, r, a, u, v, f, l); }                                                                 \
+    TARGET void side_f32_##LEVEL(float* y, const float* x, int64_t c, int64_t r, int64_t n, const float* a,          \
+                                 const float* const* u, const float* const* v, int64_t f, int64_t l) {              \
+        side_rows(y, x, c, r, n, a, u, v, f, l); }                                                                  \
+    TARGET void side_bf16_##LEVEL(uint16_t* y, const uint16_t* x, int64_t c, int64_t r, int64_t n, const float* a,  \
+                                  const float* const* u, const float* const* v, int64_t f, int64_t l) {             \
+        side_rows(y, x, c, r, n, a, u, v, f, l); }                                                                  \
     TARGET int64_t outer_f32_##LEVEL(const Outer& m, float* out, const float* x, int64_t f, int64_t l) {            \
         return outer_range(m, out, x, f, l); }                                                                      \
     TARGET int64_t outer_bf16_##LEVEL(const Outer& m, uint16_t* out, const uint16_t* x, int64_t f, int64_t l) {     \
@@ -235,19 +242,19 @@ void split(int64_t n, int64_t elements, int64_t threads, F work) {
 
 EXPORT int64_t zograd_kernels_abi() { return ABI; }
 
-// Rows begin .. end of y and x; rows b each .. (b + 1) each are branch b, with its own coef[b], u[b], v[b].
+// Rows begin .. end of y and x; rows b each .. (b + 1) each are branch b, with its own n_terms of coef, u and v.
 EXPORT void zograd_kernels_side(int64_t dtype, void* y, const void* x, int64_t each, int64_t begin, int64_t end,
-                                int64_t columns, int64_t rows, const float* coef, const float* const* u,
+                                int64_t columns, int64_t rows, int64_t n_terms, const float* coef, const float* const* u,
                                 const float* const* v, int64_t threads) {
     split(end - begin, (end - begin) * (columns + rows), threads, [&](int64_t first, int64_t last) {
         first += begin, last += begin;
         for (int64_t b = first / each; b * each < last; ++b) {
             const int64_t from = first > b * each ? first : b * each, to = last < (b + 1) * each ? last : (b + 1) * each;
-            if (coef[b] == 0.0f) continue;
+            const int64_t k = b * n_terms;
             if (dtype == 0)
-                PICK(side_f32)(static_cast<float*>(y), static_cast<const float*>(x), columns, rows, coef[b], u[b], v[b], from, to);
+                PICK(side_f32)(static_cast<float*>(y), static_cast<const float*>(x), columns, rows, n_terms, coef + k, u + k, v + k, from, to);
             else
-                PICK(side_bf16)(static_cast<uint16_t*>(y), static_cast<const uint16_t*>(x), columns, rows, coef[b], u[b], v[b], from, to);
+                PICK(side_bf16)(static_cast<uint16_t*>(y), static_cast<const uint16_t*>(x), columns, rows, n_terms, coef + k, u + k, v + k, from, to);
         }
     });
 }

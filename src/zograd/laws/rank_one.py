@@ -10,16 +10,8 @@ from torch import Tensor
 
 from zograd.laws.base import Draw
 from zograd.laws.factors import is_matrix, panels
-from zograd.noise import Kind, Term, combine
+from zograd.noise import Kind, Term, combine, signs
 from zograd.vector import Address, Regenerated, Vector, basis
-
-
-def signs(key: int, leaf: int, start: int, count: int, device: torch.device) -> Tensor:
-    """float32 [count]: +1 or -1, elements start .. start + count of the signs of `key`."""
-    with torch.inference_mode(False):
-        out = torch.empty(count, dtype=torch.float32, device=device)
-    combine(out, None, terms=(Term(Kind.SIGN, key, 1.0),), leaf=leaf, start=start)
-    return out
 
 
 @basis

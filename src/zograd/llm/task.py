@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 EVALUATION = 32
 """Examples of an evaluation that share a forward, at most."""
-SATURATED = 1024
+SATURATED = 512
 """Tokens of a forward from which on larger batches are no faster."""
 FORWARD_TOKENS = 256
 """What one more forward costs, in tokens: the time of a short forward is that of reading the weights."""

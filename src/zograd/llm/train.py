@@ -27,6 +27,7 @@ from zograd.memory import Peak
 from zograd.oracles import Oracle, batched
 from zograd.quantized import libraries
 from zograd.quantized.feasible import Probes
+from zograd.rules import SGD
 from zograd.run import Method, Record, Run
 from zograd.rundir import (
     Follower,
@@ -41,6 +42,7 @@ from zograd.rundir import (
 from zograd.schedules import Schedule
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
+from zograd.stores.base import MERGE
 from zograd.stores.offload import Offloaded, Pages
 from zograd.stores.streamed import Streamed
 from zograd.tape import Tape
@@ -274,7 +276,8 @@ def train(
         before = Metrics(**meta["metrics_before"])
         with peers.together("replaying the tape"):
             directory = found if found is not None else Follower(Path(out), meta)
-            directory.resume(p.run, tape if tape is not None else Tape(directory.tape_path, done))
+            tape = tape if tape is not None else Tape(directory.tape_path, done)
+            directory.resume(p.run, tape, merged(s, tape.steps) if ride_along(p.run) else None)
         peers.remember(done)
     steps_before = p.run.step_number
 
@@ -375,6 +378,17 @@ def _shown(m: Metrics) -> dict[str, Any]:
     return {"metric": m.metric, "value": m.value, "eval_loss": m.loss}
 
 
+def ride_along(run: Run[Any]) -> bool:
+    """Whether the moves of a run are of one direction each, so that few may wait and ride along with its probes."""
+    method = run.method
+    return type(method.rule) is SGD and getattr(method.estimator, "n", 0) == 1 and not method.slots
+
+
+def merged(s: TrainSettings, step: int) -> int:
+    """The last step up to `step` before which all moves are made, whatever interrupts a run."""
+    return max(step - step % every for every in (MERGE, s.eval_every) if every)
+
+
 class Loop:
     """The steps of one run, with the progress bar, the log, refusals and clean stops.
 
@@ -411,6 +425,8 @@ class Loop:
         with interruptible() as caught, bar, self._moving():
             while run.step_number < s.steps and not (stopped := self.peers.stopping(bool(caught))):
                 batch = self.batches[run.step_number]
+                if run.step_number == merged(s, run.step_number):
+                    run.store.catch_up()
                 record = run.step(self._oracle(batch))
                 self.peers.remember(record)
                 self.directory.append(record)
@@ -421,7 +437,9 @@ class Loop:
 
     def _moving(self) -> AbstractContextManager[None]:
         """Moves wait for the next forward, where a resumed run can tell what the step before has changed."""
-        return nullcontext() if self.p.run.method.slots or self.p.settings.offload else self.p.run.store.lazily()
+        if self.p.run.method.slots or self.p.settings.offload:
+            return nullcontext()
+        return self.p.run.store.lazily(sides=ride_along(self.p.run))
 
     def _together(self) -> int:
         """How many points share a forward, as a function of the settings and the batch alone: a resumed run agrees."""

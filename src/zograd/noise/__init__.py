@@ -165,6 +165,15 @@ def combine(
     return moved if job.in_place else 0
 
 
+def signs(key: int, leaf: int, start: int, count: int, device: torch.device) -> Tensor:
+    """float32 [count]: elements start .. start + count of the signs of `key`, +1 or -1; `combine` without its checks."""
+    with torch.inference_mode(False):
+        out = torch.empty(count, dtype=torch.float32, device=device)
+    if count:
+        _engine(device).combine(out, None, 1.0, ((Kind.SIGN, key, 1.0),), None, 1.0, leaf, start, None, None)
+    return out
+
+
 def combine_group(
     jobs: Sequence[Job],
     *,

@@ -35,6 +35,9 @@ Rounding: TypeAlias = Literal["stochastic", "split", "nearest"]
 CHUNK = 1 << 18
 """Elements a block holds: 1 MiB of float32, small enough to stay in the cache between two operations."""
 
+MERGE = 8
+"""Moves that may wait at a matrix and ride along with the probes of a forward."""
+
 SUPPORTED = (torch.float32, torch.float64, *HALF)
 
 
@@ -219,7 +222,12 @@ class Store:
         self.pages = pages
         self.late: set[int] = set()
         self._due: dict[int, list[tuple[Iterate, Vector]]] = {}
-        self._previous: Iterate | None = None
+        self._complete: Iterate | None = None
+        self.sides = False
+        self.recent: dict[tuple[int, Basis], tuple[Tensor, Tensor]] = {}
+        """Factors of the directions of the last forward in branches, by leaf."""
+        self._waiting: dict[int, kernels.Side] = {}
+        """The moves that wait at a matrix, as one side of their rank."""
         self.leaves: list[Leaf] = []
         self.by_id: dict[int, Leaf] = {}
         self._aliases: list[Tensor] = []
@@ -528,19 +536,51 @@ class Store:
             self.catch_up()
 
     @contextmanager
-    def lazily(self) -> Iterator[None]:
+    def lazily(self, *, sides: bool = False) -> Iterator[None]:
         """Inside, a move along noise waits at each leaf until that is read: the next forward makes it in passing.
+
+        sides: moves along one product of signs each (`RankOne`) may wait longer, up to `MERGE` of them: a forward in
+        branches adds them to x W^T like the probes, without reading the weights twice. Losses then depend in their last
+        bits on when moves are made; so make them at steps that a resumed run knows (`catch_up`).
 
         What reads through the store (queries, `blocks`, `state_dict`, `digest`) finds the weights moved; who reads the
         tensors themselves calls `catch_up()` first. The bits are those of moves made at once. `health` tells of the
         step before. At the end all moves are made.
         """
-        before, self.late = self.late, {leaf.index for leaf in self.leaves}
+        before = self.late, self.sides
+        self.late, self.sides = {leaf.index for leaf in self.leaves}, sides
         try:
             yield
         finally:
-            self.late = before
+            self.late, self.sides = before
             self.catch_up()
+
+    def waiting_sides(self, leaf: Leaf) -> list[kernels.Side] | None:
+        """The moves that wait at a matrix as c U^T V, where they may stay: few, each along one product of signs."""
+        moves = self._due.get(leaf.index, [])
+        if not moves:
+            return []
+        if not self.sides or len(moves) > MERGE:
+            return None
+        known = self._waiting.get(leaf.index)
+        for iterate, direction in moves[len(known[0]) if known else 0 :]:
+            rate = iterate.rates[leaf.group]
+            if len(direction.terms) != 1 or not of_signs(direction.terms[0][0]) or rate.weight_decay:
+                return None
+            ((e, c),) = direction.terms
+            u, v = self.recent.get((leaf.index, e)) or e.factors(leaf.index, leaf.shape, leaf.tensor.device)  # type: ignore[attr-defined]
+            known = (
+                (
+                    (*known[0], -rate.lr * c),
+                    torch.cat([known[1], u]),
+                    torch.cat([known[2], v]),
+                )
+                if known
+                else ((-rate.lr * c,), u, v)
+            )
+        assert known is not None
+        self._waiting[leaf.index] = known
+        return [known]
 
     def catch_up(self, leaves: Sequence[Leaf] | None = None) -> list[Leaf]:
         """Make the moves that wait, of these leaves or of all; returns the leaves that were moved."""
@@ -549,18 +589,25 @@ class Store:
         moved = [leaf for leaf in (self.leaves if leaves is None else leaves) if leaf.index in self._due]
         for leaf in moved:
             moves = self._due.pop(leaf.index)
+            self._waiting.pop(leaf.index, None)
             for start, stop in self.pieces(leaf, CHUNK if len(moves) > 1 else None, write=True):
                 for iterate, direction in moves:
                     iterate._add(direction, leaf, start, stop)
+            for iterate, _ in moves:
+                iterate.left -= 1
+                self._complete = self._complete if iterate.left else iterate
         return moved
 
     def health(self, iterate: Iterate) -> float:
         """Fraction of the weights whose bits the step changed; warns once when steps vanish below the spacing.
 
-        Where moves wait, the fraction of the step before (0 of the first).
+        Where moves wait, that of the last step that is made everywhere (0 before one is).
         """
-        shown = (self._previous or iterate) if self._due else iterate
-        iterate, self._previous = shown, iterate
+        if not iterate.left:
+            self._complete = iterate
+        elif self._complete is None:
+            return 0.0
+        iterate = self._complete or iterate
         fraction = iterate.changed / max(sum(leaf.numel for leaf in self.leaves), 1)
         rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
         if self._warned_small or rounded < self.dim // 2 or not iterate.moved or fraction >= 0.02:
@@ -610,7 +657,7 @@ class Store:
         return h.hexdigest()
 
 
-def sign_sides(terms: Sequence[tuple[Basis, float]], leaf: Leaf) -> list[kernels.Side]:
+def sign_sides(terms: Sequence[tuple[Basis, float]], leaf: Leaf) -> list[tuple[float, Tensor, Tensor]]:
     """Products of signs (`of_signs`) on a matrix, by their factors."""
     factors = [(c, *e.factors(leaf.index, leaf.shape, leaf.tensor.device)) for e, c in terms]  # type: ignore[attr-defined]
     return [(c, u.view(-1), v.view(-1)) for c, u, v in factors]
@@ -644,6 +691,8 @@ class Iterate:
             )
         self.store, self.rates, self.key = store, rates, key
         self.changed = 0
+        self.left = 0
+        """Leaves at which the move waits."""
         self.moved = False
 
     @property
@@ -667,6 +716,7 @@ class Iterate:
         for leaf in self.store.leaves:
             if leaf.index in self.store.late:
                 self.store._due.setdefault(leaf.index, []).append((self, direction))
+                self.left += 1
                 continue
             for start, stop in self.store.pieces(leaf, write=True):
                 self._add(direction, leaf, start, stop)

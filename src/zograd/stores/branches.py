@@ -52,7 +52,7 @@ class Branches(Lens):
         self.n = len(points)
         self.one = [Lens(store, point) for point in points]
         self.rows = 0
-        """Rows of all branches together, known once a branched tensor was seen."""
+        """Rows of all branches together, of the last branched tensor that was seen."""
         self.stacks: dict[int, tuple[Tensor, int]] = {}
         """Tensors [n, ...] that were made of weights alone: one for each branch, of so many axes."""
         self._mirrored = {
@@ -61,9 +61,14 @@ class Branches(Lens):
             if points[a] and self.one[a].noise_only and points[b] == -points[a]
         }
         """Branch a -> branch b where point b is -point a, both along noise alone."""
+        self._made_sides: dict[tuple[int, Basis], tuple[Tensor, Tensor]] = {}
         self._sides: dict[int, list[list[Side]] | None] = {}
 
     # ---- which tensors have branches -----------------------------------------------------------------------------
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.store.recent = self._made_sides if self.store.sides else {}
 
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.dropout:
@@ -78,10 +83,9 @@ class Branches(Lens):
         """Whether `a` is an activation with rows of all branches."""
         if not isinstance(a, Tensor) or id(a) in self.leaves or id(a) in self.stacks or a.ndim == 0:
             return False
-        size = a.shape[0]
-        if size == 0 or size % (self.rows or self.n):
+        if a.shape[0] == 0 or a.shape[0] % self.n:
             return False
-        self.rows = self.rows or size
+        self.rows = a.shape[0]
         return True
 
     def _part(self, a: Any, k: int) -> Any:
@@ -205,8 +209,9 @@ class Branches(Lens):
             factors = e.factors(leaf.index, leaf.shape, leaf.tensor.device) if hasattr(e, "factors") else None
             if factors is None:
                 return None
-            made[e] = factors
-        return [[(c, *made[e]) for e, c in one.point.terms] for one in self.one]
+            made[e] = self._made_sides[leaf.index, e] = factors
+        ranks = {e: made[e][0].shape[0] for e in made}
+        return [[((c,) * ranks[e], *made[e]) for e, c in one.point.terms] for one in self.one]
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not self._branched(input):
@@ -222,7 +227,7 @@ class Branches(Lens):
         return y.add_(bias)
 
     def _linear_rows(self, input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
-        if input.shape[0] % self.n:  # whoever calls this knows of branches, and may have picked some of their rows
+        if not self._branched(input):
             raise Unbranchable(f"{input.shape[0]} rows, which are not the same number for each of {self.n} branches")
         leaf = self.leaves.get(id(weight))
         return F.linear(input, weight[start:stop]) if leaf is None else self._product(input, leaf, start, stop)
@@ -240,8 +245,13 @@ class Branches(Lens):
             self._tiles(out, x, leaf, start, stop)
             return out.view(shape)
         if (start, stop) != (0, leaf.shape[0]):
-            side = [[(c, u[:, start:stop], v) for c, u, v in terms] for terms in side]
-        self.store.catch_up([leaf])
+            cut = {id(u): u[:, start:stop] for terms in side for _, u, _ in terms}
+            side = [[(c, cut[id(u)], v) for c, u, v in terms] for terms in side]
+        if (waiting := self.store.waiting_sides(leaf)) is None:
+            self.store.catch_up([leaf])
+        elif waiting:
+            pieces = [(c, u[:, start:stop], v) for c, u, v in waiting]
+            side = [[*pieces, *terms] for terms in side]
         y = F.linear(x, leaf.tensor.detach()[start:stop])
         return kernels.add_sides_(y, x.contiguous(), side).view(shape)
 
@@ -271,8 +281,7 @@ class Branches(Lens):
             yield other, minus
 
     def _embedding(self, input: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Tensor:
-        picked = input.ndim == 1 and input.shape[0] % self.n == 0  # some rows of the table for each branch
-        if not picked and not self._branched(input):
+        if not self._branched(input):
             if self.rows and input.shape[0] == 1:  # positions that all rows share
                 each = self.rows // self.n
                 return torch.cat(
@@ -284,10 +293,12 @@ class Branches(Lens):
             parts = zip(self.one, input.chunk(self.n), strict=True)
             return torch.cat([one._embedding(ids, weight, *rest, **named) for one, ids in parts])
         self.store.seen.add(self.leaves[id(weight)].index)
-        self.store.catch_up([self.leaves[id(weight)]])
+        if (waiting := self.store.waiting_sides(self.leaves[id(weight)])) is None:
+            self.store.catch_up([self.leaves[id(weight)]])
+        side = [[*(waiting or []), *terms] for terms in side]
         ids = input.reshape(self.n, -1)
         y = F.embedding(ids, weight.detach())
         for k, terms in enumerate(side):
             for c, u, v in terms:
-                y[k].add_((u.T[ids[k]] @ v).mul_(c).to(y.dtype))
+                y[k].add_(((u.T[ids[k]] * u.new_tensor(c)) @ v).to(y.dtype))
         return y.view(*input.shape, weight.shape[1])
