@@ -370,7 +370,7 @@ def test_causal_losses_are_those_of_transformers(
     make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In tiles of the vocabulary that do not divide it, with labels that do not count."""
-    monkeypatch.setattr("zograd.llm.loss.TILE", 16 * 10)
+    monkeypatch.setattr("zograd.stores.lens.TILE", 16 * 10)
     torch.manual_seed(0)
     model = make().eval()
     labels = IDS.clone()

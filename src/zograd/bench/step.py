@@ -12,6 +12,8 @@ import torch
 from tqdm import tqdm
 
 from zograd.bench.workload import Workload, quiet_machine
+from zograd.llm.train import ride_along
+from zograd.stores.base import MERGE
 
 
 def bench_step(
@@ -29,6 +31,8 @@ def bench_step(
     together: int | None = None,
 ) -> dict[str, Any]:
     """ratio = median over rounds of (time of a step) / (time of as many plain forwards as the step evaluates).
+
+    Where the moves of several steps are made together (`ride_along`), a step is the mean of `MERGE` steps.
 
     Plain forwards, step and baseline step take turns in one process, in an order that reverses every round, after one
     warm-up of each; so what else runs on the machine hits all three. Seconds of different processes do not compare.
@@ -55,8 +59,15 @@ def bench_step(
         )  # fmt: skip
         alone = torch.get_num_threads() == 1 and work.device.type == "cpu"
         clock = time.thread_time if alone else time.perf_counter
-        ways = {"forward": lambda: work.forwards(2), "step": work.step, "baseline": work.baseline}
+        window = MERGE if ride_along(work.run) else 1  # steps that share the pass over the weights
+
+        def steps() -> None:
+            for _ in range(window):
+                work.step()
+
+        ways = {"forward": lambda: work.forwards(2), "step": steps, "baseline": work.baseline}
         seconds = interleaved(ways, rounds, clock)
+        seconds["step"] = [t / window for t in seconds["step"]]
         k = work.method.evaluations
         forward = [t / 2 for t in seconds["forward"]]
         return {

@@ -19,7 +19,7 @@ from zograd.noise.native import newest_build
 
 __all__ = ["Side", "add_outer", "add_sides_", "log_sum_exp_"]
 
-ABI = 2
+ABI = 3
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -32,20 +32,7 @@ def library() -> ctypes.CDLL | None:
         text = ctypes.c_char_p
         lib.zograd_kernels_side.argtypes = [i64, address, address, *[i64] * 6, text, text, text, i64]
         lib.zograd_kernels_side.restype = None
-        lib.zograd_kernels_outer.argtypes = [
-            i64,
-            address,
-            address,
-            i64,
-            i64,
-            i64,
-            f32,
-            i64,
-            address,
-            address,
-            address,
-            i64,
-        ]
+        lib.zograd_kernels_outer.argtypes = [i64, address, address, i64, i64, i64, f32, i64, i64, *[address] * 3, i64]
         lib.zograd_kernels_outer.restype = i64
         lib.zograd_kernels_lse.argtypes = [i64, address, i64, i64, i64, address, address, i64]
         lib.zograd_kernels_lse.restype = None
@@ -106,20 +93,28 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def add_outer(
-    out: Tensor, x: Tensor, start: int, columns: int, scale: float, terms: Sequence[tuple[float, Tensor, Tensor]]
+    out: Tensor,
+    x: Tensor,
+    start: int,
+    columns: int,
+    scale: float,
+    terms: Sequence[tuple[float, Tensor, Tensor]],
+    *,
+    one_by_one: bool = False,
 ) -> int | None:
     """out <- scale x + sum_k c_k u_k v_k^T on elements start .. start + len(x) of a matrix, in one pass.
 
     out may be x. u_k, v_k: float32, all rows and all columns, with elements +1 or -1. The sum over k comes first, in
-    float32, and bfloat16 is rounded to nearest. Returns how many elements of out differ from x; None (nothing is
-    done) where the loops are not compiled for this device or dtype.
+    float32, and bfloat16 is rounded to nearest. one_by_one: (x + c_1 u_1 v_1^T) + c_2 u_2 v_2^T ... in float32, for
+    float32 and scale 1: the bits of as many moves, one after the other. Returns how many elements of out differ from x;
+    None (nothing is done) where the loops are not compiled for this device or dtype.
     """
     if out.dtype != x.dtype or (lib := _compiled(out, x)) is None:
         return None
     pointers = ctypes.c_void_p * len(terms)
     return int(
         lib.zograd_kernels_outer(
-            DTYPES[x.dtype], out.data_ptr(), x.data_ptr(), start, x.numel(), columns, scale, len(terms),
+            DTYPES[x.dtype], out.data_ptr(), x.data_ptr(), start, x.numel(), columns, scale, one_by_one, len(terms),
             (ctypes.c_float * len(terms))(*[c for c, _, _ in terms]),
             pointers(*[u.data_ptr() for _, u, _ in terms]), pointers(*[v.data_ptr() for _, _, v in terms]),
             torch.get_num_threads(),

@@ -37,7 +37,7 @@
 
 namespace {
 
-constexpr int64_t ABI = 2;
+constexpr int64_t ABI = 3;
 constexpr int LANES = 16;
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
 
@@ -101,11 +101,47 @@ INLINE void side_rows(T* y, const T* x, int64_t columns, int64_t rows, int64_t n
 struct Outer {
     int64_t start, columns;  // out[0] is element `start` of its matrix
     float scale;
+    bool one_by_one;  // (x + first) + second ..., in the place of scale x + (first + second ...)
     int64_t n_terms;
     const float* coef;
     const float* const* u;  // one a term: all rows
     const float* const* v;  // one a term: all columns
 };
+
+// `count` elements of row i from column j on: the sums stay in registers while the terms go by.
+template <class T>
+INLINE int64_t moved_one_by_one(const Outer& m, T* to, const T* from, int64_t i, int64_t j, int64_t count) {
+    constexpr int64_t WIDE = 64;
+    uint32_t differ = 0;
+    for (int64_t k = 0; k < count; k += WIDE) {
+        const int64_t here = count - k < WIDE ? count - k : WIDE;
+        alignas(64) float a[WIDE], w[WIDE];
+        if (here == WIDE) {
+            for (int64_t l = 0; l < WIDE; ++l) a[l] = load(from + k + l);
+            for (int64_t t = 0; t < m.n_terms; ++t) {
+                const float c = m.coef[t] * m.u[t][i];
+                std::memcpy(w, m.v[t] + j + k, sizeof w);
+                for (int64_t l = 0; l < WIDE; ++l) a[l] += c * w[l];
+            }
+        } else {
+            for (int64_t l = 0; l < here; ++l) a[l] = load(from + k + l);
+            for (int64_t t = 0; t < m.n_terms; ++t) {
+                const float c = m.coef[t] * m.u[t][i];
+                const float* const v = m.v[t] + j + k;
+                for (int64_t l = 0; l < here; ++l) a[l] += c * v[l];
+            }
+        }
+        IVDEP
+        for (int64_t l = 0; l < here; ++l) {
+            const T before = from[k + l];
+            T after;
+            store(&after, a[l]);
+            differ += bits(before) != bits(after);
+            to[k + l] = after;
+        }
+    }
+    return differ;
+}
 
 // Elements first .. last (counted from out[0]); returns how many of out differ from x. out may be x.
 template <class T>
@@ -119,14 +155,19 @@ INLINE int64_t outer_range(const Outer& m, T* out, const T* x, int64_t first, in
         int64_t count = m.columns - j;
         count = count < last - e ? count : last - e;
         count = count < PIECE ? count : PIECE;
+        const T* const from = x + e;
+        T* const to = out + e;
+        if (m.one_by_one) {
+            changed += moved_one_by_one(m, to, from, i, j, count);
+            e += count;
+            continue;
+        }
         for (int64_t t = 0; t < m.n_terms; ++t) {
             const float c = m.coef[t] * m.u[t][i];
             const float* const v = m.v[t] + j;
             if (t == 0) for (int64_t k = 0; k < count; ++k) add[k] = c * v[k];
             else for (int64_t k = 0; k < count; ++k) add[k] += c * v[k];
         }
-        const T* const from = x + e;
-        T* const to = out + e;
         uint32_t differ = 0;
         IVDEP
         for (int64_t k = 0; k < count; ++k) {
@@ -260,9 +301,9 @@ EXPORT void zograd_kernels_side(int64_t dtype, void* y, const void* x, int64_t e
 }
 
 EXPORT int64_t zograd_kernels_outer(int64_t dtype, void* out, const void* x, int64_t start, int64_t count, int64_t columns,
-                                    float scale, int64_t n_terms, const float* coef, const float* const* u,
-                                    const float* const* v, int64_t threads) {
-    const Outer m = {start, columns, scale, n_terms, coef, u, v};
+                                    float scale, int64_t one_by_one, int64_t n_terms, const float* coef,
+                                    const float* const* u, const float* const* v, int64_t threads) {
+    const Outer m = {start, columns, scale, one_by_one != 0, n_terms, coef, u, v};
     int64_t changed = 0;
     split(count, count, threads, [&](int64_t first, int64_t last) {
         const int64_t here = dtype == 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zograd.kernels import log_sum_exp_
 from zograd.llm import loading
-from zograd.stores.lens import TILE, linear_rows
+from zograd.stores.lens import linear_rows, tile_elements
 
 
 def token_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def token_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
     top = torch.full((hidden.shape[0],), -torch.inf, device=hidden.device)
     total = torch.zeros_like(top)
     picked = torch.zeros_like(top)
-    size = max(1, TILE // columns)
+    size = max(1, tile_elements(weight.device) // columns)
     for start in range(0, rows, size):
         stop = min(start + size, rows)
         logits = linear_rows(hidden, weight, start, stop)

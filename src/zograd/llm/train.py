@@ -20,6 +20,7 @@ from zograd import methods
 from zograd.control import AutoRate
 from zograd.distributed import Peers, shared
 from zograd.hub import load_task
+from zograd.laws import RankOne
 from zograd.llm import loading, offloading
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.task import Batches, Metrics, Scorer
@@ -379,9 +380,10 @@ def _shown(m: Metrics) -> dict[str, Any]:
 
 
 def ride_along(run: Run[Any]) -> bool:
-    """Whether the moves of a run are of one direction each, so that few may wait and ride along with its probes."""
+    """Whether the moves of a run are along one product of signs each: few may wait and ride along with its probes."""
     method = run.method
-    return type(method.rule) is SGD and getattr(method.estimator, "n", 0) == 1 and not method.slots
+    one = type(method.rule) is SGD and getattr(method.estimator, "n", 0) == 1
+    return one and isinstance(method.law, RankOne) and not method.slots and not method.weight_decay
 
 
 def merged(s: TrainSettings, step: int) -> int:

@@ -166,7 +166,7 @@ def combine(
 
 
 def signs(key: int, leaf: int, start: int, count: int, device: torch.device) -> Tensor:
-    """float32 [count]: elements start .. start + count of the signs of `key`, +1 or -1; `combine` without its checks."""
+    """float32 [count]: elements start .. start + count of the signs of `key`; `combine` without its checks."""
     with torch.inference_mode(False):
         out = torch.empty(count, dtype=torch.float32, device=device)
     if count:

@@ -588,15 +588,42 @@ class Store:
             return []
         moved = [leaf for leaf in (self.leaves if leaves is None else leaves) if leaf.index in self._due]
         for leaf in moved:
+            sides = self.waiting_sides(leaf) if leaf.index in self._waiting else None
             moves = self._due.pop(leaf.index)
             self._waiting.pop(leaf.index, None)
+            if sides and self._add_sides(leaf, moves, sides[0]):
+                continue
             for start, stop in self.pieces(leaf, CHUNK if len(moves) > 1 else None, write=True):
                 for iterate, direction in moves:
                     iterate._add(direction, leaf, start, stop)
-            for iterate, _ in moves:
-                iterate.left -= 1
-                self._complete = self._complete if iterate.left else iterate
+            self._made(moves)
         return moved
+
+    def _made(self, moves: Sequence[tuple[Iterate, Vector]]) -> None:
+        """One more leaf has made these moves."""
+        for iterate, _ in moves:
+            iterate.left -= 1
+            self._complete = self._complete if iterate.left else iterate
+
+    def _add_sides(self, leaf: Leaf, moves: Sequence[tuple[Iterate, Vector]], side: kernels.Side) -> bool:
+        """The moves that wait at a matrix in one pass, with the bits of one after the other; False where it cannot.
+
+        How many weights changed is then known of all of them together.
+        """
+        if leaf.dtype != torch.float32 or any(iterate.rates[leaf.group].lr == 0.0 for iterate, _ in moves):
+            return False
+        terms = list(zip(*side, strict=True))
+        for start, stop in self.pieces(leaf, write=True):
+            x = leaf.flat[start:stop]
+            columns = leaf.matrix_shape[1]
+            changed = kernels.add_outer(x, x, leaf.place(start), columns, 1.0, terms, one_by_one=True)
+            if changed is None:  # of the first piece, if at all
+                return False
+            for iterate, _ in moves:
+                iterate.changed += changed
+                iterate.moved = True
+        self._made(moves)
+        return True
 
     def health(self, iterate: Iterate) -> float:
         """Fraction of the weights whose bits the step changed; warns once when steps vanish below the spacing.

@@ -167,7 +167,7 @@ class Branches(Lens):
                 a = x.view(self.n, -1, *x.shape[1:]) if x.is_contiguous() else x.reshape(self.n, -1, *x.shape[1:])
                 return a.float() if wide else a
             if (leaf := self.leaves.get(id(a))) is not None:
-                a, axes = torch.stack([self._seen(one, leaf, wide) for one in self.one]), leaf.tensor.ndim
+                a, axes = self._shown_to_all(leaf, wide), leaf.tensor.ndim
             elif id(a) in self.stacks:
                 a, axes = self.stacks[id(a)]
             else:
@@ -179,10 +179,16 @@ class Branches(Lens):
         out: Tensor = func(*map(spread, args))
         return out.to(dtype).flatten(0, 1) if wide else out.flatten(0, 1)
 
-    def _seen(self, one: Lens, leaf: Leaf, wide: bool) -> Tensor:
-        """The leaf at one branch's point."""
+    def _shown_to_all(self, leaf: Leaf, wide: bool) -> Tensor:
+        """[n, ...]: the leaf at each branch's point, in float32 where that is wanted."""
         self.store.seen.add(leaf.index)
-        return one._float32(leaf) if wide else one._shown(leaf, leaf.dtype)
+        dtype = torch.float32 if wide else leaf.dtype
+        if leaf.index in self.store.escaped:
+            return leaf.tensor.to(dtype).expand(self.n, *leaf.shape)
+        out = torch.empty(self.n, leaf.numel, dtype=dtype, device=leaf.tensor.device)
+        for row, one in zip(out, self.one, strict=True):
+            self.store.point_(row, leaf, one.point)
+        return out.view(self.n, *leaf.shape)
 
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0.0:

@@ -24,13 +24,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from zograd import noise
-from zograd.vector import HALF, Vector, noise_terms
+from zograd.vector import HALF, Vector, accumulation_dtype, noise_terms, of_signs
 
 if TYPE_CHECKING:
     from zograd.stores.base import Leaf, Store
 
 TILE = 1 << 20
 """Elements of a weight matrix that are regenerated at a time (4 MiB of float32)."""
+
+DEVICE_TILE = 1 << 26
+"""The same on a device with launches: few of them a matrix."""
 
 # Calls that read no elements: the real tensor answers them, and they do not count as seeing the leaf.
 SHAPE_ONLY = frozenset(
@@ -59,6 +62,11 @@ _NORMS = frozenset(
     {F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm, torch.layer_norm, torch.rms_norm, torch.group_norm}
 )
 CASTS = frozenset({Tensor.float, Tensor.to, Tensor.type_as})
+
+
+def tile_elements(device: torch.device) -> int:
+    """Elements of a weight matrix that are regenerated at a time on this device."""
+    return TILE if device.type == "cpu" else DEVICE_TILE
 
 
 def linear_rows(input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
@@ -307,7 +315,7 @@ class Lens:
     def tiles(self, leaf: Leaf, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Row ranges of a matrix to regenerate at a time: all at once where nothing is to be regenerated."""
         whole = (not self.point and leaf.low is None) or leaf.space.unit == "leaf"
-        size = stop - start if whole else max(1, TILE // max(leaf.shape[1], 1))
+        size = stop - start if whole else max(1, tile_elements(leaf.tensor.device) // max(leaf.shape[1], 1))
         return ((a, min(a + size, stop)) for a in range(start, stop, size))
 
     def tile(self, leaf: Leaf, start: int, stop: int) -> Tensor:
@@ -340,6 +348,15 @@ class Lens:
         if leaf is None or leaf.space.unit != "element" or input.numel() >= weight.shape[0]:
             return F.embedding(*self._replace((input, weight)), padding_idx, max_norm, *rest, **named)  # type: ignore[call-arg]
         rows = input.reshape(-1).to(torch.int64)
+        if leaf.space.flat and leaf.low is None and all(of_signs(e) for e, _ in self.point.terms):
+            self.store.catch_up([leaf])
+            dtype = accumulation_dtype(leaf.dtype)
+            add = torch.zeros((), dtype=dtype, device=weight.device)
+            for e, c in self.point.terms:
+                u, v = e.factors(leaf.index, leaf.shape, weight.device)  # type: ignore[attr-defined]
+                add = add + (u[0][rows].to(dtype) * c)[:, None] * v.to(dtype)
+            shown = F.embedding(rows, weight.detach()).to(dtype) + add
+            return shown.to(leaf.dtype).view(*input.shape, weight.shape[1])
         if not (leaf.space.flat and self.noise_only) or leaf.low is not None:
             return self._rows(leaf, rows).view(*input.shape, weight.shape[1])
         self.store.catch_up([leaf])
