@@ -6,6 +6,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -268,6 +269,30 @@ def test_moves_in_passing_have_the_same_bits(dtype: torch.dtype, law: object) ->
     assert trails[0][2] == trails[1][2]
     if not isinstance(law, LowRank):  # moved block by block, at once
         assert trails[0][1][:3] == trails[1][1][1:]
+
+
+@by_law
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_moves_in_the_pass_that_makes_a_pair_have_the_same_bits(dtype: torch.dtype, law: object) -> None:
+    """Both sides of a pair in one forward; one that fails in the middle leaves moves made, and can be repeated."""
+    trails = []
+    for lazy in (False, True):
+        model, losses = made("llama", dtype)
+        store = Store(dict(model.named_parameters()))
+        method = Method(Central(), law, SGD(), mu=2.0**-6, lr=1e-2, weight_decay=0.1)  # type: ignore[arg-type]
+        run = Run(store, method, 3)
+        oracle = batched(losses, 2)
+        trail = []
+        with store.lazily() if lazy else nullcontext():
+            for step in range(4):
+                if step == 2:
+                    hook = model.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+                    with pytest.raises(ZeroDivisionError):
+                        run.step(oracle)
+                    hook.remove()
+                trail.append(run.step(oracle))
+        trails.append(([r.losses for r in trail], store.digest()))
+    assert trails[0] == trails[1]
 
 
 def test_bad_use_is_refused() -> None:

@@ -53,6 +53,8 @@ __all__ = [
     "combine_rows",
     "fold",
     "gram",
+    "move_and_pair",
+    "signs",
 ]
 
 _ENVIRONMENT = "ZOGRAD_BACKEND"
@@ -247,6 +249,41 @@ def combine_pair(
         minus.detach().copy_(x)
         return
     _engine(x.device).combine_pair(plus, minus, x, terms, leaf, start)
+
+
+def move_and_pair(
+    plus: Tensor,
+    minus: Tensor,
+    x: Tensor,
+    *,
+    scale: float = 1.0,
+    move: Sequence[Term],
+    rounding: int | None = None,
+    terms: Sequence[Term],
+    leaf: int = 0,
+    start: int = 0,
+) -> int:
+    """`combine(x, x, scale=scale, terms=move, rounding=rounding)`, then `combine_pair(plus, minus, x, terms=terms)`.
+
+    The bits are those of the two calls; on the CPU both are done tile by tile, so that the weights are read from memory
+    once. Returns the number of elements of x whose bits changed. Raises like both, before anything is written.
+    """
+    engine = _engine(x.device)
+    if engine is not native or not terms or not x.numel():
+        moved = combine(x, x, scale=scale, terms=move, leaf=leaf, start=start, rounding=rounding)
+        combine_pair(plus, minus, x, terms=terms, leaf=leaf, start=start)
+        return moved
+    job = Job(x, x, leaf, start)
+    _check_job(job)
+    if rounding is not None:
+        _check_rounding(job, rounding)
+    _check_like("plus", plus, x, x.numel(), x.dtype)
+    _check_like("minus", minus, x, x.numel(), x.dtype)
+    for name, out, other in (("plus", plus, x), ("minus", minus, x), ("minus", minus, plus)):
+        _check_overlap(name, out, other, same_allowed=False)
+    _check_terms(move)
+    _check_terms(terms)
+    return native.move_and_pair(plus, minus, x, scale, move, rounding, terms, leaf, start)
 
 
 def combine_rows(out: Tensor, x: Tensor, rows: Tensor, *, terms: Sequence[Term], leaf: int) -> None:

@@ -61,7 +61,7 @@
 
 namespace {
 
-constexpr int64_t ABI = 3;
+constexpr int64_t ABI = 4;
 constexpr int TILE = 2048;
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
 
@@ -751,6 +751,27 @@ EXPORT int64_t zograd_noise_combine(const char* packed) {
 #pragma omp parallel for num_threads(int(parts)) schedule(static) reduction(+ : moved)
     for (int64_t p = 0; p < parts; ++p)
         moved += kernel(call, terms.data(), first + tiles * p / parts, first + tiles * (p + 1) / parts);
+    return moved;
+}
+
+// One call and then another on the same elements, tile by tile: what the first writes is in the cache for the second.
+// Returns what the first one does.
+EXPORT int64_t zograd_noise_chain(const char* packed, const char* packed_next) {
+    Call call, next;
+    std::vector<Term> terms, next_terms;
+    unpack(packed, call, terms);
+    unpack(packed_next, next, next_terms);
+    if (call.n <= 0) return 0;
+    const Kernel kernel = kernel_for(call), next_kernel = kernel_for(next);
+    const int64_t first = call.start / TILE, tiles = (call.start + call.n - 1) / TILE + 1 - first;
+    const int64_t parts = call.n < PARALLEL_FROM || call.threads < 1 ? 1 : call.threads < tiles ? call.threads : tiles;
+    int64_t moved = 0;
+#pragma omp parallel for num_threads(int(parts)) schedule(static) reduction(+ : moved) if (parts > 1)
+    for (int64_t p = 0; p < parts; ++p)
+        for (int64_t tile = first + tiles * p / parts; tile < first + tiles * (p + 1) / parts; ++tile) {
+            moved += kernel(call, terms.data(), tile, tile + 1);
+            next_kernel(next, next_terms.data(), tile, tile + 1);
+        }
     return moved;
 }
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from .format import Kind
 from .table import values
 
-ABI = 3
+ABI = 4
 SUFFIXES = (".so", ".pyd", ".dylib")
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -54,6 +54,8 @@ def library() -> ctypes.CDLL | None:
         return None
     lib.zograd_noise_combine.argtypes = [ctypes.c_char_p]
     lib.zograd_noise_combine.restype = ctypes.c_int64
+    lib.zograd_noise_chain.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+    lib.zograd_noise_chain.restype = ctypes.c_int64
     lib.zograd_noise_combine_rows.argtypes = [ctypes.c_char_p]
     lib.zograd_noise_combine_rows.restype = None
     i64, u64, address = ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
@@ -86,6 +88,24 @@ def combine(
     """`zograd.noise.combine` on checked arguments; returns the number of elements whose bits differ from x's."""
     lib = library()
     assert lib is not None
+    moved: int = lib.zograd_noise_combine(
+        _combine_call(out, x, scale, terms, dense, dense_coef, leaf, start, rounding, low)
+    )
+    return moved
+
+
+def _combine_call(
+    out: Tensor,
+    x: Tensor | None,
+    scale: float,
+    terms: Sequence[tuple[Kind, int, float]],
+    dense: Tensor | None,
+    dense_coef: float,
+    leaf: int,
+    start: int,
+    rounding: int | None,
+    low: Tensor | None,
+) -> bytes:
     mode = NEAREST if rounding is None and low is None else STOCHASTIC if low is None else SPLIT
     call = _CALL.pack(
         DTYPES[out.dtype],
@@ -107,8 +127,7 @@ def combine(
         0,
         _table_for(terms),
     )
-    moved: int = lib.zograd_noise_combine(call + _pack_terms(terms))
-    return moved
+    return call + _pack_terms(terms)
 
 
 def combine_pair(
@@ -117,6 +136,33 @@ def combine_pair(
     """`zograd.noise.combine_pair` on checked arguments, at least one term."""
     lib = library()
     assert lib is not None
+    lib.zograd_noise_combine(_pair_call(plus, minus, x, terms, leaf, start))
+
+
+def move_and_pair(
+    plus: Tensor,
+    minus: Tensor,
+    x: Tensor,
+    scale: float,
+    move: Sequence[tuple[Kind, int, float]],
+    rounding: int | None,
+    terms: Sequence[tuple[Kind, int, float]],
+    leaf: int,
+    start: int,
+) -> int:
+    """`zograd.noise.move_and_pair` on checked arguments, at least one term; returns the number of changed elements."""
+    lib = library()
+    assert lib is not None
+    moved: int = lib.zograd_noise_chain(
+        _combine_call(x, x, scale, move, None, 1.0, leaf, start, rounding, None),
+        _pair_call(plus, minus, x, terms, leaf, start),
+    )
+    return moved
+
+
+def _pair_call(
+    plus: Tensor, minus: Tensor, x: Tensor, terms: Sequence[tuple[Kind, int, float]], leaf: int, start: int
+) -> bytes:
     call = _CALL.pack(
         DTYPES[x.dtype],
         PAIR,
@@ -137,7 +183,7 @@ def combine_pair(
         minus.data_ptr(),
         _table_for(terms),
     )
-    lib.zograd_noise_combine(call + _pack_terms(terms))
+    return call + _pack_terms(terms)
 
 
 def combine_rows(

@@ -186,6 +186,21 @@ class Block:
         self.iterate._put_block(self, value)
 
 
+@dataclass
+class Passing:
+    """A move that is made in passing, from the beginning of a leaf on; `done` elements have made it."""
+
+    iterate: Iterate
+    direction: Vector
+    leaf: Leaf
+    done: int = 0
+
+    def pair(self, plus: Tensor, minus: Tensor, terms: list[noise.Term]) -> None:
+        """Make it on the next elements, and both sides of where it leads."""
+        self.iterate.pair(self.direction, self.leaf, self.done, plus, minus, terms)
+        self.done += plus.numel()
+
+
 class Store:
     """Named tensors under optimization, with the geometry and the rounding of their moves.
 
@@ -599,6 +614,27 @@ class Store:
             self._made(moves)
         return moved
 
+    @contextmanager
+    def passing(self, leaf: Leaf) -> Iterator[Passing | None]:
+        """The one move along noise that waits at a leaf, for whoever goes over all of the leaf now; None: no such move.
+
+        What has not been made of it at the end, whatever happens, is made then.
+        """
+        moves = self._due.get(leaf.index, [])
+        plain = len(moves) == 1 and all(isinstance(e, Noise) for e, _ in moves[0][1].terms)
+        whole = leaf.space.flat and leaf.low is None and leaf.portion is None and self.pages is None
+        if not (plain and whole):
+            yield None
+            return
+        ((iterate, direction),) = self._due.pop(leaf.index)
+        move = Passing(iterate, direction, leaf)
+        try:
+            yield move
+        finally:
+            if move.done < leaf.numel:
+                iterate._add(direction, leaf, move.done, leaf.numel)
+            self._made(((iterate, direction),))
+
     def _made(self, moves: Sequence[tuple[Iterate, Vector]]) -> None:
         """One more leaf has made these moves."""
         for iterate, _ in moves:
@@ -772,6 +808,23 @@ class Iterate:
             fill_(v, direction * -rate.lr, Address(leaf.index, leaf.place(a), leaf.shape), {})
             part = None if low is None else low[a - start : b - start]
             self._write(leaf, leaf.flat[a:b], part, a, dense=v)
+
+    def pair(
+        self, direction: Vector, leaf: Leaf, start: int, plus: Tensor, minus: Tensor, terms: list[noise.Term]
+    ) -> None:
+        """The step along noise on the elements from `start` on, then both sides of where it leads, x + v and x - v."""
+        rate = self.rates[leaf.group]
+        x = leaf.flat[start : start + plus.numel()]
+        if rate.lr == 0.0:
+            noise.combine_pair(plus, minus, x, terms=terms, leaf=leaf.index, start=start)
+            return
+        move, _ = noise_terms(direction, -rate.lr)
+        stochastic = leaf.dtype in HALF and self.store.rounding == "stochastic"
+        self.changed += noise.move_and_pair(
+            plus, minus, x, scale=1.0 - rate.lr * rate.weight_decay, move=move,
+            rounding=self.key if stochastic else None, terms=terms, leaf=leaf.index, start=start,
+        )  # fmt: skip
+        self.moved = True
 
     def _step_block(self, block: Block, direction: Tensor) -> None:
         leaf = block.leaf

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ from zograd.stores.lens import CASTS, ELEMENTWISE, Lens, WatchedTensor, linear_r
 from zograd.vector import HALF, Basis, Vector
 
 if TYPE_CHECKING:
-    from zograd.stores.base import Leaf, Store
+    from zograd.stores.base import Leaf, Passing, Store
 
 
 _UNARY = ("exp", "log", "neg", "abs", "sigmoid", "tanh", "relu", "sqrt", "rsqrt", "square", "reciprocal")
@@ -263,12 +264,17 @@ class Branches(Lens):
 
     def _tiles(self, out: Tensor, x: Tensor, leaf: Leaf, start: int, stop: int) -> None:
         """out[k] <- x[k] W_k^T, tile by tile and branch by branch; the two sides of a pair are made together."""
-        for a, b in next((one for one in self.one if one.point), self.one[0]).tiles(leaf, start, stop):
-            for k, tile in self._made(leaf, a, b):
-                torch.mm(x[k], tile.view(b - a, -1).t(), out=out[k, :, a - start : b - start])
+        whole = (start, stop) == (0, leaf.shape[0]) and self._mirrored.keys() == {0} and self.n == 2
+        with self.store.passing(leaf) if whole else nullcontext() as move:
+            for a, b in next((one for one in self.one if one.point), self.one[0]).tiles(leaf, start, stop):
+                for k, tile in self._made(leaf, a, b, move):
+                    torch.mm(x[k], tile.view(b - a, -1).t(), out=out[k, :, a - start : b - start])
 
-    def _made(self, leaf: Leaf, a: int, b: int) -> Iterator[tuple[int, Tensor]]:
-        """Rows a .. b of a matrix in each branch, in workspace that the next one overwrites."""
+    def _made(self, leaf: Leaf, a: int, b: int, move: Passing | None) -> Iterator[tuple[int, Tensor]]:
+        """Rows a .. b of a matrix in each branch, in workspace that the next one overwrites.
+
+        move: a move of the weights that is to be made in the same pass, where there are the two sides of one pair.
+        """
         done: set[int] = set()
         columns = leaf.shape[1]
         for k, one in enumerate(self.one):
@@ -279,10 +285,13 @@ class Branches(Lens):
                 yield k, one.tile(leaf, a, b)
                 continue
             done.add(other)
-            self.store.catch_up([leaf])
             plus, minus = (self.store.scratch(leaf, (b - a) * columns, use, leaf.dtype) for use in (-1, -2))
-            w = leaf.flat[a * columns : b * columns]
-            noise.combine_pair(plus, minus, w, terms=one.terms, leaf=leaf.index, start=a * columns)
+            if move is not None:
+                move.pair(plus, minus, one.terms)
+            else:
+                self.store.catch_up([leaf])
+                w = leaf.flat[a * columns : b * columns]
+                noise.combine_pair(plus, minus, w, terms=one.terms, leaf=leaf.index, start=a * columns)
             yield k, plus
             yield other, minus
 
