@@ -22,6 +22,7 @@ _HOMES = {
     "Run": "zograd.run",
     "Store": "zograd.stores",
     "Tape": "zograd.tape",
+    "batched": "zograd.oracles",
     "TapeWriter": "zograd.tape",
     "Vector": "zograd.vector",
     "check_space": "zograd.spaces",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from zograd.faces.hybrid import Hybrid
     from zograd.faces.minimize import Result, minimize
     from zograd.faces.torch_optim import ZOOptimizer
+    from zograd.oracles import batched
     from zograd.run import Method, Record, Run
     from zograd.spaces import check_space
     from zograd.stores import Store
@@ -63,8 +65,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ask", "AskTell", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Run", "Store", "Tape", "TapeWriter",
-    "Vector", "ZOOptimizer", "__version__", "check_space", "control", "diagnostics", "estimators", "laws", "methods",
-    "minimize", "noise", "oracles", "rules", "schedules", "sets", "spaces", "stores", "tape", "vector",
+    "Vector", "ZOOptimizer", "__version__", "batched", "check_space", "control", "diagnostics", "estimators", "laws",
+    "methods", "minimize", "noise", "oracles", "rules", "schedules", "sets", "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 

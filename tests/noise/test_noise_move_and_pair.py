@@ -1,4 +1,4 @@
-"""Law: a move and both sides of where it leads, in one pass, have the bits of the two calls; signs those of `combine`."""
+"""Law: a move and both sides of where it leads, in one pass, have the bits of the two calls."""
 
 from __future__ import annotations
 
