@@ -9,9 +9,11 @@ intermediate size I, vocabulary V, b bytes a weight:
     block           T (6 H + 4 I) b:               residual, norm, q, k, v, output; gate, up, activation, product
     inference       weights + T H b (hidden states) + max(loss head, block)
 
-A task that scores label words of one token needs no loss head for the whole vocabulary, so it takes less. On top of it:
+A step takes its loss tile by tile of the vocabulary, so its head is that of one tile of R rows. T' tokens are those of
+the points that share a forward (`llm/task.py::SATURATED`). A task that scores label words of one token takes less.
 
-    method          + one tile of a weight matrix + blocks of workspace + slots in float32 + low halves (2 bytes)
+    method          weights + T' H b + max(T' R b, block of T') + a tile of a weight matrix (two where points share a
+                      forward) + blocks of workspace + slots in float32 + low halves (2 bytes)
     Adam            weights + gradients and two moments in float32 + what a backward pass keeps without checkpointing:
                       T L (8 H + 4 I) b of L blocks, the loss head, the gradient of its logits (4 T V), and the
                       gradient of the largest tensor once more, before it is added to the others
@@ -51,6 +53,7 @@ from zograd.llm.loading import (
     select,
     silence,
 )
+from zograd.llm.task import SATURATED
 from zograd.memory import available_bytes
 from zograd.quantized.gguf_file import linear_layers, packed_layers
 from zograd.run import Method, Run
@@ -110,7 +113,7 @@ def plan(
     offload: "disk" for weights that stay there.
 
     Keys: `params`, `trainable` (elements), `weights_bytes`, `resident_weights_bytes` (less with `offload`),
-    `inference_peak_bytes`, `method_peak_bytes`, `adam_peak_bytes`, `activation_bytes`, `slot_bytes`, `low_bytes`,
+    `inference_peak_bytes`, `method_peak_bytes`, `adam_peak_bytes`, `activation_bytes` (of a step), `slot_bytes`, `low_bytes`,
     `workspace_bytes`, `evaluations_per_step`, `tape_bytes_per_step`, `available_bytes` (None where unknown), `fits`,
     and `advice`: sentences on what would fit if this does not. Without the memory of Python and torch themselves.
     Measured peaks of a 135M model agree within 30 % of what comes on top of the weights.
@@ -211,13 +214,18 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     block = tokens * (6 * hidden + 4 * intermediate) * b
     activations = tokens * hidden * b + max(head, block)
     resident = streamed_bytes(base) if question.offload else weights
-    inference = resident + activations + (min(TILE, max(p.rows * p.columns for p in packed)) * b if packed else 0)
+    dequantized = min(TILE, max(p.rows * p.columns for p in packed)) * b if packed else 0
+    inference = resident + activations + dequantized
 
     half = {k: t for k, t in chosen.items() if t.dtype in HALF}
     low = sum(2 * t.numel() for t in half.values() if question.rounding == "split" or t.ndim <= 1)
     slots = sum(slot_bytes(value, t) for value in method.slots.values() for t in chosen.values())
     n_slots = sum(not isinstance(value, PerRow | PerLeaf | Bits) for value in method.slots.values())
-    workspace = working_memory(chosen, n_slots)
+    together = min(max(1, SATURATED // tokens), method.evaluations)
+    seen = tokens * together
+    tile_rows = min(vocabulary, max(1, TILE // hidden))
+    working = seen * hidden * b + max(seen * tile_rows * b, seen * (6 * hidden + 4 * intermediate) * b)
+    workspace = working_memory(chosen, n_slots, tiles=min(together, 2))
     masters = sum(map(bytes_of, chosen.values())) if is_scales(question.train) else 0
 
     largest = max(t.numel() for t in chosen.values())
@@ -228,9 +236,9 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
         "weights_bytes": weights,
         "resident_weights_bytes": resident,
         "inference_peak_bytes": inference,
-        "method_peak_bytes": inference + masters + workspace + slots + low,
+        "method_peak_bytes": resident + working + dequantized + masters + workspace + slots + low,
         "adam_peak_bytes": weights + 12 * trainable + max(kept, activations),
-        "activation_bytes": activations,
+        "activation_bytes": working,
         "slot_bytes": slots,
         "low_bytes": low,
         "workspace_bytes": workspace,
@@ -247,8 +255,8 @@ def streamed_bytes(model: nn.Module) -> int:
     return 2 * max(sum(map(bytes_of, part)) for part in parts)
 
 
-def working_memory(chosen: dict[str, Tensor], n_slots: int) -> int:
-    """Bytes of the workspace of a step: one tile of a matrix and, for a rule with slots, the chunks of a move."""
+def working_memory(chosen: dict[str, Tensor], n_slots: int, tiles: int = 1) -> int:
+    """Bytes of the workspace of a step: tiles of a matrix and, for a rule with slots, the chunks of a move."""
     tile = 0
     for t in chosen.values():
         columns = t.shape[-1] if t.ndim > 1 else 1
@@ -256,7 +264,7 @@ def working_memory(chosen: dict[str, Tensor], n_slots: int) -> int:
         tile = max(tile, rows * columns * t.element_size())
     largest = max((t.numel() for t in chosen.values()), default=0)
     chunks = (1 + 2 * n_slots) * min(CHUNK, largest) * 4 if n_slots else 0
-    return tile + chunks
+    return tiles * tile + chunks
 
 
 def tape_bytes(method: Method[Any], groups: dict[str, int]) -> int:

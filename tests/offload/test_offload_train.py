@@ -197,13 +197,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(models: dict[str, Path], tmp_path
         "def killed(self, *args, **named):\n"
         "    write(self, *args, **named)\n"
         "    moves.append(1)\n"
-        "    if len(moves) == 100: os.kill(os.getpid(), 9)\n"  # in the middle of the third move
+        "    if len(moves) == 100: os.kill(os.getpid(), 9)\n"  # in the middle of the third move, which the fourth step makes
         "Iterate._write = killed\n"
         "train(TrainSettings.model_validate_json(sys.argv[1]), sys.argv[2], quiet=True)\n"
     )
     command = [sys.executable, "-c", script, s.model_dump_json(by_alias=True), str(tmp_path / "killed")]
     assert subprocess.run(command, check=False, capture_output=True).returncode == -9
-    assert Tape(tmp_path / "killed" / "tape.zo").steps == 2
+    assert Tape(tmp_path / "killed" / "tape.zo").steps == 3
     assert not list((tmp_path / "killed").glob("weights*"))
     assert train(s, tmp_path / "killed", resume=True, quiet=True)["sha256"] == expected["sha256"]
 

@@ -439,14 +439,14 @@ class Loop:
 
     def _moving(self) -> AbstractContextManager[None]:
         """Moves wait for the next forward, where a resumed run can tell what the step before has changed."""
-        if self.p.run.method.slots or self.p.settings.offload:
+        if self.p.run.method.slots or self.p.settings.offload == "cpu":
             return nullcontext()
         return self.p.run.store.lazily(sides=ride_along(self.p.run))
 
     def _together(self) -> int:
         """How many points share a forward, as a function of the settings and the batch alone: a resumed run agrees."""
         s = self.p.settings
-        if s.parallel != "data" or s.offload or loading.is_scales(s.train):
+        if s.parallel != "data" or loading.is_scales(s.train):
             return 1
         return s.together or self.scorer.together(self.now)
 

@@ -401,6 +401,7 @@ class Store:
 
     def master(self, leaf: Leaf, start: int = 0, stop: int | None = None) -> Tensor:
         """The weights in the accumulation dtype, with the low halves where they are split (a fresh tensor)."""
+        self.catch_up([leaf])
         return expand(leaf.flat[start:stop], None if leaf.low is None else leaf.low[start:stop])
 
     def gram(self, vectors: Sequence[Vector]) -> Array:
