@@ -197,7 +197,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(models: dict[str, Path], tmp_path
         "def killed(self, *args, **named):\n"
         "    write(self, *args, **named)\n"
         "    moves.append(1)\n"
-        "    if len(moves) == 100: os.kill(os.getpid(), 9)\n"  # in the middle of the third move, which the fourth step makes
+        "    if len(moves) == 100: os.kill(os.getpid(), 9)\n"  # in the third move, which the fourth step makes
         "Iterate._write = killed\n"
         "train(TrainSettings.model_validate_json(sys.argv[1]), sys.argv[2], quiet=True)\n"
     )
