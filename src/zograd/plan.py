@@ -115,7 +115,8 @@ def plan(
     Keys: `params`, `trainable` (elements), `weights_bytes`, `resident_weights_bytes` (less with `offload`),
     `inference_peak_bytes`, `method_peak_bytes`, `adam_peak_bytes`, `activation_bytes` (of a step), `slot_bytes`,
     `low_bytes`, `workspace_bytes`, `evaluations_per_step`, `tape_bytes_per_step`, `available_bytes` (None where
-    unknown), `fits`, and `advice`: sentences on what would fit if this does not. Without the memory of Python and torch themselves.
+    unknown), `fits`, and `advice`: sentences on what would fit if this does not. Without the memory of Python and torch
+    themselves.
     Measured peaks of a 135M model agree within 30 % of what comes on top of the weights.
 
     Cost: seconds, most of them importing transformers. Raises ModelError for a model without a readable configuration
