@@ -51,7 +51,8 @@ def watched(enter: Callable[[str], Any] = record_function) -> Iterator[list[Pass
     """Gives a list that every pass of `zograd.noise` and every side branch of `zograd.kernels` inside is noted in.
 
     A pass within a query (`Lens`) is one for a probe, others and those of `Iterate` are for the move. `enter` makes a
-    context manager of "zograd::probes" or "zograd::move", which is open during the pass. One thread; not nested.
+    context manager of "zograd::probes" or "zograd::move", which is open during the pass (a move that makes a pair in
+    passing is open as the move that it is part of, and noted as both). One thread; not nested.
     """
     passes: list[Pass] = []
     lenses, moves, inside = 0, 0, False
@@ -61,7 +62,7 @@ def watched(enter: Callable[[str], Any] = record_function) -> Iterator[list[Pass
             nonlocal inside
             if inside:  # an engine whose `combine` is its `combine_group`
                 return function(*args, **kwargs)
-            part: Part = "probes" if lenses and not moves else "move"
+            part: Part = "probes" if lenses and not moves and name != "move_and_pair" else "move"
             inside = True
             try:
                 with enter(f"zograd::{part}"):
@@ -70,6 +71,12 @@ def watched(enter: Callable[[str], Any] = record_function) -> Iterator[list[Pass
                 inside = False
             if name == "add_outer" and result is None:  # it declined
                 return None
+            if name == "move_and_pair":
+                plus, _, x, _, move, _, terms = args[:7]
+                n, size = x.numel(), x.numel() * x.element_size()
+                passes.append(Pass("combine", "move", n, n * len(move), x.data_ptr(), size, True))
+                passes.append(Pass("combine_pair", "probes", n, n * len(terms), plus.data_ptr(), size, False))
+                return result
             jobs = args[0] if name == "combine_group" else (cuda.Job(args[0], args[1] if name == "combine" else None),)
             terms = {"combine": 3, "combine_group": 2, "combine_pair": 3, "combine_rows": 3}.get(name)
             count = 0 if terms is None else len(args[terms])
@@ -102,7 +109,7 @@ def watched(enter: Callable[[str], Any] = record_function) -> Iterator[list[Pass
 
     with ExitStack() as stack:
         for engine in (native, portable, cuda):
-            for name in ("combine", "combine_group", "combine_pair", "combine_rows"):
+            for name in ("combine", "combine_group", "combine_pair", "combine_rows", "move_and_pair"):
                 if hasattr(engine, name):
                     stack.enter_context(replaced(engine, name, noted(name, getattr(engine, name))))
         for name in ("add_sides_", "add_outer"):
