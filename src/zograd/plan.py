@@ -10,7 +10,8 @@ intermediate size I, vocabulary V, b bytes a weight:
     inference       weights + T H b (hidden states) + max(loss head, block)
 
 A step takes its loss tile by tile of the vocabulary, so its head is that of one tile of R rows. T' tokens are those of
-the points that share a forward (`llm/task.py::SATURATED`). A task that scores label words of one token takes less.
+the points that share a forward (`llm/task.py::SATURATED`); those hold 2 H + 2 I numbers more a token, as measured.
+A task that scores label words of one token takes less.
 
     method          weights + T' H b + max(T' R b, block of T') + a tile of a weight matrix (two where points share a
                       forward) + blocks of workspace + slots in float32 + low halves (2 bytes)
@@ -225,7 +226,8 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     together = min(max(1, SATURATED // tokens), method.evaluations)
     seen = tokens * together
     tile_rows = min(vocabulary, max(1, TILE // hidden))
-    working = seen * hidden * b + max(seen * tile_rows * b, seen * (6 * hidden + 4 * intermediate) * b)
+    shared = together > 1
+    working = seen * hidden * b + seen * b * max(tile_rows, (6 + 2 * shared) * hidden + (4 + 2 * shared) * intermediate)
     workspace = working_memory(chosen, n_slots, tiles=min(together, 2))
     masters = sum(map(bytes_of, chosen.values())) if is_scales(question.train) else 0
 
