@@ -36,15 +36,19 @@ class Oracle(Protocol):
 @contextmanager
 def seeded(store: Store, key: int) -> Iterator[Callable[[], None]]:
     """Gives a function that sets torch's random state to `key`; the caller's own state comes back at the end."""
-    devices = sorted({leaf.tensor.device.index or 0 for leaf in store.leaves if leaf.tensor.device.type == "cuda"})
+    devices = _cuda_devices(store)
     with torch.random.fork_rng(devices):
         yield lambda: _reseed(key, devices)
 
 
 def random_state(store: Store) -> list[Tensor]:
     """States of torch's generators on the CPU and on the devices of the store."""
-    devices = sorted({leaf.tensor.device.index or 0 for leaf in store.leaves if leaf.tensor.device.type == "cuda"})
-    return [torch.default_generator.get_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return [torch.default_generator.get_state(), *map(torch.cuda.get_rng_state, _cuda_devices(store))]
+
+
+def _cuda_devices(store: Store) -> list[int]:
+    """The CUDA devices that hold weights, by number."""
+    return sorted({leaf.tensor.device.index or 0 for leaf in store.leaves if leaf.tensor.device.type == "cuda"})
 
 
 def _reseed(key: int, devices: Sequence[int]) -> None:

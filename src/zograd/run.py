@@ -319,7 +319,7 @@ class Run(Generic[A]):
         store = self.store
         records = list(tape)
         made = sum(since is None or record.step < since for record in records)
-        with store.waiting(), store.lazily():
+        with store.lazily():
             for k, record in enumerate(records[:made], 1):
                 self._take_again(record)
                 if k % REPLAYED == 0:

@@ -49,14 +49,12 @@ Side: TypeAlias = tuple[Sequence[float], Tensor, Tensor]
 """c [r], U [r, rows], V [r, columns]: the matrix U^T diag(c) V."""
 
 
-def add_sides_(y: Tensor, x: Tensor, sides: Sequence[Sequence[Side]], rows: slice | None = None) -> Tensor:
+def add_sides_(y: Tensor, x: Tensor, sides: Sequence[Sequence[Side]]) -> Tensor:
     """y[k] += sum_j (x[k] V_kj^T) diag(c_kj) U_kj, y [n, N, rows] and x [n, N, columns], n branches; returns y.
 
-    rows: only these of the n N rows. In 16 bits U, V and their sums are float32, and y is rounded once a rank. Cost: a
-    pass over x and y for each rank.
+    In 16 bits U, V and their sums are float32, and y is rounded once a rank. Cost: a pass over x and y for each rank.
     """
     n, each = y.shape[:2]
-    first, last = (0, n * each) if rows is None else (rows.start, rows.stop)
     if x.is_contiguous() and y.is_contiguous() and (lib := _compiled(y, x)) is not None:
         known: dict[int, tuple[Tensor, Tensor]] = {}  # float32 rows, of factors that branches may share
         table: list[list[tuple[float, int, int]]] = [[] for _ in sides]
@@ -73,14 +71,12 @@ def add_sides_(y: Tensor, x: Tensor, sides: Sequence[Sequence[Side]], rows: slic
         absent = (0.0, 0, 0)
         flat = [term for terms in table for term in (*terms, *[absent] * (most - len(terms)))]
         lib.zograd_kernels_side(
-            DTYPES[y.dtype], y.data_ptr(), x.data_ptr(), each, first, last, x.shape[2], y.shape[2], most,
+            DTYPES[y.dtype], y.data_ptr(), x.data_ptr(), each, 0, n * each, x.shape[2], y.shape[2], most,
             struct.pack(f"{len(flat)}f", *[t[0] for t in flat]), struct.pack(f"{len(flat)}Q", *[t[1] for t in flat]),
             struct.pack(f"{len(flat)}Q", *[t[2] for t in flat]), torch.get_num_threads(),
         )  # fmt: skip
         return y
-    for k, side in enumerate(sides):
-        part = slice(min(max(first - k * each, 0), each), min(max(last - k * each, 0), each))
-        xk, yk = x[k, part], y[k, part]
+    for xk, yk, side in zip(x, y, sides, strict=True):
         for c, u, v in side:
             t = (xk.to(u.dtype) @ v.T).mul_(u.new_tensor(c))
             yk.copy_(yk.to(u.dtype).addmm_(t, u)) if yk.dtype != u.dtype else yk.addmm_(t, u)

@@ -497,7 +497,6 @@ class Store:
             for index in sorted(self.escaped):
                 leaf = self.leaves[index]
                 self.catch_up([leaf])
-                self.catch_up([leaf])
                 saved.append((leaf, leaf.flat.clone()))
                 self.point_(leaf.flat, leaf, point)
             if saved and self.pages is not None:
@@ -534,22 +533,6 @@ class Store:
     def iterate(self, rates: Sequence[Rate], key: int) -> Iterate:
         """The iterate of one step, for a rule to move; `key` draws the stochastic rounding."""
         return Iterate(self, rates, key)
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Inside, moves along noise wait for each other: one pass over offloaded weights then makes all of them.
-
-        Whoever reads the weights through `blocks` finds them moved. The bits are those of one move after the other.
-        Without `pages` nothing waits.
-        """
-        before = self.late
-        try:
-            if self.pages is not None:
-                self.late = {leaf.index for leaf in self.leaves}
-            yield
-        finally:
-            self.late = before
-            self.catch_up()
 
     @contextmanager
     def lazily(self, *, sides: bool = False) -> Iterator[None]:

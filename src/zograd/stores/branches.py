@@ -165,7 +165,7 @@ class Branches(Lens):
 
         def spread(a: Any) -> Any:
             if a is x:
-                a = x.view(self.n, -1, *x.shape[1:]) if x.is_contiguous() else x.reshape(self.n, -1, *x.shape[1:])
+                a = x.reshape(self.n, -1, *x.shape[1:])
                 return a.float() if wide else a
             if (leaf := self.leaves.get(id(a))) is not None:
                 a, axes = self._shown_to_all(leaf, wide), leaf.tensor.ndim
@@ -245,9 +245,9 @@ class Branches(Lens):
         columns = leaf.shape[1]
         x = input.reshape(self.n, -1, columns)
         shape = (*input.shape[:-1], stop - start)
-        side = self._side(leaf)
         elements = (stop - start) * columns  # a side goes over inputs and outputs, a tile over weights
-        if side is None or x.shape[1] * (columns + stop - start) > elements:
+        side = None if x.shape[1] * (columns + stop - start) > elements else self._side(leaf)
+        if side is None:
             out = x.new_empty(*x.shape[:2], stop - start)
             self._tiles(out, x, leaf, start, stop)
             return out.view(shape)
