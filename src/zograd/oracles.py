@@ -96,6 +96,8 @@ def batched(loss: BatchedLoss, together: int | Callable[[], int] = 16) -> Oracle
     loss for each copy, [n]. Directions of low rank (`RankOne`, `LowRank`) cost next to nothing on top of that forward;
     others are regenerated for each branch in turn, which saves reading the weights and the small operations.
 
+    A point of low rank is shown in that way also where it is alone in its forward.
+
     Values are those of one at a time to rounding. The first query is also evaluated alone and compared: a model that
     mixes the examples of a batch (batch normalisation in train mode, capacities of experts), or reads weights in a way
     that cannot be split, is found there. Then, and where memory does not suffice, fewer share a forward, and a warning
@@ -110,12 +112,19 @@ def batched(loss: BatchedLoss, together: int | Callable[[], int] = 16) -> Oracle
     return _Batched(loss, together if callable(together) else lambda: together)
 
 
+def _low_rank(queries: Sequence[Query]) -> bool:
+    """Whether the points are along directions of low rank."""
+    terms = [e for query in queries for e, _ in query.at.terms]
+    return bool(terms) and all(hasattr(e, "factors") for e in terms)
+
+
 class _Batched:
     """The oracle of `batched`; `most` falls where the model or the memory wants it."""
 
     def __init__(self, loss: BatchedLoss, wanted: Callable[[], int]) -> None:
         self.loss, self.wanted = loss, wanted
         self.most: float = math.inf
+        self.given_up = False
         self.alone = sequential(lambda: loss(1).sum())
         self.checked = False
         self.draws = False
@@ -135,7 +144,7 @@ class _Batched:
 
     def _first(self, store: Store, queries: Sequence[Query], key: int) -> list[float]:
         """One query both ways."""
-        if self.together == 1 or len(queries) == 1:
+        if self._as_usual(store, queries):
             return list(self.alone(store, queries, key))
         self.checked = True
         drawn: list[bool] = []
@@ -159,14 +168,20 @@ class _Batched:
 
     def _give_up(self, why: object) -> None:
         warnings.warn(f"points are evaluated one at a time, not in one forward of this model: {why}", stacklevel=4)
-        self.most = 1
+        self.given_up = True
+
+    def _as_usual(self, store: Store, queries: Sequence[Query]) -> bool:
+        """Whether a forward of its own for each query, that reads weights at the point, is all that there is."""
+        if self.given_up or store.escaped or store.sharded:
+            return True
+        return min(self.together, len(queries)) == 1 and not _low_rank(queries)
 
     def _values(self, store: Store, queries: Sequence[Query], key: int) -> list[float]:
         from zograd.stores.branches import Unbranchable
 
         values: list[float] = []
         while len(values) < len(queries):
-            if self.together == 1 or store.escaped:
+            if self._as_usual(store, queries[len(values) :]):
                 return [*values, *self.alone(store, queries[len(values) :], key)]
             group = queries[len(values) : len(values) + self.together]
             try:
@@ -184,12 +199,8 @@ class _Batched:
         n = len(group)
         with torch.no_grad(), seeded(store, key) as reseed:
             reseed()
-            if n == 1:
-                with store.at(group[0].at):
-                    losses = self.loss(1)
-            else:
-                with Branches(store, [query.at for query in group], everywhere=self.draws):
-                    losses = self.loss(n)
+            with Branches(store, [query.at for query in group], everywhere=self.draws):
+                losses = self.loss(n)
         if losses.shape != (n,):
             raise ValueError(f"the loss of {n} copies of the batch has shape {tuple(losses.shape)}; expected [{n}]")
         return [float(f) for f in losses.double()]

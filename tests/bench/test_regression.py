@@ -205,12 +205,12 @@ def test_a_side_branch_is_no_slower_than_the_products_of_torch(dtype: torch.dtyp
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(2, 128, d, generator=generator).to(dtype) for d in (768, 1024))
     u, v = (torch.randn(1, d, generator=generator).sign() for d in (1024, 768))
-    sides = [[((c,), u, v)] for c in (2.0**-10, -(2.0**-10))]
+    sides = [[((c,), kernels.Factors(u, v))] for c in (2.0**-10, -(2.0**-10))]
 
     def by_torch(y: Tensor) -> Tensor:
-        for k, (((c,), a, b),) in enumerate(sides):
-            t = (x[k].float() @ b.T).mul_(c)
-            y[k].copy_(y[k].float().addmm_(t, a)) if dtype != torch.float32 else y[k].addmm_(t, a)
+        for k, (((c,), _),) in enumerate(sides):
+            t = (x[k].float() @ v.T).mul_(c)
+            y[k].copy_(y[k].float().addmm_(t, u)) if dtype != torch.float32 else y[k].addmm_(t, u)
         return y
 
     expected, found = by_torch(y.clone()).float(), kernels.add_sides_(y.clone(), x, sides).float()

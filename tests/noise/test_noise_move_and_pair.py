@@ -49,6 +49,9 @@ def test_bad_arguments_write_nothing() -> None:
 
 
 def test_signs_are_those_of_combine() -> None:
-    out = torch.empty(300)
-    combine(out, None, terms=[Term(Kind.SIGN, 5, 1.0)], leaf=2, start=9)
-    assert torch.equal(signs(5, 2, 9, 300, out.device), out)
+    runs = [(2, 9, 300), (0, 0, 0), (2**31, 2040, 17), (1, 0, 5000)]
+    expected = []
+    for leaf, start, count in runs:
+        expected.append(torch.empty(count))
+        combine(expected[-1], None, terms=[Term(Kind.SIGN, 5, 1.0)], leaf=leaf, start=start)
+    assert torch.equal(signs(5, runs, torch.device("cpu")), torch.cat(expected))

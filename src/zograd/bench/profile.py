@@ -79,7 +79,7 @@ def watched(enter: Callable[[str], Any] = record_function) -> Iterator[list[Pass
                 return result
             jobs = args[0] if name == "combine_group" else (cuda.Job(args[0], args[1] if name == "combine" else None),)
             terms = {"combine": 3, "combine_group": 2, "combine_pair": 3, "combine_rows": 3}.get(name)
-            count = 0 if terms is None else len(args[terms])
+            count = 1 if name == "signs" else 0 if terms is None else len(args[terms])
             for job in jobs:
                 n, out = job.out.numel(), job.out
                 in_place = job.in_place if name.startswith("combine") else args[1] is out
@@ -109,7 +109,7 @@ def watched(enter: Callable[[str], Any] = record_function) -> Iterator[list[Pass
 
     with ExitStack() as stack:
         for engine in (native, portable, cuda):
-            for name in ("combine", "combine_group", "combine_pair", "combine_rows", "move_and_pair"):
+            for name in ("combine", "combine_group", "combine_pair", "combine_rows", "move_and_pair", "signs"):
                 if hasattr(engine, name):
                     stack.enter_context(replaced(engine, name, noted(name, getattr(engine, name))))
         for name in ("add_sides_", "add_outer"):

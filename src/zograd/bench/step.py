@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from zograd.bench.workload import Workload, quiet_machine
 from zograd.llm.train import ride_along
+from zograd.memory import settled_objects
 from zograd.stores.base import MERGE
 
 
@@ -87,7 +88,8 @@ def interleaved(ways: dict[str, Callable[[], None]], rounds: int, clock: Callabl
     """Seconds of each way in each round: round-robin, order reversed every round, after a warm-up. Bar on stderr."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     order = list(ways)
-    with tqdm(total=(rounds + 1) * len(ways), unit="run", file=sys.stderr, disable=None, leave=False) as bar:
+    count = (rounds + 1) * len(ways)
+    with settled_objects(), tqdm(total=count, unit="run", file=sys.stderr, disable=None, leave=False) as bar:
         for number in range(rounds + 1):
             for name in order:
                 start = clock()

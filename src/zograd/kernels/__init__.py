@@ -17,9 +17,9 @@ from torch import Tensor
 from zograd.noise import backend
 from zograd.noise.native import newest_build
 
-__all__ = ["Side", "add_outer", "add_sides_", "log_sum_exp_"]
+__all__ = ["Factors", "Side", "add_outer", "add_sides_", "log_sum_exp_"]
 
-ABI = 3
+ABI = 4
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -45,47 +45,77 @@ def _compiled(*tensors: Tensor) -> ctypes.CDLL | None:
     return library() if on_cpu else None
 
 
-Side: TypeAlias = tuple[Sequence[float], Tensor, Tensor]
-"""c [r], U [r, rows], V [r, columns]: the matrix U^T diag(c) V."""
+class Factors:
+    """U [r, rows] and V [r, columns] of a matrix U^T V, in float32 or float64."""
+
+    __slots__ = ("_at", "_kept", "u", "v")
+
+    def __init__(self, u: Tensor, v: Tensor) -> None:
+        self.u, self.v = u, v
+        self._at: tuple[list[int], list[int]] | None = None
+
+    @property
+    def at(self) -> tuple[list[int], list[int]]:
+        """Addresses of the rows of U and of V in float32, on the CPU."""
+        if self._at is None:
+            self._kept = u, v = _float_rows(self.u), _float_rows(self.v)
+            self._at = _addresses(u), _addresses(v)
+        return self._at
 
 
-def add_sides_(y: Tensor, x: Tensor, sides: Sequence[Sequence[Side]]) -> Tensor:
+Side: TypeAlias = tuple[Sequence[float], Factors]
+"""c [r] and factors: the matrix U^T diag(c) V."""
+
+
+def add_sides_(y: Tensor, x: Tensor, sides: Sequence[Sequence[Side]], start: int = 0) -> Tensor:
     """y[k] += sum_j (x[k] V_kj^T) diag(c_kj) U_kj, y [n, N, rows] and x [n, N, columns], n branches; returns y.
 
-    In 16 bits U, V and their sums are float32, and y is rounded once a rank. Cost: a pass over x and y for each rank.
+    start: the first of the rows of the matrices that y has. In 16 bits U, V and all sums are float32, and y is rounded
+    once every 32 ranks. Cost: a pass over y, one over x and N (rows + columns) products for each rank.
     """
     n, each = y.shape[:2]
     if x.is_contiguous() and y.is_contiguous() and (lib := _compiled(y, x)) is not None:
-        known: dict[int, tuple[Tensor, Tensor]] = {}  # float32 rows, of factors that branches may share
-        table: list[list[tuple[float, int, int]]] = [[] for _ in sides]
-        for terms, side in zip(table, sides, strict=True):
-            for c, u, v in side:
-                if id(u) not in known:
-                    known[id(u)] = _rows(u), _rows(v)
-                us, vs = known[id(u)]
-                at, to, du, dv = us.data_ptr(), vs.data_ptr(), 4 * us.stride(0), 4 * vs.stride(0)
-                terms += [(ck, at + k * du, to + k * dv) for k, ck in enumerate(c)]
-        most = max(map(len, table), default=0)
+        most = max(sum(len(c) for c, _ in terms) for terms in sides)
         if not most:
             return y
-        absent = (0.0, 0, 0)
-        flat = [term for terms in table for term in (*terms, *[absent] * (most - len(terms)))]
+        coefs: list[float] = []
+        us: list[int] = []
+        vs: list[int] = []
+        for k, terms in enumerate(sides, 1):
+            for c, factors in terms:
+                at_u, at_v = factors.at
+                coefs += c
+                us += at_u
+                vs += at_v
+            absent = k * most - len(coefs)
+            coefs += [0.0] * absent
+            us += [0] * absent
+            vs += [0] * absent
         lib.zograd_kernels_side(
-            DTYPES[y.dtype], y.data_ptr(), x.data_ptr(), each, 0, n * each, x.shape[2], y.shape[2], most,
-            struct.pack(f"{len(flat)}f", *[t[0] for t in flat]), struct.pack(f"{len(flat)}Q", *[t[1] for t in flat]),
-            struct.pack(f"{len(flat)}Q", *[t[2] for t in flat]), torch.get_num_threads(),
+            DTYPES[y.dtype], y.data_ptr(), x.data_ptr(), each, n * each, x.shape[2], y.shape[2], start, most,
+            struct.pack(f"{n * most}f", *coefs), struct.pack(f"{n * most}Q", *us), struct.pack(f"{n * most}Q", *vs),
+            torch.get_num_threads(),
         )  # fmt: skip
         return y
-    for xk, yk, side in zip(x, y, sides, strict=True):
-        for c, u, v in side:
-            t = (xk.to(u.dtype) @ v.T).mul_(u.new_tensor(c))
-            yk.copy_(yk.to(u.dtype).addmm_(t, u)) if yk.dtype != u.dtype else yk.addmm_(t, u)
+    wide = torch.promote_types(y.dtype, torch.float32)
+    for xk, yk, terms in zip(x, y, sides, strict=True):
+        xk, total = xk.to(wide), yk.to(wide)
+        for c, factors in terms:
+            u, v = factors.u[:, start : start + y.shape[2]].to(wide), factors.v.to(wide)
+            total = total.addmm((xk @ v.T).mul_(u.new_tensor(c)), u)
+        yk.copy_(total)
     return y
 
 
-def _rows(t: Tensor) -> Tensor:
+def _float_rows(t: Tensor) -> Tensor:
     """float32, each row contiguous: the tensor itself where it is."""
     return t if t.dtype == torch.float32 and t.stride(1) == 1 else t.float().contiguous()
+
+
+def _addresses(t: Tensor) -> list[int]:
+    """Of the rows of a float32 matrix."""
+    at, apart = t.data_ptr(), 4 * t.stride(0)
+    return [at + k * apart for k in range(t.shape[0])]
 
 
 def add_outer(

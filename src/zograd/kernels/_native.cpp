@@ -37,7 +37,7 @@
 
 namespace {
 
-constexpr int64_t ABI = 3;
+constexpr int64_t ABI = 4;
 constexpr int LANES = 16;
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
 
@@ -72,28 +72,130 @@ INLINE float sum(const float* lanes) {
     return s[0];
 }
 
-// ---- y[n] += sum_k coef_k (x[n] . v_k) u_k --------------------------------------------------------------------------
+// ---- y[n] += sum_t coef_t (x[n] . v_t) u_t --------------------------------------------------------------------------
 
-template <class T>
-INLINE void side_rows(T* y, const T* x, int64_t columns, int64_t rows, int64_t n_terms, const float* coef,
-                      const float* const* u, const float* const* v, int64_t first, int64_t last) {
-    for (int64_t n = first; n < last; ++n) {
-        const T* const xn = x + n * columns;
-        T* const yn = y + n * rows;
-        for (int64_t t = 0; t < n_terms; ++t) {
-            if (coef[t] == 0.0f) continue;
-            const float* const vt = v[t];
-            const float* const ut = u[t];
-            float lanes[LANES] = {};
-            int64_t j = 0;
-            for (; j + LANES <= columns; j += LANES)
-                for (int k = 0; k < LANES; ++k) lanes[k] += load(xn + j + k) * vt[j + k];
-            for (int k = 0; j < columns; ++j, ++k) lanes[k] += load(xn + j) * vt[j];
-            const float a = coef[t] * sum(lanes);
-            IVDEP
-            for (int64_t i = 0; i < rows; ++i) store(yn + i, load(yn + i) + a * ut[i]);
+// 16 floats, one in each lane; added and multiplied lane by lane.
+#if defined(__GNUC__) || defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // about calls with such arguments; all of these are inlined
+typedef float Lanes __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+INLINE Lanes lanes(const uint16_t* p) {
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    const Words w = __builtin_convertvector(h, Words) << 16;
+    Lanes l;
+    std::memcpy(&l, &w, sizeof l);
+    return l;
+}
+#else
+struct Lanes {
+    float f[LANES];
+    Lanes& operator+=(const Lanes& b) {
+        for (int k = 0; k < LANES; ++k) f[k] += b.f[k];
+        return *this;
+    }
+    friend Lanes operator*(Lanes a, const Lanes& b) {
+        for (int k = 0; k < LANES; ++k) a.f[k] *= b.f[k];
+        return a;
+    }
+    friend Lanes operator*(float a, Lanes b) {
+        for (int k = 0; k < LANES; ++k) b.f[k] *= a;
+        return b;
+    }
+};
+INLINE Lanes lanes(const uint16_t* p) {
+    Lanes l;
+    for (int k = 0; k < LANES; ++k) l.f[k] = load(p + k);
+    return l;
+}
+#endif
+INLINE Lanes lanes(const float* p) {
+    Lanes l;
+    std::memcpy(&l, p, sizeof l);
+    return l;
+}
+INLINE void put(float* p, const Lanes& l) { std::memcpy(p, &l, sizeof l); }
+INLINE void put(uint16_t* p, const Lanes& l) {
+    float f[LANES];
+    std::memcpy(f, &l, sizeof f);
+    for (int k = 0; k < LANES; ++k) store(p + k, f[k]);
+}
+
+constexpr int MOST = 32;  // terms that are added in one pass over y
+
+struct Sides {
+    int64_t columns, rows;  // of x and y
+    int64_t start;          // the element of each u that belongs to y[0]
+    int64_t n_terms;
+    const float* coef;
+    const float* const* u;
+    const float* const* v;
+};
+
+// a[r MOST + t] = coef_t (x[r] . v_t) for R rows and the T terms from `first` on, which share what is loaded.
+template <int R, int T, class F>
+INLINE void dots(float* a, const F* x, const Sides& m, int64_t first) {
+    const float* const* const v = m.v + first;
+    Lanes acc[R][T];
+    std::memset(acc, 0, sizeof acc);
+    int64_t j = 0;
+    for (; j + LANES <= m.columns; j += LANES) {
+        Lanes w[T];
+        for (int t = 0; t < T; ++t) w[t] = lanes(v[t] + j);
+        for (int r = 0; r < R; ++r) {
+            const Lanes xr = lanes(x + r * m.columns + j);
+            for (int t = 0; t < T; ++t) acc[r][t] += xr * w[t];
         }
     }
+    for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t) {
+            float s[LANES];
+            put(s, acc[r][t]);
+            for (int64_t k = 0; j + k < m.columns; ++k) s[k] += load(x + r * m.columns + j + k) * v[t][j + k];
+            a[r * MOST + t] = m.coef[first + t] * sum(s);
+        }
+}
+
+// y[r] += sum_t a[r MOST + t] u_t for R rows and n terms from `first` on, in float32 and rounded once.
+template <int R, class F>
+INLINE void add_terms(F* y, const Sides& m, int64_t first, int64_t n, const float* a) {
+    const float* const* const u = m.u + first;
+    int64_t i = 0;
+    for (; i + LANES <= m.rows; i += LANES) {
+        Lanes acc[R];
+        for (int r = 0; r < R; ++r) acc[r] = lanes(y + r * m.rows + i);
+        for (int64_t t = 0; t < n; ++t) {
+            const Lanes w = lanes(u[t] + m.start + i);
+            for (int r = 0; r < R; ++r) acc[r] += a[r * MOST + t] * w;
+        }
+        for (int r = 0; r < R; ++r) put(y + r * m.rows + i, acc[r]);
+    }
+    for (; i < m.rows; ++i)
+        for (int r = 0; r < R; ++r) {
+            float f = load(y + r * m.rows + i);
+            for (int64_t t = 0; t < n; ++t) f += a[r * MOST + t] * u[t][m.start + i];
+            store(y + r * m.rows + i, f);
+        }
+}
+
+template <int R, class F>
+INLINE void side_block(F* y, const F* x, const Sides& m) {
+    for (int64_t first = 0; first < m.n_terms; first += MOST) {
+        const int64_t n = m.n_terms - first < MOST ? m.n_terms - first : MOST;
+        float a[R * MOST];
+        int64_t t = 0;
+        for (; t + 4 <= n; t += 4) dots<R, 4>(a + t, x, m, first + t);
+        for (; t < n; ++t) dots<R, 1>(a + t, x, m, first + t);
+        add_terms<R>(y, m, first, n, a);
+    }
+}
+
+template <class F>
+INLINE void side_rows(F* y, const F* x, const Sides& m, int64_t first, int64_t last) {
+    int64_t n = first;
+    for (; n + 4 <= last; n += 4) side_block<4>(y + n * m.rows, x + n * m.columns, m);
+    for (; n < last; ++n) side_block<1>(y + n * m.rows, x + n * m.columns, m);
 }
 
 // ---- out[e] = scale x[e] + sum_k (coef_k u_k[i]) v_k[j], element e = i columns + j ----------------------------------
@@ -234,12 +336,10 @@ INLINE void lse_rows(const T* logits, int64_t stride, int64_t columns, float* to
 }
 
 #define DEFINE(LEVEL, TARGET)                                                                                       \
-    TARGET void side_f32_##LEVEL(float* y, const float* x, int64_t c, int64_t r, int64_t n, const float* a,          \
-                                 const float* const* u, const float* const* v, int64_t f, int64_t l) {              \
-        side_rows(y, x, c, r, n, a, u, v, f, l); }                                                                  \
-    TARGET void side_bf16_##LEVEL(uint16_t* y, const uint16_t* x, int64_t c, int64_t r, int64_t n, const float* a,  \
-                                  const float* const* u, const float* const* v, int64_t f, int64_t l) {             \
-        side_rows(y, x, c, r, n, a, u, v, f, l); }                                                                  \
+    TARGET void side_f32_##LEVEL(float* y, const float* x, const Sides& m, int64_t f, int64_t l) {                  \
+        side_rows(y, x, m, f, l); }                                                                                 \
+    TARGET void side_bf16_##LEVEL(uint16_t* y, const uint16_t* x, const Sides& m, int64_t f, int64_t l) {           \
+        side_rows(y, x, m, f, l); }                                                                                 \
     TARGET int64_t outer_f32_##LEVEL(const Outer& m, float* out, const float* x, int64_t f, int64_t l) {            \
         return outer_range(m, out, x, f, l); }                                                                      \
     TARGET int64_t outer_bf16_##LEVEL(const Outer& m, uint16_t* out, const uint16_t* x, int64_t f, int64_t l) {     \
@@ -283,19 +383,20 @@ void split(int64_t n, int64_t elements, int64_t threads, F work) {
 
 EXPORT int64_t zograd_kernels_abi() { return ABI; }
 
-// Rows begin .. end of y and x; rows b each .. (b + 1) each are branch b, with its own n_terms of coef, u and v.
-EXPORT void zograd_kernels_side(int64_t dtype, void* y, const void* x, int64_t each, int64_t begin, int64_t end,
-                                int64_t columns, int64_t rows, int64_t n_terms, const float* coef, const float* const* u,
-                                const float* const* v, int64_t threads) {
-    split(end - begin, (end - begin) * (columns + rows), threads, [&](int64_t first, int64_t last) {
-        first += begin, last += begin;
+// y and x of n rows; rows b each .. (b + 1) each are branch b, with its own coef, u and v: `most` of them, or fewer before
+// the first u that is null. y has as columns `rows` elements of each u, from `start` on.
+EXPORT void zograd_kernels_side(int64_t dtype, void* y, const void* x, int64_t each, int64_t n, int64_t columns,
+                                int64_t rows, int64_t start, int64_t most, const float* coef,
+                                const float* const* u, const float* const* v, int64_t threads) {
+    split(n, n * (columns + rows), threads, [&](int64_t first, int64_t last) {
         for (int64_t b = first / each; b * each < last; ++b) {
             const int64_t from = first > b * each ? first : b * each, to = last < (b + 1) * each ? last : (b + 1) * each;
-            const int64_t k = b * n_terms;
+            Sides m = {columns, rows, start, 0, coef + b * most, u + b * most, v + b * most};
+            while (m.n_terms < most && m.u[m.n_terms]) ++m.n_terms;
             if (dtype == 0)
-                PICK(side_f32)(static_cast<float*>(y), static_cast<const float*>(x), columns, rows, n_terms, coef + k, u + k, v + k, from, to);
+                PICK(side_f32)(static_cast<float*>(y), static_cast<const float*>(x), m, from, to);
             else
-                PICK(side_bf16)(static_cast<uint16_t*>(y), static_cast<const uint16_t*>(x), columns, rows, n_terms, coef + k, u + k, v + k, from, to);
+                PICK(side_bf16)(static_cast<uint16_t*>(y), static_cast<const uint16_t*>(x), m, from, to);
         }
     });
 }

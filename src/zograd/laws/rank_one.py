@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +31,9 @@ class SignOuter(Regenerated):
         if not is_matrix(at.shape):
             combine(out, out, terms=(Term(Kind.SIGN, self.key, coef),), leaf=at.leaf, start=at.start)
             return
-        v = signs(self.key, at.leaf, at.shape[0], at.columns, out.device).to(out.dtype)
+        v = signs(self.key, [(at.leaf, at.shape[0], at.columns)], out.device).to(out.dtype)
         for elements, rows, columns in panels(at, out.numel()):
-            u = signs(self.key, at.leaf, rows.start, rows.stop - rows.start, out.device)
+            u = signs(self.key, [(at.leaf, rows.start, rows.stop - rows.start)], out.device)
             u = u.to(out.dtype).mul_(coef).view(-1, 1)
             out[elements].view(u.shape[0], -1).addcmul_(u, v[columns])
 
@@ -40,8 +41,18 @@ class SignOuter(Regenerated):
         """U [1, rows], V [1, columns] in float32 with u v^T = U^T V on a matrix; None on a vector."""
         if not is_matrix(shape):
             return None
-        both = signs(self.key, leaf, 0, shape[0] + Address(leaf, 0, shape).columns, device).view(1, -1)
-        return both[:, : shape[0]], both[:, shape[0] :]
+        ((u, v),) = self.all_factors([(leaf, shape)], device)
+        return u, v
+
+    def all_factors(
+        self, matrices: Sequence[tuple[int, tuple[int, ...]]], device: torch.device
+    ) -> list[tuple[Tensor, Tensor]]:
+        """`factors` of matrices, by leaf and shape, drawn in one go."""
+        lengths = [(shape[0], math.prod(shape[1:])) for _, shape in matrices]
+        runs = [(leaf, 0, sum(two)) for (leaf, _), two in zip(matrices, lengths, strict=True)]
+        drawn = signs(self.key, runs, device)
+        parts = drawn.view(1, -1).split_with_sizes([n for two in lengths for n in two], dim=1)
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 @dataclass(frozen=True, slots=True)

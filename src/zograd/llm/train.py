@@ -24,7 +24,7 @@ from zograd.laws import RankOne
 from zograd.llm import loading, offloading
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.task import Batches, Metrics, Scorer
-from zograd.memory import Peak
+from zograd.memory import Peak, settled_objects
 from zograd.oracles import Oracle, batched
 from zograd.quantized import libraries
 from zograd.quantized.feasible import Probes
@@ -424,7 +424,7 @@ class Loop:
             total=s.steps, initial=run.step_number, desc=run.method.name, unit="step", file=sys.stderr,
             disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
-        with interruptible() as caught, bar, self._moving():
+        with interruptible() as caught, bar, self._moving(), settled_objects():
             while run.step_number < s.steps and not (stopped := self.peers.stopping(bool(caught))):
                 batch = self.batches[run.step_number]
                 if run.step_number == merged(s, run.step_number):
@@ -445,13 +445,12 @@ class Loop:
 
     def _together(self) -> int:
         """How many points share a forward, as a function of the settings and the batch alone: a resumed run agrees."""
-        s = self.p.settings
-        if s.parallel != "data" or loading.is_scales(s.train):
-            return 1
-        return s.together or self.scorer.together(self.now)
+        return self.p.settings.together or self.scorer.together(self.now)
 
     def _oracle(self, batch: list[Any]) -> Oracle:
-        parts = self.scorer.parts(batch, self.p.settings.shards or 1)
+        s = self.p.settings
+        parts = self.scorer.parts(batch, s.shards or 1)
+        apart = s.parallel != "data" or loading.is_scales(s.train)
 
         def of_part(part: int) -> Oracle:
             self.now = parts[part]
@@ -461,8 +460,8 @@ class Loop:
             lambda part, rows=None: self.scorer.loss(parts[part]),
             self.peers,
             weights=[len(part) / len(batch) for part in parts],
-            deal=self.p.settings.parallel,
-            oracle=of_part,
+            deal=s.parallel,
+            oracle=None if apart else of_part,
         )
         if self.probes is None:
             return answer

@@ -167,12 +167,20 @@ def combine(
     return moved if job.in_place else 0
 
 
-def signs(key: int, leaf: int, start: int, count: int, device: torch.device) -> Tensor:
-    """float32 [count]: elements start .. start + count of the signs of `key`; `combine` without its checks."""
+def signs(key: int, runs: Sequence[tuple[int, int, int]], device: torch.device) -> Tensor:
+    """float32: the signs of `key` at elements start .. start + count, one (leaf, start, count) after the other.
+
+    `combine` without its checks; on the CPU one call, whatever the number of runs.
+    """
     with torch.inference_mode(False):
-        out = torch.empty(count, dtype=torch.float32, device=device)
-    if count:
-        _engine(device).combine(out, None, 1.0, ((Kind.SIGN, key, 1.0),), None, 1.0, leaf, start, None, None)
+        out = torch.empty(sum(count for _, _, count in runs), dtype=torch.float32, device=device)
+    engine = _engine(device)
+    if engine is native:
+        native.signs(out, key, runs)
+        return out
+    for part, (leaf, start, count) in zip(out.split_with_sizes([run[2] for run in runs]), runs, strict=True):
+        if count:
+            engine.combine(part, None, 1.0, ((Kind.SIGN, key, 1.0),), None, 1.0, leaf, start, None, None)
     return out
 
 

@@ -61,7 +61,7 @@
 
 namespace {
 
-constexpr int64_t ABI = 4;
+constexpr int64_t ABI = 5;
 constexpr int TILE = 2048;
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
 
@@ -752,6 +752,23 @@ EXPORT int64_t zograd_noise_combine(const char* packed) {
     for (int64_t p = 0; p < parts; ++p)
         moved += kernel(call, terms.data(), first + tiles * p / parts, first + tiles * (p + 1) / parts);
     return moved;
+}
+
+// The call on elements start .. start + count of a leaf for each (leaf, start, count), one run after the other in `out`.
+EXPORT void zograd_noise_signs(const char* packed, int64_t n_runs, const char* packed_runs) {
+    Call call;
+    std::vector<Term> terms;
+    unpack(packed, call, terms);
+    const Kernel kernel = kernel_for(call);
+    for (int64_t i = 0; i < n_runs; ++i) {
+        int64_t run[3];
+        std::memcpy(run, packed_runs + i * int64_t(sizeof run), sizeof run);
+        call.leaf = uint64_t(run[0]);
+        call.start = run[1];
+        call.n = run[2];
+        if (call.n > 0) kernel(call, terms.data(), call.start / TILE, (call.start + call.n - 1) / TILE + 1);
+        call.out += uint64_t(call.n * bytes_of(call.dtype));
+    }
 }
 
 // One call and then another on the same elements, tile by tile: what the first writes is in the cache for the second.

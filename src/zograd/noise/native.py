@@ -18,7 +18,7 @@ from torch import Tensor
 from .format import Kind
 from .table import values
 
-ABI = 4
+ABI = 5
 SUFFIXES = (".so", ".pyd", ".dylib")
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -56,6 +56,8 @@ def library() -> ctypes.CDLL | None:
     lib.zograd_noise_combine.restype = ctypes.c_int64
     lib.zograd_noise_chain.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     lib.zograd_noise_chain.restype = ctypes.c_int64
+    lib.zograd_noise_signs.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_char_p]
+    lib.zograd_noise_signs.restype = None
     lib.zograd_noise_combine_rows.argtypes = [ctypes.c_char_p]
     lib.zograd_noise_combine_rows.restype = None
     i64, u64, address = ctypes.c_int64, ctypes.c_uint64, ctypes.c_void_p
@@ -128,6 +130,15 @@ def _combine_call(
         _table_for(terms),
     )
     return call + _pack_terms(terms)
+
+
+def signs(out: Tensor, key: int, runs: Sequence[tuple[int, int, int]]) -> None:
+    """`zograd.noise.signs` into `out`."""
+    lib = library()
+    assert lib is not None
+    call = _combine_call(out, None, 1.0, ((Kind.SIGN, key, 1.0),), None, 1.0, 0, 0, None, None)
+    flat = [number for run in runs for number in run]
+    lib.zograd_noise_signs(call, len(runs), struct.pack(f"{len(flat)}q", *flat))
 
 
 def combine_pair(

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -94,7 +95,7 @@ class Leaf:
         """Elements held here."""
         return self.total if self.portion is None else math.prod(self.portion.sizes)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Elements of the whole tensor."""
         return self.tensor.numel()
@@ -119,11 +120,11 @@ class Leaf:
     def dtype(self) -> torch.dtype:
         return self.tensor.dtype
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.tensor.shape)
 
-    @property
+    @cached_property
     def matrix_shape(self) -> tuple[int, int]:
         """As a matrix: first axis by the rest; a vector is one column, a scalar 1 x 1."""
         rows = self.shape[0] if self.shape else 1
@@ -239,10 +240,10 @@ class Store:
         self._due: dict[int, list[tuple[Iterate, Vector]]] = {}
         self._complete: Iterate | None = None
         self.sides = False
-        self.recent: dict[tuple[int, Basis], tuple[Tensor, Tensor]] = {}
-        """Factors of the directions of the last forward in branches, by leaf."""
-        self._waiting: dict[int, kernels.Side] = {}
-        """The moves that wait at a matrix, as one side of their rank."""
+        self.recent: dict[Basis, Drawn] = {}
+        """Factors of the directions of the last forward in branches."""
+        self._waiting: dict[int, list[kernels.Side]] = {}
+        """The moves that wait at a matrix, a side each."""
         self.leaves: list[Leaf] = []
         self.by_id: dict[int, Leaf] = {}
         self._aliases: list[Tensor] = []
@@ -555,31 +556,24 @@ class Store:
             self.catch_up()
 
     def waiting_sides(self, leaf: Leaf) -> list[kernels.Side] | None:
-        """The moves that wait at a matrix as c U^T V, where they may stay: few, each along one product of signs."""
-        moves = self._due.get(leaf.index, [])
+        """The moves that wait at a matrix, a side each, where they may stay: few, each along one product of signs."""
+        moves = self._due.get(leaf.index)
         if not moves:
             return []
         if not self.sides or len(moves) > MERGE:
             return None
-        known = self._waiting.get(leaf.index)
-        for iterate, direction in moves[len(known[0]) if known else 0 :]:
+        known = self._waiting.setdefault(leaf.index, [])
+        for iterate, direction in moves[len(known) :]:
             rate = iterate.rates[leaf.group]
             if len(direction.terms) != 1 or not of_signs(direction.terms[0][0]) or rate.weight_decay:
                 return None
             ((e, c),) = direction.terms
-            u, v = self.recent.get((leaf.index, e)) or e.factors(leaf.index, leaf.shape, leaf.tensor.device)  # type: ignore[attr-defined]
-            known = (
-                (
-                    (*known[0], -rate.lr * c),
-                    torch.cat([known[1], u]),
-                    torch.cat([known[2], v]),
-                )
-                if known
-                else ((-rate.lr * c,), u, v)
-            )
-        assert known is not None
-        self._waiting[leaf.index] = known
-        return [known]
+            if e not in self.recent:
+                self.recent[e] = Drawn(self.leaves, e)
+            factors = self.recent[e][leaf.index]
+            assert factors is not None  # who asks has found the leaf a matrix
+            known.append(((-rate.lr * c,), factors))
+        return known
 
     def catch_up(self, leaves: Sequence[Leaf] | None = None) -> list[Leaf]:
         """Make the moves that wait, of these leaves or of all; returns the leaves that were moved."""
@@ -590,7 +584,7 @@ class Store:
             sides = self.waiting_sides(leaf) if leaf.index in self._waiting else None
             moves = self._due.pop(leaf.index)
             self._waiting.pop(leaf.index, None)
-            if sides and self._add_sides(leaf, moves, sides[0]):
+            if sides and self._add_sides(leaf, moves, sides):
                 continue
             for start, stop in self.pieces(leaf, CHUNK if len(moves) > 1 else None, write=True):
                 for iterate, direction in moves:
@@ -605,7 +599,7 @@ class Store:
         What has not been made of it at the end, whatever happens, is made then.
         """
         moves = self._due.get(leaf.index, [])
-        plain = len(moves) == 1 and all(isinstance(e, Noise) for e, _ in moves[0][1].terms)
+        plain = len(moves) == 1 and not noise_terms(moves[0][1], on_vector=leaf.matrix_shape[1] == 1)[1]
         whole = leaf.space.flat and leaf.low is None and leaf.portion is None and self.pages is None
         if not (plain and whole):
             yield None
@@ -625,14 +619,14 @@ class Store:
             iterate.left -= 1
             self._complete = self._complete if iterate.left else iterate
 
-    def _add_sides(self, leaf: Leaf, moves: Sequence[tuple[Iterate, Vector]], side: kernels.Side) -> bool:
+    def _add_sides(self, leaf: Leaf, moves: Sequence[tuple[Iterate, Vector]], sides: list[kernels.Side]) -> bool:
         """The moves that wait at a matrix in one pass, with the bits of one after the other; False where it cannot.
 
         How many weights changed is then known of all of them together.
         """
         if leaf.dtype != torch.float32 or any(iterate.rates[leaf.group].lr == 0.0 for iterate, _ in moves):
             return False
-        terms = list(zip(*side, strict=True))
+        terms = [(c, factors.u[0], factors.v[0]) for (c,), factors in sides]
         for start, stop in self.pieces(leaf, write=True):
             x = leaf.flat[start:stop]
             columns = leaf.matrix_shape[1]
@@ -708,6 +702,29 @@ def sign_sides(terms: Sequence[tuple[Basis, float]], leaf: Leaf) -> list[tuple[f
     """Products of signs (`of_signs`) on a matrix, by their factors."""
     factors = [(c, *e.factors(leaf.index, leaf.shape, leaf.tensor.device)) for e, c in terms]  # type: ignore[attr-defined]
     return [(c, u.view(-1), v.view(-1)) for c, u, v in factors]
+
+
+class Drawn(dict[int, "kernels.Factors | None"]):
+    """The factors of a direction, by number of the leaf: those that are asked for, and products of signs all at once.
+
+    None: on this leaf the direction is not known to be of low rank.
+    """
+
+    def __init__(self, leaves: Sequence[Leaf], e: Basis) -> None:
+        super().__init__()
+        self.leaves, self.e = leaves, e
+        if not of_signs(e):
+            return
+        for device in {leaf.tensor.device for leaf in leaves}:
+            matrices = [leaf for leaf in leaves if leaf.tensor.device == device and leaf.matrix_shape[1] > 1]
+            drawn = e.all_factors([(leaf.index, leaf.shape) for leaf in matrices], device)  # type: ignore[attr-defined]
+            self.update((leaf.index, kernels.Factors(u, v)) for leaf, (u, v) in zip(matrices, drawn, strict=True))
+
+    def __missing__(self, index: int) -> kernels.Factors | None:
+        leaf = self.leaves[index]
+        made = self.e.factors(index, leaf.shape, leaf.tensor.device) if hasattr(self.e, "factors") else None
+        self[index] = None if made is None else kernels.Factors(*made)
+        return self[index]
 
 
 def part_of(space: Space, name: str) -> Space:
@@ -802,7 +819,7 @@ class Iterate:
         if rate.lr == 0.0:
             noise.combine_pair(plus, minus, x, terms=terms, leaf=leaf.index, start=start)
             return
-        move, _ = noise_terms(direction, -rate.lr)
+        move, _ = noise_terms(direction, -rate.lr, on_vector=leaf.matrix_shape[1] == 1)
         stochastic = leaf.dtype in HALF and self.store.rounding == "stochastic"
         self.changed += noise.move_and_pair(
             plus, minus, x, scale=1.0 - rate.lr * rate.weight_decay, move=move,

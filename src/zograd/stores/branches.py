@@ -25,8 +25,9 @@ from torch import Tensor
 
 from zograd import kernels, noise
 from zograd.kernels import Side
+from zograd.stores.base import Drawn
 from zograd.stores.lens import CASTS, ELEMENTWISE, Lens, WatchedTensor, linear_rows, shape_only
-from zograd.vector import HALF, Basis, Vector
+from zograd.vector import HALF, Basis, Vector, noise_terms
 
 if TYPE_CHECKING:
     from zograd.stores.base import Leaf, Passing, Store
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 _UNARY = ("exp", "log", "neg", "abs", "sigmoid", "tanh", "relu", "sqrt", "rsqrt", "square", "reciprocal")
 POINTWISE = CASTS | {F.softplus, F.silu} | {getattr(home, name) for home in (torch, Tensor) for name in _UNARY}
 """Functions of one tensor, element by element."""
+
+
+SIDE = 4
+"""Elements of its inputs and outputs that a side branch passes in the time in which one weight is regenerated."""
 
 
 class Unbranchable(RuntimeError):
@@ -57,24 +62,25 @@ class Branches(Lens):
         self.stacks: dict[int, tuple[Tensor, int]] = {}
         """Tensors [n, ...] that were made of weights alone: one for each branch, of so many axes."""
         self._mirrored = {
-            a: b
-            for a, b in itertools.combinations(range(self.n), 2)
-            if points[a] and self.one[a].noise_only and points[b] == -points[a]
+            a: b for a, b in itertools.combinations(range(self.n), 2) if points[a] and points[b] == -points[a]
         }
-        """Branch a -> branch b where point b is -point a, both along noise alone."""
-        self._made_sides: dict[tuple[int, Basis], tuple[Tensor, Tensor]] = {}
+        """Branch a -> branch b where point b is -point a."""
+        self._one_pair = self.n == 2 and 0 in self._mirrored
+        self._drawn: dict[Basis, Drawn] = {}
         self._sides: dict[int, list[list[Side]] | None] = {}
 
     # ---- which tensors have branches -----------------------------------------------------------------------------
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self.store.recent = self._made_sides if self.store.sides else {}
+        self.store.recent = self._drawn if self.store.sides else {}
 
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is F.linear and len(args) > 1 and id(args[1]) in self.leaves:  # most calls: straight to the answer
+            return self._linear(*args, **kwargs)
         if func is F.dropout:
             return self._dropout(*args, **kwargs)
-        if func is F.scaled_dot_product_attention and (kwargs.get("dropout_p") or 0.0) > 0.0:
+        if func is F.scaled_dot_product_attention and (kwargs.get("dropout_p") or 0.0) > 0.0 and self.n > 1:
             raise Unbranchable("attention draws dropout masks, which its kernels cannot share between branches")
         if self.stacks and any(id(a) in self.stacks for a in itertools.chain(args, kwargs.values())):
             return self._stacked(func, args, kwargs)
@@ -187,6 +193,11 @@ class Branches(Lens):
         if leaf.index in self.store.escaped:
             return leaf.tensor.to(dtype).expand(self.n, *leaf.shape)
         out = torch.empty(self.n, leaf.numel, dtype=dtype, device=leaf.tensor.device)
+        terms, others = noise_terms(self.one[0].point, on_vector=leaf.matrix_shape[1] == 1)
+        if self._one_pair and not others and leaf.low is None and leaf.space.flat and not wide:
+            with self.store.passing(leaf) as move:
+                self._pair(out[0], out[1], leaf, 0, terms, move)
+            return out.view(self.n, *leaf.shape)
         for row, one in zip(out, self.one, strict=True):
             self.store.point_(row, leaf, one.point)
         return out.view(self.n, *leaf.shape)
@@ -211,14 +222,17 @@ class Branches(Lens):
     def _find_side(self, leaf: Leaf) -> list[list[Side]] | None:
         if not leaf.space.flat or leaf.index in self.store.escaped:
             return None
-        made: dict[Basis, tuple[Tensor, Tensor]] = {}  # the sides of a pair share theirs
-        for e in dict.fromkeys(e for one in self.one for e, _ in one.point.terms):
-            factors = e.factors(leaf.index, leaf.shape, leaf.tensor.device) if hasattr(e, "factors") else None
-            if factors is None:
-                return None
-            made[e] = self._made_sides[leaf.index, e] = factors
-        ranks = {e: made[e][0].shape[0] for e in made}
-        return [[((c,) * ranks[e], *made[e]) for e, c in one.point.terms] for one in self.one]
+        sides: list[list[Side]] = []
+        for one in self.one:
+            sides.append([])
+            for e, c in one.point.terms:
+                if e not in self._drawn:
+                    self._drawn[e] = Drawn(self.store.leaves, e)
+                factors = self._drawn[e][leaf.index]
+                if factors is None:
+                    return None
+                sides[-1].append(((c,) * factors.u.shape[0], factors))
+        return sides
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not self._branched(input):
@@ -245,26 +259,25 @@ class Branches(Lens):
         columns = leaf.shape[1]
         x = input.reshape(self.n, -1, columns)
         shape = (*input.shape[:-1], stop - start)
-        elements = (stop - start) * columns  # a side goes over inputs and outputs, a tile over weights
-        side = None if x.shape[1] * (columns + stop - start) > elements else self._side(leaf)
+        side = None if x.shape[1] * sum(leaf.shape) > SIDE * leaf.numel else self._side(leaf)
         if side is None:
             out = x.new_empty(*x.shape[:2], stop - start)
             self._tiles(out, x, leaf, start, stop)
             return out.view(shape)
-        if (start, stop) != (0, leaf.shape[0]):
-            cut = {id(u): u[:, start:stop] for terms in side for _, u, _ in terms}
-            side = [[(c, cut[id(u)], v) for c, u, v in terms] for terms in side]
+        waiting = self._waiting(leaf)
+        y = F.linear(x, leaf.tensor.detach()[start:stop])
+        side = [[*waiting, *terms] for terms in side] if waiting else side
+        return kernels.add_sides_(y, x.contiguous(), side, start).view(shape)
+
+    def _waiting(self, leaf: Leaf) -> list[Side]:
+        """The moves that wait at a matrix and may stay there; others are made."""
         if (waiting := self.store.waiting_sides(leaf)) is None:
             self.store.catch_up([leaf])
-        elif waiting:
-            pieces = [(c, u[:, start:stop], v) for c, u, v in waiting]
-            side = [[*pieces, *terms] for terms in side]
-        y = F.linear(x, leaf.tensor.detach()[start:stop])
-        return kernels.add_sides_(y, x.contiguous(), side).view(shape)
+        return waiting or []
 
     def _tiles(self, out: Tensor, x: Tensor, leaf: Leaf, start: int, stop: int) -> None:
         """out[k] <- x[k] W_k^T, tile by tile and branch by branch; the two sides of a pair are made together."""
-        whole = (start, stop) == (0, leaf.shape[0]) and self._mirrored.keys() == {0} and self.n == 2
+        whole = (start, stop) == (0, leaf.shape[0]) and self._one_pair and self.one[0].noise_only
         with self.store.passing(leaf) if whole else nullcontext() as move:
             for a, b in next((one for one in self.one if one.point), self.one[0]).tiles(leaf, start, stop):
                 for k, tile in self._made(leaf, a, b, move):
@@ -281,19 +294,25 @@ class Branches(Lens):
             if k in done:
                 continue
             other = self._mirrored.get(k)
-            if other is None or leaf.low is not None or not leaf.space.flat:
+            if other is None or leaf.low is not None or not leaf.space.flat or not one.noise_only:
                 yield k, one.tile(leaf, a, b)
                 continue
             done.add(other)
             plus, minus = (self.store.scratch(leaf, (b - a) * columns, use, leaf.dtype) for use in (-1, -2))
-            if move is not None:
-                move.pair(plus, minus, one.terms)
-            else:
-                self.store.catch_up([leaf])
-                w = leaf.flat[a * columns : b * columns]
-                noise.combine_pair(plus, minus, w, terms=one.terms, leaf=leaf.index, start=a * columns)
+            self._pair(plus, minus, leaf, a * columns, one.terms, move)
             yield k, plus
             yield other, minus
+
+    def _pair(
+        self, plus: Tensor, minus: Tensor, leaf: Leaf, start: int, terms: list[noise.Term], move: Passing | None
+    ) -> None:
+        """x + v and x - v at the elements of a leaf from `start` on, which a move that is given makes first."""
+        if move is not None:
+            move.pair(plus, minus, terms)
+            return
+        self.store.catch_up([leaf])
+        x = leaf.flat[start : start + plus.numel()]
+        noise.combine_pair(plus, minus, x, terms=terms, leaf=leaf.index, start=start)
 
     def _embedding(self, input: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Tensor:
         if not self._branched(input):
@@ -308,12 +327,12 @@ class Branches(Lens):
             parts = zip(self.one, input.chunk(self.n), strict=True)
             return torch.cat([one._embedding(ids, weight, *rest, **named) for one, ids in parts])
         self.store.seen.add(self.leaves[id(weight)].index)
-        if (waiting := self.store.waiting_sides(self.leaves[id(weight)])) is None:
-            self.store.catch_up([self.leaves[id(weight)]])
-        side = [[*(waiting or []), *terms] for terms in side]
+        waiting = self._waiting(self.leaves[id(weight)])
         ids = input.reshape(self.n, -1)
         y = F.embedding(ids, weight.detach())
+        wide = torch.promote_types(y.dtype, torch.float32)
         for k, terms in enumerate(side):
-            for c, u, v in terms:
-                y[k].add_(((u.T[ids[k]] * u.new_tensor(c)) @ v).to(y.dtype))
+            for c, factors in (*waiting, *terms):
+                u, v = factors.u.T[ids[k]].to(wide), factors.v.to(wide)
+                y[k].add_(((u * u.new_tensor(c)) @ v).to(y.dtype))
         return y.view(*input.shape, weight.shape[1])
