@@ -1,4 +1,4 @@
-"""Peak memory of the process, measured by the operating system; Python's garbage collector over a long loop.
+"""Peak memory of the process, measured by the operating system; allocator and garbage collector of long loops.
 
 On Linux the kernel's high-water mark is reset at the start (proc(5), `clear_refs`), so that a peak belongs to the block
 it was measured in. Importing this module does not import torch.
@@ -19,6 +19,7 @@ from typing import Any
 
 _PROC = Path("/proc/self")
 _KIB = 1024
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Peak:
@@ -133,6 +134,18 @@ def trim() -> None:
     libc = _libc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+def keep_freed() -> None:
+    """From now on malloc keeps freed blocks up to 32 MiB for the next forward (glibc; elsewhere nothing happens).
+
+    Otherwise it gives activations back to the system in each layer and asks for them again, page by page: of a step of
+    16 x 64 tokens of a model of 135 million weights 5 to 12 % of the time. The peak is the same. `trim` gives all back.
+    """
+    libc = _libc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * _KIB)  # the largest that it accepts
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 @cache

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from zograd.bench.workload import Workload, quiet_machine
 from zograd.llm.train import ride_along
-from zograd.memory import settled_objects
+from zograd.memory import keep_freed, settled_objects
 from zograd.stores.base import MERGE
 
 
@@ -89,6 +89,7 @@ def interleaved(ways: dict[str, Callable[[], None]], rounds: int, clock: Callabl
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     order = list(ways)
     count = (rounds + 1) * len(ways)
+    keep_freed()  # this and settled_objects as in training
     with settled_objects(), tqdm(total=count, unit="run", file=sys.stderr, disable=None, leave=False) as bar:
         for number in range(rounds + 1):
             for name in order:

@@ -24,7 +24,7 @@ from zograd.laws import RankOne
 from zograd.llm import loading, offloading
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.task import Batches, Metrics, Scorer
-from zograd.memory import Peak, settled_objects
+from zograd.memory import Peak, keep_freed, settled_objects
 from zograd.oracles import Oracle, batched
 from zograd.quantized import libraries
 from zograd.quantized.feasible import Probes
@@ -357,6 +357,8 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
         seed=s.seed,
     )
     p = prepare(s, folder)
+    if not s.offload:
+        keep_freed()
     base = identity(p.model, p.pages)  # first, so that every weight is resident when the peak of inference is measured
     examples = list(task.splits["train"])[: s.train_examples]
     held_out = list(task.splits[s.eval_split])[: s.eval_examples]
