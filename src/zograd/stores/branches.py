@@ -278,10 +278,12 @@ class Branches(Lens):
     def _tiles(self, out: Tensor, x: Tensor, leaf: Leaf, start: int, stop: int) -> None:
         """out[k] <- x[k] W_k^T, tile by tile and branch by branch; the two sides of a pair are made together."""
         whole = (start, stop) == (0, leaf.shape[0]) and self._one_pair and self.one[0].noise_only
+        xs, outs = x.unbind(), out.unbind()
         with self.store.passing(leaf) if whole else nullcontext() as move:
             for a, b in next((one for one in self.one if one.point), self.one[0]).tiles(leaf, start, stop):
                 for k, tile in self._made(leaf, a, b, move):
-                    torch.mm(x[k], tile.view(b - a, -1).t(), out=out[k, :, a - start : b - start])
+                    to = outs[k] if b - a == stop - start else outs[k][:, a - start : b - start]
+                    torch.mm(xs[k], tile.view(b - a, -1).t(), out=to)
 
     def _made(self, leaf: Leaf, a: int, b: int, move: Passing | None) -> Iterator[tuple[int, Tensor]]:
         """Rows a .. b of a matrix in each branch, in workspace that the next one overwrites.
