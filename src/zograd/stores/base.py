@@ -581,14 +581,15 @@ class Store:
             return []
         moved = [leaf for leaf in (self.leaves if leaves is None else leaves) if leaf.index in self._due]
         for leaf in moved:
-            sides = self.waiting_sides(leaf) if leaf.index in self._waiting else None
+            waiting = (self.waiting_sides(leaf) if leaf.index in self._waiting else None) or []
+            sides = [(c, factors.u[0], factors.v[0]) for (c,), factors in waiting]
             moves = self._due.pop(leaf.index)
             self._waiting.pop(leaf.index, None)
             if sides and self._add_sides(leaf, moves, sides):
                 continue
             for start, stop in self.pieces(leaf, CHUNK if len(moves) > 1 else None, write=True):
-                for iterate, direction in moves:
-                    iterate._add(direction, leaf, start, stop)
+                for k, (iterate, direction) in enumerate(moves):
+                    iterate._add(direction, leaf, start, stop, sides[k : k + 1])
             self._made(moves)
         return moved
 
@@ -619,18 +620,17 @@ class Store:
             iterate.left -= 1
             self._complete = self._complete if iterate.left else iterate
 
-    def _add_sides(self, leaf: Leaf, moves: Sequence[tuple[Iterate, Vector]], sides: list[kernels.Side]) -> bool:
+    def _add_sides(self, leaf: Leaf, moves: Sequence[tuple[Iterate, Vector]], sides: list[SignSide]) -> bool:
         """The moves that wait at a matrix in one pass, with the bits of one after the other; False where it cannot.
 
         How many weights changed is then known of all of them together.
         """
         if leaf.dtype != torch.float32 or any(iterate.rates[leaf.group].lr == 0.0 for iterate, _ in moves):
             return False
-        terms = [(c, factors.u[0], factors.v[0]) for (c,), factors in sides]
         for start, stop in self.pieces(leaf, write=True):
             x = leaf.flat[start:stop]
             columns = leaf.matrix_shape[1]
-            changed = kernels.add_outer(x, x, leaf.place(start), columns, 1.0, terms, one_by_one=True)
+            changed = kernels.add_outer(x, x, leaf.place(start), columns, 1.0, sides, one_by_one=True)
             if changed is None:  # of the first piece, if at all
                 return False
             for iterate, _ in moves:
@@ -698,7 +698,11 @@ class Store:
         return h.hexdigest()
 
 
-def sign_sides(terms: Sequence[tuple[Basis, float]], leaf: Leaf) -> list[tuple[float, Tensor, Tensor]]:
+SignSide: TypeAlias = tuple[float, Tensor, Tensor]
+"""c, u [rows], v [columns]: c u v^T."""
+
+
+def sign_sides(terms: Sequence[tuple[Basis, float]], leaf: Leaf) -> list[SignSide]:
     """Products of signs (`of_signs`) on a matrix, by their factors."""
     factors = [(c, *e.factors(leaf.index, leaf.shape, leaf.tensor.device)) for e, c in terms]  # type: ignore[attr-defined]
     return [(c, u.view(-1), v.view(-1)) for c, u, v in factors]
@@ -785,8 +789,11 @@ class Iterate:
             for start, stop in self.store.pieces(leaf, write=True):
                 self._add(direction, leaf, start, stop)
 
-    def _add(self, direction: Vector, leaf: Leaf, start: int, stop: int) -> None:
-        """The step along noise and products of signs, on the elements start..stop of a leaf."""
+    def _add(self, direction: Vector, leaf: Leaf, start: int, stop: int, sides: Sequence[SignSide] = ()) -> None:
+        """The step along noise and products of signs, on the elements start..stop of a leaf.
+
+        sides: the step as such, where it is known.
+        """
         rate = self.rates[leaf.group]
         terms, others = noise_terms(direction, -rate.lr, on_vector=leaf.matrix_shape[1] == 1)
         low = None if leaf.low is None else leaf.low[start:stop]
@@ -795,10 +802,10 @@ class Iterate:
             return
         x = leaf.flat[start:stop]
         nearest = leaf.dtype not in HALF or self.store.rounding == "nearest"
-        if not terms and low is None and nearest and rate.lr != 0.0:
+        sides, columns = sides or ([] if terms else sign_sides(others, leaf)), leaf.matrix_shape[1]
+        if sides and low is None and nearest and rate.lr != 0.0:
             scale = 1.0 - rate.lr * rate.weight_decay
-            sides = sign_sides(others, leaf)
-            changed = kernels.add_outer(x, x, leaf.place(start), leaf.matrix_shape[1], scale, sides)
+            changed = kernels.add_outer(x, x, leaf.place(start), columns, scale, sides)
             if changed is not None:
                 self.changed += changed
                 self.moved = True
@@ -806,7 +813,8 @@ class Iterate:
         for a in range(start, stop, CHUNK):
             b = min(a + CHUNK, stop)
             v = self.store.scratch(leaf, b - a, use=1)
-            fill_(v, direction * -rate.lr, Address(leaf.index, leaf.place(a), leaf.shape), {})
+            if not sides or kernels.add_outer(v.zero_(), v, leaf.place(a), columns, 1.0, sides) is None:
+                fill_(v, direction * -rate.lr, Address(leaf.index, leaf.place(a), leaf.shape), {})
             part = None if low is None else low[a - start : b - start]
             self._write(leaf, leaf.flat[a:b], part, a, dense=v)
 
