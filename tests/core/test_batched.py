@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from zograd.estimators import Central, Forward
 from zograd.laws import Gaussian, LowRank, Rademacher, RankOne
 from zograd.llm.loss import causal_losses
+from zograd.noise import Kind
 from zograd.oracles import batched, sequential
 from zograd.rules import SGD
 from zograd.run import Method, Run
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
+from zograd.stores.branches import LARGE
 from zograd.stores.lens import Lens
-from zograd.vector import Query, Vector
+from zograd.vector import Noise, Query, Vector
 
 LAWS = [Rademacher(), Gaussian(), RankOne(), LowRank(2, 1)]
 by_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
@@ -404,3 +406,27 @@ def test_causal_losses_are_those_of_transformers(
         expected = float(model(input_ids=IDS, labels=labels).loss)
         assert causal_losses(model, IDS, labels).tolist() == pytest.approx([expected], rel=1e-5)
         assert causal_losses(model, IDS, labels, copies=3).tolist() == pytest.approx([expected] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["no_grad", "inference tensors"])
+def test_a_large_layer_of_few_rows_sees_what_its_input_has_become(inference: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, u = (0.02 * torch.randn(1024, 600, generator=generator) for _ in range(2))
+    assert w.numel() >= LARGE
+    data = torch.randn(5, 600, generator=generator)
+
+    def losses(copies: int) -> Tensor:
+        with torch.inference_mode(inference):
+            x = data.repeat(copies, 1)
+            y = F.linear(x, w)
+            z = F.linear(x, u)
+            x.mul_(2.0)
+            z = z + F.linear(x, u)
+            return (y * z).view(copies, -1).square().mean(1)
+
+    store = Store({"w": w, "u": u})
+    v = Vector(((Noise(Kind.SIGN, 7), 2.0**-6),))
+    asked = [Query(v), Query(-v)]
+    found = batched(losses, 2)(store, asked, 3)
+    assert found == pytest.approx(sequential(lambda: losses(1).sum())(store, asked, 3), rel=1e-5)
+    assert found[0] != pytest.approx(found[1], rel=1e-4)

@@ -42,6 +42,10 @@ SIDE = 4
 """Elements of its inputs and outputs that a side branch passes in the time in which one weight is regenerated."""
 
 
+FEW, LARGE = 64, 1 << 19
+"""Rows of x and elements of a tile up to and from which (W x^T)^T takes less time than x W^T in float32 on the CPU."""
+
+
 class Unbranchable(RuntimeError):
     """A function reads a trained weight in a way that cannot be split by branches."""
 
@@ -65,6 +69,8 @@ class Branches(Lens):
             a: b for a, b in itertools.combinations(range(self.n), 2) if points[a] and points[b] == -points[a]
         }
         """Branch a -> branch b where point b is -point a."""
+        self._turned: tuple[tuple[int, torch.Size, int], Tensor, list[Tensor]] | None = None
+        """The input of the last large layers and its transposes."""
         self._one_pair = self.n == 2 and 0 in self._mirrored
         self._drawn: dict[Basis, Drawn] = {}
         self._sides: dict[int, list[list[Side]] | None] = {}
@@ -279,11 +285,25 @@ class Branches(Lens):
         """out[k] <- x[k] W_k^T, tile by tile and branch by branch; the two sides of a pair are made together."""
         whole = (start, stop) == (0, leaf.shape[0]) and self._one_pair and self.one[0].noise_only
         xs, outs = x.unbind(), out.unbind()
+        few = x.shape[1] <= FEW and x.dtype == torch.float32 and x.device.type == "cpu"
         with self.store.passing(leaf) if whole else nullcontext() as move:
             for a, b in next((one for one in self.one if one.point), self.one[0]).tiles(leaf, start, stop):
                 for k, tile in self._made(leaf, a, b, move):
                     to = outs[k] if b - a == stop - start else outs[k][:, a - start : b - start]
-                    torch.mm(xs[k], tile.view(b - a, -1).t(), out=to)
+                    w = tile.view(b - a, -1)
+                    if few and tile.numel() >= LARGE:
+                        to.copy_(torch.mm(w, self._columns(x)[k]).t())
+                    else:
+                        torch.mm(xs[k], w.t(), out=to)
+
+    def _columns(self, x: Tensor) -> list[Tensor]:
+        """x[k]^T of each branch; kept for further layers with the same input, and for further rows of this one."""
+        if x.is_inference():  # nothing tells when it is written to
+            return [xk.t().contiguous() for xk in x]
+        same = (x.data_ptr(), x.shape, x._version)
+        if self._turned is None or self._turned[0] != same:
+            self._turned = same, x, [xk.t().contiguous() for xk in x]
+        return self._turned[2]
 
     def _made(self, leaf: Leaf, a: int, b: int, move: Passing | None) -> Iterator[tuple[int, Tensor]]:
         """Rows a .. b of a matrix in each branch, in workspace that the next one overwrites.
