@@ -13,15 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zograd import methods
 from zograd.estimators import Central, Forward
 from zograd.laws import Gaussian, LowRank, Rademacher, RankOne
 from zograd.llm.loss import causal_losses
 from zograd.noise import Kind
 from zograd.oracles import batched, sequential
 from zograd.rules import SGD
-from zograd.run import Method, Run
+from zograd.run import Method, Record, Run
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
+from zograd.stores.base import MERGE
 from zograd.stores.branches import LARGE
 from zograd.stores.lens import Lens
 from zograd.vector import Noise, Query, Vector
@@ -430,3 +432,38 @@ def test_a_large_layer_of_few_rows_sees_what_its_input_has_become(inference: boo
     found = batched(losses, 2)(store, asked, 3)
     assert found == pytest.approx(sequential(lambda: losses(1).sum())(store, asked, 3), rel=1e-5)
     assert found[0] != pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("cut", [3, 8, 11])
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_resumed_run_has_the_losses_of_one_that_goes_on_to_the_bit(together: int, cut: int) -> None:
+    """Rank one, whose moves wait: the first step after resuming compares both ways and makes none of them."""
+
+    def made() -> tuple[Store, Run, Callable[[int], Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        w, u = (0.05 * torch.randn(*shape, generator=generator) for shape in ((400, 300), (50, 400)))
+        b, x = torch.zeros(400), torch.randn(6, 300, generator=generator)
+
+        def losses(copies: int) -> Tensor:
+            y = F.linear(torch.tanh(F.linear(x.repeat(copies, 1), w, b)), u)
+            return y.view(copies, -1).square().mean(1)
+
+        store = Store({"w": w, "b": b, "u": u})
+        return store, Run(store, methods.make("zo_sgd", lr=1e-3, law=RankOne()), 3), losses
+
+    def steps(store: Store, run: Run, losses: Callable[[int], Tensor]) -> list[Record]:
+        oracle, records = batched(losses, together), []
+        while run.step_number < 18:
+            if run.step_number % MERGE == 0:
+                store.catch_up()
+            records.append(run.step(oracle))
+        return records
+
+    store, run, losses = made()
+    with store.lazily(sides=True):
+        whole = steps(store, run, losses)
+    again, run, losses = made()
+    with again.lazily(sides=True):
+        run.replay(whole[:cut], since=cut - cut % MERGE)
+        assert [r.losses for r in steps(again, run, losses)] == [r.losses for r in whole[cut:]]
+    assert again.digest() == store.digest()

@@ -233,7 +233,7 @@ class Branches(Lens):
             sides.append([])
             for e, c in one.point.terms:
                 if e not in self._drawn:
-                    self._drawn[e] = Drawn(self.store.leaves, e)
+                    self._drawn[e] = self.store.recent.get(e) or Drawn(self.store.leaves, e)
                 factors = self._drawn[e][leaf.index]
                 if factors is None:
                     return None
