@@ -60,6 +60,7 @@ from zograd.quantized.gguf_file import linear_layers, packed_layers
 from zograd.run import Method, Run
 from zograd.stores import Rounding, Store
 from zograd.stores.base import CHUNK, Bits, PerLeaf, PerRow
+from zograd.stores.branches import FEW
 from zograd.stores.lens import TILE
 from zograd.tape import pack_record
 from zograd.vector import HALF, accumulation_dtype
@@ -228,6 +229,8 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     tile_rows = min(vocabulary, max(1, TILE // hidden))
     shared = together > 1
     working = seen * hidden * b + seen * b * max(tile_rows, (6 + 2 * shared) * hidden + (4 + 2 * shared) * intermediate)
+    if shared and tokens <= FEW:  # inputs and their transposes, a product transposed
+        working += (2 * seen * intermediate + tokens * tile_rows) * b
     workspace = working_memory(chosen, n_slots, tiles=min(together, 2))
     masters = sum(map(bytes_of, chosen.values())) if is_scales(question.train) else 0
 
