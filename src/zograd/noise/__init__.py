@@ -245,11 +245,7 @@ def combine_pair(
     >>> plus, minus
     (tensor([-0.5000,  0.5000]), tensor([ 0.5000, -0.5000]))
     """
-    _check_job(Job(plus, x, leaf, start))
-    _check_like("minus", minus, x, x.numel(), x.dtype)
-    for name, out, other in (("plus", plus, x), ("minus", minus, x), ("minus", minus, plus)):
-        _check_overlap(name, out, other, same_allowed=False)
-    _check_terms(terms)
+    _check_pair(plus, minus, x, terms, leaf, start)
     if not x.numel():
         return
     if not terms:
@@ -276,22 +272,15 @@ def move_and_pair(
     The bits are those of the two calls; on the CPU both are done tile by tile, so that the weights are read from memory
     once. Returns the number of elements of x whose bits changed. Raises like both, before anything is written.
     """
-    engine = _engine(x.device)
-    if engine is not native or not terms or not x.numel():
-        moved = combine(x, x, scale=scale, terms=move, leaf=leaf, start=start, rounding=rounding)
-        combine_pair(plus, minus, x, terms=terms, leaf=leaf, start=start)
-        return moved
-    job = Job(x, x, leaf, start)
-    _check_job(job)
+    _check_pair(plus, minus, x, terms, leaf, start)
     if rounding is not None:
-        _check_rounding(job, rounding)
-    _check_like("plus", plus, x, x.numel(), x.dtype)
-    _check_like("minus", minus, x, x.numel(), x.dtype)
-    for name, out, other in (("plus", plus, x), ("minus", minus, x), ("minus", minus, plus)):
-        _check_overlap(name, out, other, same_allowed=False)
+        _check_rounding(Job(x, x, leaf, start), rounding)
     _check_terms(move)
-    _check_terms(terms)
-    return native.move_and_pair(plus, minus, x, scale, move, rounding, terms, leaf, start)
+    if _engine(x.device) is native and terms and x.numel():
+        return native.move_and_pair(plus, minus, x, scale, move, rounding, terms, leaf, start)
+    moved = combine(x, x, scale=scale, terms=move, leaf=leaf, start=start, rounding=rounding)
+    combine_pair(plus, minus, x, terms=terms, leaf=leaf, start=start)
+    return moved
 
 
 def combine_rows(out: Tensor, x: Tensor, rows: Tensor, *, terms: Sequence[Term], leaf: int) -> None:
@@ -396,6 +385,14 @@ def _check_job(job: Job) -> None:
         _check_like("low", low, out, n, torch.int16)
         _check_overlap("low", low, out)
     _check_place(leaf, start, n)
+
+
+def _check_pair(plus: Tensor, minus: Tensor, x: Tensor, terms: Sequence[Term], leaf: int, start: int) -> None:
+    _check_job(Job(plus, x, leaf, start))
+    _check_like("minus", minus, x, x.numel(), x.dtype)
+    for name, out, other in (("plus", plus, x), ("minus", minus, x), ("minus", minus, plus)):
+        _check_overlap(name, out, other, same_allowed=False)
+    _check_terms(terms)
 
 
 def _check_rounding(job: Job, rounding: int) -> None:

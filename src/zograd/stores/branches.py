@@ -285,14 +285,16 @@ class Branches(Lens):
         """out[k] <- x[k] W_k^T, tile by tile and branch by branch; the two sides of a pair are made together."""
         whole = (start, stop) == (0, leaf.shape[0]) and self._one_pair and self.one[0].noise_only
         xs, outs = x.unbind(), out.unbind()
-        few = x.shape[1] <= FEW and x.dtype == torch.float32 and x.device.type == "cpu"
+        large = (stop - start) * x.shape[2] >= LARGE
+        turned = large and x.shape[1] <= FEW and x.dtype == torch.float32 and x.device.type == "cpu"
+        columns = self._columns(x) if turned else []
         with self.store.passing(leaf) if whole else nullcontext() as move:
             for a, b in next((one for one in self.one if one.point), self.one[0]).tiles(leaf, start, stop):
                 for k, tile in self._made(leaf, a, b, move):
                     to = outs[k] if b - a == stop - start else outs[k][:, a - start : b - start]
                     w = tile.view(b - a, -1)
-                    if few and tile.numel() >= LARGE:
-                        to.copy_(torch.mm(w, self._columns(x)[k]).t())
+                    if columns and tile.numel() >= LARGE:
+                        to.copy_(torch.mm(w, columns[k]).t())
                     else:
                         torch.mm(xs[k], w.t(), out=to)
 
