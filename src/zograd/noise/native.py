@@ -90,45 +90,48 @@ def combine(
     """`zograd.noise.combine` on checked arguments; returns the number of elements whose bits differ from x's."""
     lib = library()
     assert lib is not None
-    moved: int = lib.zograd_noise_combine(
-        _combine_call(out, x, scale, terms, dense, dense_coef, leaf, start, rounding, low)
+    mode = NEAREST if rounding is None and low is None else STOCHASTIC if low is None else SPLIT
+    call = _packed(
+        mode,
+        out,
+        terms,
+        leaf,
+        start,
+        x=x,
+        round_key=rounding or 0,
+        scale=scale,
+        dense=dense,
+        dense_coef=dense_coef,
+        low=low,
     )
+    moved: int = lib.zograd_noise_combine(call)
     return moved
 
 
-def _combine_call(
+def _packed(
+    mode: int,
     out: Tensor,
-    x: Tensor | None,
-    scale: float,
     terms: Sequence[tuple[Kind, int, float]],
-    dense: Tensor | None,
-    dense_coef: float,
     leaf: int,
     start: int,
-    rounding: int | None,
-    low: Tensor | None,
+    *,
+    n: int | None = None,
+    round_key: int = 0,
+    scale: float = 1.0,
+    dense_coef: float = 1.0,
+    x: Tensor | None = None,
+    dense: Tensor | None = None,
+    low: Tensor | None = None,
+    rows: Tensor | None = None,
+    minus: Tensor | None = None,
 ) -> bytes:
-    mode = NEAREST if rounding is None and low is None else STOCHASTIC if low is None else SPLIT
+    """A struct Call and its terms. n: elements, or elements a row (default: those of `out`)."""
+    others = (0 if t is None else t.data_ptr() for t in (x, dense, low, rows, minus))
     call = _CALL.pack(
-        DTYPES[out.dtype],
-        mode,
-        torch.get_num_threads(),
-        len(terms),
-        out.numel(),
-        start,
-        0,
-        leaf,
-        rounding or 0,
-        scale,
-        dense_coef,
-        out.data_ptr(),
-        0 if x is None else x.data_ptr(),
-        0 if dense is None else dense.data_ptr(),
-        0 if low is None else low.data_ptr(),
-        0,
-        0,
-        _table_for(terms),
-    )
+        DTYPES[out.dtype], mode, torch.get_num_threads(), len(terms), out.numel() if n is None else n, start,
+        0 if rows is None else rows.numel(), leaf, round_key, scale, dense_coef,
+        out.data_ptr(), *others, _table_for(terms),
+    )  # fmt: skip
     return call + _pack_terms(terms)
 
 
@@ -136,7 +139,7 @@ def signs(out: Tensor, key: int, runs: Sequence[tuple[int, int, int]]) -> None:
     """`zograd.noise.signs` into `out`."""
     lib = library()
     assert lib is not None
-    call = _combine_call(out, None, 1.0, ((Kind.SIGN, key, 1.0),), None, 1.0, 0, 0, None, None)
+    call = _packed(NEAREST, out, ((Kind.SIGN, key, 1.0),), 0, 0)
     flat = [number for run in runs for number in run]
     lib.zograd_noise_signs(call, len(runs), struct.pack(f"{len(flat)}q", *flat))
 
@@ -147,7 +150,7 @@ def combine_pair(
     """`zograd.noise.combine_pair` on checked arguments, at least one term."""
     lib = library()
     assert lib is not None
-    lib.zograd_noise_combine(_pair_call(plus, minus, x, terms, leaf, start))
+    lib.zograd_noise_combine(_packed(PAIR, plus, terms, leaf, start, x=x, minus=minus))
 
 
 def move_and_pair(
@@ -164,37 +167,12 @@ def move_and_pair(
     """`zograd.noise.move_and_pair` on checked arguments, at least one term; returns the number of changed elements."""
     lib = library()
     assert lib is not None
+    mode = NEAREST if rounding is None else STOCHASTIC
     moved: int = lib.zograd_noise_chain(
-        _combine_call(x, x, scale, move, None, 1.0, leaf, start, rounding, None),
-        _pair_call(plus, minus, x, terms, leaf, start),
+        _packed(mode, x, move, leaf, start, x=x, round_key=rounding or 0, scale=scale),
+        _packed(PAIR, plus, terms, leaf, start, x=x, minus=minus),
     )
     return moved
-
-
-def _pair_call(
-    plus: Tensor, minus: Tensor, x: Tensor, terms: Sequence[tuple[Kind, int, float]], leaf: int, start: int
-) -> bytes:
-    call = _CALL.pack(
-        DTYPES[x.dtype],
-        PAIR,
-        torch.get_num_threads(),
-        len(terms),
-        x.numel(),
-        start,
-        0,
-        leaf,
-        0,
-        1.0,
-        1.0,
-        plus.data_ptr(),
-        x.data_ptr(),
-        0,
-        0,
-        0,
-        minus.data_ptr(),
-        _table_for(terms),
-    )
-    return call + _pack_terms(terms)
 
 
 def combine_rows(
@@ -203,27 +181,8 @@ def combine_rows(
     """`zograd.noise.combine_rows` on checked arguments."""
     lib = library()
     assert lib is not None
-    call = _CALL.pack(
-        DTYPES[out.dtype],
-        NEAREST,
-        torch.get_num_threads(),
-        len(terms),
-        row_len,
-        0,
-        rows.numel(),
-        leaf,
-        0,
-        1.0,
-        1.0,
-        out.data_ptr(),
-        x.data_ptr(),
-        0,
-        0,
-        rows.data_ptr(),
-        0,
-        _table_for(terms),
-    )
-    lib.zograd_noise_combine_rows(call + _pack_terms(terms))
+    call = _packed(NEAREST, out, terms, leaf, 0, n=row_len, x=x, rows=rows)
+    lib.zograd_noise_combine_rows(call)
 
 
 def gram(keys: Sequence[tuple[Kind, int]], leaf: int, start: int, count: int) -> Tensor:
