@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zograd.stores.base import Store
+from zograd.stores.watched import Unbranchable
 from zograd.vector import Query
 
 Loss: TypeAlias = Callable[[], "float | Tensor"]
@@ -178,8 +179,6 @@ class _Batched:
         return min(self.together, len(queries)) == 1 and not _low_rank(queries)
 
     def _values(self, store: Store, queries: Sequence[Query], key: int) -> list[float]:
-        from zograd.stores.branches import Unbranchable
-
         values: list[float] = []
         while len(values) < len(queries):
             if self._as_usual(store, queries[len(values) :]):

@@ -66,6 +66,13 @@ def opt() -> nn.Module:
     )  # fmt: skip
 
 
+def phi() -> nn.Module:
+    """A head with a bias."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    return PhiForCausalLM(PhiConfig(**SMALL, num_key_value_heads=2))
+
+
 def bert() -> nn.Module:
     from transformers import BertConfig, BertForMaskedLM
 
@@ -94,6 +101,11 @@ def causal(model: nn.Module) -> Callable[[int], Tensor]:
     return losses
 
 
+def tiled(model: nn.Module) -> Callable[[int], Tensor]:
+    """The logits of one tile of the vocabulary at a time."""
+    return lambda n: causal_losses(model, IDS, copies=n)
+
+
 def images(model: nn.Module) -> Callable[[int], Tensor]:
     def losses(n: int) -> Tensor:
         x = torch.linspace(-1, 1, 90).view(3, 3, 10).to(next(model.parameters()).dtype)
@@ -106,7 +118,7 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Callable[[int], Tensor]]]] = {
     name: (lambda make=make, loss=loss: (model := make().eval(), loss(model)))
     for name, make, loss in [
         ("llama", llama, causal), ("untied", lambda: llama(False), causal), ("gemma", gemma, causal),
-        ("gpt2", gpt2, causal), ("opt", opt, causal), ("bert", bert, causal), ("convolutions", Convolutions, images),
+        ("gpt2", gpt2, causal), ("opt", opt, causal), ("phi", phi, tiled), ("bert", bert, causal), ("convolutions", Convolutions, images),
     ]
 }  # fmt: skip
 
@@ -394,7 +406,7 @@ def test_everywhere_and_by_class_are_the_same() -> None:
 # ---- losses over a vocabulary ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [llama, gemma, gpt2])
+@pytest.mark.parametrize("make", [llama, gemma, gpt2, phi])
 def test_causal_losses_are_those_of_transformers(
     make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,12 +6,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from zograd.bench.workload import Workload, quiet_machine
+from zograd.llm.compiled import compiled
 from zograd.llm.train import ride_along
 from zograd.memory import keep_freed, settled_objects
 from zograd.stores.base import MERGE
@@ -30,6 +32,7 @@ def bench_step(
     seed: int = 0,
     law: str | None = None,
     together: int | None = None,
+    compile: bool = False,
 ) -> dict[str, Any]:
     """ratio = median over rounds of (time of a step) / (time of as many plain forwards as the step evaluates).
 
@@ -38,7 +41,8 @@ def bench_step(
     Plain forwards, step and baseline step take turns in one process, in an order that reverses every round, after one
     warm-up of each; so what else runs on the machine hits all three. Seconds of different processes do not compare.
 
-    law, together: see `Workload`.
+    law, together: see `Workload`. compile: the step runs its blocks compiled (`llm/compiled.py`); plain forwards and
+        baseline do not.
 
     threads: of torch and of the noise kernels; None keeps what is set. With one thread on a CPU the clock is the CPU
         time of this thread, which other processes disturb least; otherwise wall time.
@@ -63,8 +67,9 @@ def bench_step(
         window = MERGE if ride_along(work.run) else 1  # steps that share the pass over the weights
 
         def steps() -> None:
-            for _ in range(window):
-                work.step()
+            with compiled(work.model) if compile else nullcontext():
+                for _ in range(window):
+                    work.step()
 
         ways = {"forward": lambda: work.forwards(2), "step": steps, "baseline": work.baseline}
         seconds = interleaved(ways, rounds, clock)
@@ -79,6 +84,7 @@ def bench_step(
             "t_forward": statistics.median(forward),
             "t_step": statistics.median(seconds["step"]),
             "t_baseline": statistics.median(seconds["baseline"]),
+            "compiled": compile,
             "clock": "thread_time" if alone else "wall",
             **work.description(),
         }

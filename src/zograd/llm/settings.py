@@ -50,6 +50,7 @@ class TrainSettings(BaseModel):
     timeout: float = Field(default=300.0, gt=0)
     together: int | None = Field(default=None, ge=1)
     cache_prefix: bool = True
+    compile: bool | Literal["auto"] = False
     train_examples: int | None = Field(default=1000, ge=1)
     eval_examples: int | None = Field(default=500, ge=1)
     eval_split: Literal["validation", "test"] = "validation"
@@ -65,6 +66,15 @@ class TrainSettings(BaseModel):
     def _one_quantization(self) -> Self:
         if self.quantized and self.quantize is not None:
             raise ValueError("quantized keeps a .gguf packed, quantize makes 4 or 8 bits of a dense model: choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _compile_fits(self) -> Self:
+        if self.compile and (self.quantized or self.quantize or self.offload):
+            raise ValueError(
+                "compile does not go with quantized, quantize or offload: what takes the time there is nothing that "
+                "torch.compile sees; leave one out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from zograd.llm import loading
 from zograd.llm.loss import token_losses
 from zograd.llm.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.noise import fold
-from zograd.stores.lens import WatchedParameter
+from zograd.stores.watched import WatchedParameter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

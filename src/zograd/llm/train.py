@@ -22,6 +22,7 @@ from zograd.distributed import Peers, shared
 from zograd.hub import load_task
 from zograd.laws import RankOne
 from zograd.llm import loading, offloading
+from zograd.llm.compiled import WORTH, CompileError, check, compiled, trial
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.task import Batches, Metrics, Scorer
 from zograd.memory import Peak, keep_freed, settled_objects
@@ -193,7 +194,7 @@ def going_on(given: TrainSettings, directory: RunDirectory) -> TrainSettings:
 
 def same(given: TrainSettings, stored: TrainSettings) -> bool:
     """Whether settings are those of a run, in which what was left open has been written out."""
-    open_ = [name for name in ("shards", "threads", "dtype") if getattr(given, name) in (None, "auto")]
+    open_ = [name for name in ("shards", "threads", "dtype", "compile") if getattr(given, name) in (None, "auto")]
     return given.model_copy(update={name: getattr(stored, name) for name in open_}) == stored
 
 
@@ -263,13 +264,20 @@ def train(
     p, scorer = work.prepared, work.scorer
 
     directory: RunDirectory
+    compiling: dict[str, Any] = {}
+    if meta is None and s.compile:
+        with peers.together("compiling the model"):
+            compiling = choose_compiling(work, s) if peers.rank == 0 else {}
+        compiling = json.loads(peers.broadcast(json.dumps(compiling).encode()))
+        p.settings = s = s.model_copy(update={"compile": compiling["on"]})
     if meta is None:
         before = scorer.evaluate(work.held_out, peers=peers)
         with peers.together("beginning the run"):
             begin = RunDirectory.create if peers.rank == 0 else Follower.create
             directory = begin(
-                out, s.stored(), work.base, trained=list(p.trained), metrics_before=asdict(before), data=work.data
-            )
+                out, s.stored(), work.base, trained=list(p.trained), metrics_before=asdict(before), data=work.data,
+                **({"compile": compiling} if compiling else {}),
+            )  # fmt: skip
             header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them
             directory.start({"seed": s.seed, "method": s.method, "settings": header, "trained": list(p.trained)})
             directory.log({"step": 0, "evaluations": 0, **_shown(before), "seconds": 0.0})
@@ -319,6 +327,7 @@ def train(
         "interrupted": loop.interrupted,
         "ranks": peers.world,
         "shards": s.shards,
+        "compiled": s.compile,
         "bytes_per_step": peers.sent / steps if steps else 0.0,
         **({} if loop.probes is None else loop.probes.shares()),
         "sha256": sha256,
@@ -371,6 +380,32 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
     scorer.remember([*examples, *held_out])
     data = {"task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source}
     return Work(p, base, scorer, batches, held_out, data, inference)
+
+
+def choose_compiling(work: Work, s: TrainSettings) -> dict[str, Any]:
+    """Whether the run compiles its blocks ("on"), as asked or as a `Trial` on its first batch tells, and "why".
+
+    Raises SettingsError where it was asked for and does not work.
+    """
+    run, scorer = work.prepared.run, work.scorer
+    part = scorer.parts(work.batches[0], s.shards or 1)[0]
+    points = batched(lambda n: scorer.copy_losses(part, n), s.together or scorer.together(part))
+    queries = run.ask()
+    try:
+        if s.compile is True:
+            points(run.store, queries, 0)
+            check(work.prepared.model, lambda: points(run.store, queries, 0))
+            return {"on": True, "why": "asked for"}
+        found = trial(work.prepared.model, lambda: points(run.store, queries, 0), s.steps)
+    except CompileError as e:
+        if s.compile is True:
+            raise SettingsError(f"{e}; leave --compile out") from e
+        return {"on": False, "why": str(e)}
+    finally:
+        run.abandon()
+    if found is None:
+        return {"on": False, "why": f"all evaluations take less than {WORTH:.0f} s"}
+    return {"on": found.ratio < 1.0, "why": "measured", **asdict(found)}
 
 
 def _mean(losses: list[float]) -> float | None:
@@ -426,7 +461,8 @@ class Loop:
             total=s.steps, initial=run.step_number, desc=run.method.name, unit="step", file=sys.stderr,
             disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
-        with interruptible() as caught, bar, self._moving(), settled_objects():
+        blocks_ = compiled(self.p.model) if s.compile else nullcontext()
+        with interruptible() as caught, bar, blocks_, self._moving(), settled_objects():
             while run.step_number < s.steps and not (stopped := self.peers.stopping(bool(caught))):
                 batch = self.batches[run.step_number]
                 if run.step_number == merged(s, run.step_number):

@@ -26,7 +26,8 @@ from torch import Tensor
 from zograd import kernels, noise
 from zograd.kernels import Side
 from zograd.stores.base import Drawn
-from zograd.stores.lens import CASTS, ELEMENTWISE, Lens, WatchedTensor, linear_rows, shape_only
+from zograd.stores.lens import CASTS, Lens, linear_rows
+from zograd.stores.watched import ELEMENTWISE, Unbranchable, WatchedStack, shape_only
 from zograd.vector import HALF, Basis, Vector, noise_terms
 
 if TYPE_CHECKING:
@@ -44,10 +45,6 @@ SIDE = 4
 
 FEW, LARGE = 64, 1 << 19
 """Rows of x and elements of a tile up to and from which (W x^T)^T takes less time than x W^T in float32 on the CPU."""
-
-
-class Unbranchable(RuntimeError):
-    """A function reads a trained weight in a way that cannot be split by branches."""
 
 
 class Branches(Lens):
@@ -122,7 +119,8 @@ class Branches(Lens):
             return self._elementwise(func, args)
         if branched:
             return self._apart(func, args, kwargs)
-        if func in ELEMENTWISE or func in POINTWISE:
+        part = func is Tensor.__getitem__ and args[0].ndim == 1 and isinstance(args[1], slice)  # of a bias
+        if func in ELEMENTWISE or func in POINTWISE or part:
             return self._stack(func, args, kwargs)
         name = getattr(func, "__name__", func)
         raise Unbranchable(f"torch function {name} reads a trained weight, and no argument of it has {self.n} branches")
@@ -151,7 +149,7 @@ class Branches(Lens):
     def _remember(self, stack: Tensor, axes: int) -> Tensor:
         self.stacks[id(stack)] = (stack, axes)
         if not self.everywhere:
-            stack.__class__ = WatchedTensor
+            stack.__class__ = WatchedStack
         return stack
 
     def _stacked(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -207,6 +205,14 @@ class Branches(Lens):
         for row, one in zip(out, self.one, strict=True):
             self.store.point_(row, leaf, one.point)
         return out.view(self.n, *leaf.shape)
+
+    def rows_of(self, weight: Tensor, rows: int) -> Tensor:
+        if rows == 0 or rows % self.n:
+            raise Unbranchable(f"{rows} rows, which are not the same number for each of {self.n} branches")
+        self.rows = rows
+        leaf = self.leaves[id(weight)]
+        shown = self._shown_to_all(leaf, wide=weight.ndim <= 1 and leaf.dtype in HALF)
+        return shown.repeat_interleave(rows // self.n, 0)
 
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0.0:

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from zograd import noise
+from zograd.stores.watched import ELEMENTWISE, WATCHED, lenses, shape_only
 from zograd.vector import HALF, Vector, accumulation_dtype, noise_terms, of_signs
 
 if TYPE_CHECKING:
@@ -35,29 +36,10 @@ TILE = 1 << 20
 DEVICE_TILE = 1 << 26
 """The same on a device with launches: few of them a matrix."""
 
-# Calls that read no elements: the real tensor answers them, and they do not count as seeing the leaf.
-SHAPE_ONLY = frozenset(
-    {
-        Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.storage_offset,
-        Tensor.is_contiguous, Tensor.is_floating_point, Tensor.is_complex, Tensor.element_size, Tensor.get_device,
-        Tensor.__len__, Tensor.__hash__, Tensor.__repr__, Tensor.requires_grad_, torch.is_tensor,
-        torch.is_floating_point, torch.is_complex, torch.numel, torch.empty_like, torch.zeros_like, torch.ones_like,
-        torch.result_type, Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full,
-        Tensor.is_inference, Tensor.is_signed,
-    }
-)  # fmt: skip
-_VALUE_PROPERTIES = frozenset(getattr(Tensor, name).__get__ for name in ("data", "T", "mT", "H", "mH", "real", "imag"))
 _WRITING_OPERATORS = frozenset(
     {"__set__", "__setitem__"} | {f"__i{op}__" for op in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
 )
 _POINTERS = frozenset({Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage})
-ELEMENTWISE = frozenset(
-    {
-        torch.mul, torch.add, torch.sub, torch.div, Tensor.mul, Tensor.add, Tensor.sub, Tensor.div, Tensor.__mul__,
-        Tensor.__rmul__, Tensor.__add__, Tensor.__radd__, Tensor.__sub__, Tensor.__rsub__, Tensor.__truediv__,
-        Tensor.__rtruediv__,
-    }
-)  # fmt: skip
 _NORMS = frozenset(
     {F.layer_norm, F.rms_norm, F.group_norm, F.batch_norm, torch.layer_norm, torch.rms_norm, torch.group_norm}
 )
@@ -77,44 +59,7 @@ def linear_rows(input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
     return F.linear(input, weight[start:stop])
 
 
-def shape_only(func: Callable[..., Any]) -> bool:
-    """Whether a torch function reads no elements."""
-    return func in SHAPE_ONLY or (getattr(func, "__name__", "") == "__get__" and func not in _VALUE_PROPERTIES)
-
-
-class _Lenses(threading.local):
-    """The lenses that are on in this thread by way of the class of their weights."""
-
-    def __init__(self) -> None:
-        self.on: list[Lens] = []
-
-
-_lenses = _Lenses()
 _switching = threading.Lock()
-
-
-class _Watched:
-    """A tensor that a lens watches."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            if not _lenses.on:  # another thread's
-                return func(*args, **(kwargs or {}))
-            return _lenses.on[-1].answer(func, args, kwargs or {})
-
-
-class WatchedTensor(_Watched, Tensor):
-    """A plain tensor under a lens."""
-
-
-class WatchedParameter(_Watched, nn.Parameter):
-    """A parameter under a lens."""
-
-
-_WATCHED: dict[type, type] = {Tensor: WatchedTensor, nn.Parameter: WatchedParameter}
 
 
 class _Everywhere(TorchFunctionMode):
@@ -147,16 +92,16 @@ class Lens:
     def __enter__(self) -> Lens:
         with _switching:
             tensors = self.store.tensors
-            if self.everywhere or _lenses.on or any(type(t) not in _WATCHED for t in tensors):
+            if self.everywhere or lenses.on or any(type(t) not in WATCHED for t in tensors):
                 self._mode = _Everywhere(self)
             else:
                 self._switched = [(t, type(t)) for t in tensors]
                 for t in tensors:
-                    t.__class__ = _WATCHED[type(t)]
+                    t.__class__ = WATCHED[type(t)]
         if self._mode is not None:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         else:
-            _lenses.on.append(self)
+            lenses.on.append(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -164,7 +109,7 @@ class Lens:
             mode, self._mode = self._mode, None
             mode.__exit__(*error)  # type: ignore[no-untyped-call]
             return
-        _lenses.on.remove(self)
+        lenses.on.remove(self)
         with _switching:
             for t, kind in self._switched:
                 t.__class__ = kind
@@ -278,6 +223,13 @@ class Lens:
             return a
 
         return func(*(wide(a) for a in args), **{k: wide(a) for k, a in kwargs.items()}).to(dtype)
+
+    def rows_of(self, weight: Tensor, rows: int) -> Tensor:
+        """A leaf as each of so many rows of an activation meets it, or all rows; a 16-bit gain or bias in float32."""
+        leaf = self.leaves[id(weight)]
+        wide = weight.ndim <= 1 and leaf.dtype in HALF
+        shown: Tensor = self._float32(leaf) if wide else self._replace_one(weight)
+        return shown
 
     # ---- the two functions that read almost every weight of a language model -------------------------------------
 
