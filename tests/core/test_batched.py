@@ -118,7 +118,8 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Callable[[int], Tensor]]]] = {
     name: (lambda make=make, loss=loss: (model := make().eval(), loss(model)))
     for name, make, loss in [
         ("llama", llama, causal), ("untied", lambda: llama(False), causal), ("gemma", gemma, causal),
-        ("gpt2", gpt2, causal), ("opt", opt, causal), ("phi", phi, tiled), ("bert", bert, causal), ("convolutions", Convolutions, images),
+        ("gpt2", gpt2, causal), ("opt", opt, causal), ("phi", phi, tiled),
+        ("bert", bert, causal), ("convolutions", Convolutions, images),
     ]
 }  # fmt: skip
 

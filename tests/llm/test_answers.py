@@ -180,6 +180,7 @@ def test_a_run_with_label_words_of_several_tokens_resumes_to_the_bit(
         return shared_scores(self, prompts)
 
     monkeypatch.setattr(Scorer, "_shared_scores", counted)
+    monkeypatch.setattr(Scorer, "_sharing_pays", lambda *_: True)
     s = TrainSettings.model_validate(
         {"model": str(tiny_model), "task": "mr", "steps": 6, "batch_size": 16, "train_examples": 64, "train": trained,
          "eval_examples": 16, "lr": 1e-3, "mu": 1e-3, "dtype": "float32",

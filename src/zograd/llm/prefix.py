@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd.llm.loading import blocks
+from zograd.llm.packing import Layout
 
 
 def first_trained_block(model: nn.Module, trained: Iterable[Tensor]) -> int:
@@ -141,15 +142,16 @@ class Prefix:
         self._block_like = self._attention_like = 0
 
     @contextmanager
-    def record(self, numbers: Sequence[int], lengths: Sequence[int]) -> Iterator[None]:
-        """Inside, one forward over right-padded sequences keeps the states of each example without its padding."""
+    def record(self, numbers: Sequence[int], layout: Layout) -> Iterator[None]:
+        """Inside, one forward over sequences in this layout keeps the states of each example without its padding."""
         layers = blocks(self.model)
 
         def keep(output: Any, into: States) -> int:
             hidden = output[0] if isinstance(output, tuple) else output
-            for row, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
-                first = length - 1 if self.last_only else 0
-                into.keep(number, hidden[row, first:length])
+            places = zip(numbers, layout.rows, layout.starts, layout.lengths, strict=True)
+            for number, row, start, length in places:
+                first = start + length - 1 if self.last_only else start
+                into.keep(number, hidden[row, first : start + length])
             return _length(output)
 
         def block_done(module: nn.Module, args: Any, output: Any) -> None:
@@ -173,19 +175,19 @@ class Prefix:
             yield
 
     @contextmanager
-    def recall(self, numbers: Sequence[int], width: int) -> Iterator[None]:
-        """Inside, a forward over these examples, padded to `width`, starts at the first trained part."""
+    def recall(self, numbers: Sequence[int], layout: Layout, copies: int = 1) -> Iterator[None]:
+        """Inside, a forward over so many copies of these examples starts at the first trained part."""
         layers = blocks(self.model)
         frozen = list(layers[: self.below])
         for i, block in enumerate(frozen):
-            hidden = _stacked(self.kept, numbers, width) if i == self.below - 1 else None
+            hidden = _batch(self.kept, numbers, layout, copies) if i == self.below - 1 else None
             stand_in = _Recall(hidden, self._block_like)
             _copy_attributes(block, stand_in)
             layers[i] = stand_in
         attention = attention_of(layers[self.below]) if self.last_only else None
         try:
             if attention is not None:
-                kept = _stacked(self.attended, numbers, width)
+                kept = _batch(self.attended, numbers, layout, copies)
                 setattr(layers[self.below], attention[0], _Recall(kept, self._attention_like))
             yield
         finally:
@@ -195,16 +197,13 @@ class Prefix:
                 setattr(layers[self.below], *attention)
 
 
-def _stacked(kept: States, numbers: Sequence[int], width: int) -> Tensor:
-    """The states of several examples as one right-padded batch."""
+def _batch(kept: States, numbers: Sequence[int], layout: Layout, copies: int) -> Tensor:
+    """The states of several examples, each at its place in the batch, 0 elsewhere."""
     first = kept[numbers[0]]
-    if width == 1:
-        return torch.stack([kept[n] for n in numbers])
-    out = torch.zeros(len(numbers), width, first.shape[-1], dtype=first.dtype, device=first.device)
-    for row, number in enumerate(numbers):
-        states = kept[number]
-        out[row, : len(states)] = states
-    return out
+    out = torch.zeros(layout.count, layout.width, first.shape[-1], dtype=first.dtype, device=first.device)
+    for number, row, start, length in zip(numbers, layout.rows, layout.starts, layout.lengths, strict=True):
+        out[row, start : start + length] = kept[number]
+    return torch.cat([out] * copies)
 
 
 def _copy_attributes(block: nn.Module, stand_in: nn.Module) -> None:

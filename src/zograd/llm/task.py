@@ -10,6 +10,7 @@ completion's tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
 from zograd.llm.loss import token_losses
+from zograd.llm.packing import Layout, in_rows_of_their_own, packed, packs
 from zograd.llm.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.noise import fold
 from zograd.stores.watched import WatchedParameter
@@ -95,6 +97,8 @@ class Scorer:
             last = loading.blocks(self.base)[-1]
             last_only = self.single and below == len(loading.blocks(self.base)) - 1
             self.prefix = Prefix(self.base, below, last_only=last_only and trained_after_attention(last, trained))
+        self.packs = packs(self.base, self.device)
+        """Whether sequences may share a row of the batch."""
         self.answers = self._answers() if task.kind == "classification" and not (self.single or below) else None
         """The label words where the model shares a prompt's keys and values between them."""
         self._numbers: dict[Sequence_, int] = {}
@@ -139,29 +143,34 @@ class Scorer:
 
     # ---- forward passes ----------------------------------------------------------------------------------------
 
-    def _hidden(self, sequences: Sequence[Sequence_]) -> Tensor:
-        """Last hidden states [len(sequences), width, d] of a right-padded batch."""
+    def _layout(self, lengths: Sequence[int]) -> Layout:
+        """Where sequences of these lengths lie in a batch."""
+        config = self.base.config.get_text_config()
+        windows = [getattr(config, name, None) or 10**9 for name in ("sliding_window", "attention_chunk_size")]
+        if not self.packs or max(lengths) > min(windows):  # the mask of a packed batch says nothing of windows
+            return in_rows_of_their_own(lengths)
+        return packed(lengths, config.hidden_size, self.max_length)
+
+    def _hidden(self, sequences: Sequence[Sequence_], copies: int = 1) -> tuple[Tensor, Layout]:
+        """Last hidden states [copies rows, width, d] of a batch, and where each sequence lies in it."""
         backbone = getattr(self.base, self.base.base_model_prefix)
+        layout = self._layout([len(s.ids) for s in sequences])
         if self.prefix is None:
-            return backbone(**self._inputs(sequences)).last_hidden_state  # type: ignore[no-any-return]
+            return backbone(**self._inputs(sequences, layout, copies)).last_hidden_state, layout
         numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in sequences]
         if any(n not in self.prefix.kept for n in numbers):
-            with torch.no_grad(), self.prefix.record(numbers, [len(s.ids) for s in sequences]):
-                backbone(**self._inputs(sequences))
+            with torch.no_grad(), self.prefix.record(numbers, layout):
+                backbone(**self._inputs(sequences, layout, 1))
         if self.prefix.last_only:  # one position, whatever its token: its states are recalled
-            one = torch.full((len(sequences), 1), 1, device=self.device)
-            inputs: dict[str, Any] = {"input_ids": one, "attention_mask": one, "use_cache": False}
-        else:
-            inputs = self._inputs(sequences)
-        with self.prefix.recall(numbers, inputs["input_ids"].shape[1]):
-            return backbone(**inputs).last_hidden_state  # type: ignore[no-any-return]
+            layout = in_rows_of_their_own([1] * len(sequences))
+            sequences = [Sequence_((1,), 1)] * len(sequences)
+        with self.prefix.recall(numbers, layout, copies):
+            return backbone(**self._inputs(sequences, layout, copies)).last_hidden_state, layout
 
-    def _inputs(self, sequences: Sequence[Sequence_]) -> dict[str, Any]:
-        """Right-padded token ids and their mask."""
-        width = max(len(s.ids) for s in sequences)
-        ids = torch.tensor([[*s.ids, *[self.pad] * (width - len(s.ids))] for s in sequences])
-        mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in sequences])
-        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device), "use_cache": False}
+    def _inputs(self, sequences: Sequence[Sequence_], layout: Layout, copies: int = 1) -> dict[str, Any]:
+        """Token ids with their mask, in copies one after the other."""
+        inputs = layout.inputs([s.ids for s in sequences], self.pad, self.device, self.base.dtype)
+        return {k: v if isinstance(v, bool) else torch.cat([v] * copies) for k, v in inputs.items()}
 
     def _remembered(self, examples: Sequence[Example]) -> bool:
         assert self.prefix is not None
@@ -209,25 +218,25 @@ class Scorer:
         copies: of the examples, in one forward, for as many branches (`stores/branches.py`): [copies examples, ...].
         """
         encoded = [self.encode(e) for e in examples]
-        sequences = [s for group in encoded for s in group] * copies
+        sequences = [s for group in encoded for s in group]
         if self.answers is not None:
             if self._sharing_pays(sequences):
-                return self._shared_scores(sequences)
+                return self._shared_scores(sequences * copies)
             sequences = [Sequence_((*s.ids, *word), len(s.ids)) for s in sequences for word in self.words]
-        hidden = self._hidden(sequences)
+        hidden, layout = self._hidden(sequences, copies)
         if self.single:
-            one = hidden.shape[1] == 1  # the last positions alone
-            last = torch.tensor([0 if one else len(s.ids) - 1 for s in sequences], device=self.device)
-            rows = hidden[torch.arange(len(sequences), device=self.device), last]
-            return self._logits(rows, self.label_ids, copies)
-        where = [(row, t) for row, s in enumerate(sequences) for t in range(s.scored_from, len(s.ids))]
-        rows = torch.tensor([row for row, _ in where], device=self.device)
-        times = torch.tensor([t - 1 for _, t in where], device=self.device)
-        tokens = torch.tensor([sequences[row].ids[t] for row, t in where], device=self.device)
-        picked = self._log_probabilities(hidden[rows, times], tokens)
-        total = torch.zeros(len(sequences), device=self.device).index_add_(0, rows, picked)
-        count = torch.tensor([len(s.ids) - s.scored_from for s in sequences], device=self.device)
-        return (total / count).view(copies * len(examples), -1)
+            rows, columns = layout.places([n - 1 for n in layout.lengths], copies)
+            return self._logits(hidden[rows.to(self.device), columns.to(self.device)], self.label_ids, copies)
+        scored = [len(s.ids) - s.scored_from for s in sequences] * copies
+        first_rows, first = layout.places([s.scored_from - 1 for s in sequences], copies)
+        count = torch.tensor(scored)
+        rows = first_rows.repeat_interleave(count).to(self.device)
+        columns = torch.cat([torch.arange(c, c + n) for c, n in zip(first.tolist(), scored, strict=True)])
+        tokens = torch.tensor([t for s in sequences for t in s.ids[s.scored_from :]] * copies, device=self.device)
+        picked = self._log_probabilities(hidden[rows, columns.to(self.device)], tokens)
+        owner = torch.arange(len(scored)).repeat_interleave(count).to(self.device)
+        total = torch.zeros(len(scored), device=self.device).index_add_(0, owner, picked)
+        return (total / count.to(self.device)).view(copies * len(examples), -1)
 
     def _log_probabilities(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """float32 [N]: log p(tokens) [N] after the hidden states [N, d]."""
@@ -239,13 +248,14 @@ class Scorer:
         """Whether two forwards, of prompts and of label words, cost less than one of prompt and word for each class."""
         assert self.answers is not None
         longest, tails = max(len(s.ids) for s in prompts), len(self.answers.tails) * self.answers.width
-        apart = len(prompts) * len(self.words) * (longest + max(map(len, self.words)))
+        apart = self._layout([len(s.ids) + len(word) for s in prompts for word in self.words]).tokens
         return len(prompts) * (longest + tails) + FORWARD_TOKENS < apart
 
     def _shared_scores(self, prompts: Sequence[Sequence_]) -> Tensor:
         """float32 [prompts, classes], with the keys and values of each prompt shared by the label words."""
         assert self.answers is not None
-        backbone, inputs = getattr(self.base, self.base.base_model_prefix), self._inputs(prompts)
+        backbone = getattr(self.base, self.base.base_model_prefix)
+        inputs = self._inputs(prompts, in_rows_of_their_own([len(s.ids) for s in prompts]))
         hidden = self.answers.hidden(backbone, inputs["input_ids"], inputs["attention_mask"])
         picked = self._log_probabilities(hidden.flatten(0, 1), self.answers.tokens.repeat(len(prompts)))
         return self.answers.means(picked.view(len(prompts), -1))
@@ -289,16 +299,18 @@ class Scorer:
     def buckets(self, examples: Sequence[Example], most: int = 64) -> list[list[int]]:
         """Positions sorted by length and cut into batches of at most `most`, at the least total cost.
 
-        A batch costs its padded tokens plus `FORWARD_TOKENS`, since below that a forward reads weights, not tokens.
+        A batch costs its tokens plus `FORWARD_TOKENS`, since below that a forward reads weights, not tokens. Its tokens
+        are those of its examples where these may share rows, and those of a padded batch otherwise.
         """
         lengths = self._lengths(examples)
         most = 1024 if max(lengths, default=0) == 1 else most
         order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
         best: list[tuple[float, int]] = [(0.0, 0)]  # least cost of the first k, and where their last batch begins
+        up_to = [0, *itertools.accumulate(lengths[i] for i in order)]
         for k in range(1, len(order) + 1):
             width = lengths[order[k - 1]]
-            first = max(0, k - most)
-            best.append(min((best[j][0] + (k - j) * width + FORWARD_TOKENS, j) for j in range(first, k)))
+            tokens = [up_to[k] - up_to[j] if self.packs else (k - j) * width for j in range(k)]
+            best.append(min((best[j][0] + tokens[j] + FORWARD_TOKENS, j) for j in range(max(0, k - most), k)))
         cut, k = [], len(order)
         while k:
             cut.append(order[best[k][1] : k])
@@ -310,9 +322,9 @@ class Scorer:
 
         Above that a matrix product is as fast as it gets, and activations leave the cache.
         """
-        lengths = self._lengths(examples)
+        recalled = self.prefix is not None and self.prefix.last_only and self._remembered(examples)
         widest = max(
-            sum(len(self.encode(examples[i])) for i in bucket) * max(lengths[i] for i in bucket)
+            self._layout([1 if recalled else len(s.ids) for i in bucket for s in self.encode(examples[i])]).tokens
             for bucket in self.buckets(examples)
         )
         return max(1, SATURATED // widest)

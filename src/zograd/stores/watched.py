@@ -123,7 +123,16 @@ def _asked(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     return result
 
 
-_untraced: Any = cast(Any, torch.compiler).disable(_asked)
+_outside: list[Callable[..., Any]] = []
+
+
+def _untraced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not _outside:  # not at import: this loads the compiler
+        _outside.append(cast(Any, torch.compiler).disable(_asked))
+    return _outside[0](func, args, kwargs)
+
+
+cast(Any, _untraced)._torchdynamo_disable = True  # the mark that torch.compiler.disable leaves
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
