@@ -547,6 +547,36 @@ def bench_directions(
     )  # fmt: skip
 
 
+@command(bench, name="batches")
+def bench_batches(
+    model: Model = "smollm2-135m",
+    task: Annotated[str, typer.Option(help="Bundled task or file.")] = "mr",
+    batch_size: Batch = 16,
+    train: Annotated[str, typer.Option(help="full, lora, or a pattern.")] = "full",
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
+    steps: Annotated[int, typer.Option(help="Steps a round.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 5,
+    device: Device = "cpu",
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Steps on text whose sequences share rows, against steps on padded batches.
+
+    Example: zograd bench batches --task trec --batch-size 8
+    """
+    from zograd.bench.batches import bench_batches as go
+
+    emit(
+        go(
+            model, task, batch_size=batch_size, train=train, dtype=dtype, method=method, steps=steps, rounds=rounds,
+            threads=threads, device=device,
+        ),
+        json,
+    )  # fmt: skip
+
+
 @command(bench, name="memory")
 def bench_memory(
     model: Model = "smollm2-135m",

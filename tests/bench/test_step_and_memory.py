@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from zograd.bench import bench_memory, bench_step
+from zograd.bench.batches import bench_batches
 from zograd.bench.step import comparison, interleaved
 from zograd.bench.workload import Workload
 
@@ -29,6 +30,23 @@ def test_step_reports_the_contract(tiny: str, capsys: pytest.CaptureFixture[str]
     assert torch.get_num_threads() == threads
     assert json.loads(json.dumps(out)) == out
     assert capsys.readouterr().out == ""
+
+
+def test_compiled_steps_are_named(tiny: str):
+    out = bench_step(tiny, batch_size=2, seq_len=8, rounds=1, threads=1, compile=True)
+    assert out["compiled"] is True
+    assert out["t_first_compiled"] > out["t_step"]
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+def test_packed_batches_beside_padded_ones(tiny: str):
+    out = bench_batches(tiny, "mr", batch_size=6, steps=2, rounds=2, threads=1)
+    assert out["packs"] is True
+    assert out["real_padded"] < out["real_packed"] <= 1.0
+    assert out["ratio"] > 0
+    assert json.loads(json.dumps(out)) == out
+    with pytest.raises(ValueError, match="steps and rounds must be at least 1"):
+        bench_batches(tiny, "mr", steps=0)
 
 
 def test_half_precision_says_nothing_about_its_tiny_steps(tiny: str):

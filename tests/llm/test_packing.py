@@ -98,7 +98,7 @@ def test_scores_are_those_of_a_padded_batch(tiny_model: Path, name: str) -> None
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     new, old = scorers(model, tokenizer, name)
     examples = some(name)
-    layout = new._layout([len(s.ids) for e in examples for s in new.encode(e)])
+    layout = new.layout([len(s.ids) for e in examples for s in new.encode(e)])
     assert not layout.alone
     torch.testing.assert_close(new.scores(examples), old.scores(examples), rtol=0, atol=1e-5)
     store = Store(loading.select(model, "full"))
@@ -140,8 +140,8 @@ def test_a_long_sequence_under_a_window_is_not_packed(tiny_model: Path) -> None:
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     scorer = Scorer(model, tokenizer, TASKS["one token"])
     model.config.sliding_window = 20
-    assert not scorer._layout([3, 20, 5]).alone
-    assert scorer._layout([3, 21, 5]).alone
+    assert not scorer.layout([3, 20, 5]).alone
+    assert scorer.layout([3, 21, 5]).alone
 
 
 def test_little_of_a_batch_of_text_is_padding(tiny_model: Path) -> None:

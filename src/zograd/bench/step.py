@@ -42,7 +42,7 @@ def bench_step(
     warm-up of each; so what else runs on the machine hits all three. Seconds of different processes do not compare.
 
     law, together: see `Workload`. compile: the step runs its blocks compiled (`llm/compiled.py`); plain forwards and
-        baseline do not.
+        baseline do not. Then `t_first_compiled` has the seconds of the first steps, with the compilation.
 
     threads: of torch and of the noise kernels; None keeps what is set. With one thread on a CPU the clock is the CPU
         time of this thread, which other processes disturb least; otherwise wall time.
@@ -71,6 +71,10 @@ def bench_step(
                 for _ in range(window):
                     work.step()
 
+        start = time.perf_counter()
+        if compile:
+            steps()
+        first = {"t_first_compiled": time.perf_counter() - start} if compile else {}
         ways = {"forward": lambda: work.forwards(2), "step": steps, "baseline": work.baseline}
         seconds = interleaved(ways, rounds, clock)
         seconds["step"] = [t / window for t in seconds["step"]]
@@ -85,6 +89,7 @@ def bench_step(
             "t_step": statistics.median(seconds["step"]),
             "t_baseline": statistics.median(seconds["baseline"]),
             "compiled": compile,
+            **first,
             "clock": "thread_time" if alone else "wall",
             **work.description(),
         }

@@ -143,7 +143,7 @@ class Scorer:
 
     # ---- forward passes ----------------------------------------------------------------------------------------
 
-    def _layout(self, lengths: Sequence[int]) -> Layout:
+    def layout(self, lengths: Sequence[int]) -> Layout:
         """Where sequences of these lengths lie in a batch."""
         config = self.base.config.get_text_config()
         windows = [getattr(config, name, None) or 10**9 for name in ("sliding_window", "attention_chunk_size")]
@@ -154,7 +154,7 @@ class Scorer:
     def _hidden(self, sequences: Sequence[Sequence_], copies: int = 1) -> tuple[Tensor, Layout]:
         """Last hidden states [copies rows, width, d] of a batch, and where each sequence lies in it."""
         backbone = getattr(self.base, self.base.base_model_prefix)
-        layout = self._layout([len(s.ids) for s in sequences])
+        layout = self.layout([len(s.ids) for s in sequences])
         if self.prefix is None:
             return backbone(**self._inputs(sequences, layout, copies)).last_hidden_state, layout
         numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in sequences]
@@ -248,7 +248,7 @@ class Scorer:
         """Whether two forwards, of prompts and of label words, cost less than one of prompt and word for each class."""
         assert self.answers is not None
         longest, tails = max(len(s.ids) for s in prompts), len(self.answers.tails) * self.answers.width
-        apart = self._layout([len(s.ids) + len(word) for s in prompts for word in self.words]).tokens
+        apart = self.layout([len(s.ids) + len(word) for s in prompts for word in self.words]).tokens
         return len(prompts) * (longest + tails) + FORWARD_TOKENS < apart
 
     def _shared_scores(self, prompts: Sequence[Sequence_]) -> Tensor:
@@ -324,7 +324,7 @@ class Scorer:
         """
         recalled = self.prefix is not None and self.prefix.last_only and self._remembered(examples)
         widest = max(
-            self._layout([1 if recalled else len(s.ids) for i in bucket for s in self.encode(examples[i])]).tokens
+            self.layout([1 if recalled else len(s.ids) for i in bucket for s in self.encode(examples[i])]).tokens
             for bucket in self.buckets(examples)
         )
         return max(1, SATURATED // widest)

@@ -1,0 +1,109 @@
+"""Steps on batches of text whose sequences share rows, beside steps on the same batches padded."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from zograd.bench.step import comparison, interleaved
+from zograd.bench.workload import method_named, quiet_machine
+from zograd.hub import load_task
+from zograd.llm import loading
+from zograd.llm.task import Batches, Scorer
+from zograd.oracles import batched
+from zograd.run import Run
+from zograd.stores import Store
+
+EXAMPLES = 1000
+"""Training examples that batches are drawn from, as in `zograd train`."""
+
+
+def bench_batches(
+    model: str = "smollm2-135m",
+    task: str = "mr",
+    *,
+    batch_size: int = 16,
+    train: str = "full",
+    dtype: str = "float32",
+    method: str = "zo_sgd",
+    steps: int = 4,
+    rounds: int = 5,
+    threads: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """ratio = median over rounds of (time of `steps` steps on packed batches) / (time of as many on padded ones).
+
+    Both go through the same batches of the task, in as many forwards as cost least; they take turns in one process.
+
+    Keys: `ratio`, `ratio_quartiles`, `ratio_min` (fastest over fastest); `packs`, whether the model allows packing;
+    `real_packed` and `real_padded`, the share of the tokens of those forwards that are no padding; `t_packed`,
+    `t_padded` (seconds of a step, medians); `clock`, and the settings.
+
+    Raises ModelError, TaskError, or ValueError for a method not on the menu, before anything is timed.
+    """
+    if steps < 1 or rounds < 1:
+        raise ValueError(f"steps and rounds must be at least 1, got {steps} and {rounds}")
+    with quiet_machine(threads):
+        base, tokenizer = loading.load(model, dtype=dtype, device=device)
+        loaded, menu = load_task(task), method_named(method)
+        module = loading.attach_lora(base, loading.LoraSpec(), seed) if train == "lora" else base
+        chosen = loading.select(module, train)
+        module.requires_grad_(False)
+        batches = Batches(list(loaded.splits["train"])[:EXAMPLES], batch_size, seed)
+
+        def way(pack: bool) -> tuple[Scorer, Callable[[], None]]:
+            scorer = Scorer(module, tokenizer, loaded)
+            scorer.packs = scorer.packs and pack
+            run = Run(Store(chosen), menu, seed)
+            run.store.late = {leaf.index for leaf in run.store.leaves}  # as in training
+            batch: list[Any] = []
+            points = batched(lambda n: scorer.copy_losses(batch, n), lambda: scorer.together(batch))
+
+            def go() -> None:
+                for _ in range(steps):
+                    batch[:] = batches[run.step_number]
+                    run.step(points)
+
+            return scorer, go
+
+        (packing, packed), (padding, padded) = way(True), way(False)
+        alone = torch.get_num_threads() == 1 and device == "cpu"
+        seconds = interleaved(
+            {"packed": packed, "padded": padded}, rounds, time.thread_time if alone else time.perf_counter
+        )
+        first = [batches[t] for t in range(steps * (rounds + 1))]
+        figures = comparison("", seconds["packed"], seconds["padded"], 1)
+        del figures["overhead_ns_per_param"]
+        return {
+            **figures,
+            "packs": packing.packs,
+            "real_packed": _real(packing, first),
+            "real_padded": _real(padding, first),
+            **{f"t_{name}": statistics.median(values) / steps for name, values in seconds.items()},
+            "clock": "thread_time" if alone else "wall",
+            "model": model,
+            "task": loaded.name,
+            "batch_size": batch_size,
+            "train": train,
+            "method": menu.name,
+            "dtype": dtype,
+            "steps": steps,
+            "rounds": rounds,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def _real(scorer: Scorer, batches: list[list[Any]]) -> float:
+    """The share of the tokens of the forwards of these batches that are no padding."""
+    real = total = 0
+    for batch in batches:
+        for bucket in scorer.buckets(batch):
+            lengths = [len(s.ids) for i in bucket for s in scorer.encode(batch[i])]
+            real += sum(lengths)
+            total += scorer.layout(lengths).tokens
+    return real / total
