@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import zograd.stores.watched  # noqa: F401  # defines the operations
 from zograd import methods
 from zograd.llm import compiled as under_test
 from zograd.llm.compiled import CompileError, check, compiled, trial
@@ -20,6 +19,7 @@ from zograd.llm.train import replay, train
 from zograd.oracles import batched, sequential
 from zograd.run import Run
 from zograd.stores import Store
+from zograd.stores.lens import Lens
 
 SIZES: dict[str, Any] = {"vocab_size": 96}
 LLAMA: dict[str, Any] = SIZES | {
@@ -116,6 +116,38 @@ def test_a_model_that_its_owner_compiled_is_seen() -> None:
     assert sequential(lambda: fast(inputs).square().mean())(store, queries, 0) == pytest.approx(plain, rel=1e-5)
     assert not store.escaped
     assert graphs() == (1, 0)
+
+
+def test_a_lens_within_a_lens_and_dropout_run_as_they_are() -> None:
+    """Both look at every call, which torch.compile does not trace."""
+    model = make_model("llama")
+    ids = torch.randint(1, 96, (4, 16), generator=torch.Generator().manual_seed(1))
+    store = Store(dict(model.named_parameters()))
+    first, second = (query.at for query in Run(store, methods.make("zo_sgd", lr=1e-3, mu=0.3), 0).ask())
+
+    def losses() -> list[float]:
+        found = []
+        with torch.no_grad(), Lens(store, first):
+            with Lens(store, second):
+                found.append(float(causal_losses(model, ids)))
+            found.append(float(causal_losses(model, ids)))
+        with torch.no_grad(), Lens(store, first, everywhere=True):
+            found.append(float(causal_losses(model, ids)))
+        return found
+
+    expected = losses()
+    with compiled(model):
+        assert losses() == pytest.approx(expected, rel=1e-5)
+    assert graphs() == (1, 0)
+    assert len({round(f, 3) for f in expected}) == 2
+
+
+def test_a_weight_that_was_copied_is_not_taken_for_one() -> None:
+    model = nn.Linear(4, 4).requires_grad_(False)
+    store = Store(dict(model.named_parameters()))
+    point = Run(store, methods.make("zo_sgd"), 0).ask()[0].at
+    with Lens(store, point), pytest.raises(RuntimeError, match="copied a weight"):
+        torch.ops.zograd.linear(torch.ones(1, 4), model.weight.data.clone(), None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

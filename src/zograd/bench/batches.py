@@ -103,7 +103,7 @@ def _real(scorer: Scorer, batches: list[list[Any]]) -> float:
     real = total = 0
     for batch in batches:
         for bucket in scorer.buckets(batch):
-            lengths = [len(s.ids) for i in bucket for s in scorer.encode(batch[i])]
+            lengths = scorer.lengths([batch[i] for i in bucket])
             real += sum(lengths)
             total += scorer.layout(lengths).tokens
     return real / total

@@ -37,8 +37,8 @@ def compiled(model: nn.Module) -> Iterator[None]:
     """Inside, blocks of the model run compiled wherever a lens shows their weights; plain forwards are as before.
 
     A block that is given a cache of keys and values runs as it is: the cache counts layers, and each would be compiled
-    on its own. The first forward compiles, for 10 to 20 seconds. Raises ModelError for a model without a list of
-    blocks.
+    on its own. So does one under a lens that looks at every call, for dropout or within another lens. The first forward
+    compiles, for 10 to 20 seconds. Raises ModelError for a model without a list of blocks.
     """
     changed = [block for block in blocks(plain_model(model)) if "forward" not in vars(block)]  # others: wrapped already
     try:
@@ -57,7 +57,7 @@ def _fast(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def _choosing(block: nn.Module, plain: Callable[..., Any], fast: Callable[..., Any]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if lenses.on and kwargs.get("past_key_values") is None:
+        if lenses.on and not lenses.everywhere and kwargs.get("past_key_values") is None:
             return fast(block, *args, **kwargs)
         return plain(*args, **kwargs)
 

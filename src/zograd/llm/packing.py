@@ -44,9 +44,11 @@ class Layout:
         """Whether each sequence has a row of its own."""
         return self.count == len(self.lengths)
 
-    def inputs(self, sequences: Sequence[Sequence[int]], pad: int, device: torch.device, dtype: torch.dtype) -> Any:
-        """What a backbone of transformers is given: ids, positions and mask; of sequences alone the usual mask of 0s
-        and 1s."""
+    def inputs(
+        self, sequences: Sequence[Sequence[int]], pad: int, device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """What a backbone of transformers is given: ids, and a mask of 0s and 1s where sequences are alone; otherwise
+        positions, and a mask of `dtype` that is added to the scores. Padding has the id `pad`."""
         ids = torch.full((self.count, self.width), pad)
         owner = torch.full((self.count, self.width), -1)
         positions = torch.zeros(self.count, self.width, dtype=torch.int64)

@@ -143,6 +143,10 @@ class Scorer:
 
     # ---- forward passes ----------------------------------------------------------------------------------------
 
+    def lengths(self, examples: Sequence[Example]) -> list[int]:
+        """Tokens of the sequences of these examples, one after the other."""
+        return [len(s.ids) for e in examples for s in self.encode(e)]
+
     def layout(self, lengths: Sequence[int]) -> Layout:
         """Where sequences of these lengths lie in a batch."""
         config = self.base.config.get_text_config()
@@ -287,10 +291,12 @@ class Scorer:
         self.loss(batch)
         if held_out:
             parts = [[held_out[i] for i in bucket] for bucket in self.buckets(held_out, EVALUATION)]
-            self.scores(max(parts, key=lambda part: len(part) * max(len(s.ids) for e in part for s in self.encode(e))))
+            self.scores(
+                max(parts, key=lambda part: self.layout([len(s.ids) for e in part for s in self.encode(e)]).tokens)
+            )
         self.prefix = prefix
 
-    def _lengths(self, examples: Sequence[Example]) -> list[int]:
+    def _longest(self, examples: Sequence[Example]) -> list[int]:
         """Tokens that a forward computes of each example: one where the states of the others are kept."""
         if self.prefix is not None and self.prefix.last_only and self._remembered(examples):
             return [1] * len(examples)
@@ -302,7 +308,7 @@ class Scorer:
         A batch costs its tokens plus `FORWARD_TOKENS`, since below that a forward reads weights, not tokens. Its tokens
         are those of its examples where these may share rows, and those of a padded batch otherwise.
         """
-        lengths = self._lengths(examples)
+        lengths = self._longest(examples)
         most = 1024 if max(lengths, default=0) == 1 else most
         order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
         best: list[tuple[float, int]] = [(0.0, 0)]  # least cost of the first k, and where their last batch begins
@@ -322,11 +328,9 @@ class Scorer:
 
         Above that a matrix product is as fast as it gets, and activations leave the cache.
         """
+        parts = [self.lengths([examples[i] for i in bucket]) for bucket in self.buckets(examples)]
         recalled = self.prefix is not None and self.prefix.last_only and self._remembered(examples)
-        widest = max(
-            self.layout([1 if recalled else len(s.ids) for i in bucket for s in self.encode(examples[i])]).tokens
-            for bucket in self.buckets(examples)
-        )
+        widest = max(len(part) if recalled else self.layout(part).tokens for part in parts)
         return max(1, SATURATED // widest)
 
     def parts(self, examples: Sequence[Example], count: int) -> list[list[Example]]:

@@ -100,6 +100,7 @@ class Lens:
                     t.__class__ = WATCHED[type(t)]
         if self._mode is not None:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
+            lenses.everywhere += 1
         else:
             lenses.on.append(self)
         return self
@@ -107,6 +108,7 @@ class Lens:
     def __exit__(self, *error: Any) -> None:
         if self._mode is not None:
             mode, self._mode = self._mode, None
+            lenses.everywhere -= 1
             mode.__exit__(*error)  # type: ignore[no-untyped-call]
             return
         lenses.on.remove(self)

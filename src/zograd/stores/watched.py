@@ -58,10 +58,11 @@ class Unbranchable(RuntimeError):
 
 
 class _Lenses(threading.local):
-    """The lenses that are on in this thread by way of the class of their weights."""
+    """The lenses of this thread that are on by way of the class of their weights, and how many look at every call."""
 
     def __init__(self) -> None:
         self.on: list[Lens] = []
+        self.everywhere = 0
 
 
 lenses = _Lenses()
@@ -184,7 +185,12 @@ def _normalized(
 def _answer(func: Callable[..., Any], *args: Any) -> Any:
     """What the lens that is on answers, when compiled code runs."""
     with torch._C.DisableTorchFunctionSubclass():
-        return lenses.on[-1].answer(func, args, {}) if lenses.on else func(*args)
+        if not lenses.on:
+            return func(*args)
+        lens = lenses.on[-1]
+        if not any(id(a) in lens.leaves for a in args):
+            raise RuntimeError("torch.compile copied a weight before it read it, so that no point can be shown in it")
+        return lens.answer(func, args, {})
 
 
 def _rows(x: Tensor, w: Tensor) -> Tensor:
