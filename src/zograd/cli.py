@@ -476,6 +476,7 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16.")]
 LawName = Annotated[str | None, typer.Option("--law", help="Law of directions, lower-case. [the method's]")]
 Together = Annotated[int | None, typer.Option(help="Points that share a forward. [as many as pay]")]
 MethodName = Annotated[str, typer.Option("--method", help="Name on the menu.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Blocks fused by torch.compile.")]
 
 
 @command(bench, name="step")
@@ -487,7 +488,7 @@ def bench_step(
     method: MethodName = "zo_sgd",
     law: LawName = None,
     together: Together = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="Blocks of the step fused by torch.compile.")] = False,
+    compile_: Compile = False,
     rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 7,
     device: Device = "cpu",
     threads: Threads = None,
@@ -526,6 +527,7 @@ def bench_directions(
     seq_len: Length = 32,
     dtype: Dtype = "float32",
     law: Annotated[str, typer.Option(help="Law of directions, lower-case.")] = "rankone",
+    compile_: Compile = False,
     rounds: Annotated[int, typer.Option(help="Interleaved repeats.")] = 7,
     device: Device = "cpu",
     threads: Threads = None,
@@ -540,8 +542,8 @@ def bench_directions(
 
     emit(
         go(
-            model, n, batch_size=batch_size, seq_len=seq_len, dtype=dtype, law=law, rounds=rounds, threads=threads,
-            device=device,
+            model, n, batch_size=batch_size, seq_len=seq_len, dtype=dtype, law=law, compile=compile_, rounds=rounds,
+            threads=threads, device=device,
         ),
         json,
     )  # fmt: skip

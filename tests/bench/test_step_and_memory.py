@@ -10,6 +10,7 @@ import torch
 
 from zograd.bench import bench_memory, bench_step
 from zograd.bench.batches import bench_batches
+from zograd.bench.directions import bench_directions
 from zograd.bench.step import comparison, interleaved
 from zograd.bench.workload import Workload
 
@@ -116,3 +117,15 @@ def test_comparison_is_the_median_of_ratios_of_a_round():
         "ratio_min": 2.0,
         "overhead_ns_per_param": pytest.approx(1.0),
     }
+
+
+@pytest.mark.parametrize("compile_", [False, True])
+def test_directions_report_losses_of_one_at_a_time(tiny: str, compile_: bool):
+    out = bench_directions(tiny, 3, batch_size=2, seq_len=8, rounds=2, threads=1, compile=compile_)
+    assert out["max_relative_error"] < 1e-5
+    assert out["ratio"] > 0
+    assert out["ratio_stacked"] > 0
+    assert (out["n"], out["compiled"]) == (3, compile_)
+    assert json.loads(json.dumps(out)) == out
+    with pytest.raises(ValueError, match="n and rounds must be at least 1"):
+        bench_directions(tiny, 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from zograd.bench.step import interleaved
 from zograd.bench.workload import LR, Workload, quiet_machine
 from zograd.estimators import Forward
+from zograd.llm.compiled import compiled
 from zograd.llm.loss import causal_losses
 from zograd.methods.menu import law_named
 from zograd.oracles import batched, sequential
@@ -27,6 +30,7 @@ def bench_directions(
     seq_len: int = 32,
     dtype: str = "float32",
     law: str = "rankone",
+    compile: bool = False,
     rounds: int = 7,
     threads: int | None = None,
     device: str = "cpu",
@@ -40,7 +44,8 @@ def bench_directions(
     precision; `t_together`, `t_separate`, `t_stacked` (seconds, medians); `rounds`, `clock` and the workload.
 
     Plain forwards are those of the unmodified model with the loss of transformers. law: a law of directions by its
-    lower-case name; `rankone` and `lowrank` need no pass over the weights. Raises ModelError or ValueError.
+    lower-case name; `rankone` and `lowrank` need no pass over the weights. compile: the points are evaluated on blocks
+    that are compiled (`llm/compiled.py`). Raises ModelError or ValueError.
     """
     if n < 1 or rounds < 1:
         raise ValueError(f"n and rounds must be at least 1, got {n} and {rounds}")
@@ -59,14 +64,19 @@ def bench_directions(
 
         oracle = batched(losses, n + 1)
         expected = sequential(lambda: losses(1).sum())(run.store, queries, seed)
-        found = oracle(run.store, queries, seed)
+
+        def together() -> Sequence[float]:
+            with compiled(work.model) if compile else nullcontext():
+                return oracle(run.store, queries, seed)
+
+        found = together()
 
         @torch.no_grad()
         def stack() -> None:
             float(plain(input_ids=stacked, labels=stacked, use_cache=False).loss)
 
         ways = {
-            "together": lambda: (oracle(run.store, queries, seed), None)[1],
+            "together": lambda: (together(), None)[1],
             "separate": lambda: work.forwards(n + 1),
             "stacked": stack,
         }
@@ -79,6 +89,7 @@ def bench_directions(
             "max_relative_error": max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True)),
             **{f"t_{name}": statistics.median(values) for name, values in seconds.items()},
             "rounds": rounds,
+            "compiled": compile,
             "clock": "thread_time" if alone else "wall",
             **{**work.description(), "method": "forward", "law": type(run.method.law).__name__},
         }
