@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=24), st.sampled_from([4, 16, 576]), st.integers(1, 200))
 def test_each_sequence_has_columns_of_its_own(lengths: list[int], hidden: int, widest: int) -> None:
-    layout = packed(lengths, hidden, widest)
+    layout = packed(tuple(lengths), hidden, widest)
     places = zip(layout.rows, layout.starts, lengths, strict=True)
     columns = {(row, start + k) for row, start, n in places for k in range(n)}
     assert len(columns) == sum(lengths)
@@ -37,7 +37,7 @@ def test_each_sequence_has_columns_of_its_own(lengths: list[int], hidden: int, w
 
 def test_wide_rows_cost_attention() -> None:
     """Lengths 5 to 40: a small model has few sequences to a row, a large one many."""
-    counts = [packed(list(range(5, 41)), hidden, 10**6).count for hidden in (4, 64, 4096)]
+    counts = [packed(tuple(range(5, 41)), hidden, 10**6).count for hidden in (4, 64, 4096)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1]
 
@@ -50,7 +50,7 @@ def test_states_are_those_of_rows_of_their_own(name: str) -> None:
     assert packs(model, CPU)
     backbone = getattr(model, model.base_model_prefix)
     sequences = [[3, 4, 20, 21, 22, 23, 24], [30], [31, 32, 33], [5, 6, 7, 8], [9, 10]]
-    layout = packed([len(s) for s in sequences], 16, 64)
+    layout = packed(tuple(len(s) for s in sequences), 16, 64)
     assert not layout.alone
     hidden = backbone(**layout.inputs(sequences, 0, CPU, torch.float64)).last_hidden_state
     for row, start, s in zip(layout.rows, layout.starts, sequences, strict=True):
@@ -154,7 +154,7 @@ def test_little_of_a_batch_of_text_is_padding(tiny_model: Path) -> None:
     for t in range(20):
         lengths = [len(s.ids) for e in batches[t] for s in scorer.encode(e)]
         real += sum(lengths)
-        packed_ += packed(lengths, 576, 10**6).tokens
+        packed_ += packed(tuple(lengths), 576, 10**6).tokens
         padded += in_rows_of_their_own(lengths).tokens
     assert packed_ < real / 0.9
     assert padded > real / 0.67

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from zograd.bench.step import comparison, interleaved
+from zograd.bench.step import interleaved, ratio
 from zograd.bench.workload import method_named, quiet_machine
 from zograd.hub import load_task
 from zograd.llm import loading
@@ -77,10 +77,8 @@ def bench_batches(
             {"packed": packed, "padded": padded}, rounds, time.thread_time if alone else time.perf_counter
         )
         first = [batches[t] for t in range(steps * (rounds + 1))]
-        figures = comparison("", seconds["packed"], seconds["padded"], 1)
-        del figures["overhead_ns_per_param"]
         return {
-            **figures,
+            **ratio("ratio", seconds["packed"], seconds["padded"]),
             "packs": packing.packs,
             "real_packed": _real(packing, first),
             "real_padded": _real(padding, first),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from zograd.bench.step import interleaved
+from zograd.bench.step import interleaved, ratio
 from zograd.bench.workload import LR, Workload, quiet_machine
 from zograd.estimators import Forward
 from zograd.llm.compiled import compiled
@@ -84,8 +84,8 @@ def bench_directions(
         seconds = interleaved(ways, rounds, time.thread_time if alone else time.perf_counter)
         return {
             "n": n,
-            **_ratio("ratio", seconds["together"], seconds["separate"]),
-            **_ratio("ratio_stacked", seconds["together"], seconds["stacked"]),
+            **ratio("ratio", seconds["together"], seconds["separate"]),
+            **ratio("ratio_stacked", seconds["together"], seconds["stacked"]),
             "max_relative_error": max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True)),
             **{f"t_{name}": statistics.median(values) for name, values in seconds.items()},
             "rounds": rounds,
@@ -93,11 +93,3 @@ def bench_directions(
             "clock": "thread_time" if alone else "wall",
             **{**work.description(), "method": "forward", "law": type(run.method.law).__name__},
         }
-
-
-def _ratio(name: str, seconds: list[float], reference: list[float]) -> dict[str, Any]:
-    """Median, quartiles and fastest over fastest of seconds / reference, round by round."""
-    ratios = [t / r for t, r in zip(seconds, reference, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    quartiles, least = [low, high], min(seconds) / min(reference)
-    return {name: statistics.median(ratios), f"{name}_quartiles": quartiles, f"{name}_min": least}

@@ -71,10 +71,11 @@ def bench_step(
                 for _ in range(window):
                     work.step()
 
-        start = time.perf_counter()
+        first: dict[str, float] = {}
         if compile:
+            start = time.perf_counter()
             steps()
-        first = {"t_first_compiled": time.perf_counter() - start} if compile else {}
+            first["t_first_compiled"] = time.perf_counter() - start
         ways = {"forward": lambda: work.forwards(2), "step": steps, "baseline": work.baseline}
         seconds = interleaved(ways, rounds, clock)
         seconds["step"] = [t / window for t in seconds["step"]]
@@ -115,12 +116,13 @@ def interleaved(ways: dict[str, Callable[[], None]], rounds: int, clock: Callabl
 
 def comparison(prefix: str, seconds: Sequence[float], reference: Sequence[float], dim: int) -> dict[str, Any]:
     """Median, quartiles and min/min of seconds / reference, round by round, and their difference in ns an element."""
-    ratios = [t / r for t, r in zip(seconds, reference, strict=True)]
     extra = [(t - r) / dim * 1e9 for t, r in zip(seconds, reference, strict=True)]
+    return {**ratio(f"{prefix}ratio", seconds, reference), f"{prefix}overhead_ns_per_param": statistics.median(extra)}
+
+
+def ratio(name: str, seconds: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and fastest over fastest of seconds / reference, round by round."""
+    ratios = [t / r for t, r in zip(seconds, reference, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return {
-        f"{prefix}ratio": statistics.median(ratios),
-        f"{prefix}ratio_quartiles": [low, high],
-        f"{prefix}ratio_min": min(seconds) / min(reference),
-        f"{prefix}overhead_ns_per_param": statistics.median(extra),
-    }
+    quartiles, least = [low, high], min(seconds) / min(reference)
+    return {name: statistics.median(ratios), f"{name}_quartiles": quartiles, f"{name}_min": least}

@@ -7,6 +7,7 @@ another way (recurrent ones, ALiBi from a mask of two axes) are found by `packs`
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ class Layout:
         """Whether each sequence has a row of its own."""
         return self.count == len(self.lengths)
 
+    @property
+    def cells(self) -> list[tuple[int, slice]]:
+        """Row and columns of each sequence."""
+        ends = zip(self.rows, self.starts, self.lengths, strict=True)
+        return [(row, slice(start, start + length)) for row, start, length in ends]
+
     def inputs(
         self, sequences: Sequence[Sequence[int]], pad: int, device: torch.device, dtype: torch.dtype
     ) -> dict[str, Any]:
@@ -52,21 +59,16 @@ class Layout:
         ids = torch.full((self.count, self.width), pad)
         owner = torch.full((self.count, self.width), -1)
         positions = torch.zeros(self.count, self.width, dtype=torch.int64)
-        for i, (row, start, sequence) in enumerate(zip(self.rows, self.starts, sequences, strict=True)):
-            here = slice(start, start + len(sequence))
+        for i, ((row, here), sequence) in enumerate(zip(self.cells, sequences, strict=True)):
             ids[row, here] = torch.tensor(sequence)
             owner[row, here] = i
             positions[row, here] = torch.arange(len(sequence))
+        common = {"input_ids": ids.to(device), "use_cache": False}
         if self.alone:
-            return {"input_ids": ids.to(device), "attention_mask": (owner >= 0).long().to(device), "use_cache": False}
+            return common | {"attention_mask": (owner >= 0).long().to(device)}
         seen = (owner[:, :, None] == owner[:, None, :]).tril()
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
-        return {
-            "input_ids": ids.to(device),
-            "position_ids": positions.to(device),
-            "attention_mask": mask.to(device),
-            "use_cache": False,
-        }
+        return common | {"position_ids": positions.to(device), "attention_mask": mask.to(device)}
 
     def places(self, offsets: Sequence[int], copies: int = 1) -> tuple[Tensor, Tensor]:
         """Rows and columns of a position in each sequence, of so many copies of the batch, copy after copy."""
@@ -80,7 +82,8 @@ def in_rows_of_their_own(lengths: Sequence[int]) -> Layout:
     return Layout(tuple(lengths), tuple(range(len(lengths))), (0,) * len(lengths), max(lengths))
 
 
-def packed(lengths: Sequence[int], hidden_size: int, widest: int) -> Layout:
+@functools.lru_cache(maxsize=16)  # a step asks for the layout of its batch several times
+def packed(lengths: tuple[int, ...], hidden_size: int, widest: int) -> Layout:
     """The layout of least cost, tokens x (1 + width / (ATTENTION hidden_size)), over all numbers of rows.
 
     The longest sequence not yet placed goes to the shortest row. No row of several sequences is wider than `widest`.
@@ -98,7 +101,7 @@ def packed(lengths: Sequence[int], hidden_size: int, widest: int) -> Layout:
         width = max(length for length, _ in filled)
         cost = count * width * (1 + width / (ATTENTION * hidden_size))
         if cost < least and (width <= widest or count == len(lengths)):
-            best, least = Layout(tuple(lengths), tuple(rows), tuple(starts), width), cost
+            best, least = Layout(lengths, tuple(rows), tuple(starts), width), cost
     return best
 
 
@@ -120,6 +123,6 @@ def packs(model: Any, device: torch.device) -> bool:
     alone = backbone(**in_rows_of_their_own(lengths).inputs(ids, 0, device, dtype)).last_hidden_state
     tolerance = 1e-3 if beside.dtype in (torch.float32, torch.float64) else 0.1
     return all(
-        bool((beside[0, start : start + n] - alone[i, :n]).float().norm() <= tolerance * alone[i, :n].float().norm())
-        for i, (start, n) in enumerate(zip(one_row.starts, lengths, strict=True))
+        bool((beside[row, here] - expected[:n]).float().norm() <= tolerance * expected[:n].float().norm())
+        for (row, here), expected, n in zip(one_row.cells, alone, lengths, strict=True)
     )

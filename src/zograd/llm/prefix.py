@@ -148,10 +148,9 @@ class Prefix:
 
         def keep(output: Any, into: States) -> int:
             hidden = output[0] if isinstance(output, tuple) else output
-            places = zip(numbers, layout.rows, layout.starts, layout.lengths, strict=True)
-            for number, row, start, length in places:
-                first = start + length - 1 if self.last_only else start
-                into.keep(number, hidden[row, first : start + length])
+            for number, (row, here) in zip(numbers, layout.cells, strict=True):
+                states = hidden[row, here]
+                into.keep(number, states[-1:] if self.last_only else states)
             return _length(output)
 
         def block_done(module: nn.Module, args: Any, output: Any) -> None:
@@ -201,8 +200,8 @@ def _batch(kept: States, numbers: Sequence[int], layout: Layout, copies: int) ->
     """The states of several examples, each at its place in the batch, 0 elsewhere."""
     first = kept[numbers[0]]
     out = torch.zeros(layout.count, layout.width, first.shape[-1], dtype=first.dtype, device=first.device)
-    for number, row, start, length in zip(numbers, layout.rows, layout.starts, layout.lengths, strict=True):
-        out[row, start : start + length] = kept[number]
+    for number, (row, here) in zip(numbers, layout.cells, strict=True):
+        out[row, here] = kept[number]
     return torch.cat([out] * copies)
 
 

@@ -153,7 +153,7 @@ class Scorer:
         windows = [getattr(config, name, None) or 10**9 for name in ("sliding_window", "attention_chunk_size")]
         if not self.packs or max(lengths) > min(windows):  # the mask of a packed batch says nothing of windows
             return in_rows_of_their_own(lengths)
-        return packed(lengths, config.hidden_size, self.max_length)
+        return packed(tuple(lengths), config.hidden_size, self.max_length)
 
     def _hidden(self, sequences: Sequence[Sequence_], copies: int = 1) -> tuple[Tensor, Layout]:
         """Last hidden states [copies rows, width, d] of a batch, and where each sequence lies in it."""
@@ -291,14 +291,16 @@ class Scorer:
         self.loss(batch)
         if held_out:
             parts = [[held_out[i] for i in bucket] for bucket in self.buckets(held_out, EVALUATION)]
-            self.scores(
-                max(parts, key=lambda part: self.layout([len(s.ids) for e in part for s in self.encode(e)]).tokens)
-            )
+            self.scores(max(parts, key=lambda part: self.layout(self.lengths(part)).tokens))
         self.prefix = prefix
+
+    def _recalled(self, examples: Sequence[Example]) -> bool:
+        """Whether a forward computes the last position of these examples alone."""
+        return self.prefix is not None and self.prefix.last_only and self._remembered(examples)
 
     def _longest(self, examples: Sequence[Example]) -> list[int]:
         """Tokens that a forward computes of each example: one where the states of the others are kept."""
-        if self.prefix is not None and self.prefix.last_only and self._remembered(examples):
+        if self._recalled(examples):
             return [1] * len(examples)
         return [max(len(s.ids) for s in self.encode(e)) for e in examples]
 
@@ -313,10 +315,12 @@ class Scorer:
         order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
         best: list[tuple[float, int]] = [(0.0, 0)]  # least cost of the first k, and where their last batch begins
         up_to = [0, *itertools.accumulate(lengths[i] for i in order)]
+
+        def tokens(j: int, k: int) -> int:
+            return up_to[k] - up_to[j] if self.packs else (k - j) * lengths[order[k - 1]]
+
         for k in range(1, len(order) + 1):
-            width = lengths[order[k - 1]]
-            tokens = [up_to[k] - up_to[j] if self.packs else (k - j) * width for j in range(k)]
-            best.append(min((best[j][0] + tokens[j] + FORWARD_TOKENS, j) for j in range(max(0, k - most), k)))
+            best.append(min((best[j][0] + tokens(j, k) + FORWARD_TOKENS, j) for j in range(max(0, k - most), k)))
         cut, k = [], len(order)
         while k:
             cut.append(order[best[k][1] : k])
@@ -329,7 +333,7 @@ class Scorer:
         Above that a matrix product is as fast as it gets, and activations leave the cache.
         """
         parts = [self.lengths([examples[i] for i in bucket]) for bucket in self.buckets(examples)]
-        recalled = self.prefix is not None and self.prefix.last_only and self._remembered(examples)
+        recalled = self._recalled(examples)
         widest = max(len(part) if recalled else self.layout(part).tokens for part in parts)
         return max(1, SATURATED // widest)
 

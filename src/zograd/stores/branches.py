@@ -27,8 +27,8 @@ from zograd import kernels, noise
 from zograd.kernels import Side
 from zograd.stores.base import Drawn
 from zograd.stores.lens import CASTS, Lens, linear_rows
-from zograd.stores.watched import ELEMENTWISE, Unbranchable, WatchedStack, shape_only
-from zograd.vector import HALF, Basis, Vector, noise_terms
+from zograd.stores.watched import ELEMENTWISE, Unbranchable, WatchedStack, half_gain, shape_only
+from zograd.vector import Basis, Vector, noise_terms
 
 if TYPE_CHECKING:
     from zograd.stores.base import Leaf, Passing, Store
@@ -171,7 +171,7 @@ class Branches(Lens):
         """func of one activation [n m, ...] and weights, broadcast against [n, m, ...]."""
         x = next(a for a in args if self._branched(a))
         dtype = torch.result_type(args[0], args[1])
-        wide = any((leaf := self.leaves.get(id(a))) and leaf.tensor.ndim <= 1 and leaf.dtype in HALF for a in args)
+        wide = any((leaf := self.leaves.get(id(a))) and half_gain(leaf.tensor) for a in args)
 
         def spread(a: Any) -> Any:
             if a is x:
@@ -210,8 +210,7 @@ class Branches(Lens):
         if rows == 0 or rows % self.n:
             raise Unbranchable(f"{rows} rows, which are not the same number for each of {self.n} branches")
         self.rows = rows
-        leaf = self.leaves[id(weight)]
-        shown = self._shown_to_all(leaf, wide=weight.ndim <= 1 and leaf.dtype in HALF)
+        shown = self._shown_to_all(self.leaves[id(weight)], wide=half_gain(weight))
         return shown.repeat_interleave(rows // self.n, 0)
 
     def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from zograd import noise
-from zograd.stores.watched import ELEMENTWISE, WATCHED, lenses, shape_only
+from zograd.stores.watched import ELEMENTWISE, WATCHED, half_gain, lenses, shape_only
 from zograd.vector import HALF, Vector, accumulation_dtype, noise_terms, of_signs
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Lens:
     def _any_split_half(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         """Whether a 16-bit norm gain or bias is among the arguments: those are shown in float32."""
         leaves = (self.leaves.get(id(a)) for a in (*args, *kwargs.values()))
-        return any(leaf is not None and leaf.tensor.ndim <= 1 and leaf.dtype in HALF for leaf in leaves)
+        return any(leaf is not None and half_gain(leaf.tensor) for leaf in leaves)
 
     def _split(self, a: object) -> bool:
         """Whether `a` is a leaf of which other processes hold parts: it is shown as the distributed tensor it is."""
@@ -229,8 +229,7 @@ class Lens:
     def rows_of(self, weight: Tensor, rows: int) -> Tensor:
         """A leaf as each of so many rows of an activation meets it, or all rows; a 16-bit gain or bias in float32."""
         leaf = self.leaves[id(weight)]
-        wide = weight.ndim <= 1 and leaf.dtype in HALF
-        shown: Tensor = self._float32(leaf) if wide else self._replace_one(weight)
+        shown: Tensor = self._float32(leaf) if half_gain(weight) else self._replace_one(weight)
         return shown
 
     # ---- the two functions that read almost every weight of a language model -------------------------------------

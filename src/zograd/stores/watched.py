@@ -53,6 +53,11 @@ def shape_only(func: Callable[..., Any]) -> bool:
     return func in SHAPE_ONLY or (getattr(func, "__name__", "") == "__get__" and func not in _VALUE_PROPERTIES)
 
 
+def half_gain(weight: Tensor) -> bool:
+    """Whether a weight is a 16-bit norm gain or bias: those are shown in float32."""
+    return weight.ndim <= 1 and weight.dtype in HALF
+
+
 class Unbranchable(RuntimeError):
     """A function reads a trained weight in a way that cannot be split by branches."""
 
@@ -210,7 +215,7 @@ def _addmm_like(b: Tensor, x: Tensor, w: Tensor) -> Tensor:
 
 
 def _rows_like(x: Tensor, w: Tensor) -> Tensor:
-    dtype = torch.float32 if w.ndim <= 1 and w.dtype in HALF else w.dtype
+    dtype = torch.float32 if half_gain(w) else w.dtype
     return x.new_empty((x.shape[0], *[1] * (x.ndim - 1 - w.ndim), *w.shape), dtype=dtype)
 
 
