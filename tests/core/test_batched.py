@@ -480,3 +480,45 @@ def test_a_resumed_run_has_the_losses_of_one_that_goes_on_to_the_bit(together: i
         run.replay(whole[:cut], since=cut - cut % MERGE)
         assert [r.losses for r in steps(again, run, losses)] == [r.losses for r in whole[cut:]]
     assert again.digest() == store.digest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moves_ride_along_whatever_reads_the_weights(dtype: torch.dtype) -> None:
+    """Batches of few rows take sides and others tiles, one matrix is read whole: none of it makes the moves."""
+    rows = [6, 700, 6, 700, 700, 6, 6, 700, 6, 6]
+
+    def made() -> tuple[Store, Run, Callable[[int], Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((80, 60), (9, 80), (5, 60), (2, 80))
+        w, u, e, g = (0.05 * torch.randn(*shape, generator=generator).to(dtype) for shape in shapes)
+        store = Store({"w": w, "u": u, "e": e, "g": g})
+        run = Run(store, methods.make("zo_sgd", lr=1e-2, law=RankOne()), 3)
+
+        def losses(copies: int) -> Tensor:
+            n = rows[run.step_number]
+            ids = torch.arange(n).remainder(5).repeat(copies)
+            x = F.embedding(ids, e) + torch.linspace(-1, 1, n, dtype=dtype).repeat(copies)[:, None]
+            y = F.linear((torch.tanh(F.linear(x, w)).view(-1, 2, 80) * torch.exp(g)).sum(1), u)
+            return y.view(copies, -1).square().mean(1)
+
+        return store, run, losses
+
+    def steps(store: Store, run: Run, losses: Callable[[int], Tensor]) -> list[Record]:
+        oracle, records = batched(losses, 2), []
+        while run.step_number < len(rows):
+            if run.step_number % MERGE == 0:
+                store.catch_up()
+            records.append(run.step(oracle))
+        return records
+
+    store, run, losses = made()
+    before = [leaf.tensor.clone() for leaf in store.leaves]
+    with store.lazily(sides=True):
+        whole = steps(store, run, losses)
+    for cut in range(1, len(rows)):
+        again, run, losses = made()
+        assert all(map(torch.equal, before, [leaf.tensor for leaf in again.leaves]))
+        with again.lazily(sides=True):
+            run.replay(whole[:cut], since=cut - cut % MERGE)
+            assert [r.losses for r in steps(again, run, losses)] == [r.losses for r in whole[cut:]]
+        assert again.digest() == store.digest()

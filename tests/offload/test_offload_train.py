@@ -46,12 +46,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora, another dtype": {"train": "lora", "dtype": "bfloat16"},
     "top blocks": {"layers": 2, "method": "fzoo", "set": {"n": 3}},
     "low rank": {"method": "lozo"},
+    "rank one": {"set": {"law": "rankone"}, "steps": 11},
+    "rank one, another dtype": {"set": {"law": "rankone"}, "dtype": "bfloat16", "lr": 1e-2},
     "momentum by replay": {"method": "mezo_momentum"},
     "pattern, no cache": {"train": "mlp", "cache_prefix": False},
 }
 
 CASES = [(variant, "disk") for variant in VARIANTS] + [
-    (variant, "cpu") for variant in ("full", "gpt-2", "nearest, decay", "lora, adam", "top blocks", "low rank")
+    (variant, "cpu") for variant in ("full", "gpt-2", "nearest, decay", "lora, adam", "top blocks", "low rank",
+                                          "rank one", "rank one, another dtype")
 ]
 
 

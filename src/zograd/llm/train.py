@@ -465,8 +465,7 @@ class Loop:
         with interruptible() as caught, bar, blocks_, self._moving(), settled_objects():
             while run.step_number < s.steps and not (stopped := self.peers.stopping(bool(caught))):
                 batch = self.batches[run.step_number]
-                if run.step_number == merged(s, run.step_number):
-                    run.store.catch_up()
+                self._merge(run.step_number == merged(s, run.step_number))
                 record = run.step(self._oracle(batch))
                 self.peers.remember(record)
                 self.directory.append(record)
@@ -477,9 +476,18 @@ class Loop:
 
     def _moving(self) -> AbstractContextManager[None]:
         """Moves wait for the next forward, where a resumed run can tell what the step before has changed."""
-        if self.p.run.method.slots or self.p.settings.offload == "cpu":
+        sides = ride_along(self.p.run)
+        if self.p.run.method.slots or (self.p.settings.offload == "cpu" and not sides):
             return nullcontext()
-        return self.p.run.store.lazily(sides=ride_along(self.p.run))
+        return self.p.run.store.lazily(sides=sides)
+
+    def _merge(self, now: bool) -> None:
+        """Make the moves that have waited for several steps, in a block that visits the device when it does."""
+        store, pages = self.p.run.store, self.p.pages
+        if isinstance(pages, Streamed):
+            pages.merging = now
+        if now:
+            store.catch_up([leaf for leaf in store.leaves if not (isinstance(pages, Streamed) and leaf.tensor in pages)])
 
     def _together(self) -> int:
         """How many points share a forward, as a function of the settings and the batch alone: a resumed run agrees."""

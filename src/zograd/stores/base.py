@@ -454,28 +454,33 @@ class Store:
 
         In a space that couples elements, start and stop bound whole rows or the whole leaf.
         """
-        if self._due:
-            self.catch_up([leaf])
+        riding = self.riding(leaf)
         terms, others = noise_terms(point, on_vector=leaf.matrix_shape[1] == 1)
         stop = leaf.numel if stop is None else stop
-        if leaf.space.flat and not others and out.dtype == leaf.dtype and leaf.low is None:
+        if leaf.space.flat and not (others or riding) and out.dtype == leaf.dtype and leaf.low is None:
             flat = leaf.flat
             for a, b in leaf.runs(start, stop):
                 noise.combine(out[a - start : b - start], flat[a:b], terms=terms, leaf=leaf.index, start=leaf.place(a))
             return out
-        if leaf.space.flat and others and not terms and leaf.low is None and all(of_signs(e) for e, _ in others):
-            sides, flat, columns = sign_sides(others, leaf), leaf.flat, leaf.matrix_shape[1]
+        if leaf.space.flat and not terms and leaf.low is None and all(of_signs(e) for e, _ in others):
+            sides, flat, columns = [*map(sign_side, riding), *sign_sides(others, leaf)], leaf.flat, leaf.matrix_shape[1]
             made = [
-                kernels.add_outer(out[a - start : b - start], flat[a:b], leaf.place(a), columns, 1.0, sides)
+                kernels.add_outer(
+                    out[a - start : b - start], flat[a:b], leaf.place(a), columns, 1.0, sides,
+                    one_by_one=bool(riding) and leaf.dtype == torch.float32,
+                )
                 for a, b in leaf.runs(start, stop)
-            ]
+            ]  # fmt: skip
             if None not in made:
                 return out
         for a, b in leaf.runs(start, stop, leaf.chunk()):
-            x = self.master(leaf, a, b)
+            x = expand(leaf.flat[a:b], None if leaf.low is None else leaf.low[a:b])
+            z, at = self.scratch(leaf, b - a, use=0), Address(leaf.index, leaf.place(a), leaf.shape)
+            for iterate, direction in self._due[leaf.index] if riding else ():
+                fill_(z, direction * -iterate.rates[leaf.group].lr, at, {})
+                x.add_(z)
             if point:
                 slots = self._slots(leaf, a, b)
-                z, at = self.scratch(leaf, b - a, use=0), Address(leaf.index, leaf.place(a), leaf.shape)
                 fill_(z, point, at, self._sources(leaf, a, b, slots, (point,)))
                 leaf.retract_(x, z, slots)
             out[a - start : b - start].copy_(x)
@@ -540,8 +545,9 @@ class Store:
         """Inside, a move along noise waits at each leaf until that is read: the next forward makes it in passing.
 
         sides: moves along one product of signs each (`RankOne`) may wait longer, up to `MERGE` of them: a forward in
-        branches adds them to x W^T like the probes, without reading the weights twice. Losses then depend in their last
-        bits on when moves are made; so make them at steps that a resumed run knows (`catch_up`).
+        branches adds them to x W^T like the probes, without reading the weights twice, and who reads the matrix itself is
+        shown it with them added. Losses then depend in their last bits on when moves are made, which no reading decides;
+        so make them at steps that a resumed run knows (`catch_up`).
 
         What reads through the store (queries, `blocks`, `state_dict`, `digest`) finds the weights moved; who reads the
         tensors themselves calls `catch_up()` first. The bits are those of moves made at once. `health` tells of the
@@ -555,12 +561,20 @@ class Store:
             self.late, self.sides = before
             self.catch_up()
 
+    def riding(self, leaf: Leaf) -> list[kernels.Side]:
+        """The moves that go on waiting at a leaf, to be added to what is read of it; moves that may not wait are made."""
+        if not self._due:
+            return []
+        if (waiting := self.waiting_sides(leaf)) is None:
+            self.catch_up([leaf])
+        return waiting or []
+
     def waiting_sides(self, leaf: Leaf) -> list[kernels.Side] | None:
         """The moves that wait at a matrix, a side each, where they may stay: few, each along one product of signs."""
         moves = self._due.get(leaf.index)
         if not moves:
             return []
-        if not self.sides or len(moves) > MERGE:
+        if not self.sides or len(moves) > MERGE or leaf.matrix_shape[1] == 1:
             return None
         known = self._waiting.setdefault(leaf.index, [])
         for iterate, direction in moves[len(known) :]:
@@ -571,7 +585,7 @@ class Store:
             if e not in self.recent:
                 self.recent[e] = Drawn(self.leaves, e)
             factors = self.recent[e][leaf.index]
-            assert factors is not None  # who asks has found the leaf a matrix
+            assert factors is not None  # products of signs have them on every matrix
             known.append(((-rate.lr * c,), factors))
         return known
 
@@ -582,7 +596,7 @@ class Store:
         moved = [leaf for leaf in (self.leaves if leaves is None else leaves) if leaf.index in self._due]
         for leaf in moved:
             waiting = (self.waiting_sides(leaf) if leaf.index in self._waiting else None) or []
-            sides = [(c, factors.u[0], factors.v[0]) for (c,), factors in waiting]
+            sides = [*map(sign_side, waiting)]
             moves = self._due.pop(leaf.index)
             self._waiting.pop(leaf.index, None)
             if sides and self._add_sides(leaf, moves, sides):
@@ -591,6 +605,8 @@ class Store:
                 for k, (iterate, direction) in enumerate(moves):
                     iterate._add(direction, leaf, start, stop, sides[k : k + 1])
             self._made(moves)
+        if not self._due:
+            self.recent = {}
         return moved
 
     @contextmanager
@@ -716,6 +732,12 @@ def sign_sides(terms: Sequence[tuple[Basis, float]], leaf: Leaf) -> list[SignSid
     """Products of signs (`of_signs`) on a matrix, by their factors."""
     factors = [(c, *e.factors(leaf.index, leaf.shape, leaf.tensor.device)) for e, c in terms]  # type: ignore[attr-defined]
     return [(c, u.view(-1), v.view(-1)) for c, u, v in factors]
+
+
+def sign_side(side: kernels.Side) -> SignSide:
+    """One product of signs as `kernels.add_outer` takes it."""
+    (c,), factors = side
+    return c, factors.u[0], factors.v[0]
 
 
 class Drawn(dict[int, "kernels.Factors | None"]):

@@ -275,16 +275,10 @@ class Branches(Lens):
             out = x.new_empty(*x.shape[:2], stop - start)
             self._tiles(out, x, leaf, start, stop)
             return out.view(shape)
-        waiting = self._waiting(leaf)
+        waiting = self.store.riding(leaf)
         y = F.linear(x, leaf.tensor.detach()[start:stop])
         side = [[*waiting, *terms] for terms in side] if waiting else side
         return kernels.add_sides_(y, x.contiguous(), side, start).view(shape)
-
-    def _waiting(self, leaf: Leaf) -> list[Side]:
-        """The moves that wait at a matrix and may stay there; others are made."""
-        if (waiting := self.store.waiting_sides(leaf)) is None:
-            self.store.catch_up([leaf])
-        return waiting or []
 
     def _tiles(self, out: Tensor, x: Tensor, leaf: Leaf, start: int, stop: int) -> None:
         """out[k] <- x[k] W_k^T, tile by tile and branch by branch; the two sides of a pair are made together."""
@@ -356,7 +350,7 @@ class Branches(Lens):
             parts = zip(self.one, input.chunk(self.n), strict=True)
             return torch.cat([one._embedding(ids, weight, *rest, **named) for one, ids in parts])
         self.store.seen.add(self.leaves[id(weight)].index)
-        waiting = self._waiting(self.leaves[id(weight)])
+        waiting = self.store.riding(self.leaves[id(weight)])
         ids = input.reshape(self.n, -1)
         y = F.embedding(ids, weight.detach())
         wide = torch.promote_types(y.dtype, torch.float32)

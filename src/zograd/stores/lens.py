@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from zograd import noise
+from zograd.stores.base import sign_side, sign_sides
 from zograd.stores.watched import ELEMENTWISE, WATCHED, half_gain, lenses, shape_only
 from zograd.vector import HALF, Vector, accumulation_dtype, noise_terms, of_signs
 
@@ -267,15 +268,18 @@ class Lens:
 
     def tiles(self, leaf: Leaf, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Row ranges of a matrix to regenerate at a time: all at once where nothing is to be regenerated."""
-        whole = (not self.point and leaf.low is None) or leaf.space.unit == "leaf"
+        whole = self._as_it_is(leaf) or leaf.space.unit == "leaf"
         size = stop - start if whole else max(1, tile_elements(leaf.tensor.device) // max(leaf.shape[1], 1))
         return ((a, min(a + size, stop)) for a in range(start, stop, size))
+
+    def _as_it_is(self, leaf: Leaf) -> bool:
+        """Whether the matrix is at the point already, once moves that may not wait are made."""
+        return not self.point and leaf.low is None and not self.store.riding(leaf)
 
     def tile(self, leaf: Leaf, start: int, stop: int) -> Tensor:
         """Rows start .. stop of a matrix at the point, flat; in workspace that the next tile overwrites."""
         columns = leaf.shape[1]
-        if not self.point and leaf.low is None:
-            self.store.catch_up([leaf])
+        if self._as_it_is(leaf):
             return leaf.flat[start * columns : stop * columns]
         if leaf.space.unit == "leaf":
             whole = self.store.scratch(leaf, leaf.numel, use=-1, dtype=leaf.dtype)
@@ -302,12 +306,11 @@ class Lens:
             return F.embedding(*self._replace((input, weight)), padding_idx, max_norm, *rest, **named)  # type: ignore[call-arg]
         rows = input.reshape(-1).to(torch.int64)
         if leaf.space.flat and leaf.low is None and all(of_signs(e) for e, _ in self.point.terms):
-            self.store.catch_up([leaf])
             dtype = accumulation_dtype(leaf.dtype)
             add = torch.zeros((), dtype=dtype, device=weight.device)
-            for e, c in self.point.terms:
-                u, v = e.factors(leaf.index, leaf.shape, weight.device)  # type: ignore[attr-defined]
-                add = add + (u[0][rows].to(dtype) * c)[:, None] * v.to(dtype)
+            sides = [*map(sign_side, self.store.riding(leaf)), *sign_sides(self.point.terms, leaf)]
+            for c, u, v in sides:
+                add = add + (u[rows].to(dtype) * c)[:, None] * v.to(dtype)
             shown = F.embedding(rows, weight.detach()).to(dtype) + add
             return shown.to(leaf.dtype).view(*input.shape, weight.shape[1])
         if not (leaf.space.flat and self.noise_only) or leaf.low is not None:

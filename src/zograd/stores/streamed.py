@@ -1,7 +1,8 @@
 """Weights in RAM that visit a device block by block, in two buffers: while one block runs, the next one is uploaded.
 
     upload   block k + 1: RAM -> buffer, on a stream of its own, once the block that used the buffer is done with it
-    run      block k on the device; a move of the last step that waits for it is made there first, once
+    run      block k on the device; a move of the last step that waits for it is made there first, once, unless it
+             rides along with the probes of the next steps (`Store.lazily`)
     write    block k, if it was moved: buffer -> RAM, on a third stream, while block k + 1 runs
 
 So a step takes each weight to the device once an evaluation, and back once a step, and the device holds two blocks and
@@ -92,6 +93,8 @@ class Streamed:
         self.shown: set[int] = set()  # identities of what is on the device now
         self.up, self.down, self.main = Lane(self.device), Lane(self.device), Lane(self.device, main=True)
         self.store: Store | None = None
+        self.merging = False
+        """Whether moves that ride along are made at the visits of this step."""
         for number, block in enumerate(blocks):
             block.register_forward_pre_hook(lambda *_, k=number: self._begin(k))
             block.register_forward_hook(lambda *_, k=number: self._end(k), always_call=True)
@@ -142,8 +145,8 @@ class Streamed:
         """Make the moves that wait for this block, and write it back to RAM."""
         if self.store is None:
             return
-        leaves = (self.store.by_id.get(id(p)) for p in self.parts[number])
-        moved = self.store.catch_up([leaf for leaf in leaves if leaf is not None])
+        leaves = [leaf for p in self.parts[number] if (leaf := self.store.by_id.get(id(p))) is not None]
+        moved = self.store.catch_up([leaf for leaf in leaves if self.merging or not self.store.waiting_sides(leaf)])
         if not moved:
             return
         self.down.after(self.main.mark())
