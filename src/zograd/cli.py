@@ -555,6 +555,7 @@ def bench_batches(
     task: Annotated[str, typer.Option(help="Bundled task or file.")] = "mr",
     batch_size: Batch = 16,
     train: Annotated[str, typer.Option(help="full, lora, or a pattern.")] = "full",
+    label_words: Annotated[str | None, typer.Option(help='"0= terrible,1= great". [the task\'s]')] = None,
     dtype: Dtype = "float32",
     method: MethodName = "zo_sgd",
     steps: Annotated[int, typer.Option(help="Steps a round.")] = 4,
@@ -569,11 +570,12 @@ def bench_batches(
     Example: zograd bench batches --task trec --batch-size 8
     """
     from zograd.bench.batches import bench_batches as go
+    from zograd.hub import parse_label_words
 
     emit(
         go(
             model, task, batch_size=batch_size, train=train, dtype=dtype, method=method, steps=steps, rounds=rounds,
-            threads=threads, device=device,
+            threads=threads, device=device, label_words=parse_label_words(label_words) if label_words else None,
         ),
         json,
     )  # fmt: skip

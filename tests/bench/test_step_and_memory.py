@@ -46,6 +46,9 @@ def test_packed_batches_beside_padded_ones(tiny: str):
     assert out["real_padded"] < out["real_packed"] <= 1.0
     assert out["ratio"] > 0
     assert json.loads(json.dumps(out)) == out
+    words = ["very bad", "no good yes"]
+    out = bench_batches(tiny, "mr", batch_size=6, steps=1, rounds=1, threads=1, label_words=words)
+    assert out["label_words"] == words
     with pytest.raises(ValueError, match="steps and rounds must be at least 1"):
         bench_batches(tiny, "mr", steps=0)
 

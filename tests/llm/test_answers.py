@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from zograd.hub import Example, Task
 from zograd.llm import loading
-from zograd.llm.answers import Answers, NotShared, shared
+from zograd.llm.answers import Answers
+from zograd.llm.packing import Layout
+from zograd.llm.packing import in_rows_of_their_own as padded
 from zograd.llm.settings import TrainSettings
 from zograd.llm.task import Scorer
 from zograd.llm.train import train
@@ -74,21 +75,21 @@ def family(name: str) -> Any:
     return model.double().eval()
 
 
-FIVE = pytest.mark.skipif(version("transformers").startswith("4."), reason="Bloom takes no positions before 5")
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "neox", "opt", pytest.param("bloom", marks=FIVE)])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "neox", "opt"])
+@pytest.mark.parametrize("together", [False, True])
 @torch.no_grad()
-def test_log_probabilities_are_those_of_prompt_and_word_in_one_forward(name: str) -> None:
-    """In float64, to 1e-11, for prompts of different lengths, with rotary, learned and linear-bias positions."""
+def test_log_probabilities_are_those_of_prompt_and_word_in_one_forward(name: str, together: bool) -> None:
+    """In float64, to 1e-11, for prompts of different lengths, with rotary and learned positions."""
     model = family(name)
-    backbone = getattr(model, model.base_model_prefix)
-    answers = Answers(IDS, 0, torch.device("cpu"))
-    assert answers.fit(backbone)
+    answers = Answers(IDS, torch.device("cpu"))
     prompts = [[3, 4, 20, 21, 22, 23, 24], [30], [31, 32, 33]]
-    ids = torch.tensor([p + [0] * (7 - len(p)) for p in prompts])
-    hidden = answers.hidden(backbone, ids, (ids > 0).long())
-    found = answers.means(log_probabilities(model.get_output_embeddings(), hidden, answers.tokens))
+    lengths = tuple(len(p) + answers.size for p in prompts)
+    layout = Layout(lengths, (0, 0, 1), (0, lengths[0], 0), sum(lengths[:2])) if together else padded(lengths)
+    inputs = layout.inputs(prompts, 0, torch.device("cpu"), torch.float64, answers.tails)
+    hidden = getattr(model, model.base_model_prefix)(**inputs).last_hidden_state
+    rows, columns = layout.places([len(p) - 1 for p in prompts])
+    states = hidden[rows[:, None], columns[:, None] + answers.where]
+    found = answers.means(log_probabilities(model.get_output_embeddings(), states, answers.tokens))
     for row, prompt in zip(found, prompts, strict=True):
         for value, word in zip(row, IDS, strict=True):
             logp = torch.log_softmax(model(input_ids=torch.tensor([prompt + word])).logits[0], -1)
@@ -96,30 +97,11 @@ def test_log_probabilities_are_those_of_prompt_and_word_in_one_forward(name: str
             assert abs(float(value - expected)) < 1e-11
 
 
-@pytest.mark.parametrize("name", ["mistral-window", "mamba", "mpt"])
-@torch.no_grad()
-def test_other_models_are_told_apart(name: str) -> None:
-    """Windows, states in place of keys, and positions counted by columns."""
-    model = family(name)
-    backbone = getattr(model, model.base_model_prefix)
-    answers = Answers(IDS, 0, torch.device("cpu"))
-    assert not answers.fit(backbone)
-    if name == "mistral-window":
-        cache = backbone(input_ids=torch.tensor([[3, 4]]), use_cache=True).past_key_values
-        with pytest.raises(NotShared, match="DynamicSlidingWindowLayer"):
-            shared(cache, 2)
-
-
 def test_tails_that_begin_alike_are_computed_once() -> None:
-    answers = Answers(IDS, 0, torch.device("cpu"))
+    answers = Answers(IDS, torch.device("cpu"))
     assert answers.tails == [(5, 6), (10, 11, 12)]  # of 5 6 7, 5 6 and 5 8: what lies before their last tokens
     assert answers.size == 5
     assert sorted(answers.tokens.tolist()) == [5, 6, 7, 8, 9, 10, 11, 12, 13]
-
-
-def test_a_model_in_train_mode_shares_nothing() -> None:
-    model = family("llama").train()
-    assert not Answers(IDS, 0, torch.device("cpu")).fit(model.model)
 
 
 @torch.no_grad()
@@ -127,15 +109,27 @@ def test_scores_and_losses_are_those_of_the_long_way(tiny_model: Path) -> None:
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     new, old = scorers(model, tokenizer)
     assert new.answers is not None
-    assert new._sharing_pays([new.encode(e)[0] for e in EXAMPLES])
     torch.testing.assert_close(new.scores(EXAMPLES), old.scores(EXAMPLES), rtol=0, atol=1e-5)
     torch.testing.assert_close(new.loss(EXAMPLES), old.loss(EXAMPLES), rtol=0, atol=1e-5)
     assert 2.5 * new.tokens(EXAMPLES) < old.tokens(EXAMPLES)
-    few = EXAMPLES[:2]  # one more forward costs more than these tokens
-    assert not new._sharing_pays([new.encode(e)[0] for e in few])
-    assert torch.equal(new.scores(few), old.scores(few))
     before, after = old.evaluate(EXAMPLES), new.evaluate(EXAMPLES)
     assert (after.value, after.calibrated) == (before.value, before.calibrated)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("why", ["window", "length"])
+def test_prompts_without_room_for_all_words_go_the_long_way(
+    tiny_model: Path, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of their batch with them; other batches share as before."""
+    model, tokenizer = loading.load(str(tiny_model), dtype="float32")
+    new, old = scorers(model, tokenizer)
+    longest = max(new.lengths(EXAMPLES))
+    monkeypatch.setattr(*{"window": (Scorer, "_window"), "length": (new, "max_length")}[why], longest - 1)
+    assert new._tails(new.encode(EXAMPLES[0]))
+    torch.testing.assert_close(new.scores(EXAMPLES[:4]), old.scores(EXAMPLES[:4]), rtol=0, atol=1e-5)
+    assert not new._tails([s for e in EXAMPLES for s in new.encode(e)])
+    torch.testing.assert_close(new.scores(EXAMPLES), old.scores(EXAMPLES), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -157,32 +151,41 @@ def test_scores_under_the_lens_and_under_branches(tiny_model: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_kept_prefix_is_used_instead(tiny_model: Path) -> None:
+def test_words_and_prompts_above_a_kept_prefix(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept are the states of a prompt and of the words behind it; where one has no room, all go the long way."""
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     chosen = loading.select(model, "full", layers=2)
-    scorer = Scorer(model, tokenizer, task(), trained=list(chosen.values()), cache_prefix=True)
-    assert scorer.prefix is not None
-    assert scorer.answers is None
+    store = Store(chosen)
+    z = Vector(((Noise(Kind.NORMAL, 7), 0.02),))
     plain = Scorer(model, tokenizer, task())
-    torch.testing.assert_close(scorer.scores(EXAMPLES), plain.scores(EXAMPLES), rtol=0, atol=1e-5)
+    for shared in (True, False):
+        scorer = Scorer(model, tokenizer, task(), trained=list(chosen.values()), cache_prefix=True)
+        assert scorer.prefix is not None
+        if not shared:
+            monkeypatch.setattr(scorer, "max_length", max(scorer.lengths(EXAMPLES)) - 1)
+        scorer.remember(EXAMPLES)
+        assert (scorer.answers is not None) == shared
+        torch.testing.assert_close(scorer.scores(EXAMPLES), plain.scores(EXAMPLES), rtol=0, atol=1e-5)
+        with Branches(store, [z, -z]):
+            both, expected = scorer.scores(EXAMPLES, 2), plain.scores(EXAMPLES, 2)
+        torch.testing.assert_close(both, expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("trained", ["full", "lora"])
+@pytest.mark.parametrize("trained", [{"train": "full"}, {"train": "lora"}, {"layers": 1}], ids=str)
 def test_a_run_with_label_words_of_several_tokens_resumes_to_the_bit(
-    tiny_model: Path, tmp_path: Path, trained: str, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six steps at once, or four and then two: the same weights, with prompts shared in all of them."""
     calls: list[int] = []
     shared_scores = Scorer._shared_scores
 
-    def counted(self: Scorer, prompts: Any) -> Tensor:
+    def counted(self: Scorer, answers: Answers, prompts: Any, copies: int) -> Tensor:
         calls.append(len(prompts))
-        return shared_scores(self, prompts)
+        return shared_scores(self, answers, prompts, copies)
 
     monkeypatch.setattr(Scorer, "_shared_scores", counted)
-    monkeypatch.setattr(Scorer, "_sharing_pays", lambda *_: True)
     s = TrainSettings.model_validate(
-        {"model": str(tiny_model), "task": "mr", "steps": 6, "batch_size": 16, "train_examples": 64, "train": trained,
+        {"model": str(tiny_model), "task": "mr", "steps": 6, "batch_size": 16, "train_examples": 64, **trained,
          "eval_examples": 16, "lr": 1e-3, "mu": 1e-3, "dtype": "float32",
          "label_words": ["very bad", "no good yes"]}
     )  # fmt: skip

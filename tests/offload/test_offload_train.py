@@ -53,8 +53,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 CASES = [(variant, "disk") for variant in VARIANTS] + [
-    (variant, "cpu") for variant in ("full", "gpt-2", "nearest, decay", "lora, adam", "top blocks", "low rank",
-                                          "rank one", "rank one, another dtype")
+    (variant, "cpu")
+    for variant in (
+        "full",
+        "gpt-2",
+        "nearest, decay",
+        "lora, adam",
+        "top blocks",
+        "low rank",
+        "rank one",
+        "rank one, another dtype",
+    )
 ]
 
 

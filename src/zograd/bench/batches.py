@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def bench_batches(
     *,
     batch_size: int = 16,
     train: str = "full",
+    label_words: Mapping[str, str] | Sequence[str] | None = None,
     dtype: str = "float32",
     method: str = "zo_sgd",
     steps: int = 4,
@@ -39,6 +40,8 @@ def bench_batches(
     """ratio = median over rounds of (time of `steps` steps on packed batches) / (time of as many on padded ones).
 
     Both go through the same batches of the task, in as many forwards as cost least; they take turns in one process.
+    label_words: in place of the task's. Where they have several tokens, they share one prompt in a packed batch, and
+    each has a prompt of its own in a padded one.
 
     Keys: `ratio`, `ratio_quartiles`, `ratio_min` (fastest over fastest); `packs`, whether the model allows packing;
     `real_packed` and `real_padded`, the share of the tokens of those forwards that are no padding; `t_packed`,
@@ -50,7 +53,7 @@ def bench_batches(
         raise ValueError(f"steps and rounds must be at least 1, got {steps} and {rounds}")
     with quiet_machine(threads):
         base, tokenizer = loading.load(model, dtype=dtype, device=device)
-        loaded, menu = load_task(task), method_named(method)
+        loaded, menu = load_task(task, label_words=label_words), method_named(method)
         module = loading.attach_lora(base, loading.LoraSpec(), seed) if train == "lora" else base
         chosen = loading.select(module, train)
         module.requires_grad_(False)
@@ -58,7 +61,8 @@ def bench_batches(
 
         def way(pack: bool) -> tuple[Scorer, Callable[[], None]]:
             scorer = Scorer(module, tokenizer, loaded)
-            scorer.packs = scorer.packs and pack
+            if not pack:
+                scorer.packs, scorer.answers = False, None
             run = Run(Store(chosen), menu, seed)
             run.store.late = {leaf.index for leaf in run.store.leaves}  # as in training
             batch: list[Any] = []
@@ -86,6 +90,7 @@ def bench_batches(
             "clock": "thread_time" if alone else "wall",
             "model": model,
             "task": loaded.name,
+            "label_words": list(loaded.label_words),
             "batch_size": batch_size,
             "train": train,
             "method": menu.name,

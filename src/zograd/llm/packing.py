@@ -1,7 +1,8 @@
 """Sequences behind each other in the rows of a batch, so that little of it is padding.
 
 Positions restart with each sequence, and a mask of [rows, 1, width, width] lets a token see its own sequence alone, up
-to itself. So a sequence gets the states that it would get in a row of its own. Models that mix the tokens of a row in
+to itself. So a sequence gets the states that it would get in a row of its own. In the same way several tails follow one
+sequence, whose keys and values they share: each sees the sequence and itself. Models that mix the tokens of a row in
 another way (recurrent ones, ALiBi from a mask of two axes) are found by `packs`, on the model itself.
 """
 
@@ -52,21 +53,37 @@ class Layout:
         return [(row, slice(start, start + length)) for row, start, length in ends]
 
     def inputs(
-        self, sequences: Sequence[Sequence[int]], pad: int, device: torch.device, dtype: torch.dtype
+        self,
+        sequences: Sequence[Sequence[int]],
+        pad: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        tails: Sequence[Sequence[int]] = (),
     ) -> dict[str, Any]:
         """What a backbone of transformers is given: ids, and a mask of 0s and 1s where sequences are alone; otherwise
-        positions, and a mask of `dtype` that is added to the scores. Padding has the id `pad`."""
+        positions, and a mask of `dtype` that is added to the scores. Padding has the id `pad`.
+
+        tails: tokens that lie behind every sequence, in its cells, at the positions and with the mask of one tail alone
+        behind it.
+        """
         ids = torch.full((self.count, self.width), pad)
         owner = torch.full((self.count, self.width), -1)
         positions = torch.zeros(self.count, self.width, dtype=torch.int64)
+        tail = torch.zeros(self.count, self.width, dtype=torch.int64)  # its number from 1 on, 0 in front of all tails
+        behind = [token for t in tails for token in t]
+        number = [k for k, t in enumerate(tails, 1) for _ in t]
+        step = [j for t in tails for j in range(len(t))]
         for i, ((row, here), sequence) in enumerate(zip(self.cells, sequences, strict=True)):
-            ids[row, here] = torch.tensor(sequence)
+            n = len(sequence)
+            ids[row, here] = torch.tensor([*sequence, *behind])
             owner[row, here] = i
-            positions[row, here] = torch.arange(len(sequence))
+            positions[row, here] = torch.tensor([*range(n), *(n + j for j in step)])
+            tail[row, here] = torch.tensor([0] * n + number)
         common = {"input_ids": ids.to(device), "use_cache": False}
-        if self.alone:
+        if self.alone and not tails:
             return common | {"attention_mask": (owner >= 0).long().to(device)}
         seen = (owner[:, :, None] == owner[:, None, :]).tril()
+        seen &= (tail[:, None, :] == 0) | (tail[:, :, None] == tail[:, None, :])
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
         return common | {"position_ids": positions.to(device), "attention_mask": mask.to(device)}
 

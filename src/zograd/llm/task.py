@@ -3,9 +3,8 @@
 Classification as MeZO does it: the text goes into a template ("... It was"), each class has a label word (" terrible",
 " great"), the loss is the cross-entropy over the label words only, the prediction is the best-scoring one. Label words
 of one token are scored by a single forward of the prompt; longer ones by the mean log-probability of their tokens,
-in a second forward that shares the prompt's keys and values between the classes (`llm/answers.py`), or in one forward
-of prompt and word for each class where that is cheaper. Prompt/completion data: mean negative log-likelihood of the
-completion's tokens.
+behind one prompt whose keys and values they share (`llm/answers.py`), or behind a prompt for each where the model does
+not allow that. Prompt/completion data: mean negative log-likelihood of the completion's tokens.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
+from zograd.llm.answers import Answers
 from zograd.llm.loss import token_losses
 from zograd.llm.packing import Layout, in_rows_of_their_own, packed, packs
 from zograd.llm.prefix import Prefix, first_trained_block, trained_after_attention
@@ -31,8 +31,6 @@ from zograd.stores.watched import WatchedParameter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from zograd.llm.answers import Answers
 
 
 EVALUATION = 32
@@ -99,16 +97,11 @@ class Scorer:
             self.prefix = Prefix(self.base, below, last_only=last_only and trained_after_attention(last, trained))
         self.packs = packs(self.base, self.device)
         """Whether sequences may share a row of the batch."""
-        self.answers = self._answers() if task.kind == "classification" and not (self.single or below) else None
-        """The label words where the model shares a prompt's keys and values between them."""
+        several = self.packs and task.kind == "classification" and not self.single
+        self.answers = Answers(self.words, self.device) if several else None
+        """The label words where they share a prompt's keys and values."""
         self._numbers: dict[Sequence_, int] = {}
         self._encoded: dict[Example, list[Sequence_]] = {}
-
-    def _answers(self) -> Answers | None:
-        from zograd.llm.answers import Answers
-
-        answers = Answers(self.words, self.pad, self.device)
-        return answers if answers.fit(getattr(self.base, self.base.base_model_prefix)) else None
 
     def _word(self, word: str) -> list[int]:
         ids = list(self.tokenizer.encode(word, add_special_tokens=False))
@@ -138,42 +131,57 @@ class Scorer:
 
     def tokens(self, examples: Sequence[Example]) -> int:
         """Tokens of a batch, without padding."""
-        behind = self.answers.size if self.answers is not None else 0
-        return sum(len(s.ids) + behind for e in examples for s in self.encode(e))
+        return sum(self.lengths(examples))
 
     # ---- forward passes ----------------------------------------------------------------------------------------
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
-        """Tokens of the sequences of these examples, one after the other."""
-        return [len(s.ids) for e in examples for s in self.encode(e)]
+        """Tokens of the sequences of these examples, one after the other; with those of label words behind a prompt."""
+        behind = 0 if self.answers is None else self.answers.size
+        return [len(s.ids) + behind for e in examples for s in self.encode(e)]
 
     def layout(self, lengths: Sequence[int]) -> Layout:
         """Where sequences of these lengths lie in a batch."""
-        config = self.base.config.get_text_config()
-        windows = [getattr(config, name, None) or 10**9 for name in ("sliding_window", "attention_chunk_size")]
-        if not self.packs or max(lengths) > min(windows):  # the mask of a packed batch says nothing of windows
+        if not self.packs or max(lengths) > self._window:  # the mask of a packed batch says nothing of windows
             return in_rows_of_their_own(lengths)
-        return packed(tuple(lengths), config.hidden_size, self.max_length)
+        return packed(tuple(lengths), self.base.config.get_text_config().hidden_size, self.max_length)
+
+    @property
+    def _window(self) -> int:
+        """The longest sequence that attends to all of itself."""
+        config = self.base.config.get_text_config()
+        return min(getattr(config, name, None) or 10**9 for name in ("sliding_window", "attention_chunk_size"))
+
+    def _tails(self, sequences: Sequence[Sequence_]) -> list[tuple[int, ...]]:
+        """The beginnings of label words that lie behind each prompt: all, where these prompts have the room."""
+        if self.answers is None or sequences[0].scored_from < len(sequences[0].ids):
+            return []
+        longest = max(len(s.ids) for s in sequences) + self.answers.size
+        return self.answers.tails if longest <= min(self._window, self.max_length) else []
 
     def _hidden(self, sequences: Sequence[Sequence_], copies: int = 1) -> tuple[Tensor, Layout]:
         """Last hidden states [copies rows, width, d] of a batch, and where each sequence lies in it."""
         backbone = getattr(self.base, self.base.base_model_prefix)
-        layout = self.layout([len(s.ids) for s in sequences])
+        tails = self._tails(sequences)
+        behind = sum(map(len, tails))
+        layout = self.layout([len(s.ids) + behind for s in sequences])
         if self.prefix is None:
-            return backbone(**self._inputs(sequences, layout, copies)).last_hidden_state, layout
+            return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
         numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in sequences]
         if any(n not in self.prefix.kept for n in numbers):
             with torch.no_grad(), self.prefix.record(numbers, layout):
-                backbone(**self._inputs(sequences, layout, 1))
+                backbone(**self._inputs(sequences, layout, 1, tails))
         if self.prefix.last_only:  # one position, whatever its token: its states are recalled
             layout = in_rows_of_their_own([1] * len(sequences))
             sequences = [Sequence_((1,), 1)] * len(sequences)
         with self.prefix.recall(numbers, layout, copies):
-            return backbone(**self._inputs(sequences, layout, copies)).last_hidden_state, layout
+            return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
 
-    def _inputs(self, sequences: Sequence[Sequence_], layout: Layout, copies: int = 1) -> dict[str, Any]:
+    def _inputs(
+        self, sequences: Sequence[Sequence_], layout: Layout, copies: int, tails: Sequence[Sequence[int]]
+    ) -> dict[str, Any]:
         """Token ids with their mask, in copies one after the other."""
-        inputs = layout.inputs([s.ids for s in sequences], self.pad, self.device, self.base.dtype)
+        inputs = layout.inputs([s.ids for s in sequences], self.pad, self.device, self.base.dtype, tails)
         return {k: v if isinstance(v, bool) else torch.cat([v] * copies) for k, v in inputs.items()}
 
     def _remembered(self, examples: Sequence[Example]) -> bool:
@@ -188,6 +196,9 @@ class Scorer:
         depend on where a run was interrupted.
         """
         if self.prefix is not None:
+            if self.answers is not None and not all(self._tails(self.encode(e)) for e in examples):
+                self.answers = None  # what is kept of an example depends on no other one
+                self._encoded.clear()
             for bucket in self.buckets(examples):
                 self._hidden([s for i in bucket for s in self.encode(examples[i])])
 
@@ -224,8 +235,8 @@ class Scorer:
         encoded = [self.encode(e) for e in examples]
         sequences = [s for group in encoded for s in group]
         if self.answers is not None:
-            if self._sharing_pays(sequences):
-                return self._shared_scores(sequences * copies)
+            if self._tails(sequences):
+                return self._shared_scores(self.answers, sequences, copies)
             sequences = [Sequence_((*s.ids, *word), len(s.ids)) for s in sequences for word in self.words]
         hidden, layout = self._hidden(sequences, copies)
         if self.single:
@@ -248,21 +259,13 @@ class Scorer:
             return -token_losses(self.base, hidden, tokens)
         return -F.cross_entropy(self._logits(hidden, None), tokens, reduction="none")
 
-    def _sharing_pays(self, prompts: Sequence[Sequence_]) -> bool:
-        """Whether two forwards, of prompts and of label words, cost less than one of prompt and word for each class."""
-        assert self.answers is not None
-        longest, tails = max(len(s.ids) for s in prompts), len(self.answers.tails) * self.answers.width
-        apart = self.layout([len(s.ids) + len(word) for s in prompts for word in self.words]).tokens
-        return len(prompts) * (longest + tails) + FORWARD_TOKENS < apart
-
-    def _shared_scores(self, prompts: Sequence[Sequence_]) -> Tensor:
-        """float32 [prompts, classes], with the keys and values of each prompt shared by the label words."""
-        assert self.answers is not None
-        backbone = getattr(self.base, self.base.base_model_prefix)
-        inputs = self._inputs(prompts, in_rows_of_their_own([len(s.ids) for s in prompts]))
-        hidden = self.answers.hidden(backbone, inputs["input_ids"], inputs["attention_mask"])
-        picked = self._log_probabilities(hidden.flatten(0, 1), self.answers.tokens.repeat(len(prompts)))
-        return self.answers.means(picked.view(len(prompts), -1))
+    def _shared_scores(self, answers: Answers, prompts: Sequence[Sequence_], copies: int) -> Tensor:
+        """float32 [copies prompts, classes], with the keys and values of each prompt shared by the label words."""
+        hidden, layout = self._hidden(prompts, copies)
+        rows, columns = layout.places([len(s.ids) - 1 for s in prompts], copies)
+        states = hidden[rows[:, None].to(self.device), (columns[:, None] + answers.where).to(self.device)]
+        picked = self._log_probabilities(states.flatten(0, 1), answers.tokens.repeat(len(states)))
+        return answers.means(picked.view(len(states), -1))
 
     def losses(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
         """float32 [copies examples]: cross-entropy over the label words, or negative mean log-likelihood."""
@@ -302,7 +305,7 @@ class Scorer:
         """Tokens that a forward computes of each example: one where the states of the others are kept."""
         if self._recalled(examples):
             return [1] * len(examples)
-        return [max(len(s.ids) for s in self.encode(e)) for e in examples]
+        return [max(self.lengths([e])) for e in examples]
 
     def buckets(self, examples: Sequence[Example], most: int = 64) -> list[list[int]]:
         """Positions sorted by length and cut into batches of at most `most`, at the least total cost.

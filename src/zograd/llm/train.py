@@ -487,7 +487,9 @@ class Loop:
         if isinstance(pages, Streamed):
             pages.merging = now
         if now:
-            store.catch_up([leaf for leaf in store.leaves if not (isinstance(pages, Streamed) and leaf.tensor in pages)])
+            store.catch_up(
+                [leaf for leaf in store.leaves if not (isinstance(pages, Streamed) and leaf.tensor in pages)]
+            )
 
     def _together(self) -> int:
         """How many points share a forward, as a function of the settings and the batch alone: a resumed run agrees."""

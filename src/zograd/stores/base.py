@@ -545,9 +545,9 @@ class Store:
         """Inside, a move along noise waits at each leaf until that is read: the next forward makes it in passing.
 
         sides: moves along one product of signs each (`RankOne`) may wait longer, up to `MERGE` of them: a forward in
-        branches adds them to x W^T like the probes, without reading the weights twice, and who reads the matrix itself is
-        shown it with them added. Losses then depend in their last bits on when moves are made, which no reading decides;
-        so make them at steps that a resumed run knows (`catch_up`).
+        branches adds them to x W^T like the probes, without reading the weights twice, and who reads the matrix itself
+        is shown it with them added. Losses then depend in their last bits on when moves are made, which no reading
+        decides; so make them at steps that a resumed run knows (`catch_up`).
 
         What reads through the store (queries, `blocks`, `state_dict`, `digest`) finds the weights moved; who reads the
         tensors themselves calls `catch_up()` first. The bits are those of moves made at once. `health` tells of the
@@ -562,7 +562,7 @@ class Store:
             self.catch_up()
 
     def riding(self, leaf: Leaf) -> list[kernels.Side]:
-        """The moves that go on waiting at a leaf, to be added to what is read of it; moves that may not wait are made."""
+        """The moves that go on waiting at a leaf, to be added to what is read of it; others are made."""
         if not self._due:
             return []
         if (waiting := self.waiting_sides(leaf)) is None:
