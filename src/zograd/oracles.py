@@ -156,15 +156,14 @@ class _Batched:
             drawn.append(not all(map(torch.equal, before, random_state(store))))
             return losses.sum()
 
-        with store.without_waiting() as waited:  # a resumed run makes its moves when one that goes on would
-            (expected,) = sequential(watched)(store, queries[:1], key)
-            self.draws = any(drawn)
-            values = self._values(store, queries, key)
+        (expected,) = sequential(watched)(store, queries[:1], key)
+        self.draws = any(drawn)
+        values = self._values(store, queries, key)
         dtypes = {leaf.dtype for leaf in store.leaves}
         tolerance = 2.0**-6 if dtypes & {torch.bfloat16, torch.float16} else 1e-4
         same = math.isclose(expected, values[0], rel_tol=tolerance, abs_tol=tolerance)
         if same or not (math.isfinite(expected) or math.isfinite(values[0])):
-            return self._values(store, queries, key) if waited else values
+            return values
         self._give_up(f"its loss is {expected} alone and {values[0]} beside others")
         return list(self.alone(store, queries, key))
 

@@ -610,16 +610,6 @@ class Store:
         return moved
 
     @contextmanager
-    def without_waiting(self) -> Iterator[bool]:
-        """Inside, the weights are without the moves that wait, which go on waiting; gives whether there are any."""
-        due, waiting = self._due, self._waiting
-        self._due, self._waiting = {}, {}
-        try:
-            yield bool(due)
-        finally:
-            self._due, self._waiting = due, waiting
-
-    @contextmanager
     def passing(self, leaf: Leaf) -> Iterator[Passing | None]:
         """The one move along noise that waits at a leaf, for whoever goes over all of the leaf now; None: no such move.
 
