@@ -52,15 +52,15 @@ bench-methods: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard src/zograd/*/_native.cpp) | $(BIN)/python
+$(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard src/zograd/native.h src/zograd/*/_native.cpp) | $(BIN)/python
 	$(PIP) -c constraints.txt -e ".[demo]"
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt setup.py $(wildcard src/zograd/*/_native.cpp) | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt setup.py $(wildcard src/zograd/native.h src/zograd/*/_native.cpp) | $(BIN)/python
 	$(PIP) -c constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/.demo
 
-.venv-floor/.dev: pyproject.toml constraints-floor.txt setup.py $(wildcard src/zograd/*/_native.cpp)
+.venv-floor/.dev: pyproject.toml constraints-floor.txt setup.py $(wildcard src/zograd/native.h src/zograd/*/_native.cpp)
 	$(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-floor.txt -e ".[dev]"
 	touch $@

@@ -28,7 +28,14 @@ class BuildKernels(build_ext):
 
 setup(
     ext_modules=[
-        Extension(f"zograd.{part}._native", sources=[f"src/zograd/{part}/_native.cpp"], language="c++", optional=True)
+        Extension(
+            f"zograd.{part}._native",
+            sources=[f"src/zograd/{part}/_native.cpp"],
+            depends=["src/zograd/native.h"],
+            include_dirs=["src/zograd"],
+            language="c++",
+            optional=True,
+        )
         for part in ("kernels", "noise", "quantized")
     ],
     cmdclass={"build_ext": BuildKernels},

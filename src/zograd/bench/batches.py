@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from zograd.bench.step import interleaved, ratio
+from zograd.bench.step import clock_of, interleaved, ratio
 from zograd.bench.workload import method_named, quiet_machine
 from zograd.hub import load_task
 from zograd.llm import loading
@@ -76,10 +75,8 @@ def bench_batches(
             return scorer, go
 
         (packing, packed), (padding, padded) = way(True), way(False)
-        alone = torch.get_num_threads() == 1 and device == "cpu"
-        seconds = interleaved(
-            {"packed": packed, "padded": padded}, rounds, time.thread_time if alone else time.perf_counter
-        )
+        clock = clock_of(packing.device)
+        seconds = interleaved({"packed": packed, "padded": padded}, rounds, clock)
         first = [batches[t] for t in range(steps * (rounds + 1))]
         return {
             **ratio("ratio", seconds["packed"], seconds["padded"]),
@@ -87,7 +84,7 @@ def bench_batches(
             "real_packed": _real(packing, first),
             "real_padded": _real(padding, first),
             **{f"t_{name}": statistics.median(values) / steps for name, values in seconds.items()},
-            "clock": "thread_time" if alone else "wall",
+            "clock": clock.__name__,
             "model": model,
             "task": loaded.name,
             "label_words": list(loaded.label_words),

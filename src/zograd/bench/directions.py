@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from zograd.bench.step import interleaved, ratio
+from zograd.bench.step import clock_of, interleaved, ratio
 from zograd.bench.workload import LR, Workload, quiet_machine
 from zograd.estimators import Forward
 from zograd.llm.compiled import compiled
@@ -80,8 +79,8 @@ def bench_directions(
             "separate": lambda: work.forwards(n + 1),
             "stacked": stack,
         }
-        alone = torch.get_num_threads() == 1 and work.device.type == "cpu"
-        seconds = interleaved(ways, rounds, time.thread_time if alone else time.perf_counter)
+        clock = clock_of(work.device)
+        seconds = interleaved(ways, rounds, clock)
         return {
             "n": n,
             **ratio("ratio", seconds["together"], seconds["separate"]),
@@ -90,6 +89,6 @@ def bench_directions(
             **{f"t_{name}": statistics.median(values) for name, values in seconds.items()},
             "rounds": rounds,
             "compiled": compile,
-            "clock": "thread_time" if alone else "wall",
+            "clock": clock.__name__,
             **{**work.description(), "method": "forward", "law": type(run.method.law).__name__},
         }

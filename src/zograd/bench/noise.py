@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zograd.bench.step import comparison, interleaved
+from zograd.bench.step import clock_of, comparison, interleaved
 from zograd.bench.workload import quiet_machine
 from zograd.noise import Kind, Term, backend, combine, fold
 
@@ -51,8 +50,7 @@ def bench_noise(
         raise ValueError(f"dtype {unknown[0]!r} is not measured; expected one of {', '.join(DTYPES)}")
     place = torch.device(device)
     with quiet_machine(threads):
-        alone = torch.get_num_threads() == 1 and place.type == "cpu"
-        clock = time.thread_time if alone else time.perf_counter
+        clock = clock_of(place)
         passes: dict[str, dict[str, Any]] = {}
         for name in dtypes:
             generator = torch.Generator().manual_seed(seed)
@@ -66,7 +64,7 @@ def bench_noise(
             "passes": passes,
             "elements": elements,
             "rounds": rounds,
-            "clock": "thread_time" if alone else "wall",
+            "clock": clock.__name__,
             "backend": backend(place),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),

@@ -62,8 +62,7 @@ def bench_step(
             model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed,
             law=law, together=together,
         )  # fmt: skip
-        alone = torch.get_num_threads() == 1 and work.device.type == "cpu"
-        clock = time.thread_time if alone else time.perf_counter
+        clock = clock_of(work.device)
         window = MERGE if ride_along(work.run) else 1  # steps that share the pass over the weights
 
         def steps() -> None:
@@ -91,9 +90,14 @@ def bench_step(
             "t_baseline": statistics.median(seconds["baseline"]),
             "compiled": compile,
             **first,
-            "clock": "thread_time" if alone else "wall",
+            "clock": clock.__name__,
             **work.description(),
         }
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """The time of the one thread that does all the work, which other jobs disturb least; otherwise wall time."""
+    return time.thread_time if torch.get_num_threads() == 1 and device.type == "cpu" else time.perf_counter
 
 
 def interleaved(ways: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:

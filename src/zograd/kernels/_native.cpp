@@ -7,39 +7,12 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(_MSC_VER) && !defined(__clang__)
-#define EXPORT extern "C" __declspec(dllexport)
-#define INLINE static __forceinline
-#elif defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
-#endif
-
-#if defined(__clang__)
-#define IVDEP _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define IVDEP _Pragma("GCC ivdep")
-#else
-#define IVDEP __pragma(loop(ivdep))
-#endif
-
-// As in the noise kernels: one binary for every x86-64, with the widest instruction set picked at run time.
-#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
-#define LEVELS 3
-#define LEVEL1 __attribute__((target("arch=x86-64-v3")))
-#define LEVEL2 __attribute__((target("arch=x86-64-v4")))
-#else
-#define LEVELS 1
-#endif
+#include "native.h"
 
 namespace {
 
 constexpr int64_t ABI = 4;
 constexpr int LANES = 16;
-constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
 
 INLINE float load(const float* p) { return *p; }
 INLINE float load(const uint16_t* p) {  // bfloat16

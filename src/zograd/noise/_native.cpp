@@ -19,26 +19,11 @@
 #include <immintrin.h>
 #endif
 
-#if defined(_MSC_VER) && !defined(__clang__)
-#define EXPORT extern "C" __declspec(dllexport)
-#define INLINE static __forceinline
-#define PREFETCH(address) ((void)(address))
-#define IVDEP __pragma(loop(ivdep))
-#elif defined(__clang__)
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-#define INLINE static inline __attribute__((always_inline))
-#define IVDEP _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
-#define IVDEP _Pragma("GCC ivdep")  // x == out (in place) has no loop-carried dependence; GCC's own check gives up
-#endif
+#include "native.h"
 
-#if !defined(PREFETCH)
+#if defined(_MSC_VER) && !defined(__clang__)
+#define PREFETCH(address) ((void)(address))
+#else
 #define PREFETCH(address) __builtin_prefetch(address)
 #endif
 
@@ -48,22 +33,10 @@
 #define UNROLL10 _Pragma("GCC unroll 10")
 #endif
 
-// One binary for every x86-64: each kernel is compiled for three instruction sets and the widest that the machine has is
-// picked at run time. The target attribute reaches only code that is inlined, hence INLINE everywhere; OpenMP regions
-// stay outside the kernels because they are outlined.
-#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
-#define LEVELS 3
-#define LEVEL1 __attribute__((target("arch=x86-64-v3")))
-#define LEVEL2 __attribute__((target("arch=x86-64-v4")))
-#else
-#define LEVELS 1
-#endif
-
 namespace {
 
 constexpr int64_t ABI = 5;
 constexpr int TILE = 2048;
-constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
 
 enum Stream : uint32_t { SIGNS = 0, NORMALS = 1, ROUNDING = 2 };
 enum Kind : int64_t { SIGN = 0, NORMAL = 1 };

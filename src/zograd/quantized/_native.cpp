@@ -7,30 +7,11 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(_MSC_VER) && !defined(__clang__)
-#define EXPORT extern "C" __declspec(dllexport)
-#define INLINE static __forceinline
-#elif defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
-#endif
-
-// As in the noise kernels: one binary for every x86-64, with the widest instruction set picked at run time.
-#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
-#define LEVELS 3
-#define LEVEL1 __attribute__((target("arch=x86-64-v3")))
-#define LEVEL2 __attribute__((target("arch=x86-64-v4")))
-#else
-#define LEVELS 1
-#endif
+#include "native.h"
 
 namespace {
 
 constexpr int64_t ABI = 1;
-constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
 
 enum Format : int64_t { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14 };
 enum Out : int64_t { F32 = 0, BF16 = 1 };

@@ -1,0 +1,37 @@
+// What the three files of compiled loops share: how a function is exported, inlined and vectorised, and for which
+// instruction sets it is compiled.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// IVDEP: x == out (in place) has no loop-carried dependence; the check of GCC itself gives up.
+#if defined(_MSC_VER) && !defined(__clang__)
+#define INLINE static __forceinline
+#define IVDEP __pragma(loop(ivdep))
+#elif defined(__clang__)
+#define INLINE static inline __attribute__((always_inline))
+#define IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INLINE static inline __attribute__((always_inline))
+#define IVDEP _Pragma("GCC ivdep")
+#endif
+
+// One binary for every x86-64: each kernel is compiled for three instruction sets and the widest that the machine has is
+// picked at run time. The target attribute reaches only code that is inlined, hence INLINE everywhere; OpenMP regions
+// stay outside the kernels because they are outlined.
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
+#define LEVELS 3
+#define LEVEL1 __attribute__((target("arch=x86-64-v3")))
+#define LEVEL2 __attribute__((target("arch=x86-64-v4")))
+#else
+#define LEVELS 1
+#endif
+
+constexpr int64_t PARALLEL_FROM = 1 << 15;  // elements; below this a thread team costs more than it saves
