@@ -475,12 +475,13 @@ class Store:
                 return out
         for a, b in leaf.runs(start, stop, leaf.chunk()):
             x = expand(leaf.flat[a:b], None if leaf.low is None else leaf.low[a:b])
-            z, at = self.scratch(leaf, b - a, use=0), Address(leaf.index, leaf.place(a), leaf.shape)
+            at = Address(leaf.index, leaf.place(a), leaf.shape)
             for iterate, direction in self._due[leaf.index] if riding else ():
+                z = self.scratch(leaf, b - a, use=0)
                 fill_(z, direction * -iterate.rates[leaf.group].lr, at, {})
                 x.add_(z)
             if point:
-                slots = self._slots(leaf, a, b)
+                slots, z = self._slots(leaf, a, b), self.scratch(leaf, b - a, use=0)
                 fill_(z, point, at, self._sources(leaf, a, b, slots, (point,)))
                 leaf.retract_(x, z, slots)
             out[a - start : b - start].copy_(x)
