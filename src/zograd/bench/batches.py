@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zograd.bench.step import clock_of, interleaved, ratio
+from zograd.bench.step import CLOCKS, clock_of, interleaved, ratio
 from zograd.bench.workload import method_named, quiet_machine
 from zograd.hub import load_task
 from zograd.llm import loading
@@ -76,7 +76,7 @@ def bench_batches(
 
         (packing, packed), (padding, padded) = way(True), way(False)
         clock = clock_of(packing.device)
-        seconds = interleaved({"packed": packed, "padded": padded}, rounds, clock)
+        seconds = interleaved({"packed": packed, "padded": padded}, rounds, CLOCKS[clock])
         first = [batches[t] for t in range(steps * (rounds + 1))]
         return {
             **ratio("ratio", seconds["packed"], seconds["padded"]),
@@ -84,7 +84,7 @@ def bench_batches(
             "real_packed": _real(packing, first),
             "real_padded": _real(padding, first),
             **{f"t_{name}": statistics.median(values) / steps for name, values in seconds.items()},
-            "clock": clock.__name__,
+            "clock": clock,
             "model": model,
             "task": loaded.name,
             "label_words": list(loaded.label_words),

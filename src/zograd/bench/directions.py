@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from zograd.bench.step import clock_of, interleaved, ratio
+from zograd.bench.step import CLOCKS, clock_of, interleaved, ratio
 from zograd.bench.workload import LR, Workload, quiet_machine
 from zograd.estimators import Forward
 from zograd.llm.compiled import compiled
@@ -80,7 +80,7 @@ def bench_directions(
             "stacked": stack,
         }
         clock = clock_of(work.device)
-        seconds = interleaved(ways, rounds, clock)
+        seconds = interleaved(ways, rounds, CLOCKS[clock])
         return {
             "n": n,
             **ratio("ratio", seconds["together"], seconds["separate"]),
@@ -89,6 +89,6 @@ def bench_directions(
             **{f"t_{name}": statistics.median(values) for name, values in seconds.items()},
             "rounds": rounds,
             "compiled": compile,
-            "clock": clock.__name__,
+            "clock": clock,
             **{**work.description(), "method": "forward", "law": type(run.method.law).__name__},
         }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zograd.bench.step import clock_of, comparison, interleaved
+from zograd.bench.step import CLOCKS, clock_of, comparison, interleaved
 from zograd.bench.workload import quiet_machine
 from zograd.noise import Kind, Term, backend, combine, fold
 
@@ -55,7 +55,7 @@ def bench_noise(
         for name in dtypes:
             generator = torch.Generator().manual_seed(seed)
             x = (0.02 * torch.randn(elements, generator=generator)).to(getattr(torch, name)).to(place)
-            seconds = interleaved(_passes(x, seed), rounds, clock)
+            seconds = interleaved(_passes(x, seed), rounds, CLOCKS[clock])
             passes[name] = {
                 way: _summary(taken, seconds["add"], elements, (2 if way != "split" else 4) * x.element_size())
                 for way, taken in seconds.items()
@@ -64,7 +64,7 @@ def bench_noise(
             "passes": passes,
             "elements": elements,
             "rounds": rounds,
-            "clock": clock.__name__,
+            "clock": clock,
             "backend": backend(place),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),
