@@ -13,7 +13,7 @@ from test_answers import EXAMPLES, family
 
 from zograd.hub import Example, Task, load_task
 from zograd.llm import loading
-from zograd.llm.packing import in_rows_of_their_own, packed, packs
+from zograd.llm.packing import TAILS, in_rows_of_their_own, packed, packs
 from zograd.llm.task import Batches, Scorer
 from zograd.noise import Kind
 from zograd.stores import Store
@@ -62,6 +62,13 @@ def test_states_are_those_of_rows_of_their_own(name: str) -> None:
 def test_models_that_mix_a_row_in_another_way_are_told_apart(name: str) -> None:
     """Windows, recurrent states, biases made of a mask of two axes."""
     assert not packs(family(name), CPU)
+
+
+@pytest.mark.parametrize(("name", "tails"), [("llama", True), ("gpt2", True), ("neox", True), ("mpt", False)])
+def test_models_that_count_positions_by_columns_take_no_tails(name: str, tails: bool) -> None:
+    """A linear bias is right within a sequence, wherever it begins, and wrong behind another tail."""
+    assert packs(family(name), CPU)
+    assert packs(family(name), CPU, TAILS) == tails
 
 
 def task(words: tuple[str, ...], kind: str = "classification") -> Task:

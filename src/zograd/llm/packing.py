@@ -122,24 +122,37 @@ def packed(lengths: tuple[int, ...], hidden_size: int, widest: int) -> Layout:
     return best
 
 
+TAILS = ((4, 11), (2, 9, 3))
+"""Two tails, by which `packs` tells whether a model lets several follow one sequence."""
+
+
 @torch.no_grad()
-def packs(model: Any, device: torch.device) -> bool:
+def packs(model: Any, device: torch.device, tails: Sequence[Sequence[int]] = ()) -> bool:
     """Whether three sequences in one row of a causal model get the states of rows of their own, to rounding.
 
-    Cost: two forwards of some 20 tokens.
+    tails: that lie behind each; then each sequence with each tail has a row of its own. A model that counts positions
+    by columns (linear biases) may pack sequences, but no tails. Cost: two forwards of some 20 tokens, 50 with `TAILS`.
     """
     backbone, dtype = getattr(model, model.base_model_prefix), model.dtype
-    lengths = (3, 9, 6)
     vocabulary = model.config.get_text_config().vocab_size
-    ids = [[(7 * k + 3 * i + 5) % vocabulary for k in range(n)] for i, n in enumerate(lengths)]
-    one_row = Layout(lengths, (0, 0, 0), (0, 3, 12), sum(lengths))
+    tails = [[token % vocabulary for token in tail] for tail in tails]
+    ids = [[(7 * k + 3 * i + 5) % vocabulary for k in range(n)] for i, n in enumerate((3, 9, 6))]
+    lengths = [len(s) + sum(map(len, tails)) for s in ids]
+    one_row = Layout(tuple(lengths), (0, 0, 0), (0, lengths[0], lengths[0] + lengths[1]), sum(lengths))
     try:
-        beside = backbone(**one_row.inputs(ids, 0, device, dtype)).last_hidden_state
+        beside = backbone(**one_row.inputs(ids, 0, device, dtype, tails)).last_hidden_state[0]
     except Exception:  # a model of any library may refuse positions, or a mask of four axes, in its own way
         return False
-    alone = backbone(**in_rows_of_their_own(lengths).inputs(ids, 0, device, dtype)).last_hidden_state
+    whole = [[*s, *tail] for s in ids for tail in tails or [[]]]
+    layout = in_rows_of_their_own([len(s) for s in whole])
+    alone = iter(backbone(**layout.inputs(whole, 0, device, dtype)).last_hidden_state)
     tolerance = 1e-3 if beside.dtype in (torch.float32, torch.float64) else 0.1
-    return all(
-        bool((beside[row, here] - expected[:n]).float().norm() <= tolerance * expected[:n].float().norm())
-        for (row, here), expected, n in zip(one_row.cells, alone, lengths, strict=True)
-    )
+    for s, start in zip(ids, one_row.starts, strict=True):
+        at = start + len(s)
+        for tail in tails or [[]]:
+            found = torch.cat([beside[start : start + len(s)], beside[at : at + len(tail)]]).float()
+            expected = next(alone)[: len(s) + len(tail)].float()
+            if not bool((found - expected).norm() <= tolerance * expected.norm()):
+                return False
+            at += len(tail)
+    return True

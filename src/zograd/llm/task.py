@@ -24,7 +24,7 @@ from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
 from zograd.llm.answers import Answers
 from zograd.llm.loss import token_losses
-from zograd.llm.packing import Layout, in_rows_of_their_own, packed, packs
+from zograd.llm.packing import TAILS, Layout, in_rows_of_their_own, packed, packs
 from zograd.llm.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.noise import fold
 from zograd.stores.watched import WatchedParameter
@@ -98,7 +98,8 @@ class Scorer:
         self.packs = packs(self.base, self.device)
         """Whether sequences may share a row of the batch."""
         several = self.packs and task.kind == "classification" and not self.single
-        self.answers = Answers(self.words, self.device) if several else None
+        shares = several and packs(self.base, self.device, TAILS)
+        self.answers = Answers(self.words, self.device) if shares else None
         """The label words where they share a prompt's keys and values."""
         self._numbers: dict[Sequence_, int] = {}
         self._encoded: dict[Example, list[Sequence_]] = {}
