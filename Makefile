@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-gpu test-matrix lint format coverage bench bench-gpu bench-methods clean
+.PHONY: quickstart test test-slow test-gpu test-matrix lint format coverage bench bench-check bench-gpu bench-methods clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
@@ -41,6 +41,10 @@ bench: $(VENV)/.demo
 	$(BIN)/zograd bench memory
 	$(BIN)/zograd bench exact
 
+# Ratios of times against the bounds for this kind of processor, a minute on a quiet machine. No test depends on them.
+bench-check: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.check
+
 # A model of 8 billion weights on a CUDA device: minutes. Without one it says so.
 bench-gpu: $(VENV)/.demo
 	$(BIN)/zograd bench gpu
@@ -66,4 +70,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt setup.py $(wildcard src/zograd/nati
 	touch $@
 
 clean:
-	rm -rf build .venv-floor src/*.egg-info src/zograd/noise/_native*.so
+	rm -rf build .venv-floor src/*.egg-info src/zograd/*/_native*.so src/zograd/*/_native*.pyd
