@@ -7,6 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Seeds fixed, and no deadline for an example: a busy machine is slow, not wrong.
+settings.register_profile("zograd", deadline=None, derandomize=True)
+settings.load_profile("zograd")
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

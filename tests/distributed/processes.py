@@ -265,20 +265,28 @@ def different(net: nn.Module, whole: nn.Module) -> list[str]:
     return [name for name, p in net.named_parameters() if not torch.equal(gathered(p), reference[name])]
 
 
-def lost(peers: Peers, silent: bool) -> tuple[str, float]:
-    """Rank 1 is silent for longer than a timeout of one second, or gone; what rank 0 hears, and after how long."""
+def lost(peers: Peers, heard: Path | None = None) -> str:
+    """What each rank reports when rank 1 takes no part in a step: it is silent until `heard` exists, or it is gone.
+
+    Rank 0 makes `heard` when it has been told. Rank 1 waits a minute at most, so that a fault here is no hang.
+    """
     if peers.rank == 1:
-        if silent:
-            time.sleep(4)
-        else:
+        if heard is None:
             dist.destroy_process_group()
-        return "", 0.0
-    start = time.perf_counter()
+            return "gone"
+        for _ in range(600):
+            if heard.exists():
+                return "rank 0 knew while this rank was silent"
+            time.sleep(0.1)
+        return "rank 0 waited for this rank"
     try:
         trained(peers, steps=1)
     except PeersError as e:
-        return str(e), time.perf_counter() - start
-    return "nothing", time.perf_counter() - start
+        return str(e)
+    finally:
+        if heard is not None:
+            heard.touch()
+    return "nothing"
 
 
 def work(rank: int, world: int, folder: Path) -> None:
@@ -292,8 +300,8 @@ def work(rank: int, world: int, folder: Path) -> None:
         "differing": differing(Peers(peers.group)),
         "late": late(Peers(peers.group), folder),
         "split": split_weights(Peers(peers.group)),
-        "silent": lost(Peers(dist.new_group(timeout=timedelta(seconds=1))), silent=True),
-        "gone": lost(Peers(peers.group), silent=False),
+        "silent": lost(Peers(dist.new_group(timeout=timedelta(seconds=1))), folder / "heard"),
+        "gone": lost(Peers(peers.group)),
     }
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(found))
 

@@ -88,12 +88,11 @@ def test_a_late_rank_catches_up_from_the_tape(two: list[dict[str, Any]], one: di
     assert two[0]["late"][1] == one["two points", 2, "data", 0.0][0]
 
 
-@pytest.mark.parametrize(("how", "seconds"), [("silent", 3.5), ("gone", 10.0)])
-def test_a_lost_rank_raises_on_the_others_in_time(two: list[dict[str, Any]], how: str, seconds: float) -> None:
-    """The timeout of the group is one second where the rank is silent; a closed connection is noticed at once."""
-    message, after = two[0][how]
-    assert "lost them" in message
-    assert after < seconds
+@pytest.mark.parametrize("how", ["silent", "gone"])
+def test_a_lost_rank_raises_on_the_others(two: list[dict[str, Any]], how: str) -> None:
+    """A silent rank is noticed by the timeout of the group, while it is silent; a closed connection needs none."""
+    assert "lost them" in two[0][how]
+    assert two[1][how] == {"silent": "rank 0 knew while this rank was silent", "gone": "gone"}[how]
 
 
 # ---- weights that are split ----------------------------------------------------------------------------------------
