@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
+from zograd import keys
 from zograd.control import AutoRate, Measured
+from zograd.keys import OfStep
 from zograd.laws import Draw, Law
-from zograd.noise import fold
 from zograd.oracles import Oracle
 from zograd.rules.base import Rule
 from zograd.schedules import Schedule, as_schedule
@@ -23,9 +24,6 @@ from zograd.stores.portions import misfit
 from zograd.vector import Ask, Estimate, Estimator, Query, Routine, Vector
 
 A = TypeVar("A")
-
-# Domains of keys derived from the key of a step; `laws.DIRECTION` is 0.
-SCALAR, ROUNDING, EVALUATION = range(1, 4)
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ class Run(Generic[A]):
     @property
     def key(self) -> int:
         """The key of the current step, from which all its randomness derives."""
-        return fold(self.seed, self.step_number)
+        return keys.of_step(self.seed, self.step_number)
 
     def ask(self, rates: Sequence[Rate] | None = None) -> Sequence[Query]:
         """The points whose losses the method wants next (the same again until they are told)."""
@@ -173,7 +171,7 @@ class Run(Generic[A]):
                 as_schedule(self.method.mu)(self.step_number),
                 lambda j: law(first.number(j)),
                 store.gram,
-                fold(self.key, SCALAR),
+                keys.of_step(self.seed, self.step_number, OfStep.SCALAR),
                 self.moves,
                 self.rates()[0].lr if rates is None else rates[0].lr,
                 self.terms,
@@ -212,7 +210,8 @@ class Run(Generic[A]):
         try:
             while True:
                 queries = self.ask(rates)
-                record = self.tell(oracle(self.store, queries, fold(self.key, EVALUATION)), rates)
+                key = keys.of_step(self.seed, self.step_number, OfStep.EVALUATION)
+                record = self.tell(oracle(self.store, queries, key), rates)
                 if record is not None:
                     return record
         except BaseException:
@@ -288,7 +287,7 @@ class Run(Generic[A]):
         """Assign slots, then move: the only order in which an anchor and its gradient belong to the same point."""
         if estimate.writes:
             self.store.assign(estimate.writes)
-        iterate = self.store.iterate(record.rates, fold(fold(self.seed, record.step), ROUNDING))
+        iterate = self.store.iterate(record.rates, keys.of_step(self.seed, record.step, OfStep.ROUNDING))
         self.method.rule.apply(iterate, estimate, self.state)
         return self.store.health(iterate)
 

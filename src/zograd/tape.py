@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 from zograd.noise import NOISE_VERSION, Kind
 from zograd.run import Record
 from zograd.stores.base import Rate
-from zograd.vector import BASES, Basis, Noise, Vector
+from zograd.vector import BASES, Basis, Noise, Vector, name_of_basis
 
 TAPE_VERSION = 2
 _MAGIC = b"ZOTAPE"
@@ -61,7 +61,7 @@ def _named(value: Any) -> Any:
     if isinstance(value, IntEnum):
         return int(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kind = type(value).__name__
+        kind = name_of_basis(type(value))
         if BASES.get(kind) is not type(value):
             raise TypeError(f"a tape stores basis vectors registered with @basis, and {kind} is not")
         return {kind: [_named(getattr(value, f.name)) for f in dataclasses.fields(value)]}

@@ -59,12 +59,29 @@ class Basis(Hashable, Protocol):
 B = TypeVar("B", bound=type)
 
 BASES: dict[str, type] = {}
-"""Every kind of basis vector by its name, for tapes and checkpoints."""
+"""Every kind of basis vector by the name that tapes and checkpoints know it by."""
+
+
+def name_of_basis(kind: type) -> str:
+    """The name of a kind of basis vector: that of the class for those of zograd, with its module for all others."""
+    own = kind.__module__.partition(".")[0] == "zograd"
+    return kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def basis(kind: B) -> B:
-    """Class decorator: this kind of basis vector may stand on tapes and in checkpoints."""
-    BASES[kind.__name__] = kind
+    """Class decorator: this kind of basis vector may stand on tapes and in checkpoints, as `name_of_basis` says.
+
+    Raises TypeError when another class has that name: a tape would be read as the wrong one. The same class may be
+    defined again (in a notebook, by a reload of its module), and then replaces itself.
+    """
+    name = name_of_basis(kind)
+    known = BASES.get(name, kind)
+    if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise TypeError(
+            f"there is a basis vector named {name!r} already, {known.__module__}.{known.__qualname__}. Tapes know "
+            f"basis vectors by name, so give {kind.__module__}.{kind.__qualname__} another one"
+        )
+    BASES[name] = kind
     torch.serialization.add_safe_globals([kind])
     return kind
 

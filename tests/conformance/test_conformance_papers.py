@@ -21,8 +21,8 @@ from small_problems import (
     values_oracle,
 )
 
-from zograd.noise import fold
-from zograd.run import SCALAR, Run
+from zograd import keys
+from zograd.run import Run
 from zograd.stores import Store
 
 STEPS = 100
@@ -46,7 +46,7 @@ def paper_trajectory(case: Case, method, seed: int, steps: int, **changed) -> np
     if "seed" in inspect.signature(case.paper).parameters:  # for factors that directions share
         settings["seed"] = seed
     if "rng" in inspect.signature(case.paper).parameters:  # the scalar randomness of step t
-        settings["rng"] = lambda t: np.random.Generator(np.random.Philox(fold(fold(seed, t), SCALAR)))
+        settings["rng"] = lambda t: np.random.Generator(np.random.Philox(keys.of_step(seed, t, keys.OfStep.SCALAR)))
     if "coordinates" in inspect.signature(case.paper).parameters:  # those of step t
         settings["coordinates"] = lambda t: coordinates(method, case.shapes, seed, t)
     V = directions(method, n, case.shapes, seed, steps)

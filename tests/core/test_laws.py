@@ -13,6 +13,7 @@ from small_problems import DTYPES, LAWS, dense, loss_of, tensors
 
 from zograd import AskTell, methods
 from zograd.estimators import Central, Forward
+from zograd.keys import Shared
 from zograd.laws import (
     DCT,
     Components,
@@ -33,7 +34,7 @@ from zograd.laws import (
 )
 from zograd.laws.coordinate import Unit, unit
 from zograd.laws.factors import factor, frame, part, product, triangle
-from zograd.laws.lowrank import LEFT, Outer
+from zograd.laws.lowrank import Outer
 from zograd.laws.orthogonal import gram_schmidt
 from zograd.noise import Kind
 from zograd.oracles import sequential
@@ -303,7 +304,7 @@ def test_zo_muon_steps_in_the_subspace_of_all_its_probes() -> None:
     run = Run(Store(weights), methods.zo_muon(lr=1.0, n=3, rank=4, refresh=5), 2)
     probes = [elements(run.store, q.at).reshape(12, 20) for q in run.ask()[1:]]
     record = run.step(sequential(loss_of(weights)))
-    key = Draw(2, 0, 0, ((12, 20),), run.store.gram).shared(LEFT, 5)
+    key = Draw(2, 0, 0, ((12, 20),), run.store.gram).shared(Shared.LEFT, 5)
     p = orthonormal(key, 0, 12, 4)
     for v in probes:
         np.testing.assert_allclose(p @ p.T @ v, v, atol=1e-9)

@@ -360,3 +360,19 @@ def test_frank_wolfe_stays_in_a_box() -> None:
         loop.tell([float(np.sum((x - np.array([2.0, -3.0, 0.1, 0.4])) ** 2)) for x in loop.ask()])
         assert box.explain(torch.from_numpy(loop.x)) is None
     np.testing.assert_allclose(loop.x, [0.5, -1.0, 0.1, 0.4], atol=0.1)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 5], ids="in blocks of {}".format)
+@pytest.mark.parametrize(
+    ("C", "g", "expected"),
+    [
+        (L1Ball(1.5), [1.0, -2.0, 2.0, -2.0, 2.0], [0.0, 1.5, 0.0, 0.0, 0.0]),
+        (L1Ball(1.5), [1.0, 2.0, -2.0, 2.0, -2.0], [0.0, -1.5, 0.0, 0.0, 0.0]),
+        (Simplex(1.5), [1.0, -2.0, 0.0, -2.0, -2.0], [0.0, 1.5, 0.0, 0.0, 0.0]),
+        (Box(-1.0, 3.0), [0.0, 1.0, -1.0, -0.0, 2.0], [3.0, -1.0, 3.0, 3.0, -1.0]),
+    ],
+    ids=["l1, a negative one first", "l1, a positive one first", "simplex", "box"],
+)
+def test_of_equal_minimisers_the_documented_one_is_taken_however_the_leaf_is_cut(C, g, expected, cut: int) -> None:
+    """The first of equal elements for balls and simplices, the upper bound of a box where g is 0: a replay needs it."""
+    assert minimiser(C, [torch.tensor(g, dtype=torch.float64).view(5, 1)], cut)[0][0].flatten().tolist() == expected

@@ -172,6 +172,18 @@ def test_dikin_without_ridge_forgets_the_units_of_x() -> None:
 # ---- near the edge ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rho", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("times", [0.5, 1.0, 2.0, 1e3])
+def test_a_conformal_move_on_the_orthant_is_cut_to_length_rho(rho: float, times: float) -> None:
+    """|v|_x = times rho with |v|_x = sqrt(1 + sum x_i^-2) |v|: v itself up to length rho, and that length beyond."""
+    x = torch.tensor([0.3, 2.0, 1.1], dtype=torch.float64)
+    v = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    root = math.sqrt(1 + float(x.pow(-2).sum()))
+    v *= times * rho / (root * float(v.norm()))
+    after = PositiveOrthant(metric="conformal", rho=rho).move_(x.clone(), v.clone())
+    assert torch.allclose(after - x, v * min(1.0, 1.0 / times), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
     ("space", "x0"),
     [

@@ -14,8 +14,8 @@ import numpy as np
 from bases import gaussian, orthonormal
 from papers import Array, Directions, Loss, two_point, zo_sgd
 
+from zograd.keys import Shared
 from zograd.laws import Draw
-from zograd.laws.lowrank import LEFT, RIGHT
 
 zo_orthogonal = zo_sgd  # the same recurrence; what differs is the law of the rows of V
 zo_dct = lozo = subzero = tezo = eggroll_unshaped = zo_sgd
@@ -51,7 +51,7 @@ def lozo_m(
     """
     x, m, n_t, v_old = x0, np.zeros(x0.size - M * N), 0.0, None
     for t, Z in enumerate(directions):
-        v = gaussian(Draw(seed, t, 0, SHAPES, None).shared(RIGHT, refresh), 0, N, rank)
+        v = gaussian(Draw(seed, t, 0, SHAPES, None).shared(Shared.RIGHT, refresh), 0, N, rank)
         if v_old is not None and not np.array_equal(v, v_old):
             n_t = n_t @ v_old.T @ v / N
         v_old = v
@@ -101,7 +101,7 @@ def zo_muon(
     for t, Z in enumerate(directions):
         f0 = f(x)
         matrix, vector = parts(np.mean([(f(x + mu * z) - f0) / mu * z for z in Z], axis=0))
-        p = orthonormal(Draw(seed, t, 0, SHAPES, None).shared(LEFT, refresh), 0, M, rank)
+        p = orthonormal(Draw(seed, t, 0, SHAPES, None).shared(Shared.LEFT, refresh), 0, M, rank)
         x = (1 - lr * weight_decay) * x - lr * whole(p @ newton_schulz(p.T @ matrix), plain * vector)
         yield x
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zograd import keys
 from zograd.diagnostics.problem import Measurement, Problem, mean
 from zograd.estimators.alone import answered, asking
 from zograd.laws import Law, Rademacher
@@ -45,7 +46,8 @@ def gradient_cosine(
             t.requires_grad_(want)
     cosines, cost = [], 0
     for k in range(n):
-        estimate = answered(estimator(asking(p.store, law, mu=mu, seed=seed, step=k)), p.oracle, p.store, k)
+        ask = asking(p.store, law, keys.Part.DIAGNOSTICS, mu=mu, seed=seed, step=k)
+        estimate = answered(estimator(ask), p.oracle, p.store, k)
         cost += len(estimate.losses)
         dot = size = total = 0.0
         for block in p.store.blocks(estimate.vector):

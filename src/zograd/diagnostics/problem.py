@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from zograd import keys
 from zograd.laws import Draw, Law
 from zograd.oracles import Oracle, sequential
 from zograd.spaces import Euclidean
@@ -51,8 +52,9 @@ class Problem:
         return f
 
     def directions(self, law: Law, n: int, seed: int) -> list[Vector]:
-        """n independent directions of a law."""
-        return [law(Draw(seed, k, 0, self.store.shapes, self.store.gram)) for k in range(n)]
+        """n independent directions of a law, which no run with this seed draws."""
+        own = keys.seed_of(seed, keys.Part.DIAGNOSTICS)
+        return [law(Draw(own, k, 0, self.store.shapes, self.store.gram)) for k in range(n)]
 
 
 def problem(f: Callable[..., float | Tensor], x: npt.ArrayLike | Mapping[str, Tensor] | Iterable[Tensor]) -> Problem:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from zograd import keys
 from zograd.laws import Draw, Law
-from zograd.noise import fold
 from zograd.oracles import Oracle
 from zograd.stores.base import Store
 from zograd.vector import Ask, Estimate, Routine
@@ -13,11 +13,13 @@ from zograd.vector import Ask, Estimate, Routine
 A = TypeVar("A")
 
 
-def asking(store: Store, law: Law, *, mu: float, seed: int, step: int = 0) -> Ask:
-    """What the estimator of a first step would be handed: directions of `law`, numbered from 0, of step `step`."""
+def asking(store: Store, law: Law, part: keys.Part, *, mu: float, seed: int, step: int = 0) -> Ask:
+    """What an estimator is handed in step `step`: directions of `law`, numbered from 0, which no run draws."""
+    seed = keys.seed_of(seed, part)
     first = Draw(seed, step, 0, store.shapes, store.gram)
     draws = lambda j: law(first.number(j))  # noqa: E731
-    return Ask(step, store.dim, mu, draws, store.gram, fold(seed, step), shapes=store.shapes, run=seed)
+    scalars = keys.of_step(seed, step, keys.OfStep.SCALAR)
+    return Ask(step, store.dim, mu, draws, store.gram, scalars, shapes=store.shapes, run=seed)
 
 
 def answered(routine: Routine[A], oracle: Oracle, store: Store, key: int) -> Estimate[A]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zograd import keys
 from zograd.estimators.alone import answered, asking
 from zograd.estimators.differences import Forward, pairs, positive_count, slopes
 from zograd.estimators.wrappers import moved
@@ -20,9 +21,6 @@ from zograd.noise import fold
 from zograd.oracles import sequential
 from zograd.stores.base import Store
 from zograd.vector import Ask, Estimate, Query, Routine, Slot, Vector, combination
-
-CHOICE = 1 << 33
-"""Domain of the keys that choose coordinates, among those that the steps of a run share (steps are below it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class Coordinates:
         """The coordinates of this step, in order of leaf and element."""
         sizes = [math.prod(shape) for shape in ask.shapes]
         period = ask.step // self.refresh if self.refresh else 0
-        key = fold(fold(ask.run, CHOICE), period)
+        key = keys.coordinates(ask.run, period)
         units = []
         for leaf, (size, count) in enumerate(zip(sizes, self._counts(sizes, key), strict=True)):
             rng = np.random.Generator(np.random.Philox(fold(key, leaf)))
@@ -118,7 +116,7 @@ def grasp_densities(
     if not 0 < density <= 1:
         raise ValueError(f"density is a share of the weights and must lie in (0, 1], got {density}")
     store, law = Store(tensors), Rademacher()
-    ask, oracle = asking(store, law, mu=mu, seed=seed), sequential(loss)
+    ask, oracle = asking(store, law, keys.Part.DENSITIES, mu=mu, seed=seed), sequential(loss)
     g = answered(Forward(n)(ask), oracle, store, seed).vector
     if not (length := ask.norm(g)):
         raise ValueError("the loss does not change along any of the probes: there is no gradient flow to measure")

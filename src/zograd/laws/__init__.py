@@ -1,6 +1,6 @@
 """Laws of directions: how v is drawn, with E[v v^T] = I in frame coordinates."""
 
-from zograd.laws.base import DIRECTION, Draw, Gaussian, Law, Rademacher, Sphere
+from zograd.laws.base import Draw, Gaussian, Law, Rademacher, Sphere
 from zograd.laws.coordinate import Coordinate, Unit
 from zograd.laws.cosine import DCT, strongest_columns
 from zograd.laws.lowrank import Components, LowRank, Projected, Subspace
@@ -11,7 +11,6 @@ from zograd.laws.scores import Scores, sensitivity, squared_weights
 
 __all__ = [
     "DCT",
-    "DIRECTION",
     "Components",
     "Coordinate",
     "Draw",

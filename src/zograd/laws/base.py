@@ -12,11 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-from zograd.noise import Kind, fold
+from zograd import keys
+from zograd.noise import Kind
 from zograd.vector import Gram, Noise, Vector
-
-DIRECTION = 0
-"""Domain of the keys of directions, among those derived from the key of a step (`run.py` has the others)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Draw:
     @cached_property
     def key(self) -> int:
         """The key of this direction's own noise."""
-        return fold(fold(fold(self.seed, self.step), DIRECTION), self.j)
+        return keys.direction(self.seed, self.step, self.j)
 
     @cached_property
     def dim(self) -> int:
@@ -43,9 +41,11 @@ class Draw:
         return replace(self, j=j)
 
     def shared(self, domain: int, every: int = 0) -> int:
-        """A key that all directions of a run share, or those of `every` consecutive steps."""
-        period = self.step // every if every else 0
-        return fold(fold(fold(self.seed, 1 << 32), domain), period)
+        """A key that all directions of a run share, or those of `every` consecutive steps.
+
+        domain: one of `keys.Shared`; a law outside of zograd takes a number of its own, from 1024 on.
+        """
+        return keys.shared(self.seed, domain, self.step // every if every else 0)
 
 
 class Law(Protocol):

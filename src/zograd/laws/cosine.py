@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zograd.keys import Shared
 from zograd.laws.base import Draw
 from zograd.laws.factors import Factor, add_product_, factor, is_matrix, noise_factor, normals, part, product
-from zograd.laws.lowrank import RIGHT, add_plain_, check_rank
+from zograd.laws.lowrank import add_plain_, check_rank
 from zograd.noise import Kind, Term, combine, fold
 from zograd.vector import Address, Regenerated, Vector, basis
 
@@ -113,4 +114,4 @@ class DCT:
             raise ValueError(f"{len(self.columns)} columns for rank {self.rank}; use rank={len(self.columns)}")
 
     def __call__(self, draw: Draw) -> Vector:
-        return Vector(((Waves(draw.key, draw.shared(RIGHT, self.refresh), self.rank, self.columns), 1.0),))
+        return Vector(((Waves(draw.key, draw.shared(Shared.RIGHT, self.refresh), self.rank, self.columns), 1.0),))

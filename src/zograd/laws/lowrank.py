@@ -21,6 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from zograd.keys import Shared
 from zograd.laws.base import Draw
 from zograd.laws.factors import (
     NORMAL,
@@ -38,9 +39,6 @@ from zograd.laws.factors import (
 )
 from zograd.noise import Kind, Term, combine, fold
 from zograd.vector import Address, Regenerated, Vector, basis
-
-LEFT, RIGHT = range(16, 18)
-"""Domains of the keys of factors that directions share."""
 
 
 def check_rank(rank: int, refresh: int = 1) -> None:
@@ -101,7 +99,7 @@ class LowRank:
         check_rank(self.rank, self.refresh)
 
     def __call__(self, draw: Draw) -> Vector:
-        right = draw.shared(RIGHT, self.refresh) if self.refresh > 1 else fold(draw.key, RIGHT)
+        right = draw.shared(Shared.RIGHT, self.refresh) if self.refresh > 1 else fold(draw.key, Shared.RIGHT)
         return Vector(((Outer(draw.key, right, self.rank), 1.0),))
 
 
@@ -146,7 +144,7 @@ class Components:
         check_rank(self.rank)
 
     def __call__(self, draw: Draw) -> Vector:
-        return Vector(((Trilinear(draw.key, draw.shared(LEFT), draw.shared(RIGHT), self.rank), 1.0),))
+        return Vector(((Trilinear(draw.key, draw.shared(Shared.LEFT), draw.shared(Shared.RIGHT), self.rank), 1.0),))
 
 
 # ---- U Z V^T with orthonormal U, V -----------------------------------------------------------------------------------
@@ -206,7 +204,7 @@ class Subspace:
         check_rank(self.rank, self.refresh)
 
     def __call__(self, draw: Draw) -> Vector:
-        left, right = draw.shared(LEFT, self.refresh), draw.shared(RIGHT, self.refresh)
+        left, right = draw.shared(Shared.LEFT, self.refresh), draw.shared(Shared.RIGHT, self.refresh)
         return Vector(((Sandwich(draw.key, left, right, self.rank), 1.0),))
 
 
@@ -252,4 +250,4 @@ class Projected:
         check_rank(self.rank, self.refresh)
 
     def __call__(self, draw: Draw) -> Vector:
-        return Vector(((Lifted(draw.key, draw.shared(LEFT, self.refresh), self.rank), 1.0),))
+        return Vector(((Lifted(draw.key, draw.shared(Shared.LEFT, self.refresh), self.rank), 1.0),))

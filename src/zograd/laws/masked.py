@@ -16,13 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zograd.keys import Shared
 from zograd.laws.base import Draw, Gaussian, Law
 from zograd.noise import Kind, Term, combine
 from zograd.stores.base import Bits, Leaf, PerLeaf, Store
 from zograd.vector import Address, Basis, Regenerated, Vector, basis
-
-SCATTER = 18
-"""Domain of the keys of random masks, among those that directions share."""
 
 
 @basis
@@ -234,8 +232,8 @@ class Scattered:
 
     def support(self, draw: Draw) -> Vector:
         """The diagonal of E[v v^T] given the mask of this draw's period: 1 on the mask."""
-        return Vector(((OnScatter(Ones(), draw.shared(SCATTER, self.refresh)), 1.0),))
+        return Vector(((OnScatter(Ones(), draw.shared(Shared.SCATTER, self.refresh)), 1.0),))
 
     def __call__(self, draw: Draw) -> Vector:
-        key = draw.shared(SCATTER, self.refresh)
+        key = draw.shared(Shared.SCATTER, self.refresh)
         return Vector(tuple((OnScatter(e, key), c) for e, c in self.inner(draw).terms))

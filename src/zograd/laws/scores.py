@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from zograd import keys
 from zograd.laws.base import Draw, Law, Rademacher
 from zograd.vector import Query, combination
 
@@ -60,10 +61,13 @@ def sensitivity(
     SensZOQ takes these numbers from gradients on pre-training text; this is what evaluations alone give. With n
     directions a batch, E[g_i^2] = grad_i^2 + (|grad|^2 - grad_i^2) / n for Rademacher: weights below |grad|^2 / n
     drown, averaging over many batches brings them out. Costs (n + 1) len(oracles) evaluations, and a float32 a weight.
+    The directions are others than those of a run with the same seed: a mask that was chosen along the directions that
+    it is then trained with would favour weights which those happened to agree with.
     """
+    own = keys.seed_of(seed, keys.Part.SENSITIVITY)
     scores = {leaf.name: torch.zeros(leaf.shape, device=leaf.tensor.device) for leaf in store.leaves}
     for k, oracle in enumerate(oracles):
-        directions = [law(Draw(seed, k, j, store.shapes, store.gram)) for j in range(n)]
+        directions = [law(Draw(own, k, j, store.shapes, store.gram)) for j in range(n)]
         f0, *f = oracle(store, [Query(), *(Query(mu * v) for v in directions)], k)
         g = combination([(fj - f0) / (mu * n) for fj in f], directions)
         for block in store.blocks(g):
