@@ -213,6 +213,25 @@ def test_instruction_sets_change_nothing(dtype, mode):
         assert low is None or torch.equal(low, results[0][1])
 
 
+@needs_native
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("count", [65_536, 65_531], ids=["whole vectors", "a tail"])
+def test_every_float16_is_read_and_rounded_as_in_torch_operations(level: int, count: int) -> None:
+    """All 65,536 patterns, times scales that hit ties, subnormals, overflow: bits, and how many of them changed."""
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)[:count]
+    lib = native.library()
+    for scale in (1.0, 0.5, 2.0**-9, 1.0 + 2.0**-11, 3.0, -1.0, 65504.0):
+        expected, found = x.clone(), x.clone()
+        portable.combine(expected, expected, scale, [], None, 1.0, 0, 0, None, None)
+        try:
+            lib.zograd_noise_limit_level(level)
+            moved = native.combine(found, found, scale, [], None, 1.0, 0, 0, None, None)
+        finally:
+            lib.zograd_noise_limit_level(2)
+        assert_same_bits(found, expected)
+        assert moved == int((found.view(torch.int16) != x.view(torch.int16)).sum())
+
+
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.__name__)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("row_len", [1, 100, 2048, 5000])

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
@@ -422,6 +423,78 @@ struct Float16 {
     }
 };
 
+// Blocks of float16 through the conversion instructions of the processor, in place of the integer arithmetic above, with
+// the same bits: both round half to even, and a NaN leaves as 0x7e00.
+//   widen:  t[e] = x[e], exact
+//   narrow: out[e] = nearest(t[e]); returns how many differ from before[e], which may be out[e] itself
+struct Converters {
+    void (*widen)(const uint16_t* x, float* t, int count);
+    uint32_t (*narrow)(const float* t, const uint16_t* before, uint16_t* out, int count);
+};
+
+#if LEVELS == 3
+LEVEL1 void widen_1(const uint16_t* x, float* t, int count) {
+    int e = 0;
+    for (; e + 8 <= count; e += 8)
+        _mm256_storeu_ps(t + e, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + e))));
+    for (; e < count; ++e) t[e] = Float16::load(x[e]);
+}
+
+LEVEL2 void widen_2(const uint16_t* x, float* t, int count) {
+    int e = 0;
+    for (; e + 16 <= count; e += 16)
+        _mm512_storeu_ps(t + e, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + e))));
+    for (; e < count; ++e) t[e] = Float16::load(x[e]);
+}
+
+INLINE uint32_t narrow_one(float t, const uint16_t* before, uint16_t* out) {
+    const uint16_t was = *before;
+    *out = Float16::nearest(t);
+    return *out != was;
+}
+
+LEVEL1 uint32_t narrow_1(const float* t, const uint16_t* before, uint16_t* out, int count) {
+    const __m128i nan = _mm_set1_epi16(0x7e00);
+    uint32_t equal = 0;
+    int e = 0;
+    for (; e + 8 <= count; e += 8) {
+        const __m256 wide = _mm256_loadu_ps(t + e);
+        const __m128i was = _mm_loadu_si128(reinterpret_cast<const __m128i*>(before + e));
+        const __m256i unordered = _mm256_castps_si256(_mm256_cmp_ps(wide, wide, _CMP_UNORD_Q));
+        const __m128i is_nan = _mm_packs_epi32(_mm256_castsi256_si128(unordered), _mm256_extracti128_si256(unordered, 1));
+        const __m128i half = _mm_blendv_epi8(_mm256_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT), nan, is_nan);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + e), half);
+        equal += uint32_t(_mm_popcnt_u32(uint32_t(_mm_movemask_epi8(_mm_cmpeq_epi16(half, was))))) / 2;
+    }
+    uint32_t differ = uint32_t(e) - equal;
+    for (; e < count; ++e) differ += narrow_one(t[e], before + e, out + e);
+    return differ;
+}
+
+LEVEL2 uint32_t narrow_2(const float* t, const uint16_t* before, uint16_t* out, int count) {
+    const __m256i nan = _mm256_set1_epi16(0x7e00);
+    uint32_t differ = 0;
+    int e = 0;
+    for (; e + 16 <= count; e += 16) {
+        const __m512 wide = _mm512_loadu_ps(t + e);
+        const __m256i was = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(before + e));
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(wide, wide, _CMP_UNORD_Q);
+        const __m256i half = _mm256_mask_mov_epi16(_mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT), is_nan, nan);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + e), half);
+        differ += uint32_t(_mm_popcnt_u32(_mm256_cmpneq_epi16_mask(half, was)));
+    }
+    for (; e < count; ++e) differ += narrow_one(t[e], before + e, out + e);
+    return differ;
+}
+
+constexpr Converters converters[3] = {{nullptr, nullptr}, {widen_1, narrow_1}, {widen_2, narrow_2}};
+#else
+constexpr Converters converters[1] = {{nullptr, nullptr}};
+#endif
+
+template <int LEVEL, class D>
+constexpr bool CONVERTS = LEVEL > 0 && std::is_same<D, Float16>::value;
+
 // ------------------------------------------------------------------------------------------------------- the update
 
 // Elements lo .. hi - 1 of a tile are wanted; noise is made in whole blocks of 128, from .. to - 1. offset: where element
@@ -505,6 +578,25 @@ INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_
                 out[e] = h;
                 low[e] = l;
             }
+        } else if constexpr (CONVERTS<LEVEL, D> && MODE == NEAREST) {
+            alignas(64) float t[TILE];
+            const float* sum = add;
+            if constexpr (HAS_X) {
+                converters[LEVEL].widen(x, t, count);
+                for (int e = 0; e < count; ++e) t[e] = scale * t[e] + add[e];
+                sum = t;
+            }
+            differ = converters[LEVEL].narrow(sum, HAS_X ? x : out, out, count);
+            if constexpr (!HAS_X) differ = 0;
+        } else if constexpr (CONVERTS<LEVEL, D> && HAS_X) {
+            alignas(64) float t[TILE];
+            converters[LEVEL].widen(x, t, count);
+            IVDEP
+            for (int e = 0; e < count; ++e) {
+                const Bits before = x[e], after = D::stochastic(scale * t[e] + add[e], draw[e]);
+                differ += after != before;
+                out[e] = after;
+            }
         } else if constexpr (HAS_X) {
             IVDEP
             for (int e = 0; e < count; ++e) {
@@ -547,6 +639,15 @@ INLINE int64_t pair_tiles(const Call& call, const Term* terms, int64_t first_til
         Bits* const minus = reinterpret_cast<Bits*>(call.minus) + offset;
         const Acc* const add = v + lo;
         const int count = hi - lo;
+        if constexpr (CONVERTS<LEVEL, D>) {
+            alignas(64) float t[TILE], sum[TILE];
+            converters[LEVEL].widen(x, t, count);
+            for (int e = 0; e < count; ++e) sum[e] = t[e] + add[e];
+            for (int e = 0; e < count; ++e) t[e] = t[e] - add[e];
+            converters[LEVEL].narrow(sum, plus, plus, count);
+            converters[LEVEL].narrow(t, minus, minus, count);
+            continue;
+        }
         IVDEP
         for (int e = 0; e < count; ++e) {
             const Acc t = D::load(x[e]);
