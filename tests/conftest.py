@@ -14,6 +14,9 @@ settings.register_profile("zograd", deadline=None, derandomize=True)
 settings.load_profile("zograd")
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Also for the processes that tests start: threads that wait for a core which another worker has spin, and take minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
