@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-gpu test-matrix lint format coverage bench bench-check bench-gpu bench-methods clean
+.PHONY: quickstart test test-slow test-gpu test-matrix mutants lint format coverage bench bench-check bench-gpu bench-methods clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
@@ -21,6 +21,10 @@ test-gpu: $(VENV)/.dev
 # The default suite of the language-model door against the oldest supported transformers, in an environment of its own.
 test-matrix: .venv-floor/.dev
 	.venv-floor/bin/python -m pytest -n 2 -m "not slow and not gpu"
+
+# Known faults, put into a copy of the code one at a time: does a test notice each? Some minutes.
+mutants: $(VENV)/.dev
+	$(BIN)/python tools/mutants.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

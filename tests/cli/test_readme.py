@@ -11,7 +11,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_python_of_the_readme_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(code, str(README), "exec"), names)
     result = names["res"]
@@ -19,12 +19,11 @@ def test_the_python_of_the_readme_runs() -> None:
     assert (result.x > 0).all()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["zo_sgd", "mezo", "mezo_momentum", "zo_adam", "zo_sign", "fzoo", "rank"])
-def test_every_command_line_of_the_readme_names_methods_that_exist(name: str) -> None:
+def test_every_command_line_of_the_readme_names_methods_that_exist() -> None:
     from zograd import methods
 
-    assert name in methods.names()
-    used = set(re.findall(r"--method (\w+)", README.read_text()))
+    used = set(re.findall(r"--method (\w+)", README.read_text(encoding="utf-8")))
+    assert used
     assert used <= set(methods.names())
 
 
