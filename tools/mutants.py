@@ -1,8 +1,8 @@
 """`make mutants`: break the code in known ways, one at a time, and see whether the tests notice.
 
 Each `Mutant` is one change of one file that is a fault, with the tests that have to fail by it. They are run on a copy
-of the project: first unchanged, where they have to pass, then with each mutant, where at least one has to fail. A mutant
-that no test notices is printed, and the exit code is 1.
+of the project: first unchanged, where they have to pass, then with each mutant, where at least one has to fail. What no
+test notices is printed, and the exit code is 1.
 
     python tools/mutants.py            # all of them, some minutes
     python tools/mutants.py rounding   # those whose name contains a word
