@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zograd.faces.torch_optim import ZOOptimizer
-from zograd.oracles import seeded, sequential
+from zograd.oracles import as_number, seeded, sequential
 from zograd.stores.base import Store
 from zograd.vector import Query
 
@@ -48,6 +48,7 @@ class Hybrid:
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step of both parts; the closure gives the loss as a tensor and never calls backward. Returns the loss."""
+        self.zo.check_surroundings()
         plain = sequential(closure)
         losses: list[float] = []
 
@@ -61,7 +62,7 @@ class Hybrid:
         self.zo.step_by(oracle)
         if math.isfinite(losses[0]):
             self.fo.step()
-        return torch.tensor(losses[0], dtype=torch.float64)
+        return torch.tensor(losses[0], dtype=torch.float64, device="cpu")
 
     def _differentiate(self, closure: Callable[[], Tensor], key: int) -> float:
         """The loss at (x, y); its gradient goes to the `grad` of y."""
@@ -69,15 +70,16 @@ class Hybrid:
         with seeded(self.zo.store, key) as reseed, self._frozen(), torch.enable_grad():
             reseed()
             loss = closure()
+            value = as_number(loss)
             if not isinstance(loss, Tensor) or not loss.requires_grad:
                 raise TypeError(
                     f"Hybrid needs the loss as a tensor that depends on the parameters of the torch optimizer, got "
                     f"{type(loss).__name__} without a graph; return loss_fn(model(x), y) itself, not its item()"
                 )
-            grads = torch.autograd.grad(loss, y, allow_unused=True)
+            grads = torch.autograd.grad(loss.sum(), y, allow_unused=True)
         for p, g in zip(y, grads, strict=True):
             p.grad = g
-        return float(loss.detach())
+        return value
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
