@@ -27,9 +27,9 @@ def failure(
 
     Where the two values of f(x0) are equal, f repeats, and values are compared as they are; steps that all together
     lower f by less than 1 %, and by less than one probe of radius mu changes it, are called too short. Otherwise single
-    values have to differ by three standard errors; where they do not, the mean losses of the first and of the last
-    tenth of the steps have to. The noise of a value is taken from the losses of single steps, whose points lie a radius
-    mu apart.
+    values have to differ by three standard errors; where they do not, the mean losses of some first steps, at most a
+    tenth, and of the last tenth have to. The noise is read off the two values and off the losses of single steps, whose
+    points lie a radius mu apart.
     """
     taken = [r for r in tape if not r.refused]
     mu = as_schedule(method.mu)(0)
@@ -74,9 +74,7 @@ def _tenths(taken: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]
 
 def _too_short(taken: Sequence[Record], drop: float) -> bool:
     """Whether all steps together lowered f by less than a probe changes it, and the slope has not gone."""
-    first, last = (
-        float(np.sqrt(np.mean([(max(r.losses) - min(r.losses)) ** 2 for r in part]))) / 2 for part in _tenths(taken)
-    )
+    first, last = (float(np.mean([max(r.losses) - min(r.losses) for r in part])) / 2 for part in _tenths(taken))
     return drop < first and last > first / 4
 
 
@@ -104,12 +102,23 @@ def _shorter(method: Method[Any], taken: Sequence[Record], f0: float) -> str:
 
 def _beyond_noise(taken: Sequence[Record], at_start: Sequence[float], final: float) -> tuple[bool, bool]:
     """(f came down, f rose), each only where the noise of the values leaves no doubt."""
-    spread = [float(np.std(r.losses, ddof=1)) for r in taken[:10] if len(r.losses) > 1]
-    noise = max(float(np.median(spread)) if spread else 0.0, abs(at_start[0] - at_start[-1]) / math.sqrt(2))
+    part = max(len(taken) // 10, 1)
+    early, late = (_scatter(taken[:10]), _scatter(taken[-max(part, 10) :]))
+    noise = max(min(early, late), abs(at_start[0] - at_start[-1]) / math.sqrt(2))  # of a value at x0
     rise = final - float(np.mean(at_start))
-    if abs(rise) > CLEAR * noise * math.sqrt(1 + 1 / len(at_start)):
+    if abs(rise) > CLEAR * math.hypot(noise / math.sqrt(len(at_start)), late):
         return rise < 0, rise > 0
-    first, last = _tenths(taken)
-    drop = float(np.mean([r.loss for r in first]) - np.mean([r.loss for r in last]))
-    values = sum(len(r.losses) for r in first)
-    return drop > CLEAR * noise * math.sqrt(2 / values), False
+    end = [r.loss for r in taken[-part:]]
+    values = sum(len(r.losses) for r in taken) / len(taken)
+    for n in (2**k for k in range(part.bit_length())):
+        drop = float(np.mean([r.loss for r in taken[:n]]) - np.mean(end))
+        if drop > CLEAR * math.hypot(noise / math.sqrt(n), late / math.sqrt(part)) / math.sqrt(values):
+            return True, False
+    return False, False
+
+
+def _scatter(taken: Sequence[Record]) -> float:
+    """Standard deviation of the losses within a step: that of the noise, and of the slope over a radius mu."""
+    with np.errstate(over="ignore"):
+        variances = [float(np.var(r.losses, ddof=1)) for r in taken if len(r.losses) > 1]
+    return math.sqrt(float(np.mean(variances))) if variances else 0.0

@@ -295,6 +295,8 @@ class Store:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.by_id = {id(tensor): leaf for tensor, leaf in state["by_id"]}
+        for alias in self._aliases:  # torch copies tensors that share memory apart
+            alias.data = self.by_id[id(alias)].tensor.detach()
 
     def _check(self, name: str, tensor: Tensor) -> None:
         if tensor.is_meta:
