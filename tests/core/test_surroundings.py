@@ -256,7 +256,7 @@ DOORS: dict[str, Callable[..., Any]] = {
     [
         (lambda w: None, "got None; end the function with a return of the loss"),
         (lambda w: {"loss": w.sum(), "logits": w}, r"got dict with the keys 'loss', 'logits'; return the loss in it"),
-        (lambda w: (w.sum(), w), r"got .*tuple.*; return the loss alone, such as its first element|got \\(tensor"),
+        (lambda w: (w.sum(), w), "got .*; return the loss alone, such as its first element"),
         (lambda w: "low", "got 'low'; return a float or a tensor"),
         (lambda w: 1j * w.sum(), "got a complex tensor|got tensor"),
     ],
@@ -277,10 +277,11 @@ def test_every_door_says_the_shape_of_a_loss_of_examples(door: str) -> None:
 
 
 def test_one_function_says_what_a_number_is() -> None:
-    good = [2, 2.0, True, np.float32(2), np.int8(2), np.array(2.0), np.array([[2.0]]), torch.tensor(2), torch.tensor([2.0]),
-            torch.tensor(2.0, requires_grad=True), Fraction(4, 2), np.array(2, dtype=np.uint8)]  # fmt: skip
+    arrays = [np.array(2.0), np.array([[2.0]]), np.array(2, dtype=np.uint8)]
+    tensors = [torch.tensor(2), torch.tensor([2.0]), torch.tensor(2.0, requires_grad=True)]
+    good = [2, 2.0, True, np.float32(2), np.int8(2), Fraction(4, 2), *arrays, *tensors]
     for value in good:
-        assert as_number(value) == float(value if not isinstance(value, np.ndarray) else value.item())
+        assert as_number(value) == float(value.item() if isinstance(value, np.ndarray | torch.Tensor) else value)
     assert math.isnan(as_number(math.nan))
     for value in ("2.0", b"2", 2j, np.complex64(2), np.array(2j), np.array(["2"]), [2.0], (), np.ones(0), object()):
         with pytest.raises(TypeError, match="the loss must return one number, got "):
@@ -372,7 +373,8 @@ def test_copies_of_a_batch_that_draw_elsewhere_are_evaluated_one_at_a_time(which
     with pytest.warns(UserWarning, match="one at a time, .*draws from numpy.random or random"):
         record = run.step(batched(loss, 4))
     assert max(record.losses) - min(record.losses) < 1e-6
-    again = run.step(batched(loss, 1))
+    with pytest.warns(UserWarning, match="one at a time"):
+        again = run.step(batched(loss, 1))
     assert max(again.losses) - min(again.losses) < 1e-6
 
 
@@ -431,7 +433,7 @@ def test_nothing_to_train_says_what_to_write() -> None:
     ids=["ZOOptimizer", "Store", "diagnostics"],
 )
 def test_weights_without_values_are_refused(door: Callable[[torch.Tensor], Any]) -> None:
-    with pytest.raises(ValueError, match="'group0.0' is on the meta device, .*; load the weights first, for example"):
+    with pytest.raises(ValueError, match=r"'group0.0' is on the meta device, .*; load the weights first, for example"):
         door(torch.zeros(3, 4, device="meta"))
 
 
