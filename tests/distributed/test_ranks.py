@@ -185,3 +185,20 @@ def test_terms_of_a_sum_are_one_part() -> None:
     assert seen[0] == (0, (2, 5))
     with pytest.raises(TypeError, match="use one part"):
         shared(loss, Peers(), weights=(0.5, 0.5))(store, [query], 0)
+
+
+@pytest.mark.parametrize("way", ["closure", "hybrid"])
+def test_a_closure_in_several_processes_is_told_once_by_each(two: list[dict[str, Any]], way: str) -> None:
+    """Each has data of its own, so that weights drift apart; the warning names what keeps them together."""
+    for rank in two:
+        (said,) = rank["doors"][way][0]
+        assert said.startswith("2 processes run here, and each moves by the loss of its own closure")
+        assert "zograd.distributed.shared" in said
+    assert two[0]["doors"][way][1] != two[1]["doors"][way][1]
+
+
+def test_the_own_ways_of_several_processes_say_nothing(two: list[dict[str, Any]]) -> None:
+    """Shared losses under DDP end at the same weights; FSDP's weights are split, and its forward is of all ranks."""
+    for rank in two:
+        assert rank["doors"]["shared"][0] == rank["doors"]["fsdp"][0] == []
+    assert two[0]["doors"]["shared"][1] == two[1]["doors"]["shared"][1] != two[0]["doors"]["closure"][1]
