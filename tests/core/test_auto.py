@@ -237,7 +237,7 @@ def test_terms_of_a_sum_keep_to_the_budget_with_a_measured_rate(name: str) -> No
         counted.append(len(rows))
         return float(np.mean((x[rows % 4] - rows / 8) ** 2))
 
-    for budget in (100, 113, 300):
+    for budget in (400, 413, 600):
         counted.clear()
         result = minimize(f, np.zeros(4), methods.make(name, lr="auto"), terms=8, budget=budget)
         assert result.nfev == sum(counted) <= budget

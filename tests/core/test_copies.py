@@ -158,3 +158,30 @@ def test_a_run_with_moves_that_wait_and_tied_16_bit_weights(way: str) -> None:
     assert run2.store.digest() == run.store.digest()
     assert torch.equal(tensors2[0], tensors2[1]), "the tie is there"
     assert not torch.equal(tensors2[0].float(), torch.ones(4, 6))
+
+
+# ---- states that do not fit ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["x.w", "x.h", "low.h", "slot.m.w", "slot.m.h"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32], ids=str)
+def test_a_state_of_another_dtype_is_refused_and_changes_nothing(which: str, dtype: torch.dtype) -> None:
+    """Weights, low halves, slots: also where torch would convert them without a word."""
+    w, h = torch.ones(3, 2), torch.ones(3, 2, dtype=torch.bfloat16)
+    store = Store({"w": w, "h": h}, rounding="split")
+    store.require({"m": 0.5})
+    state = {name: tensor.clone() for name, tensor in store.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    changed = {name: tensor + 1 for name, tensor in state.items()}
+    with pytest.raises(ValueError, match=f"'{which}' is .* here, but .* {dtype} in the saved state"):
+        store.load_state_dict({**changed, which: state[which].to(dtype)})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in store.state_dict().items())
+    store.load_state_dict(changed)
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in store.state_dict().items())
+
+
+def test_a_loop_in_float64_does_not_take_the_state_of_one_in_float32() -> None:
+    loops = [AskTell(start().astype(dtype), methods.zo_sgd(), seed=1) for dtype in (np.float32, np.float64)]
+    with pytest.raises(ValueError, match=r"'x.x' is .* torch.float64 here, but .* torch.float32 in the saved state"):
+        loops[1].load_state_dict(loops[0].state_dict())
+    np.testing.assert_array_equal(loops[1].x, start())
