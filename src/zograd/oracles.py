@@ -67,11 +67,13 @@ def _described(value: Any) -> str:
         return f"a complex tensor of shape {tuple(value.shape)}; return its real part or its absolute value"
     if shape is not None:
         return f"an array of shape {tuple(shape)}; reduce it with .mean() or .sum()"
+    shown = repr(value)
     if isinstance(value, tuple | list):
         kinds = ", ".join(type(v).__name__ for v in value[:4])
-        shown = repr(value) if len(repr(value)) <= 40 else f"a {type(value).__name__} of ({kinds})"
+        shown = shown if len(shown) <= 40 else f"a {type(value).__name__} of ({kinds})"
         return f"{shown}; return the loss alone, such as its first element"
-    return f"{value!r}; return a float or a tensor with one element"
+    shown = shown if len(shown) <= 60 else f"an object of type {type(value).__name__}"
+    return f"{shown}; return a float or a tensor with one element"
 
 
 @contextmanager

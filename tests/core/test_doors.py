@@ -258,6 +258,12 @@ def test_a_set_without_an_inside_is_refused() -> None:
         L1Ball(0.0)
 
 
+@pytest.mark.parametrize("budget", [math.inf, math.nan])
+def test_a_budget_without_an_end_is_refused(budget: float) -> None:
+    with pytest.raises(ValueError, match=f"budget={budget} would never be used up; pass a number of evaluations"):
+        minimize(smooth, start(), budget=budget)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("budget", [-1, 0, 2])
 def test_a_budget_too_small_for_one_step_is_refused(budget: int) -> None:
     method = methods.zo_sgd(lr=1e-2)

@@ -23,6 +23,7 @@ from zograd import AskTell, Hybrid, Method, Run, Store, ZOOptimizer, diagnostics
 from zograd.distributed import parallel
 from zograd.estimators import Central
 from zograd.laws import Rademacher, RankOne
+from zograd.noise import fold
 from zograd.oracles import as_number, batched
 from zograd.rules import SGD
 from zograd.spaces import Domain, Polytope, Product
@@ -40,7 +41,7 @@ def a_store() -> Store:
 
 SEEDED: dict[str, Callable[[Any], int]] = {
     "minimize": lambda seed: minimize(smooth, start(), budget=10, seed=seed).seed,
-    "AskTell": lambda seed: AskTell(start(), seed=seed).run.seed,
+    "AskTell": lambda seed: AskTell(start(), seed=seed).seed,
     "Run": lambda seed: Run(a_store(), methods.zo_sgd(), seed).seed,
     "ZOOptimizer": lambda seed: ZOOptimizer([nn.Parameter(torch.zeros(3))], seed=seed).seed,
     "Hybrid": lambda seed: (
@@ -58,6 +59,14 @@ def test_integers_of_any_type_are_the_same_seed(door: Callable[[Any], int]) -> N
         seed = door(kind(7))
         assert (type(seed), seed) == (int, 7)
     assert door(np.uint64(2**64 - 1)) == door(2**64 - 1) == 2**64 - 1
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint64])
+def test_keys_and_diagnostics_take_integers_of_any_type(kind: Any) -> None:
+    """Without an overflow on the way."""
+    assert fold(kind(7), kind(3), 2**63) == fold(7, 3, 2**63)
+    p = diagnostics.problem(smooth, start())
+    assert diagnostics.trace(p, n=2, seed=kind(7)) == diagnostics.trace(p, n=2, seed=7)
 
 
 @at_every_door
@@ -291,7 +300,7 @@ def test_one_function_says_what_a_number_is() -> None:
 def test_tell_takes_a_list() -> None:
     loop = AskTell(start(), methods.zo_sgd())
     loop.ask()
-    for what in (1.0, None, {"a": 1.0}):
+    for what in (1.0, None, {"a": 1.0}, np.array(1.0), torch.tensor(1.0), "12"):
         with pytest.raises(TypeError, match=r"tell\(\) takes the losses in the order of ask\(\), as a list, got"):
             loop.tell(what)  # type: ignore[arg-type]
     assert loop.tell(np.array([1.0, 2.0])) is not None

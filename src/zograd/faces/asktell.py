@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class AskTell:
     refuses the step; nothing moves and the next `ask` brings new points. Pickle and deepcopy work at any time.
 
     method: a name of the menu with the defaults of `zograd.methods.defaults`, or a `zograd.Method`. seed: see
-    `zograd.Run`; `run.seed` holds the number.
+    `zograd.Run`.
     """
 
     def __init__(self, x0: npt.ArrayLike, method: str | Method[Any] = "zo_sgd", *, seed: Seed = 0) -> None:
@@ -46,9 +46,13 @@ class AskTell:
 
     def tell(self, losses: Sequence[float]) -> Record | None:
         """The losses in the order of `ask`. Returns the step's record, or None when the method asks for more points."""
-        if not isinstance(losses, Iterable) or isinstance(losses, Mapping):
+        try:
+            told = list(losses) if not isinstance(losses, Mapping | str) else None
+        except TypeError:  # a single number, also as an array without axes
+            told = None
+        if told is None:
             raise TypeError(f"tell() takes the losses in the order of ask(), as a list, got {type(losses).__name__}")
-        record = self.run.tell(list(losses))
+        record = self.run.tell(told)
         if record is not None:
             self.records.append(record)
         return record
@@ -57,6 +61,11 @@ class AskTell:
     def x(self) -> npt.NDArray[Any]:
         """The current iterate (a copy)."""
         return self.store.array.copy()
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run, also where a fresh one was drawn."""
+        return self.run.seed
 
     @property
     def evaluations(self) -> int:

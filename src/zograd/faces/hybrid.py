@@ -22,9 +22,10 @@ class Hybrid:
         opt = Hybrid(ZOOptimizer(base, methods.mezo(lr=1e-6)), torch.optim.AdamW(adapter, lr=1e-3))
         loss = opt.step(lambda: loss_fn(model(inputs), labels))
 
-    zo: a `ZOOptimizer` of x, whose gradients are never formed. fo: any torch optimizer of y that steps without a
-    closure. The two have no parameter in common, and each has its own learning rate: the paper takes 1e-6 for the base
-    model and 1e-3 for its adapter, since the stable rate of x shrinks with its number of weights.
+    zo: a `ZOOptimizer` of x, whose gradients are never formed; a base that is frozen, as peft does it, needs its
+    `frozen=True`. fo: any torch optimizer of y that steps without a closure. The two have no parameter in common, and
+    each has its own learning rate: the paper takes 1e-6 for the base model and 1e-3 for its adapter, since the stable
+    rate of x shrinks with its number of weights.
 
     Costs one forward and backward pass through what depends on y, and the evaluations of the method; the loss at (x, y)
     itself is not evaluated again, so `Forward(1)` costs one more forward. Memory: that of training y alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -111,6 +112,8 @@ def minimize(
     run = Run(store, m, seed, terms=terms)
     whole = max(terms, 1)
     most = run.most_evaluations
+    if not math.isfinite(budget):
+        raise ValueError(f"budget={budget} would never be used up; pass a number of evaluations")
     if budget < most + whole:
         raise ValueError(f"budget={budget} is less than one step and the final value: use at least {most + whole}")
     repeats = int(min(1 if terms else 2, (budget - most - whole) // whole))

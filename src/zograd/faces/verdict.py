@@ -16,6 +16,9 @@ from zograd.schedules import as_schedule
 CLEAR = 3.0
 """Standard errors by which two noisy values have to differ."""
 
+FEW = 10
+"""Steps below which it is not said that they were too short."""
+
 
 def failure(
     method: Method[Any], tape: Sequence[Record], at_start: Sequence[float], final: float, *, moved: bool
@@ -75,7 +78,7 @@ def _tenths(taken: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]
 def _too_short(taken: Sequence[Record], drop: float) -> bool:
     """Whether all steps together lowered f by less than a probe changes it, and the slope has not gone."""
     first, last = (float(np.mean([max(r.losses) - min(r.losses) for r in part])) / 2 for part in _tenths(taken))
-    return drop < first and last > first / 4
+    return len(taken) >= FEW and drop < first and last > first / 4
 
 
 def _stuck(method: Method[Any], taken: Sequence[Record]) -> str:
