@@ -107,6 +107,7 @@ def test_nothing_that_moved_is_no_success() -> None:
     assert "smaller than the spacing of its numbers; pass a larger lr, or x0 in float64" in lost.message
     still = minimize(lambda x: float(np.sum(x**2)), x0, methods.zo_sgd(lr=0.1), budget=100)
     assert (still.success, still.fun) == (False, 0.0)
+    assert "no step found a way down from x0; pass a smaller lr or mu, or start elsewhere" in still.message
 
 
 @pytest.mark.parametrize(

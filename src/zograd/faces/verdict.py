@@ -43,14 +43,15 @@ def failure(
             f"all {len(tape)} steps had a non-finite value; start where f is finite within mu={mu:.3g} of x0, or pass "
             f"a smaller mu"
         )
-    if not any(max(r.losses) > min(r.losses) for r in taken):
+    f0 = at_start[0] if at_start else taken[0].loss
+    if all(f == f0 for r in taken for f in r.losses):
         return (
             f"f did not change within mu={mu:.3g} of x in any of {len(taken)} steps; pass a larger mu, or scale x so "
             f"that f feels such a change"
         )
     if not moved:
         return f"x did not move: {_stuck(method, taken)}"
-    finite = [f for f in at_start or [taken[0].loss] if math.isfinite(f)]
+    finite = [f for f in at_start or [f0] if math.isfinite(f)]
     if not finite:
         return None
     f0 = float(np.mean(finite))
@@ -58,7 +59,10 @@ def failure(
     if max(finite) > min(finite):
         down, up = _beyond_noise(taken, finite, final)
         if not (down or up):
-            return f"f did not come down by more than its noise, {values}; pass a larger mu than {mu:.3g} or budget"
+            return (
+                f"f did not come down by more than its noise, {values}; pass a larger mu than {mu:.3g}, or a "
+                f"larger budget"
+            )
     else:
         down, up = final < f0, final > f0
         if down and f0 - final < 0.01 * max(abs(f0), abs(final)) and _too_short(taken, f0 - final):
