@@ -1,17 +1,20 @@
 """Oracles answer queries: they stand at each point and evaluate the loss.
 
 All queries of a step share the batch (the loss closes over it) and the random state: values that differ in either are
-not comparable. What is not a finite number is a failed evaluation, and never enters a mean.
+not comparable. The random state is that of torch, of `numpy.random` and of `random`; generators that a user made are
+not known here. What is not a finite number is a failed evaluation, and never enters a mean.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,12 +37,59 @@ class Oracle(Protocol):
     def __call__(self, store: Store, queries: Sequence[Query], key: int, /) -> Sequence[float]: ...
 
 
+def as_number(value: Any) -> float:
+    """A loss as a Python float, for every door. Raises TypeError that says what came and what to return instead."""
+    if isinstance(value, Tensor):
+        if value.numel() == 1 and not value.is_complex():
+            return float(value.detach())
+    elif isinstance(value, np.ndarray):
+        if value.size == 1 and value.dtype.kind in "fiub":
+            return float(value.item())
+    elif not isinstance(value, str | bytes | bytearray | complex | np.complexfloating):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"the loss must return one number, got {_described(value)}")
+
+
+def _described(value: Any) -> str:
+    """What came in the place of a loss, and what to do about it."""
+    if value is None:
+        return "None; end the function with a return of the loss"
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(repr, list(value)[:4]))
+        return f"{type(value).__name__} with the keys {keys}; return the loss in it, such as outputs['loss']"
+    shape = getattr(value, "shape", None)
+    if isinstance(value, complex | np.complexfloating) or getattr(getattr(value, "dtype", None), "kind", "") == "c":
+        return f"the complex {value!r}; return its real part or its absolute value"
+    if isinstance(value, Tensor) and value.is_complex():
+        return f"a complex tensor of shape {tuple(value.shape)}; return its real part or its absolute value"
+    if shape is not None:
+        return f"an array of shape {tuple(shape)}; reduce it with .mean() or .sum()"
+    shown = repr(value)
+    if isinstance(value, tuple | list):
+        kinds = ", ".join(type(v).__name__ for v in value[:4])
+        shown = shown if len(shown) <= 40 else f"a {type(value).__name__} of ({kinds})"
+        return f"{shown}; return the loss alone, such as its first element"
+    shown = shown if len(shown) <= 60 else f"an object of type {type(value).__name__}"
+    return f"{shown}; return a float or a tensor with one element"
+
+
 @contextmanager
 def seeded(store: Store, key: int) -> Iterator[Callable[[], None]]:
-    """Gives a function that sets torch's random state to `key`; the caller's own state comes back at the end."""
+    """Gives a function that sets the random state to `key`: of torch, of `numpy.random` and of `random`.
+
+    The caller's own state comes back at the end.
+    """
     devices = _cuda_devices(store)
-    with torch.random.fork_rng(devices):
-        yield lambda: _reseed(key, devices)
+    numpy_state, python_state = host_state()
+    try:
+        with torch.random.fork_rng(devices):
+            yield lambda: _reseed(key, devices)
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002  # what the functions of numpy.random draw from
+        random.setstate(python_state)
 
 
 def random_state(store: Store) -> list[Tensor]:
@@ -47,27 +97,46 @@ def random_state(store: Store) -> list[Tensor]:
     return [torch.default_generator.get_state(), *map(torch.cuda.get_rng_state, _cuda_devices(store))]
 
 
+def host_state() -> tuple[Any, Any]:
+    """States of the generators behind `numpy.random` and `random`."""
+    return np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def _drew(before: tuple[Any, Any]) -> bool:
+    """Whether the generators behind `numpy.random` or `random` have been used since."""
+    (numpy_before, python_before), (numpy_now, python_now) = before, host_state()
+    return python_before != python_now or not all(map(np.array_equal, numpy_before, numpy_now))
+
+
 def _cuda_devices(store: Store) -> list[int]:
     """The CUDA devices that hold weights, by number."""
     return sorted({leaf.tensor.device.index or 0 for leaf in store.leaves if leaf.tensor.device.type == "cuda"})
 
 
-def _reseed(key: int, devices: Sequence[int]) -> None:
+def reseed_host(key: int) -> None:
+    """Set the random state of this process on the CPU to `key`."""
     torch.default_generator.manual_seed(key % 2**63)
+    np.random.seed(key % 2**32)  # noqa: NPY002
+    random.seed(key)
+
+
+def _reseed(key: int, devices: Sequence[int]) -> None:
+    reseed_host(key)
     for device in devices:
         with torch.cuda.device(device):
             torch.cuda.manual_seed(key % 2**63)
 
 
 def sequential(loss: Loss | SumLoss) -> Oracle:
-    """One evaluation after the other, without gradients, each with the same dropout masks.
+    """One evaluation after the other, without gradients, each under the same random state (`seeded`).
 
-    For a finite sum the loss takes `rows`: the numbers of the terms whose mean is wanted, None for all of them.
+    loss: returns one number, as a tensor or float. For a finite sum it takes `rows`: the numbers of the terms whose
+        mean is wanted, None for all of them.
     """
 
     def value_at(store: Store, query: Query) -> float:
         with store.at(query.at):
-            return float(loss() if query.rows is None else loss(query.rows))  # type: ignore[call-arg]
+            return as_number(loss() if query.rows is None else loss(query.rows))  # type: ignore[call-arg]
 
     def evaluate(store: Store, queries: Sequence[Query], key: int) -> list[float]:
         values = []
@@ -126,7 +195,7 @@ class _Batched:
         self.loss, self.wanted = loss, wanted
         self.most: float = math.inf
         self.given_up = False
-        self.alone = sequential(lambda: loss(1).sum())
+        self.alone = sequential(self._one)
         self.checked = False
         self.draws = False
         """Whether the forward draws random numbers, which branches then share."""
@@ -137,6 +206,10 @@ class _Batched:
         if not self.checked:
             return self._first(store, queries, key)
         return self._values(store, queries, key)
+
+    def _one(self) -> Tensor:
+        """The loss of the batch as it is."""
+        return _of_copies(self.loss(1), 1).sum()
 
     @property
     def together(self) -> int:
@@ -149,15 +222,20 @@ class _Batched:
             return list(self.alone(store, queries, key))
         self.checked = True
         drawn: list[bool] = []
+        drawn_elsewhere: list[bool] = []
 
         def watched() -> Tensor:
-            before = random_state(store)
-            losses = self.loss(1)
+            before, elsewhere = random_state(store), host_state()
+            total = self._one()
             drawn.append(not all(map(torch.equal, before, random_state(store))))
-            return losses.sum()
+            drawn_elsewhere.append(_drew(elsewhere))
+            return total
 
         (expected,) = sequential(watched)(store, queries[:1], key)
         self.draws = any(drawn)
+        if any(drawn_elsewhere):  # torch's masks are shared by branches, what others draw is not
+            self._give_up("its loss draws from numpy.random or random, and copies of the batch would get other numbers")
+            return [expected, *self.alone(store, queries[1:], key)]
         values = self._values(store, queries, key)
         dtypes = {leaf.dtype for leaf in store.leaves}
         tolerance = 2.0**-6 if dtypes & {torch.bfloat16, torch.float16} else 1e-4
@@ -200,6 +278,15 @@ class _Batched:
             reseed()
             with Branches(store, [query.at for query in group], everywhere=self.draws):
                 losses = self.loss(n)
-        if losses.shape != (n,):
-            raise ValueError(f"the loss of {n} copies of the batch has shape {tuple(losses.shape)}; expected [{n}]")
-        return [float(f) for f in losses.double()]
+        return [float(f) for f in _of_copies(losses, n).double()]
+
+
+def _of_copies(losses: Tensor, n: int) -> Tensor:
+    """The losses of n copies of a batch, checked."""
+    if not isinstance(losses, Tensor):
+        raise TypeError(
+            f"the loss of n copies of the batch must return a tensor with one loss a copy, got {_described(losses)}"
+        )
+    if losses.shape != (n,) and not (n == 1 and losses.ndim == 0):
+        raise ValueError(f"the loss of {n} copies of the batch has shape {tuple(losses.shape)}; expected [{n}]")
+    return losses

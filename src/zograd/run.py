@@ -15,9 +15,10 @@ from zograd import keys
 from zograd.control import AutoRate, Measured
 from zograd.keys import OfStep
 from zograd.laws import Draw, Law
-from zograd.oracles import Oracle
+from zograd.oracles import Oracle, as_number
 from zograd.rules.base import Rule
 from zograd.schedules import Schedule, as_schedule
+from zograd.seeds import Seed, as_seed
 from zograd.spaces import Euclidean, Space
 from zograd.stores.base import Rate, Store
 from zograd.stores.portions import misfit
@@ -78,8 +79,13 @@ class Method(Generic[A]):
         for part in self.parts:
             if (why := getattr(part, "misfit", lambda method: None)(self)) is not None:
                 raise TypeError(why)
-        if isinstance(self.lr, AutoRate) and not isinstance(self.estimator, Measured):  # last: parts judge those given
-            object.__setattr__(self, "estimator", Measured(self.estimator))
+
+    @property
+    def measured(self) -> Estimator[A]:
+        """The estimator as a run calls it: with lr="auto" it measures curvature and slope as well."""
+        if not isinstance(self.lr, AutoRate) or isinstance(self.estimator, Measured):
+            return self.estimator
+        return Measured(self.estimator)
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -94,7 +100,7 @@ class Method(Generic[A]):
     @property
     def evaluations(self) -> int:
         """Loss evaluations a step; the most, where steps differ."""
-        return self.estimator.evaluations
+        return self.measured.evaluations
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +130,20 @@ REPLAYED = 64
 class Run(Generic[A]):
     """Steps of one method on one store; `seed` fixes every direction, rounding and dropout mask.
 
+    seed: an integer of 64 bits, also of NumPy's types; a NumPy Generator, which is asked for one; None for a fresh one.
+        The attribute `seed` holds the number.
     terms: the number N of terms when the loss is a finite sum (1/N) sum_i f_i. Then a query may name some of them
     (`Query.rows`), and an evaluation is counted as the number of terms that it takes: N for the whole loss.
     """
 
-    def __init__(self, store: Store, method: Method[A], seed: int = 0, *, terms: int = 0) -> None:
+    def __init__(self, store: Store, method: Method[A], seed: Seed = 0, *, terms: int = 0) -> None:
         if store.space != method.space:
             mine, its = (type(s).__name__ for s in (store.space, method.space))
             mine, its = (mine, its) if mine != its else (str(store.space), str(method.space))
             raise ValueError(f"the store stands in {mine}, the method in {its}; make the store with space=method.space")
         if store.sharded and (why := misfit(method)) is not None:
             raise TypeError(f"the weights are split over processes, which {method.name} cannot move: {why}")
-        self.store, self.method, self.seed, self.terms = store, method, seed, terms
+        self.store, self.method, self.seed, self.terms = store, method, as_seed(seed), terms
         self.step_number = 0
         self.moves = 0
         self.evaluations = 0
@@ -145,6 +153,7 @@ class Run(Generic[A]):
         self.control: dict[str, Any] = method.lr.initial() if isinstance(method.lr, AutoRate) else {}
         self._routine: Routine[A] | None = None
         self._queries: Sequence[Query] = ()
+        self._given: Sequence[Rate] | None = None
         self._answers: list[list[float]] = []
         self._asked = 0
         new = store.require(method.slots)
@@ -178,8 +187,8 @@ class Run(Generic[A]):
                 first.shapes,
                 self.seed,
             )
-            self._routine = self.method.estimator(ask)
-            self._queries = next(self._routine)
+            self._routine = self.method.measured(ask)
+            self._queries, self._given = next(self._routine), rates
         return self._queries
 
     def tell(self, losses: Sequence[float], rates: Sequence[Rate] | None = None) -> Record | None:
@@ -189,7 +198,7 @@ class Run(Generic[A]):
         """
         if self._routine is None:
             raise RuntimeError("tell() without ask(): there are no points whose losses could be told")
-        losses = [float(f) for f in losses]
+        losses = [as_number(f) for f in losses]
         if len(losses) != len(self._queries):
             raise ValueError(f"asked for {len(self._queries)} losses, was told {len(losses)}")
         self._answers.append(losses)
@@ -229,7 +238,7 @@ class Run(Generic[A]):
     @property
     def most_evaluations(self) -> int:
         """The most that one step can cost, in the units of `evaluations`."""
-        per_step = getattr(self.method.estimator, "most_evaluations", None)
+        per_step = getattr(self.method.measured, "most_evaluations", None)
         return int(per_step(self.terms)) if per_step is not None else self.method.evaluations * max(self.terms, 1)
 
     def rates(self) -> tuple[Rate, ...]:
@@ -337,6 +346,23 @@ class Run(Generic[A]):
             self._apply(estimate, record)  # type: ignore[arg-type]
         self._count(record)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy, at any time: the estimator's place in an unfinished step is its answers so far."""
+        return {**self.__dict__, "_routine": self._routine is not None, "_queries": ()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        asked, answers, given = state["_routine"], self._answers, self._given
+        self.abandon()
+        if asked:
+            self._go_on(answers, given)
+
+    def _go_on(self, answers: Iterable[Sequence[float]], rates: Sequence[Rate] | None = None) -> None:
+        """Ask again, and tell the answers that an unfinished step had got."""
+        self.ask(rates)
+        for answer in answers:
+            self.tell(answer, rates)
+
     def state_dict(self) -> dict[str, Any]:
         """Scalars only: step, evaluations, the state of the rule, answers given to an unfinished step.
 
@@ -361,9 +387,8 @@ class Run(Generic[A]):
         self.refused_in_a_row, self.flat_in_a_row = state["refused_in_a_row"], state["flat_in_a_row"]
         self.evaluations, self.state = state["evaluations"], dict(state["state"])
         self.control = dict(state["control"])
-        for answer in state["answers"]:
-            self.ask()
-            self.tell(answer)
+        if state["answers"]:
+            self._go_on(state["answers"])
 
 
 def rule_units(rule: Rule[Any], aux: tuple[float, ...] | None) -> float:

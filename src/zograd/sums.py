@@ -18,7 +18,7 @@ class Sum:
 
     def __init__(self) -> None:
         self._total = 0.0
-        self._segment = torch.empty(0, dtype=torch.float64)
+        self._segment = torch.empty(0, dtype=torch.float64, device="cpu")
         self._filled = 0
 
     def add(self, a: Tensor, b: Tensor | None = None) -> None:

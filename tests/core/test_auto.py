@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,6 +207,40 @@ def test_a_combination_that_a_part_refuses_is_refused_with_auto_too() -> None:
     for lr in (0.1, "auto"):
         with pytest.raises(TypeError, match="SVRG returns to an earlier iterate along a straight line"):
             Method(SVRG(), Gaussian(), SGD(), PositiveOrthant(), lr=lr)
+
+
+def test_a_rate_of_ones_own_drops_the_measurements() -> None:
+    """The method keeps the estimator that it was given; the run measures around it, with lr="auto" only."""
+    auto = methods.zo_sgd(lr="auto")
+    assert auto.estimator == Central(1)
+    assert auto.measured == Measured(Central(1))
+    assert auto.evaluations == 4
+    fixed = replace(auto, lr=1e-3)
+    assert fixed == methods.zo_sgd(lr=1e-3)
+    assert fixed.measured is fixed.estimator
+    assert fixed.evaluations == 2
+    records = [Run(Store(tensors(torch.float64)), m, 3).step(values_oracle) for m in (auto, fixed)]
+    assert [r.evaluations for r in records] == [3, 2]
+    assert [dict(r.meters).keys() >= {"trace"} for r in records] == [True, False]
+    assert replace(fixed, lr="auto") == auto
+    assert replace(auto, estimator=Forward(2)).measured == Measured(Forward(2))
+    own = Method(Measured(Central(1), every=2), Rademacher(), SGD(), lr="auto")
+    assert own.measured is own.estimator
+
+
+@pytest.mark.parametrize("name", ["zo_svrg", "zo_lsvrg", "zpdvr"])
+def test_terms_of_a_sum_keep_to_the_budget_with_a_measured_rate(name: str) -> None:
+    """The most that a step costs is known of the estimator and of the measurements around it."""
+    counted: list[int] = []
+
+    def f(x: np.ndarray, rows: np.ndarray) -> float:
+        counted.append(len(rows))
+        return float(np.mean((x[rows % 4] - rows / 8) ** 2))
+
+    for budget in (400, 413, 600):
+        counted.clear()
+        result = minimize(f, np.zeros(4), methods.make(name, lr="auto"), terms=8, budget=budget)
+        assert result.nfev == sum(counted) <= budget
 
 
 def test_refused_steps_teach_nothing() -> None:

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from zograd.oracles import batched, sequential
 from zograd.rules import SGD
 from zograd.run import Method, Record, Run
 from zograd.spaces import PositiveOrthant
-from zograd.stores import Store
+from zograd.stores import Rate, Store
+from zograd.stores import lens as stores_lens
 from zograd.stores.base import MERGE
 from zograd.stores.branches import LARGE
 from zograd.stores.lens import Lens
@@ -522,3 +524,92 @@ def test_moves_ride_along_whatever_reads_the_weights(dtype: torch.dtype) -> None
             run.replay(whole[:cut], since=cut - cut % MERGE)
             assert [r.losses for r in steps(again, run, losses)] == [r.losses for r in whole[cut:]]
         assert again.digest() == store.digest()
+
+
+# ---- moves that wait, and what may go wrong --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fails_at", range(1, 9))
+def test_a_forward_that_raises_within_a_matrix_leaves_no_move_half_made(
+    fails_at: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A move is made in passing, tile after tile: what is left of it when the forward breaks off is made then.
+
+    8 products of tiles a forward, the n-th of which raises: weights, and losses from there on, are those of a run
+    that never waited and never failed.
+    """
+    monkeypatch.setattr(stores_lens, "TILE", 64)
+    x = torch.linspace(-1, 1, 24).view(3, 8).to(dtype)
+
+    def made() -> tuple[Store, Run, Callable[[int], Tensor]]:
+        w = torch.linspace(-1, 1, 256).view(32, 8).to(dtype)
+        losses = lambda n: F.linear(x.repeat(n, 1), w).double().square().view(n, -1).mean(1)  # noqa: E731
+        store = Store({"w": w})
+        return store, Run(store, methods.zo_sgd(lr=0.1, mu=2.0**-4, weight_decay=0.1), 3), losses
+
+    store, run, losses = made()
+    oracle = batched(losses, 2)
+    judged = [run.step(oracle).losses for _ in range(4)]
+
+    again, other, losses = made()
+    oracle, calls, real = batched(losses, 2), [0], torch.mm
+
+    def breaks(*args: Any, **named: Any) -> Tensor:
+        calls[0] += 1
+        if calls[0] == fails_at:
+            raise ZeroDivisionError("within a matrix")
+        return real(*args, **named)
+
+    found = []
+    with again.lazily():
+        for step in range(4):
+            if step == 2:
+                with monkeypatch.context() as broken:
+                    broken.setattr(torch, "mm", breaks)
+                    with pytest.raises(ZeroDivisionError):
+                        other.step(oracle)
+                assert calls[0] == fails_at
+            found.append(other.step(oracle).losses)
+    assert found == judged
+    assert again.digest() == store.digest()
+
+
+@pytest.mark.parametrize("done", [0, 1, 7, 128, 256])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_what_passing_leaves_of_a_move_is_made(done: int, error: type[BaseException] | None) -> None:
+    """The first `done` elements are moved by whoever passes, the rest at the end, whatever ends it."""
+    ends = []
+    for lazy in (False, True):
+        w = torch.linspace(-1, 1, 256).view(32, 8)
+        store = Store({"w": w})
+        with store.lazily() if lazy else nullcontext():
+            store.iterate([Rate(0.1, 0.5)], 1).step_(Vector(((Noise(Kind.NORMAL, 3), 1.0),)))
+            if lazy:
+                with pytest.raises(error) if error else nullcontext(), store.passing(store.leaves[0]) as move:
+                    if done:
+                        move.pair(torch.empty(done), torch.empty(done), [])
+                    if error:
+                        raise error
+                assert not store._due
+        ends.append(store.digest())
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("together", [1, 2])
+def test_moves_with_weight_decay_do_not_ride_along(dtype: torch.dtype, together: int) -> None:
+    """A side c u v^T added to x W^T knows no decay of W: such moves are made at once, to the bits of a run that
+    never waits."""
+    x = torch.linspace(-1, 1, 48).view(4, 12).to(dtype)
+    ends = []
+    for lazy in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        w = torch.randn(20, 12, generator=generator).to(dtype)
+        store = Store({"w": w})
+        run = Run(store, methods.zo_sgd(lr=1e-2, law=RankOne(), weight_decay=5.0), 3)
+        oracle = batched(lambda n, w=w: F.linear(x.repeat(n, 1), w).double().square().view(n, -1).mean(1), together)
+        with store.lazily(sides=True) if lazy else nullcontext():
+            records = [run.step(oracle) for _ in range(6)]
+        ends.append(([r.losses for r in records], store.digest()))
+    assert ends[0] == ends[1]

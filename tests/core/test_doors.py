@@ -50,8 +50,10 @@ def test_the_budget_is_never_exceeded_and_nearly_used(case, budget: int) -> None
     assert len(calls) == result.nfev <= budget
     assert result.nfev + method.evaluations > budget
     assert result.nit == len(result.tape)
-    assert result.nfev == 1 + sum(record.evaluations for record in result.tape)
-    assert (result.success, result.message) == (True, "budget used")
+    beside = 1 + min(2, budget - method.evaluations - 1)  # f at the result, and at x0 as far as the budget goes
+    assert result.nfev == beside + sum(record.evaluations for record in result.tape)
+    assert result.success == (result.message == "budget used")
+    assert result.fun < smooth(start(method)) or not result.success
     assert result.fun == smooth(result.x)
 
 
@@ -59,8 +61,10 @@ def test_the_budget_is_never_exceeded_and_nearly_used(case, budget: int) -> None
 def test_every_name_descends_with_the_defaults_of_a_black_box(name: str) -> None:
     x0 = start(methods.make(name))
     result = minimize(smooth, x0, name, budget=2000, seed=1)
-    assert result.success
     assert result.fun < smooth(x0)
+    if name == "zo_muon":  # of one axis, it moves by 1e-4 lr
+        assert result.message.startswith("f hardly came down, from ")
+    assert result.success == (name != "zo_muon")
 
 
 def test_a_name_alone_needs_defaults() -> None:
@@ -158,7 +162,7 @@ def test_failures_that_are_not_in_a_row_do_not_end_the_run() -> None:
         calls.append(1)
         return math.inf if len(calls) % 3 == 0 else smooth(x)
 
-    result = minimize(flaky, start(), budget=300, max_failures=3)
+    result = minimize(flaky, start(), methods.zo_sgd(lr=1e-2), budget=300, max_failures=3)
     refused = sum(r.refused for r in result.tape)
     assert 0 < refused < result.nit
     assert result.nfev == len(calls) <= 300
@@ -166,7 +170,8 @@ def test_failures_that_are_not_in_a_row_do_not_end_the_run() -> None:
 
 def test_a_result_that_is_not_finite_is_no_success() -> None:
     calls = []
-    result = minimize(lambda x: calls.append(1) or (smooth(x) if len(calls) <= 20 else math.nan), start(), budget=21)
+    f = lambda x: calls.append(1) or (smooth(x) if len(calls) <= 20 else math.nan)  # noqa: E731
+    result = minimize(f, start(), methods.zo_sgd(lr=1e-2), budget=21)
     assert not result.success
     assert result.message == "f is nan at the result"
 
@@ -253,11 +258,18 @@ def test_a_set_without_an_inside_is_refused() -> None:
         L1Ball(0.0)
 
 
+@pytest.mark.parametrize("budget", [math.inf, math.nan])
+def test_a_budget_without_an_end_is_refused(budget: float) -> None:
+    with pytest.raises(ValueError, match=f"budget={budget} would never be used up; pass a number of evaluations"):
+        minimize(smooth, start(), budget=budget)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("budget", [-1, 0, 2])
 def test_a_budget_too_small_for_one_step_is_refused(budget: int) -> None:
+    method = methods.zo_sgd(lr=1e-2)
     with pytest.raises(ValueError, match=f"budget={budget} is less than one step and the final value: use at least 3"):
-        minimize(smooth, start(), budget=budget)
-    assert minimize(smooth, start(), budget=3).nit == 1
+        minimize(smooth, start(), method, budget=budget)
+    assert [minimize(smooth, start(), method, budget=b).nit for b in (3, 4, 5, 6, 7)] == [1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +288,7 @@ def test_a_budget_too_small_for_one_step_is_refused(budget: int) -> None:
 def test_a_loss_that_is_no_number_is_refused(value: Any, says: str) -> None:
     with pytest.raises(TypeError, match=says):
         minimize(lambda x: value, start())
-    loop = AskTell(start())
+    loop = AskTell(start(), methods.zo_sgd())
     loop.ask()
     with pytest.raises(TypeError, match=says):
         loop.tell([value, value])
@@ -285,14 +297,14 @@ def test_a_loss_that_is_no_number_is_refused(value: Any, says: str) -> None:
 
 @pytest.mark.parametrize("value", [np.float32(2.0), np.array(2.0), torch.tensor(2.0), 2, True], ids=repr)
 def test_every_kind_of_number_is_a_loss(value: Any) -> None:
-    assert minimize(lambda x: value, start(), budget=3).fun == float(value)
+    assert minimize(lambda x: value, start(), budget=5).fun == float(value)
 
 
 def test_a_loss_in_an_array_of_one_is_a_number_or_a_clear_error() -> None:
     """NumPy deprecates float(array([1.0])); what leaves the library must not be that deprecation."""
     said: Any = None
     try:
-        said = minimize(lambda x: np.array([2.0]), start(), budget=3).fun
+        said = minimize(lambda x: np.array([2.0]), start(), budget=5).fun
     except TypeError as error:
         said = str(error)
     assert said == 2.0 or "shape (1,)" in said
@@ -312,7 +324,7 @@ def test_asktell_needs_an_ask_and_as_many_losses_as_points() -> None:
 
 
 def test_asktell_counts_refused_steps_and_draws_anew() -> None:
-    loop = AskTell(start())
+    loop = AskTell(start(), methods.zo_sgd(lr=1e-2))
     first = np.stack(loop.ask())
     record = loop.tell([1.0, math.nan])
     assert record is not None

@@ -151,6 +151,21 @@ def test_a_loss_that_is_not_finite_moves_nothing() -> None:
     assert opt.zo.last.refused
 
 
+def test_a_base_that_is_frozen_as_peft_does_it() -> None:
+    """Trained when asked for, with the bits of a base that requires grad; it stays frozen."""
+    ours, theirs = Net(), Net()
+    for p in ours.base:
+        p.requires_grad_(False)
+    with pytest.raises(ValueError, match="no tensor requires grad"):
+        hybrid(ours, 0.02, 0.05)
+    zo = ZOOptimizer(ours.base, methods.mezo(lr=0.02), seed=1, frozen=True)
+    frozen, plain = Hybrid(zo, torch.optim.SGD(ours.adapter, lr=0.05)), hybrid(theirs, 0.02, 0.05)
+    for _ in range(3):
+        assert float(frozen.step(ours.loss)) == float(plain.step(theirs.loss))
+    assert same(ours, theirs)
+    assert not any(p.requires_grad for p in ours.base)
+
+
 def test_it_goes_on_from_its_state() -> None:
     net = Net()
     opt = hybrid(net, 0.01, 0.05, fo=torch.optim.Adam)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from zograd.laws import Rademacher
 from zograd.oracles import sequential
 from zograd.rules import Proximal
 from zograd.run import Method, Run
-from zograd.sets import L1, Box, GroupL2, LInfBall, Nuclear
+from zograd.sets import L1, Box, GroupL2, L2Ball, LInfBall, Nuclear
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Rate, Store
 from zograd.stores import base as stores_base
@@ -169,6 +171,27 @@ def test_weight_decay_comes_before_the_map() -> None:
     estimate = Estimate(Vector(), 0.0, [], None)
     Proximal(Box(0.0, 3.0)).apply(store.iterate([Rate(0.1, 5.0)], 0), estimate, {})
     assert x.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("prox", "end"),
+    [
+        (Box(0.0, 1.0), 1.0),  # of 1.8; decay after the map: 0.5
+        (Box(0.0, 9.0), 1.8),  # decay after the gradient: 1.9
+        (L2Ball(1.0), 0.5**0.5),  # of 1.8, by projection; decay after it: 0.35
+        (L1(1.0), 1.7),  # 1.8 - lr; decay after the map: 1.85, after the gradient: 1.8
+    ],
+    ids=["clipped", "inside", "projected", "penalty"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weight_decay_comes_before_the_gradient_and_the_map(prox: Any, end: float, dtype: torch.dtype) -> None:
+    """x <- prox((1 - lr wd) x - lr g) with x = 4, g = 2, lr = 0.1, wd = 5."""
+    x = torch.tensor([4.0, 4.0], dtype=dtype)
+    store = Store({"x": x})
+    store.require({"g": 2.0})
+    estimate = Estimate(Vector(((Slot("g"), 1.0),)), 0.0, [], None)
+    Proximal(prox).apply(store.iterate([Rate(0.1, 5.0)], 0), estimate, {})
+    assert x.tolist() == pytest.approx([end, end], rel=1e-6)
 
 
 def test_straight_lines_need_flat_space() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
-from zograd import Method, Record, Run, Store, methods
+from zograd import Hybrid, Method, Record, Run, Store, ZOOptimizer, methods
 from zograd.distributed import Peers, PeersDisagree, PeersError, shared
 from zograd.distributed.shards import follow
 from zograd.noise import Kind
@@ -246,6 +247,40 @@ def split_weights(peers: Peers) -> dict[str, Any]:
     return found
 
 
+def doors(peers: Peers) -> dict[str, Any]:
+    """`ZOOptimizer` under DDP, by a closure and by `shared`, and on weights that FSDP splits: warnings and weights."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def warned(opt: ZOOptimizer, step: Callable[[], object]) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(4):
+                step()
+        return [str(w.message) for w in caught]
+
+    found: dict[str, Any] = {}
+    own, equal = slice(peers.rank, None, 2), [1 / peers.world] * peers.world
+    for way in ("closure", "hybrid", "shared"):
+        net = network()
+        model = nn.parallel.DistributedDataParallel(net)
+        zo = ZOOptimizer(list(net[:3].parameters()) if way == "hybrid" else model.parameters(), METHODS["two points"]())
+        opt: Any = Hybrid(zo, torch.optim.SGD(net[3:].parameters(), 0.0)) if way == "hybrid" else zo
+
+        def loss(part: int = 0, rows: object = None, model: nn.Module = model) -> Tensor:
+            return nn.functional.mse_loss(model(X[own]), Y[own])
+
+        step = (lambda opt=opt, loss=loss: opt.step(loss)) if way != "shared" else (
+            lambda opt=opt, loss=loss: opt.step_by(shared(loss, peers, weights=equal)))  # fmt: skip
+        found[way] = warned(opt, step), zo.store.digest()
+    net = network()
+    fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+    opt = ZOOptimizer(net.parameters(), METHODS["two points"]())
+    follow(net, opt.store)
+    found["fsdp"] = warned(opt, lambda: opt.step(lambda: nn.functional.mse_loss(net(X), Y))), ""
+    return found
+
+
 def plain_net(run: Run[Any]) -> nn.Module:
     """A network around the tensors of a run that is not split."""
     net = network(width=8)
@@ -300,6 +335,7 @@ def work(rank: int, world: int, folder: Path) -> None:
         "differing": differing(Peers(peers.group)),
         "late": late(Peers(peers.group), folder),
         "split": split_weights(Peers(peers.group)),
+        "doors": doors(Peers(peers.group)),
         "silent": lost(Peers(dist.new_group(timeout=timedelta(seconds=1))), folder / "heard"),
         "gone": lost(Peers(peers.group)),
     }

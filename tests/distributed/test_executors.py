@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -145,3 +150,79 @@ def test_random_numbers_in_processes_repeat_with_the_key(processes_: Executor) -
     assert first == oracle(store, [Query()] * 3, 4)
     assert second[0] != first[0]
     assert first == sequential(lambda: ((store.leaves[0].tensor - torch.rand(5)) ** 2).sum())(store, [Query()] * 3, 4)
+
+
+# ---- pools whose workers die -----------------------------------------------------------------------------------------
+
+
+def dies(x: Any) -> float:
+    os._exit(9)
+
+
+def ends(x: Any) -> float:
+    os._exit(0)
+
+
+def killed(x: Any) -> float:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
+
+
+def sleeps(x: Any) -> float:
+    time.sleep(60)
+    return 0.0
+
+
+@pytest.mark.parametrize(("f", "code"), [(dies, 9), (ends, 0), (killed, -9)], ids=["exit-9", "exit-0", "SIGKILL"])
+def test_a_worker_that_dies_is_an_error_and_no_hang(f: Any, code: int) -> None:
+    with get_context("spawn").Pool(1) as pool:
+        executor = from_pool(pool)
+        with pytest.raises(BrokenProcessPool, match=f"worker of the pool ended with exit code {code} and took"):
+            minimize(f, np.ones(2), budget=20, executor=executor)
+        with pytest.raises(BrokenProcessPool, match="Make a new pool"):
+            executor.submit(quartic, np.ones(2))
+
+
+def test_an_idle_worker_that_died_breaks_the_pool_too() -> None:
+    """It may have died with the lock of the queue, for which all others wait then."""
+    with get_context("spawn").Pool(2) as pool:
+        executor = from_pool(pool)
+        os.kill(pool._pool[0].pid, signal.SIGKILL)
+        with pytest.raises(BrokenProcessPool, match="exit code -9"):
+            minimize(quartic, np.ones(2), budget=4000, executor=executor)
+
+
+def test_a_worker_that_hangs_ends_at_the_timeout() -> None:
+    with get_context("spawn").Pool(1) as pool:
+        start = time.monotonic()
+        with pytest.raises(TimeoutError, match="an evaluation in the pool took longer than timeout=1 s"):
+            minimize(sleeps, np.ones(2), budget=20, executor=from_pool(pool, timeout=1.0))
+        assert time.monotonic() - start < 20
+    with pytest.raises(ValueError, match=r"timeout=-1 must be > 0, in seconds, or None"):
+        from_pool(pool, timeout=-1)
+
+
+def test_a_timeout_that_the_loss_raises_passes_through() -> None:
+    def late(x: Any) -> float:
+        raise TimeoutError("the simulator gave up")
+
+    with ThreadPool(1) as pool, pytest.raises(TimeoutError, match="the simulator gave up"):
+        minimize(late, np.ones(2), budget=20, executor=from_pool(pool))
+
+
+def test_workers_that_are_replaced_on_purpose_are_no_failure() -> None:
+    x0 = np.linspace(-1.0, 1.0, 7)
+    with get_context("spawn").Pool(1, maxtasksperchild=4) as pool:
+        other = minimize(quartic, x0, "fzoo", budget=12, seed=3, executor=from_pool(pool))
+    assert other.x.tobytes() == minimize(quartic, x0, "fzoo", budget=12, seed=3).x.tobytes()
+
+
+def test_random_numbers_of_numpy_and_python_repeat_in_processes_too(processes_: Executor) -> None:
+    store = Store({"x": torch.zeros(5)})
+    values = parallel(processes_, draws)(store, [Query(), Query()], 4)
+    assert values[0] == values[1]
+    assert values != parallel(processes_, draws)(store, [Query(), Query()], 5)
+
+
+def draws(tensors: dict[str, torch.Tensor]) -> float:
+    return float(np.random.rand()) + random.random()  # noqa: NPY002

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import processes
 import pytest
 import torch
@@ -184,3 +185,51 @@ def test_terms_of_a_sum_are_one_part() -> None:
     assert seen[0] == (0, (2, 5))
     with pytest.raises(TypeError, match="use one part"):
         shared(loss, Peers(), weights=(0.5, 0.5))(store, [query], 0)
+
+
+@pytest.mark.parametrize("way", ["closure", "hybrid"])
+def test_a_closure_in_several_processes_is_told_once_by_each(two: list[dict[str, Any]], way: str) -> None:
+    """Each has data of its own, so that weights drift apart; the warning names what keeps them together."""
+    for rank in two:
+        (said,) = rank["doors"][way][0]
+        assert said.startswith("2 processes run here, and each moves by the loss of its own closure")
+        assert "zograd.distributed.shared" in said
+    assert two[0]["doors"][way][1] != two[1]["doors"][way][1]
+
+
+def test_the_own_ways_of_several_processes_say_nothing(two: list[dict[str, Any]]) -> None:
+    """Shared losses under DDP end at the same weights; FSDP's weights are split, and its forward is of all ranks."""
+    for rank in two:
+        assert rank["doors"]["shared"][0] == rank["doors"]["fsdp"][0] == []
+    assert two[0]["doors"]["shared"][1] == two[1]["doors"]["shared"][1] != two[0]["doors"]["closure"][1]
+
+
+@pytest.mark.parametrize("deal", ["data", "directions", "both"])
+def test_parts_have_random_numbers_of_their_own_and_all_points_of_a_part_share_them(deal: Any) -> None:
+    """With one mask for all parts, the examples of different parts would lose the same units."""
+    seen: dict[int, list[tuple[float, ...]]] = {}
+
+    w = torch.ones(3)
+
+    def loss(part: int, rows: Any = None) -> torch.Tensor:
+        seen.setdefault(part, []).append((float(torch.rand(())), float(np.random.rand())))  # noqa: NPY002
+        return w.sum()
+
+    run = Run(Store({"w": w}), processes.METHODS["five points"](), seed=2)
+    run.step(shared(loss, Peers(), weights=[0.25, 0.25, 0.5], deal=deal))
+    assert [len(draws) for _, draws in sorted(seen.items())] == [5, 5, 5]
+    assert [len(set(draws)) for draws in seen.values()] == [1, 1, 1]
+    assert len({draws[0] for draws in seen.values()}) == 3
+
+
+def test_dropout_of_two_parts_is_that_of_different_units() -> None:
+    """The mean over the same examples cut in two differs from part to part: their masks are not one mask."""
+    dropout, w, values = torch.nn.Dropout(0.5), torch.ones(64), {}
+
+    def loss(part: int, rows: Any = None) -> torch.Tensor:
+        values[part] = dropout(w * torch.arange(1.0, 65.0)) > 0
+        return w.sum()
+
+    run = Run(Store({"w": w}), processes.METHODS["two points"](), seed=2)
+    run.step(shared(loss, Peers(), weights=[0.5, 0.5]))
+    assert not torch.equal(values[0], values[1])

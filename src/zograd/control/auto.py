@@ -41,6 +41,12 @@ class Measured(Generic[A]):
     def evaluations(self) -> int:
         return self.inner.evaluations + 2
 
+    def most_evaluations(self, terms: int) -> int:
+        """The most that a step costs, where f is a sum of so many terms."""
+        most = getattr(self.inner, "most_evaluations", None)
+        inner = int(most(terms)) if most is not None else self.inner.evaluations * max(terms, 1)
+        return inner + 2 * max(terms, 1)
+
     @property
     def n(self) -> int:
         return int(getattr(self.inner, "n", 1))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zograd import keys
 from zograd.laws import Draw, Law
-from zograd.oracles import Oracle, sequential
+from zograd.oracles import Oracle, as_number, sequential
 from zograd.spaces import Euclidean
 from zograd.stores.base import Store
 from zograd.vector import Array, Query, Vector
@@ -70,12 +70,12 @@ def problem(f: Callable[..., float | Tensor], x: npt.ArrayLike | Mapping[str, Te
         if items and all(isinstance(t, Tensor) for t in items):
             return Problem(Store({f"p{i}": t for i, t in enumerate(items)}, space=Euclidean()), sequential(f))
         x = np.asarray(items, dtype=np.float64)
-    from zograd.faces.minimize import ArrayStore, scalar
+    from zograd.faces.minimize import ArrayStore
 
     store = ArrayStore(x, Euclidean())
 
     def oracle(where: Any, queries: Sequence[Query], key: int) -> list[float]:
-        return [scalar(f(store.point(query.at))) for query in queries]
+        return [as_number(f(store.point(query.at))) for query in queries]
 
     return Problem(store, oracle)
 

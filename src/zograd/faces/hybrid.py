@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zograd.faces.torch_optim import ZOOptimizer
-from zograd.oracles import seeded, sequential
+from zograd.oracles import as_number, seeded, sequential
 from zograd.stores.base import Store
 from zograd.vector import Query
 
@@ -22,9 +22,10 @@ class Hybrid:
         opt = Hybrid(ZOOptimizer(base, methods.mezo(lr=1e-6)), torch.optim.AdamW(adapter, lr=1e-3))
         loss = opt.step(lambda: loss_fn(model(inputs), labels))
 
-    zo: a `ZOOptimizer` of x, whose gradients are never formed. fo: any torch optimizer of y that steps without a
-    closure. The two have no parameter in common, and each has its own learning rate: the paper takes 1e-6 for the base
-    model and 1e-3 for its adapter, since the stable rate of x shrinks with its number of weights.
+    zo: a `ZOOptimizer` of x, whose gradients are never formed; a base that is frozen, as peft does it, needs its
+    `frozen=True`. fo: any torch optimizer of y that steps without a closure. The two have no parameter in common, and
+    each has its own learning rate: the paper takes 1e-6 for the base model and 1e-3 for its adapter, since the stable
+    rate of x shrinks with its number of weights.
 
     Costs one forward and backward pass through what depends on y, and the evaluations of the method; the loss at (x, y)
     itself is not evaluated again, so `Forward(1)` costs one more forward. Memory: that of training y alone.
@@ -48,6 +49,7 @@ class Hybrid:
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """One step of both parts; the closure gives the loss as a tensor and never calls backward. Returns the loss."""
+        self.zo.check_surroundings()
         plain = sequential(closure)
         losses: list[float] = []
 
@@ -61,7 +63,7 @@ class Hybrid:
         self.zo.step_by(oracle)
         if math.isfinite(losses[0]):
             self.fo.step()
-        return torch.tensor(losses[0], dtype=torch.float64)
+        return torch.tensor(losses[0], dtype=torch.float64, device="cpu")
 
     def _differentiate(self, closure: Callable[[], Tensor], key: int) -> float:
         """The loss at (x, y); its gradient goes to the `grad` of y."""
@@ -69,15 +71,16 @@ class Hybrid:
         with seeded(self.zo.store, key) as reseed, self._frozen(), torch.enable_grad():
             reseed()
             loss = closure()
+            value = as_number(loss)
             if not isinstance(loss, Tensor) or not loss.requires_grad:
                 raise TypeError(
                     f"Hybrid needs the loss as a tensor that depends on the parameters of the torch optimizer, got "
                     f"{type(loss).__name__} without a graph; return loss_fn(model(x), y) itself, not its item()"
                 )
-            grads = torch.autograd.grad(loss, y, allow_unused=True)
+            grads = torch.autograd.grad(loss.sum(), y, allow_unused=True)
         for p, g in zip(y, grads, strict=True):
             p.grad = g
-        return float(loss.detach())
+        return value
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:

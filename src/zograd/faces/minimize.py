@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from zograd import methods
 from zograd.distributed.executors import gather
+from zograd.faces.verdict import failure
+from zograd.methods.defaults import black_box
+from zograd.oracles import as_number
 from zograd.run import Method, Record, Run
+from zograd.seeds import Seed
 from zograd.spaces import Space
 from zograd.stores.base import Store
 from zograd.vector import Query, Vector
@@ -25,8 +28,9 @@ class Result:
     """What `minimize` found.
 
     x, fun: the last iterate and the loss there. best: not kept, since a single noisy value proves nothing. nfev:
-    evaluations of f, failed ones included. nit: steps. success: whether the budget was used without giving up.
-    tape: the records, from which the run can be replayed.
+    evaluations of f, failed ones included. nit: steps. success: whether f came down, by more than its noise, and the
+    run ended well; message says why not, and what to do. tape: the records, from which the run can be replayed.
+    seed: of the run.
     """
 
     x: npt.NDArray[Any]
@@ -35,7 +39,8 @@ class Result:
     nit: int
     success: bool
     message: str
-    tape: list[Record]
+    tape: list[Record] = field(repr=False)
+    seed: int = 0
 
 
 class ArrayStore(Store):
@@ -51,26 +56,20 @@ class ArrayStore(Store):
             raise TypeError(f"x0 has dtype {x.dtype}; pass float64 or float32")
         if not np.all(np.isfinite(x)):
             raise ValueError("x0 holds NaN or infinite values; pass a finite starting point")
-        self.array = x
         super().__init__({"x": torch.from_numpy(x)}, space=space)
+
+    @property
+    def array(self) -> npt.NDArray[Any]:
+        """The iterate itself, not a copy."""
+        array: npt.NDArray[Any] = self.leaves[0].tensor.numpy()
+        return array
 
     def point(self, at: Vector) -> npt.NDArray[Any]:
         """A fresh array at Retr_x(at); the caller may keep or overwrite it."""
         leaf = self.leaves[0]
-        out = torch.empty(leaf.numel, dtype=leaf.dtype)
+        out = torch.empty(leaf.numel, dtype=leaf.dtype, device=leaf.tensor.device)
         array: npt.NDArray[Any] = self.point_(out, leaf, at).view(leaf.tensor.shape).numpy()
         return array
-
-
-def array_method(method: str | Method[Any]) -> Method[Any]:
-    """A name from the menu with the defaults of a black box, or a method as it is."""
-    if not isinstance(method, str):
-        return method
-    line = methods.describe(method)
-    if line["required"]:
-        setting = line["required"][0]
-        raise ValueError(f"{method} has no default for {setting!r}; pass methods.{method}({setting}=...) for its name")
-    return methods.make(method, **({"lr": 1e-2} if "lr" in line["defaults"] else {}))
 
 
 def minimize(
@@ -80,7 +79,7 @@ def minimize(
     *,
     args: Sequence[Any] = (),
     budget: int = 10_000,
-    seed: int = 0,
+    seed: Seed = 0,
     callback: Callable[[Record], object] | None = None,
     max_failures: int = 20,
     terms: int = 0,
@@ -92,10 +91,13 @@ def minimize(
         is refused and the next one draws new directions. An exception from f passes through.
     terms: N, when f is a finite sum (1/N) sum_i f_i. It is then called as f(x, rows, *args) and returns the mean of
         the terms whose numbers are in the integer array `rows`.
-    method: a name of the menu (then lr = 1e-2 and the radius of the menu) or a `zograd.Method`.
-    budget: evaluations of f, at most; the last one is spent on f at the result. With a finite sum, evaluations of a
+    method: a name of the menu with the defaults of `zograd.methods.defaults` (lr="auto" where it can be measured), or
+        a `zograd.Method`.
+    budget: evaluations of f, at most. Where it is more than one step, two are spent on f(x0), whose difference is its
+        noise (one with a finite sum); the last one is spent on f at the result. With a finite sum, evaluations of a
         single term: the whole f costs N.
-    callback: called with the `Record` of each step; returning True ends the run.
+    seed: see `zograd.Run`; `Result.seed` holds the number.
+    callback: called with the `Record` of each step; returning something true ends the run.
     max_failures: refused steps in a row after which the run gives up.
     executor: evaluates the points of a step at once, where the method asks for several (`concurrent.futures`, loky,
         dask, mpi4py, or `zograd.distributed.from_pool(pool)`); processes have to be able to pickle f. The trajectory
@@ -104,14 +106,18 @@ def minimize(
     Costs O(d) memory for one point at a time, or for those of a step with an executor. Raises ValueError for a budget
     too small for a single step, an empty or non-finite x0, or an x0 outside of the method's space or set.
     """
-    m = array_method(method)
+    m = black_box(method, int(np.size(x0))) if isinstance(method, str) else method
     store = ArrayStore(x0, m.space)
     check_set(m, store)
     run = Run(store, m, seed, terms=terms)
-    last = max(terms, 1)
+    whole = max(terms, 1)
     most = run.most_evaluations
-    if budget < most + last:
-        raise ValueError(f"budget={budget} is less than one step and the final value: use at least {most + last}")
+    if not math.isfinite(budget):
+        raise ValueError(f"budget={budget} would never be used up; pass a number of evaluations")
+    if budget < most + whole:
+        raise ValueError(f"budget={budget} is less than one step and the final value: use at least {most + whole}")
+    repeats = int(min(1 if terms else 2, (budget - most - whole) // whole))
+    first = repeats * whole
     tape: list[Record] = []
 
     def oracle(store: Any, queries: Sequence[Query], key: int) -> list[float]:
@@ -119,41 +125,35 @@ def minimize(
 
     def values(calls: Iterable[tuple[Any, ...]]) -> list[float]:
         if executor is None:
-            return [scalar(f(*call)) for call in calls]
-        return [scalar(value) for value in gather([executor.submit(f, *call) for call in calls])]
+            return [as_number(f(*call)) for call in calls]
+        return [as_number(value) for value in gather([executor.submit(f, *call) for call in calls])]
 
     def arguments(x: npt.NDArray[Any], rows: Sequence[int] | None) -> tuple[Any, ...]:
         if not terms:
             return (x, *args)
         return (x, np.arange(terms) if rows is None else np.array(rows, dtype=np.intp), *args)
 
-    success, message = True, "budget used"
-    while run.evaluations + most + last <= budget:
+    before = store.array.copy()
+    at_start = values(arguments(before.copy(), None) for _ in range(repeats))
+    message, gave_up = "budget used", False
+    while first + run.evaluations + most + whole <= budget:
         record = run.step(oracle)
         tape.append(record)
-        if callback is not None and callback(record) is True:
+        if callback is not None and callback(record):
             message = "stopped by the callback"
             break
         if run.refused_in_a_row >= max_failures:
-            success = False
+            gave_up = True
             message = (
                 f"{max_failures} steps in a row had a non-finite value, the last {record.loss} at step {record.step}"
             )
             break
     (final,) = values([arguments(store.array.copy(), None)])
-    if success and not math.isfinite(final):
-        success, message = False, f"f is {final} at the result"
-    return Result(store.array, final, run.evaluations + last, run.step_number, success, message, tape)
-
-
-def scalar(value: Any) -> float:
-    """A loss as a Python float; the error says what came instead."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        shape = getattr(value, "shape", None)
-        what = f"an array of shape {shape}" if shape is not None else repr(value)
-        raise TypeError(f"the loss must return one number, got {what}; reduce it with .mean() or .sum()") from None
+    why = None if gave_up else failure(m, tape, at_start, final, moved=not np.array_equal(before, store.array))
+    if why is not None:
+        message = why if message == "budget used" else f"{message}; {why}"
+    nfev = first + run.evaluations + whole
+    return Result(store.array, final, nfev, run.step_number, not gave_up and why is None, message, tape, run.seed)
 
 
 def check_set(method: Method[Any], store: Store) -> None:

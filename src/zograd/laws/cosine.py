@@ -58,7 +58,7 @@ def _waves(
 ) -> tuple[Factor, int]:
     """The chosen columns, without their factor sqrt(2/n), and how many there are."""
     if not columns:  # the places of the smallest of n noises; a second one breaks ties
-        order = torch.empty(n, dtype=torch.float64)
+        order = torch.empty(n, dtype=torch.float64, device="cpu")
         terms = (Term(Kind.NORMAL, choice, 1.0), Term(Kind.NORMAL, fold(choice, 0), 2.0**-20))
         combine(order, None, terms=terms, leaf=leaf)
         columns = tuple(int(k) for k in order.argsort(stable=True)[:rank])

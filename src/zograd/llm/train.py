@@ -26,6 +26,7 @@ from zograd.llm.compiled import WORTH, CompileError, check, compiled, trial
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.task import Batches, Metrics, Scorer
 from zograd.memory import Peak, keep_freed, settled_objects
+from zograd.methods.defaults import FULL, LORA, SCALES, language_model
 from zograd.oracles import Oracle, batched
 from zograd.quantized import libraries
 from zograd.quantized.feasible import Probes
@@ -48,14 +49,6 @@ from zograd.stores.base import MERGE
 from zograd.stores.offload import Offloaded, Pages
 from zograd.stores.streamed import Streamed
 from zograd.tape import Tape
-
-LORA_LR = 100.0
-"""MeZO's ratio of the learning rate for LoRA (1e-4) to that for full weights (1e-6); its radius for LoRA is 1e-2."""
-LORA_MU = 2.0**-7
-SCALES_LR = 1000.0
-"""Scales move in relative units, as `hozo` does: its learning rate (1e-3) over that of `zo_sgd` (1e-6)."""
-SCALES_MU = 2.0**-7
-
 
 METERS = ("trace", "cosine", "gap")
 """Meters that the progress bar shows, where a method measures them; all are in metrics.jsonl."""
@@ -81,7 +74,7 @@ class Prepared:
 
 
 def build_method(s: TrainSettings) -> Method[Any]:
-    """The method of the settings: the menu's defaults, then MeZO's for LoRA, then what was asked for."""
+    """The method of the settings: the defaults of `methods.defaults`, then what was asked for."""
     settings = dict(s.method_settings)
     entry = methods.describe(s.method)
     if entry["required"]:
@@ -91,12 +84,10 @@ def build_method(s: TrainSettings) -> Method[Any]:
         )
     lr = settings.pop("lr", None) if s.lr is None else s.lr
     mu = settings.pop("mu", None) if s.mu is None else s.mu
-    lora, onto_scales = s.train == "lora", loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
-    takes_lr = "lr" in entry["defaults"]
-    if lr is None and takes_lr:
-        lr = entry["defaults"]["lr"] * (LORA_LR if lora else SCALES_LR if onto_scales else 1.0)
-    if mu is None:
-        mu = LORA_MU if lora else SCALES_MU if onto_scales else entry["defaults"]["mu"]
+    onto_scales = loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
+    default = language_model(s.method, LORA if s.train == "lora" else SCALES if onto_scales else FULL)
+    lr = default.get("lr") if lr is None else lr
+    mu = default["mu"] if mu is None else mu
     if s.weight_decay:
         settings["weight_decay"] = s.weight_decay
     if lr is not None:

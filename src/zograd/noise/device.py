@@ -149,7 +149,7 @@ class _Group:
             first_tiles.append(tiles)
             tiles += (stop - 1) // TILE + 1 - job.start // TILE
         self.tiles = tiles
-        packed = _to_device(torch.tensor([*rows, *first_tiles], dtype=torch.int64), device)
+        packed = _to_device(torch.tensor([*rows, *first_tiles], dtype=torch.int64, device="cpu"), device)
         self.jobs, self.first_tiles = packed[: len(rows)], packed[len(rows) :]
 
 

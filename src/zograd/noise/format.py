@@ -3,6 +3,7 @@
 Philox4x32-10 is the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
 
+import operator
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -61,9 +62,10 @@ def fold(key: int, *data: int) -> int:
     >>> hex(fold(0, 1))
     '0x39c3390a86865c32'
     """
+    key = operator.index(key)  # NumPy's integers would overflow
     if not 0 <= key < 1 << 64:
         raise ValueError(f"key={key} is not a 64-bit key; expected 0 <= key < 2**64, for example fold(0, seed)")
-    for d in data:
+    for d in map(operator.index, data):
         if not -(1 << 63) <= d < 1 << 64:
             raise ValueError(f"datum {d} does not fit in 64 bits; pass it in two parts: fold(key, d >> 64, d % 2**64)")
         lo, hi, _, _ = philox(d & MASK32, (d >> 32) & MASK32, 0, FOLD, key & MASK32, key >> 32)

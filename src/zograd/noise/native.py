@@ -193,6 +193,6 @@ def gram(keys: Sequence[tuple[Kind, int]], leaf: int, start: int, count: int) ->
     kinds = (ctypes.c_int64 * n)(*(kind for kind, _ in keys))
     words = (ctypes.c_uint64 * n)(*(key for _, key in keys))
     table = values().data_ptr() if any(kind for kind, _ in keys) else 0
-    sums = torch.zeros((n, n), dtype=torch.int64)
+    sums = torch.zeros((n, n), dtype=torch.int64, device="cpu")
     lib.zograd_noise_gram(n, kinds, words, leaf, table, start, count, torch.get_num_threads(), sums.data_ptr())
     return sums

@@ -262,9 +262,10 @@ def combine_rows(out: Tensor, x: Tensor, rows: Tensor, terms: Terms, leaf: int, 
 
 def gram(keys: Sequence[tuple[Kind, int]], leaf: int, start: int, count: int) -> Tensor:
     """int64[n, n]: sum_i z_j z_k in units of 2^-32, for count <= 2^24 elements; on the CPU."""
-    sums = torch.zeros((len(keys), len(keys)), dtype=torch.int64)
+    sums = torch.zeros((len(keys), len(keys)), dtype=torch.int64, device="cpu")
     for begin in range(start, start + count, GRAM_CHUNK):
+        first = torch.tensor([begin], device="cpu")
         size = min(GRAM_CHUNK, start + count - begin)
-        z = torch.cat([integers(kind, key, leaf, torch.tensor([begin]), size) for kind, key in keys]).to(torch.float64)
+        z = torch.cat([integers(kind, key, leaf, first, size) for kind, key in keys]).to(torch.float64)
         sums += (z @ z.T).to(torch.int64)
     return sums

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -141,7 +141,7 @@ def balancing(store: Store, a: Leaf, b: Leaf) -> tuple[Tensor, ...] | None:
 def powers(x: Tensor, *exponents: float) -> Iterator[Tensor]:
     """Powers of a symmetric positive definite matrix."""
     e, q = torch.linalg.eigh(0.5 * (x + x.mT))
-    return (torch.as_tensor((q * e**exponent) @ q.mT) for exponent in exponents)
+    return (cast(Tensor, (q * e**exponent) @ q.mT) for exponent in exponents)
 
 
 def matrix(store: Store, leaf: Leaf) -> Tensor:

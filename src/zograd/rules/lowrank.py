@@ -174,7 +174,7 @@ class SubspaceMuon:
         if not terms:
             return
         left, rank = terms[0][0].left, terms[0][0].rank
-        whole = noise_factor(torch.empty(0))
+        whole = noise_factor(torch.empty(0, device="cpu"))
         for b in x.blocks(Vector()):
             if not is_matrix(b.leaf.shape):
                 b.step_(_plain(b, estimate.vector).mul_(self.plain))

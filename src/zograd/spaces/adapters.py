@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -45,13 +45,13 @@ class Geoopt:
     manifold: Any
 
     def project(self, x: Tensor, z: Tensor) -> Tensor:
-        return torch.as_tensor(self.manifold.proju(x, z))
+        return cast(Tensor, self.manifold.proju(x, z))
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        return torch.as_tensor(self.manifold.inner(x, u, v)).sum()
+        return cast(Tensor, self.manifold.inner(x, u, v)).sum()
 
     def retract(self, x: Tensor, v: Tensor) -> Tensor:
-        return torch.as_tensor(self.manifold.retr(x, v))
+        return cast(Tensor, self.manifold.retr(x, v))
 
     def explain(self, x: Tensor) -> str | None:
         inside, why = self.manifold.check_point_on_manifold(x, explain=True)
@@ -68,7 +68,7 @@ class Pymanopt:
         return self._call(self.manifold.to_tangent_space, x, self.manifold.projection(*_arrays(x, z)))
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        return torch.tensor(float(self.manifold.inner_product(*_arrays(x, u, v))), dtype=x.dtype)
+        return torch.tensor(float(self.manifold.inner_product(*_arrays(x, u, v))), dtype=x.dtype, device=x.device)
 
     def retract(self, x: Tensor, v: Tensor) -> Tensor:
         return self._call(self.manifold.retraction, x, v)
@@ -79,7 +79,7 @@ class Pymanopt:
         return None if off <= 1e-5 * (1.0 + float(x.abs().max())) else f"retracting 0 moves it by {off:g}"
 
     def _call(self, f: Any, *tensors: Any) -> Tensor:
-        return torch.as_tensor(f(*_arrays(*tensors))).to(tensors[0])
+        return torch.as_tensor(f(*_arrays(*tensors)), device="cpu").to(tensors[0])
 
 
 def _arrays(*tensors: Any) -> list[Any]:
@@ -117,7 +117,7 @@ class Imported:
         G = torch.stack([torch.stack([self.manifold.inner(x, u, v) for v in columns]) for u in columns])
         size, Q = torch.linalg.eigh(0.5 * (G + G.mT))
         kept = size > 1e-9 * size[-1]
-        return torch.as_tensor(E @ (Q * size.rsqrt().where(kept, 0.0)) @ Q.mT)
+        return cast(Tensor, E @ (Q * size.rsqrt().where(kept, 0.0)) @ Q.mT)
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         lifted = self.manifold.project(x, z) if self.embedded else (self.frame(x) @ z.reshape(-1)).view(z.shape)

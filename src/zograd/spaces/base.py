@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ def riemannian_gradient(space: Space, x: Tensor, df: Tensor, slots: Mapping[str,
 def colift(space: Any, x: Tensor, w: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
     """lift^T w: the frame coordinates whose inner product with z is <w, lift z>."""
     if hasattr(space, "colift_"):
-        return torch.as_tensor(space.colift_(w.clone(), x, slots))
+        return cast(Tensor, space.colift_(w.clone(), x, slots))
     with torch.enable_grad():
         z = torch.zeros_like(x, requires_grad=True)
         space.lift_(z.clone(), x.detach(), slots).backward(w)

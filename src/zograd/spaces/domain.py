@@ -64,7 +64,7 @@ class Domain:
             x = x.detach().clone()
             jacobian = torch.func.jacrev(self.constraints)(x) if self.jacobian is None else self.jacobian(x)
             d = self.constraints(x).detach()
-            return torch.as_tensor(jacobian).detach().to(x).reshape(len(d), -1) / d[:, None]
+            return torch.as_tensor(jacobian, device=x.device).detach().to(x).reshape(len(d), -1) / d[:, None]
 
     def factor(self, x: Tensor) -> float:
         """sqrt(h) of the conformal metric."""
@@ -134,7 +134,7 @@ class Polytope:
     complete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        A, b = torch.as_tensor(self.A, dtype=torch.float64), torch.as_tensor(self.b, dtype=torch.float64)
+        A, b = (torch.as_tensor(given, dtype=torch.float64, device="cpu") for given in (self.A, self.b))
         if A.ndim != 2 or b.shape != A.shape[:1]:
             shapes = f"{tuple(A.shape)} and {tuple(b.shape)}"
             raise ValueError(f"A x < b needs A of shape (K, d) and b of shape (K,), got {shapes}")
@@ -153,10 +153,10 @@ class Polytope:
     def slack(self, x: Tensor) -> Tensor:
         """b - A x."""
         with one_thread():
-            return torch.tensor(self.b).to(x) - torch.tensor(self.A).to(x) @ x.flatten()
+            return table(self.b, x) - table(self.A, x) @ x.flatten()
 
     def jacobian(self, x: Tensor) -> Tensor:
-        return -torch.tensor(self.A).to(x)
+        return -table(self.A, x)
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return self.domain.lift_(z, x, slots)
@@ -171,3 +171,8 @@ class Polytope:
         if x.numel() != len(self.A[0]):
             return f"it has {x.numel()} elements, but A has {len(self.A[0])} columns"
         return self.domain.explain(x)
+
+
+def table(numbers: object, x: Tensor) -> Tensor:
+    """Numbers as a tensor like x, whatever device and dtype are torch's defaults."""
+    return torch.as_tensor(numbers, dtype=torch.float64, device="cpu").to(x)

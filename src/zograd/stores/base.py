@@ -286,7 +286,24 @@ class Store:
         self._warned_small = False
         self.require(self.space.slots)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: waiting moves are made, and tensors known by identity go beside their leaves."""
+        self.catch_up()
+        found = [(tensor, self.by_id[id(tensor)]) for tensor in self.tensors]
+        return {**self.__dict__, "by_id": found, "_scratch": {}, "_complete": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.by_id = {id(tensor): leaf for tensor, leaf in state["by_id"]}
+        for alias in self._aliases:  # torch copies tensors that share memory apart
+            alias.data = self.by_id[id(alias)].tensor.detach()
+
     def _check(self, name: str, tensor: Tensor) -> None:
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device, with a shape and no values; load the weights first, for example with "
+                f"from_pretrained without init_empty_weights, or with model.to_empty(device='cpu') and load_state_dict"
+            )
         if tensor.dtype not in SUPPORTED:
             raise TypeError(
                 f"{name!r} has dtype {tensor.dtype}; zograd trains float32, float64, bfloat16 and float16 tensors. "
@@ -668,7 +685,7 @@ class Store:
         iterate = self._complete or iterate
         fraction = iterate.changed / max(sum(leaf.numel for leaf in self.leaves), 1)
         rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
-        if self._warned_small or rounded < self.dim // 2 or not iterate.moved or fraction >= 0.02:
+        if self._warned_small or not rounded or rounded < self.dim // 2 or not iterate.moved or fraction >= 0.02:
             return fraction
         self._warned_small = True
         remedy = "rounding='split' (two more bytes a trained weight) or a larger lr"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd.laws.coordinate import Unit
-from zograd.oracles import Oracle, seeded
+from zograd.oracles import Oracle, as_number, seeded
 from zograd.stores.base import Store
 from zograd.vector import Query, Vector
 
@@ -48,7 +48,7 @@ def reusing(stages: Sequence[Stage], features: Tensor, loss: Callable[[Tensor], 
             inputs[k] = h
             h = stages[k](h)
         inputs[len(stages)] = h
-        return float(loss(h))
+        return as_number(loss(h))
 
     def evaluate(store: Store, queries: Sequence[Query], key: int) -> list[float]:
         owners: dict[int, int] = {}

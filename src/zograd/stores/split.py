@@ -23,7 +23,8 @@ def expand(x: Tensor, low: Tensor | None) -> Tensor:
         return code.view(torch.float32)
     magnitude = code & 0x7FFFFFFF
     exponent, mantissa = magnitude >> 26, (magnitude & 0x3FFFFFF).double()
+    smallest = torch.tensor(-40, device=x.device)
     value = torch.where(
-        exponent == 0, torch.ldexp(mantissa, torch.tensor(-40)), torch.ldexp(mantissa * 2.0**-26 + 1.0, exponent - 15)
+        exponent == 0, torch.ldexp(mantissa, smallest), torch.ldexp(mantissa * 2.0**-26 + 1.0, exponent - 15)
     )
     return torch.where(code < 0, -value, value).float()

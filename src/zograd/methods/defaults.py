@@ -1,0 +1,64 @@
+"""What each door takes where a setting is not given, in one table.
+
+    door                                    lr                                          mu
+    the menu itself, `ZOOptimizer("name")`  the paper's, for all weights of a           the menu's
+                                            language model
+    `minimize`, `AskTell` with a name       "auto" where estimator and rule allow it,   the menu's
+                                            otherwise `BLACK_BOX_LR`, in units of x
+    `zograd train`, full weights            the menu's                                  the menu's
+    `zograd train --train lora`             the menu's times `LORA.lr`                  `LORA.mu`
+    `zograd train --train scales`           the menu's times `SCALES.lr`                `SCALES.mu`
+
+`hozo` and `qzo` are made for scales, and keep their own numbers on them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from zograd.methods.menu import describe, make
+from zograd.run import Method
+
+BLACK_BOX_LR = 1e-2
+"""For names whose move has a length of its own (signs, ranks, Adam) or whose edge of stability is not known."""
+
+
+class Onto(NamedTuple):
+    """How the menu's numbers change where another part of a model is trained."""
+
+    lr: float
+    """Factor on the menu's learning rate."""
+    mu: float | None
+    """The radius; None: the menu's."""
+
+
+FULL = Onto(1.0, None)
+LORA = Onto(100.0, 2.0**-7)
+"""MeZO's ratio of the learning rate for LoRA (1e-4) to that for full weights (1e-6); its radius for LoRA is 1e-2."""
+SCALES = Onto(1000.0, 2.0**-7)
+"""Scales move in relative units, as `hozo` does: its learning rate (1e-3) over that of `zo_sgd` (1e-6)."""
+
+
+def black_box(name: str, dim: int) -> Method[Any]:
+    """The method of that name with the defaults of `minimize` and `AskTell`, for dim numbers. ValueError: it has none.
+
+    Directions that are orthogonal are no more than dim.
+    """
+    line = describe(name)
+    if line["required"]:
+        setting = line["required"][0]
+        raise ValueError(f"{name} has no default for {setting!r}; pass methods.{name}({setting}=...) for its name")
+    given: dict[str, Any] = {"n": min(line["defaults"]["n"], dim)} if line["law"] == "Orthogonal" else {}
+    if "lr" not in line["defaults"]:
+        return make(name, **given)
+    try:
+        return make(name, lr="auto", **given)
+    except ValueError:  # the method says so itself where its rate cannot be measured
+        return make(name, lr=BLACK_BOX_LR, **given)
+
+
+def language_model(name: str, onto: Onto) -> dict[str, float]:
+    """lr and mu of that name for a part of a language model; no lr where the method has none."""
+    menu = describe(name)["defaults"]
+    mu = menu["mu"] if onto.mu is None else onto.mu
+    return {"lr": menu["lr"] * onto.lr, "mu": mu} if "lr" in menu else {"mu": mu}
