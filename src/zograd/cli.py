@@ -201,6 +201,7 @@ def train(
     lora_targets: Annotated[str | None, typer.Option(help="Modules with adapters. [q_proj,v_proj]")] = None,
     prompt_template: Annotated[str | None, typer.Option(help='For files: "{text} It was".')] = None,
     label_words: Annotated[str | None, typer.Option(help='For files: "0= terrible,1= great".')] = None,
+    text_column: Annotated[str | None, typer.Option(help="For files: the column that {text} stands for. [text]")] = None,
     label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML or TOML with the same keys; options here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -242,7 +243,8 @@ def train(
         "train_examples": train_examples, "eval_examples": eval_examples, "eval_split": eval_split,
         "eval_every": eval_every, "threads": threads, "together": together, "shards": shards,
         "parallel": parallel, "timeout": timeout, "compile": compile_,
-        "lora_r": lora_r, "prompt_template": prompt_template, "label_column": label_column,
+        "lora_r": lora_r, "prompt_template": prompt_template, "text_column": text_column,
+        "label_column": label_column,
         "lora_targets": lora_targets.split(",") if lora_targets else None,
         "label_words": parse_label_words(label_words) if label_words else None,
     }  # fmt: skip
@@ -278,11 +280,15 @@ def eval_(
     model: Annotated[str | None, typer.Option(help="Alias, directory, .gguf file, or hub name. [smollm2-135m]")] = None,
     task: Annotated[str | None, typer.Option(help="Bundled task or file. [trec, or the run's]")] = None,
     run: Annotated[Path | None, typer.Option(help="Replay this run onto the model first.")] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test or all. [test; all of a file that names no splits]")
+    ] = None,
     examples: Annotated[int | None, typer.Option(help="At most so many examples.")] = None,
     prompt_template: Annotated[str | None, typer.Option(help='For files: "{text} It was".')] = None,
     label_words: Annotated[str | None, typer.Option(help='For files: "0= terrible,1= great".')] = None,
-    label_column: Annotated[str | None, typer.Option(help="For files: the column of the label.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="For files: the column that {text} stands for. [text]")] = None,
+    label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
+    seed: Annotated[int | None, typer.Option(help="For --split of a file that names none. [0, or the run's]")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     quantized: Annotated[bool, typer.Option("--quantized", help="Keep the matrices of a .gguf packed.")] = False,
     quantize: Annotated[
@@ -304,7 +310,8 @@ def eval_(
     words = parse_label_words(label_words) if label_words else None
     result = go(
         model, task, run, split=split, examples=examples, dtype=dtype, device=device, quantized=quantized,
-        quantize=quantize, prompt_template=prompt_template, label_words=words, label_column=label_column,
+        quantize=quantize, prompt_template=prompt_template, label_words=words, text_column=text_column,
+        label_column=label_column, seed=seed,
     )  # fmt: skip
     emit(result, json)
 

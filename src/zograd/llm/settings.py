@@ -54,6 +54,7 @@ class TrainSettings(BaseModel):
     train_examples: int | None = Field(default=1000, ge=1)
     eval_examples: int | None = Field(default=500, ge=1)
     eval_split: Literal["validation", "test"] = "validation"
+    draw: Literal["random", "first"] = "random"
     eval_every: int = Field(default=0, ge=0)
     save_every: int = Field(default=500, ge=1)
     max_failures: int = Field(default=10, ge=1)

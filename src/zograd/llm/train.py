@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from zograd import methods
 from zograd.control import AutoRate
 from zograd.distributed import Peers, shared
-from zograd.hub import load_task
+from zograd.hub import Example, Task, load_task, select
 from zograd.laws import RankOne
 from zograd.llm import loading, offloading
 from zograd.llm.compiled import WORTH, CompileError, check, compiled, trial
@@ -184,7 +186,7 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
 def going_on(given: TrainSettings, directory: RunDirectory) -> TrainSettings:
     """The settings of a run on disk, but for what may be another from now on."""
     stored = dict(directory.meta["settings"])
-    s = parse(stored | {"shards": stored.get("shards") or 1})  # older runs knew no parts
+    s = parse({"draw": "first"} | stored | {"shards": stored.get("shards") or 1})  # what older runs did not know
     if s.lr_schedule != "constant" and given.steps != s.steps:
         raise RunError(
             f"the {s.lr_schedule} schedule of this run ends at {s.steps} steps; resume it with --steps {s.steps}"
@@ -355,8 +357,8 @@ class Work:
     inference: Peak
 
 
-def set_up(s: TrainSettings, folder: Path) -> Work:
-    """Load model and task for a run in `folder`; examples that do not fit are refused."""
+def examples_of(s: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
+    """The task of a run, the examples that it trains on, and the held-out ones: a function of settings and data."""
     task = load_task(
         s.task,
         prompt_template=s.prompt_template,
@@ -365,12 +367,49 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
         label_column=s.label_column,
         seed=s.seed,
     )
+    first = s.draw == "first"
+    examples = select(task, "train", s.train_examples, seed=s.seed, first=first)
+    return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, first=first)
+
+
+def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
+    """SHA-256 of what a run is trained and evaluated on: prompts, labels, completions, their order, the label words."""
+    h = hashlib.sha256(json.dumps([task.kind, *task.label_words]).encode())
+    for part in (examples, held_out):
+        h.update(b"\n")
+        for e in part:
+            h.update(json.dumps([e.prompt, e.label, e.completion]).encode())
+    return h.hexdigest()
+
+
+def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out: Sequence[Example]) -> None:
+    """Say which examples of a file are used, where that is not all of them, and warn of a class that is missing."""
+    if not task.own:
+        return
+    for option, name, part in (("train", "train", examples), ("eval", s.eval_split, held_out)):
+        counts = [(c, sum(e.label == k for e in part)) for k, c in enumerate(task.classes)]
+        if len(part) < len(task.splits[name]):
+            how = "the first ones" if s.draw == "first" else f"drawn by seed {s.seed}"
+            of_each = "".join(f", {n:,} of label {c!r}" for c, n in counts)
+            line = f"{len(part):,} of the {len(task.splits[name]):,} {name} examples are used, {how}{of_each}"
+            print(f"zograd: {line}", file=sys.stderr)
+        missing = [repr(c) for c, n in counts if not n]
+        if missing and part:
+            warnings.warn(
+                f"none of the {len(part):,} {name} examples has the label {', '.join(missing)}; raise "
+                f"--{option}-examples, or check the data",
+                stacklevel=3,
+            )
+
+
+def set_up(s: TrainSettings, folder: Path) -> Work:
+    """Load model and task for a run in `folder`; examples that do not fit are refused."""
+    task, examples, held_out = examples_of(s)
+    announce(task, s, examples, held_out)
     p = prepare(s, folder)
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # first, so that every weight is resident when the peak of inference is measured
-    examples = list(task.splits["train"])[: s.train_examples]
-    held_out = list(task.splits[s.eval_split])[: s.eval_examples]
     scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
     for example in (*examples, *held_out):
         scorer.encode(example)
@@ -378,7 +417,10 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
     with Peak(s.device) as inference:
         scorer.infer(batches[0], held_out)
     scorer.remember([*examples, *held_out])
-    data = {"task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source}
+    data = {
+        "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
+        "sha256": digest(task, examples, held_out),
+    }  # fmt: skip
     return Work(p, base, scorer, batches, held_out, data, inference)
 
 
