@@ -33,7 +33,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads (default: all).")
 
 def say(text: str) -> None:
     """Progress and remarks go to stderr; stdout holds results."""
-    print(text, file=sys.stderr)
+    print(text, file=sys.stderr, flush=True)
 
 
 def emit(result: dict[str, Any], as_json: bool, text: str = "") -> None:

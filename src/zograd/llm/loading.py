@@ -213,7 +213,24 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
             wrapped: nn.Module = get_peft_model(model, config)
         except ValueError as e:
             raise ModelError(f"LoRA does not fit this model: {first_line(e)}") from e
+    refuse_tied(wrapped)
     return wrapped.eval()
+
+
+def refuse_tied(model: nn.Module) -> None:
+    """Raise ModelError for an adapter on a weight that two modules share: it acts in one, and is merged into both."""
+    owners: dict[int, list[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(p), []).append(name.removeprefix("base_model.model."))
+    for names in owners.values():
+        adapted = [name for name in names if name.endswith(".base_layer.weight")]
+        if adapted and len(names) > 1:
+            name, other = (n.removesuffix(".weight").removesuffix(".base_layer") for n in names[:2])
+            target = adapted[0].removesuffix(".base_layer.weight").rpartition(".")[2]
+            raise ModelError(
+                f"{name!r} and {other!r} share one weight in this model: an adapter on {target} would act in one of "
+                f"them and be merged into both; leave {target} out of --lora-targets"
+            )
 
 
 def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
@@ -294,6 +311,12 @@ def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor
 def decay_groups(chosen: Mapping[str, Tensor]) -> dict[str, int]:
     """Group 0 decays; group 1 (biases and norm gains: tensors with one axis) does not, as MeZO has it."""
     return {name: int(p.ndim <= 1) for name, p in chosen.items()}
+
+
+def vocabulary(base: Any) -> int:
+    """How many token ids the embedding of a model has rows for."""
+    embedding = base.get_input_embeddings()
+    return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
 
 
 def plain_model(model: nn.Module) -> Any:
