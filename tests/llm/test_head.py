@@ -145,14 +145,13 @@ def test_at_points_alone_and_together(tokenizer: Any, name: str, words: tuple[st
     for point in (z, -z):
         with store.at(point):
             expected.append(scorer.scores(EXAMPLES))
-    assert float((expected[0] - before).abs().max()) > 1e-2
+            if words is SINGLE:
+                ids = [tokenizer.encode(word)[0] for word in words]
+                logits = torch.stack([own(model, tokenizer, e.prompt)[-1, ids] for e in EXAMPLES])
+                torch.testing.assert_close(expected[-1], logits, rtol=1e-4, atol=1e-4)
+    assert float((expected[0] - before).abs().max()) > 1e-3
     with Branches(store, [z, -z]):
         torch.testing.assert_close(scorer.scores(EXAMPLES, 2), torch.cat(expected), rtol=1e-4, atol=1e-4)
-    moved = {n: p.clone() for n, p in model.named_parameters()}
-    store.add_(z)
-    torch.testing.assert_close(scorer.scores(EXAMPLES), expected[0], rtol=1e-4, atol=1e-4)
-    for n, p in model.named_parameters():
-        p.copy_(moved[n])
 
 
 @torch.no_grad()
@@ -265,6 +264,7 @@ def test_an_adapter_on_a_weight_that_head_and_embedding_share_is_refused(tokeniz
     adapted(tokenizer, ("q_proj",), tied=True)
 
 
+@pytest.mark.filterwarnings("ignore:points are evaluated one at a time")  # peft turns the matrix of an embedding
 @pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"]], ids=str)
 def test_a_saved_run_with_such_adapters_scores_as_the_run(
     tokenizer: Any, tmp_path: Path, targets: list[str]

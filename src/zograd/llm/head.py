@@ -202,8 +202,10 @@ def rows_logits(base: Any, hidden: Tensor, ids: Tensor | None = None, copies: in
         found = F.linear(hidden, rows, None if head.bias is None else head.bias[ids])
     else:  # each branch has rows of its own
         rows = F.embedding(ids.repeat(copies), head.weight).view(copies, len(ids), -1)
-        found = torch.bmm(hidden.view(copies, -1, hidden.shape[-1]), rows.transpose(1, 2)).flatten(0, 1)
-        found = found if head.bias is None else found + head.bias[ids]
+        found = torch.bmm(hidden.view(copies, -1, hidden.shape[-1]), rows.transpose(1, 2))
+        if head.bias is not None:
+            found = found + head.bias[ids.repeat(copies)].view(copies, 1, -1)
+        found = found.flatten(0, 1)
     return capped(base, found)
 
 
