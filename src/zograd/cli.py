@@ -39,13 +39,24 @@ def say(text: str) -> None:
 def emit(result: dict[str, Any], as_json: bool, text: str = "") -> None:
     """Print a result: as one JSON line, or as text for people."""
     if as_json:
-        print(jsonlib.dumps(result))
+        from zograd.jsons import dumps
+
+        print(dumps(result))
     elif text:
         print(text)
     else:
         width = max(map(len, result))
         for key, value in result.items():
             print(f"{key:<{width}}  {value}")
+
+
+def conclude(result: dict[str, Any], as_json: bool, text: str = "") -> None:
+    """Print a result; one that came to nothing says why, in its "failure", and ends in exit code 1."""
+    if result.get("failure"):
+        say(f"zograd: {result['failure']}")
+    emit(result, as_json, text)
+    if result.get("failure"):
+        raise typer.Exit(1)
 
 
 def command(group: typer.Typer, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -116,6 +127,10 @@ def percent(x: float | None) -> str:
     return "-" if x is None else f"{100 * x:.1f} %"
 
 
+def number(x: float | None) -> str:
+    return "-" if x is None else f"{x:.4f}"
+
+
 def mib(n: float) -> str:
     return f"{n / 2**20:,.0f} MiB"
 
@@ -154,7 +169,7 @@ def quickstart(
             f"  the weights: zograd replay {result['run']} --out my-model",
         ]
     )
-    emit(result, json, table)
+    conclude(result, json, table)
 
 
 @command(app)
@@ -201,7 +216,9 @@ def train(
     lora_targets: Annotated[str | None, typer.Option(help="Modules with adapters. [q_proj,v_proj]")] = None,
     prompt_template: Annotated[str | None, typer.Option(help='For files: "{text} It was".')] = None,
     label_words: Annotated[str | None, typer.Option(help='For files: "0= terrible,1= great".')] = None,
-    text_column: Annotated[str | None, typer.Option(help="For files: the column that {text} stands for. [text]")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="For files: the column that {text} stands for. [text]")
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML or TOML with the same keys; options here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -266,13 +283,13 @@ def train(
             f"{result['metric']}: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "
             f"(calibrated zero-shot {percent(result['metric_calibrated'])}; {result['eval_examples']} held-out)"
             if result["metric"] == "accuracy"
-            else f"held-out loss: {result['metric_before']:.4f} -> {result['metric_after']:.4f}",
+            else f"held-out loss: {number(result['metric_before'])} -> {number(result['metric_after'])}",
             f"{result['steps']} steps, {result['evaluations']} evaluations, {result['seconds']:.1f} s; peak memory "
             f"{mib(result['peak_bytes'])}, inference alone {mib(result['inference_peak_bytes'])}",
             ("stopped early; " if result["interrupted"] else "") + f"the run: {result['run']}",
         ]
     )
-    emit(result, json, text)
+    conclude(result, json, text)
 
 
 @command(app, name="eval")
@@ -286,7 +303,9 @@ def eval_(
     examples: Annotated[int | None, typer.Option(help="At most so many examples.")] = None,
     prompt_template: Annotated[str | None, typer.Option(help='For files: "{text} It was".')] = None,
     label_words: Annotated[str | None, typer.Option(help='For files: "0= terrible,1= great".')] = None,
-    text_column: Annotated[str | None, typer.Option(help="For files: the column that {text} stands for. [text]")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="For files: the column that {text} stands for. [text]")
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
     seed: Annotated[int | None, typer.Option(help="For --split of a file that names none. [0, or the run's]")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
@@ -313,7 +332,7 @@ def eval_(
         quantize=quantize, prompt_template=prompt_template, label_words=words, text_column=text_column,
         label_column=label_column, seed=seed,
     )  # fmt: skip
-    emit(result, json)
+    conclude(result, json)
 
 
 @command(app)

@@ -76,9 +76,7 @@ def test_eval_of_a_run_scores_the_test_split_of_its_seed(
     assert scored[-10:] == examples_of(s)[2]
 
 
-def test_eval_of_a_run_reads_the_columns_of_the_run(
-    tiny_model: Path, tmp_path: Path, scored: list[Example]
-) -> None:
+def test_eval_of_a_run_reads_the_columns_of_the_run(tiny_model: Path, tmp_path: Path, scored: list[Example]) -> None:
     path = write(tmp_path / "d.jsonl", [{"review": f"good {i}", "title": "film", "y": i % 2} for i in range(100)])
     s = settings(tiny_model, path, seed=1, text_column="review", label_column="y")
     train(s, tmp_path / "run", quiet=True)

@@ -266,9 +266,7 @@ def test_an_adapter_on_a_weight_that_head_and_embedding_share_is_refused(tokeniz
 
 @pytest.mark.filterwarnings("ignore:points are evaluated one at a time")  # peft turns the matrix of an embedding
 @pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"]], ids=str)
-def test_a_saved_run_with_such_adapters_scores_as_the_run(
-    tokenizer: Any, tmp_path: Path, targets: list[str]
-) -> None:
+def test_a_saved_run_with_such_adapters_scores_as_the_run(tokenizer: Any, tmp_path: Path, targets: list[str]) -> None:
     model = family("llama", len(tokenizer))
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")

@@ -66,7 +66,9 @@ class Encoder:
         """The ids of both, and where the completion begins: at the first token that the prompt alone does not have."""
         start = prompt.rstrip(" ")
         ids, whole = self.text(start), self.text(prompt + completion)
-        common = next((k for k, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
+        common = next(
+            (k for k, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole))
+        )
         if not common:  # nothing to predict the first token from
             return (*ids, *self._known(self._ids(completion, add_special_tokens=False))), len(ids)
         return whole, common

@@ -10,6 +10,7 @@ from typing import Any
 
 from zograd.hub import Task, TaskError, load_task, select
 from zograd.hub.template import Template
+from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.task import Scorer
@@ -37,12 +38,12 @@ def evaluate(
 
     A run brings its task with all that its data depended on: the seed, the columns, the template, the label words. So
     its splits are those that it was trained with, and `trained_on` counts the scored examples that it was trained on
-    (None where that is not known).
+    (None where that is not known). `failure` is a sentence where scores are not finite: then there is no metric.
 
     split: "train", "validation", "test", or "all". Default: "test"; all of a file that names no splits, unless it is
         the file of the run. Asked for a split, such a file is split as training with `seed` (default 0) splits it.
     """
-    given = {"prompt_template": prompt_template, "label_words": label_words}
+    given: dict[str, Any] = {"prompt_template": prompt_template, "label_words": label_words}
     given |= {"text_column": text_column, "label_column": label_column}
     given = {name: value for name, value in given.items() if value}
     first, trained, steps = False, None, None
@@ -71,9 +72,11 @@ def evaluate(
     if not chosen:
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in loaded.splits.items() if part)
         raise TaskError(f"--split {split}: {loaded.source} has no example there, but {sizes}")
-    result = asdict(Scorer(module, tokenizer, loaded).evaluate(chosen))
+    scorer = Scorer(module, tokenizer, loaded)
+    metrics = scorer.evaluate(chosen)
     seen = None if trained is None else sum(e.prompt in trained for e in chosen)
-    return {**result, "task": loaded.name, "split": split, "steps": steps, "trained_on": seen}
+    result = {**asdict(metrics), "task": loaded.name, "split": split, "steps": steps, "trained_on": seen}
+    return dict(finite(result | {"failure": scorer.why_not_finite(metrics)}))
 
 
 def _same(task: str | None, of_run: str) -> bool:

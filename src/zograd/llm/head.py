@@ -175,7 +175,7 @@ def own_logits(base: Any, hidden: Tensor) -> Tensor:
 def in_parts(base: Any, hidden: Tensor, copies: int) -> Iterator[Tensor]:
     """Hidden states [N, d] in pieces for `own_logits`: a few rows at a time, the same ones of each copy."""
     size = max(1, OWN // (base.config.get_text_config().vocab_size * copies))
-    for part in hidden.view(copies, -1, hidden.shape[-1]).split(size, 1):
+    for part in torch.split(hidden.view(copies, -1, hidden.shape[-1]), size, 1):
         yield part.flatten(0, 1)
 
 
@@ -187,7 +187,8 @@ def logits(base: Any, hidden: Tensor, ids: Tensor | None = None, copies: int = 1
     if plain(base):
         return rows_logits(base, hidden, ids, copies)
     own = (own_logits(base, part) for part in in_parts(base, hidden, copies))
-    found = [(some if ids is None else some[:, ids]).unflatten(0, (copies, -1)) for some in own]
+    chosen = (some if ids is None else some[:, ids] for some in own)
+    found = [some.view(copies, -1, some.shape[-1]) for some in chosen]
     return torch.cat(found, 1).flatten(0, 1)
 
 

@@ -21,7 +21,8 @@ def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -
     s <- s e^(m_old - m) + sum_j e^(l_j - m). In memory are the logits of
     one tile at a time, [N, tile], and not all in float32.
 
-    Of a model whose logits are not W h + b (`llm/head.py`), its own logits of a few rows at a time; copies: of the rows.
+    Of a model whose logits are not W h + b (`llm/head.py`), its own logits of a few rows at a time, of so many
+    copies of them.
     """
     base = loading.plain_model(model)
     if not heads.plain(base) or hasattr(base.get_output_embeddings(), "lookup"):

@@ -10,6 +10,7 @@ not allow that. Prompt/completion data: mean negative log-likelihood of the comp
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,10 @@ class Sequence_:
 
 @dataclass(frozen=True)
 class Metrics:
-    """accuracy after subtracting the mean score of each class (`calibrated`), share of the largest class, mean loss."""
+    """accuracy after subtracting the mean score of each class (`calibrated`), share of the largest class, mean loss.
+
+    not_finite: examples with a score that is NaN or infinite. With one of those, value, calibrated and loss are NaN.
+    """
 
     metric: str
     value: float
@@ -63,6 +67,7 @@ class Metrics:
     majority: float | None
     examples: int
     loss: float
+    not_finite: int = 0
 
 
 class Scorer:
@@ -404,15 +409,30 @@ class Scorer:
             if progress is not None:
                 progress(len(bucket))
         scores = peers.total(scores)
-        loss = float(self._losses(scores.to(self.device), examples).mean())
+        bad = int((~scores.isfinite()).any(1).sum())
+        loss = math.nan if bad else float(self._losses(scores.to(self.device), examples).mean())
         if self.task.kind != "classification":
-            return Metrics("loss", loss, None, None, len(examples), loss)
+            return Metrics("loss", loss, None, None, len(examples), loss, bad)
         labels = torch.tensor([e.label for e in examples])
+        majority = float(torch.bincount(labels).max() / len(labels))
+        if bad:
+            return Metrics("accuracy", math.nan, math.nan, majority, len(examples), math.nan, bad)
         hit = (scores.argmax(1) == labels).double().mean()
         logp = torch.log_softmax(scores.double(), 1)
         calibrated = ((logp - logp.mean(0)).argmax(1) == labels).double().mean()
-        majority = torch.bincount(labels).max() / len(labels)
-        return Metrics("accuracy", float(hit), float(calibrated), float(majority), len(examples), loss)
+        return Metrics("accuracy", float(hit), float(calibrated), majority, len(examples), loss)
+
+    def why_not_finite(self, metrics: Metrics) -> str | None:
+        """One sentence for metrics of scores that are not finite; None where all are."""
+        if not metrics.not_finite:
+            return None
+        names = (name for name, p in self.base.named_parameters() if not bool(p.detach().isfinite().all()))
+        found = next(names, None)
+        why = (
+            f"its weight {found!r} holds numbers that are not" if found else f"its forward overflows {self.base.dtype}"
+        )
+        what = f"{metrics.not_finite} of {metrics.examples} examples have scores that are not finite"
+        return f"{what}, so there is no {metrics.metric} of this model: {why}"
 
 
 class Batches:

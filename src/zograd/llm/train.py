@@ -22,6 +22,7 @@ from zograd import methods
 from zograd.control import AutoRate
 from zograd.distributed import Peers, shared
 from zograd.hub import Example, Task, load_task, select
+from zograd.jsons import finite
 from zograd.laws import RankOne
 from zograd.llm import loading, offloading
 from zograd.llm.compiled import WORTH, CompileError, check, compiled, trial
@@ -277,12 +278,13 @@ def train(
         with peers.together("beginning the run"):
             begin = RunDirectory.create if peers.rank == 0 else Follower.create
             directory = begin(
-                out, s.stored(), work.base, trained=list(p.trained), metrics_before=asdict(before), data=work.data,
+                out, s.stored(), work.base, trained=list(p.trained), metrics_before=finite(asdict(before)),
+                data=work.data,
                 **({"compile": compiling} if compiling else {}),
             )  # fmt: skip
             header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them
             directory.start({"seed": s.seed, "method": s.method, "settings": header, "trained": list(p.trained)})
-            directory.log({"step": 0, "evaluations": 0, **_shown(before), "seconds": 0.0})
+            directory.log(finite({"step": 0, "evaluations": 0, **_shown(before), "seconds": 0.0}))
     else:
         before = Metrics(**meta["metrics_before"])
         with peers.together("replaying the tape"):
@@ -306,8 +308,14 @@ def train(
         result: dict[str, Any] = json.loads(peers.broadcast())
         return result
     steps = p.run.step_number - steps_before
-    losses = [r.loss for r in Tape(directory.tape_path).records if not r.refused]
-    summary = {
+    records = Tape(directory.tape_path).records
+    losses = [r.loss for r in records if not r.refused]
+    refused, failure = len(records) - len(losses), scorer.why_not_finite(after)
+    if records and not losses:
+        failure = "; ".join(
+            [f"all {refused} steps were refused: their losses were not finite", *filter(None, [failure])]
+        )
+    summary = finite({
         "steps": p.run.step_number,
         "evaluations": p.run.evaluations,
         "loss_first": _mean(losses[:10]),
@@ -332,14 +340,16 @@ def train(
         "compiled": s.compile,
         "bytes_per_step": peers.sent / steps if steps else 0.0,
         **({} if loop.probes is None else loop.probes.shares()),
+        "refused": refused,
+        "failure": failure,
         "sha256": sha256,
         "run": str(out),
-    }
+    })  # fmt: skip
     if not loop.interrupted:
         directory.meta["result"] = summary
         directory.save_meta()
     peers.broadcast(json.dumps(summary).encode())
-    return summary
+    return dict(summary)
 
 
 @dataclass
@@ -568,7 +578,7 @@ class Loop:
             **({"edge": f"{run.share:.2f}"} if run.share else {}),
             **{name: f"{self.meters[name]:.2g}" for name in METERS if name in self.meters}, refresh=False,
         )  # fmt: skip
-        line: dict[str, Any] = {"step": run.step_number, "evaluations": run.evaluations, "loss": _number(record.loss)}
+        line: dict[str, Any] = {"step": run.step_number, "evaluations": run.evaluations, "loss": record.loss}
         line |= {"lr": record.rates[0].lr, "moved": record.moved, **dict(record.meters)}
         if run.share:
             line["edge"] = run.share
@@ -599,12 +609,7 @@ class Loop:
             self.directory.save_state(run)
 
     def _log(self, line: dict[str, Any]) -> None:
-        self.directory.log({**line, "seconds": round(self.earlier + time.perf_counter() - self.began, 3)})
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if value == value and abs(value) != float("inf") else None
+        self.directory.log(finite({**line, "seconds": round(self.earlier + time.perf_counter() - self.began, 3)}))
 
 
 # ---- base model + tape ------------------------------------------------------------------------------------------
@@ -667,7 +672,7 @@ def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | No
     else:
         save(p.model, p.tokenizer, Path(out))
     note = {"run": str(path), "base": p.settings.model, "steps": p.run.step_number, "sha256_trained": sha256}
-    (Path(out) / "zograd.json").write_text(json.dumps(note, indent=1))
+    (Path(out) / "zograd.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
     return {
         "steps": p.run.step_number,
         "evaluations": p.run.evaluations,

@@ -112,7 +112,7 @@ class Branches(Lens):
         return True
 
     def _meets(self, args: tuple[Any, ...]) -> int:
-        """Axes of the largest weight among the arguments of an elementwise function; leading ones of size 1 are none."""
+        """Axes of the largest weight among the arguments of an elementwise function, without leading ones of size 1."""
         axes = [0]
         for a in args:
             if id(a) in self.leaves:
@@ -153,7 +153,7 @@ class Branches(Lens):
         own = {id(a) for a in rows if a.ndim > 1 or most == 1 or not a.is_floating_point()}
         if len({a.shape[0] for a in rows if id(a) in own}) > 1:
             name = getattr(func, "__name__", func)
-            raise Unbranchable(f"torch function {name} reads a trained weight and tensors with different numbers of rows")
+            raise Unbranchable(f"torch function {name} reads a weight and tensors of different numbers of rows")
 
         def part(a: Any, k: int) -> Any:
             if id(a) in own:
