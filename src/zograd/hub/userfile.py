@@ -43,8 +43,7 @@ class Record:
         if isinstance(value, str):
             if not _writable(value):
                 raise TaskError(
-                    f"{self.place}: the column {column!r} holds half of a surrogate pair; repair or remove"
-                    " it."
+                    f"{self.place}: the column {column!r} holds half of a surrogate pair; repair or remove it."
                 )
             return value
         if isinstance(value, bool):

@@ -94,25 +94,32 @@ class Encoder:
         """The tokens of each word behind a prompt, which depend on the end of the prompt only."""
         end = _end(prompt)
         if end not in self._behind:
-            self._behind[end] = [self._word(end, word) for word in words]
+            start = end.rstrip(" ")
+            ids, space = self.text(start), end[len(start) :]
+            tails = [self._word(start, ids, word if word[:1].isspace() else space + word) for word in words]
+            for k, tail in enumerate(tails):
+                if tail in tails[:k]:
+                    raise TaskError(
+                        f"the label words {words[tails.index(tail)]!r} and {words[k]!r} have the same tokens "
+                        f"({', '.join(self.tokenizer.convert_ids_to_tokens(list(tail)))}), so nothing tells them apart; use "
+                        f"words that this tokenizer knows"
+                    )
+            self._behind[end] = tails
         return self._behind[end]
 
-    def _word(self, end: str, word: str) -> Tokens:
-        start = end.rstrip(" ")
-        if not word[:1].isspace():
-            word = end[len(start) :] + word
-        ids, whole = self.text(start), self.text(start + word)
+    def _word(self, start: str, ids: Tokens, word: str) -> Tokens:
+        """The tokens of a word behind a text and its ids."""
+        whole = self.text(start + word)
         if len(whole) > len(ids) and whole[: len(ids)] == ids:
             return whole[len(ids) :]
         alone = self._known(self._ids(word, add_special_tokens=False))
         if not alone:
             raise TaskError(f"label word {word!r} has no tokens in this tokenizer; use another word")
-        if whole != (*ids, *alone):
-            warnings.warn(
-                f"the label word {word!r} merges with the end of the prompt, {start[-20:]!r}, and is scored as a text "
-                f"of its own; let it begin with a space, {' ' + word.lstrip()!r}",
-                stacklevel=5,
-            )
+        warnings.warn(
+            f"the label word {word!r} merges with the end of the prompt, {start[-20:]!r}, and is scored as a text of "
+            f"its own; let it begin with a space, {' ' + word.lstrip()!r}",
+            stacklevel=5,
+        )
         return alone
 
 

@@ -188,7 +188,7 @@ class Scorer:
         else:
             whole, start = self.encoder.completed(example.prompt, example.completion)
             prompt, tails = whole[:start], [whole[start:]]
-            if not tails[0]:
+            if not example.completion or not tails[0]:
                 raise TaskError(f"an empty completion for the prompt {example.prompt[:40]!r}")
         longest = len(prompt) + max(map(len, tails if self.answers is None else self.words))
         if not prompt or longest > self.max_length:
