@@ -99,10 +99,10 @@ class Encoder:
             tails = [self._word(start, ids, word if word[:1].isspace() else space + word) for word in words]
             for k, tail in enumerate(tails):
                 if tail in tails[:k]:
+                    tokens = ", ".join(self.tokenizer.convert_ids_to_tokens(list(tail)))
                     raise TaskError(
-                        f"the label words {words[tails.index(tail)]!r} and {words[k]!r} have the same tokens "
-                        f"({', '.join(self.tokenizer.convert_ids_to_tokens(list(tail)))}), so nothing tells them apart; use "
-                        f"words that this tokenizer knows"
+                        f"the label words {words[tails.index(tail)]!r} and {words[k]!r} have the same tokens ({tokens}), "
+                        f"so nothing tells them apart; use words that this tokenizer knows"
                     )
             self._behind[end] = tails
         return self._behind[end]
