@@ -276,6 +276,12 @@ ERRORS = [
         r"line 2: the column 'text' holds inf, expected text",
     ),
     ("d.jsonl", GOOD + '{"text": NaN, "label": "pos"}\n', {}, r"line 2: the column 'text' holds nothing"),
+    (
+        "d.jsonl",
+        GOOD + '{"text": "a", "label": ' + "9" * 400 + "}\n",
+        {},
+        r"line 2: the label '9{400}' in column 'label' has no label word",
+    ),
     ("d.jsonl", GOOD + '{"text": ' + "9" * 5000 + "}\n", {}, r"line 2: not valid JSON"),
     ("d.csv", b"text,label\ncaf\xe9,pos\n", {}, r"d\.csv is not UTF-8 text"),
 ]

@@ -160,7 +160,7 @@ def test_a_word_that_merges_with_the_prompt_is_announced() -> None:
 
 def test_words_that_the_tokenizer_does_not_tell_apart_are_refused(tiny_model: Path) -> None:
     network, words = loading.load(str(tiny_model), dtype="float32")
-    with pytest.raises(TaskError, match=r"' zzzz' and ' qqqq' have the same tokens \(<unk>\), so nothing tells them"):
+    with pytest.raises(TaskError, match=r"' zzzz' and ' qqqq' have the same tokens, <unk>: use words"):
         Scorer(network, words, task(["It was"], (" zzzz", " qqqq")))
 
 

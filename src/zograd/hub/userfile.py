@@ -50,10 +50,10 @@ class Record:
             return str(value).lower()
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, (int, float)) and math.isfinite(value):
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             return str(value)
-        number = isinstance(value, float) and value == value  # an infinity
-        what = str(value) if number else "nothing" if value is None or value != value else f"a {type(value).__name__}"
+        empty = value is None or value != value
+        what = "nothing" if empty else str(value) if isinstance(value, float) else f"a {type(value).__name__}"
         raise TaskError(
             f"{self.place}: the column {column!r} holds {what}, expected text or a number; fill it in or remove the "
             "line."

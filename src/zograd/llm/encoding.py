@@ -101,8 +101,8 @@ class Encoder:
                 if tail in tails[:k]:
                     tokens = ", ".join(self.tokenizer.convert_ids_to_tokens(list(tail)))
                     raise TaskError(
-                        f"the label words {words[tails.index(tail)]!r} and {words[k]!r} have the same tokens ({tokens}), "
-                        f"so nothing tells them apart; use words that this tokenizer knows"
+                        f"label words {words[tails.index(tail)]!r} and {words[k]!r} have the same tokens, {tokens}: "
+                        f"use words that this tokenizer knows"
                     )
             self._behind[end] = tails
         return self._behind[end]

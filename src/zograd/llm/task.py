@@ -126,7 +126,8 @@ class Scorer:
     def _sample(self) -> list[int]:
         """Some tokens of the first example, two at least."""
         first = next((e for examples in self.task.splits.values() for e in examples), None)
-        ids = list(self.encoder.text(first.prompt))[:SAMPLE] if first is not None else []
+        ids = list(self.encoder.text(first.prompt)) if first is not None else []
+        ids = ids[: min(SAMPLE, self.max_length)]
         return ids if len(ids) > 1 else [*ids, *range(3)][:2]
 
     @torch.no_grad()

@@ -137,7 +137,8 @@ class Branches(Lens):
             return self._elementwise(func, args)
         if branched:
             return self._apart(func, args, kwargs)
-        if func in ELEMENTWISE or func in POINTWISE or func is Tensor.__getitem__:
+        of_vector = func is Tensor.__getitem__ and args[0].ndim == 1  # a bias
+        if func in ELEMENTWISE or func in POINTWISE or of_vector:
             return self._stack(func, args, kwargs)
         name = getattr(func, "__name__", func)
         raise Unbranchable(f"torch function {name} reads a trained weight, and no argument of it has {self.n} branches")
