@@ -121,6 +121,18 @@ def test_a_file_that_names_no_splits_is_scored_whole(tiny_model: Path, tmp_path:
             assert evaluate(str(tiny_model), dev, None, split=name, **given)["examples"] == len(part)
 
 
+def test_a_copy_of_the_data_of_a_run_is_told_by_its_examples(tiny_model: Path, tmp_path: Path) -> None:
+    """It is another file, so all of it is scored; how much of it was trained on is said."""
+    path = write(tmp_path / "d.jsonl", rows(50))
+    train(settings(tiny_model, path, train_examples=30), tmp_path / "run", quiet=True)
+    copy = write(tmp_path / "copy.jsonl", rows(60))
+    with pytest.warns(UserWarning, match=r"30 of the 60 examples of .*copy\.jsonl were trained on"):
+        result = evaluate(None, copy, tmp_path / "run")
+    assert (result["split"], result["trained_on"]) == ("all", 30)
+    Path(path).unlink()
+    assert evaluate(None, copy, tmp_path / "run")["trained_on"] is None
+
+
 def test_a_file_with_splits_is_scored_by_them(tiny_model: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {"prompt_template": "{text} It was", "label_words": WORDS}
     path = write(tmp_path / "d.jsonl", rows(30, split="train") + rows(7, split="dev"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zograd.hub import Task, TaskError, load_task, select
+from zograd.hub import FetchError, Task, TaskError, load_task, select
 from zograd.hub.template import Template
 from zograd.jsons import finite
 from zograd.llm import loading
@@ -63,6 +64,8 @@ def evaluate(
         seed, first, whole = s.seed, s.draw == "first", not _same(task, s.task)
         if whole:
             loaded = load_task(str(task), seed=seed, **_kept(s, task) | given)
+            with suppress(TaskError, FetchError):  # the data of the run may be gone
+                trained = {e.prompt for e in examples_of(s)[1]}
         else:
             loaded, trained = _data(s, given, directory.meta["data"].get("sha256"))
     split = split or ("all" if whole and loaded.drawn else "test")
@@ -75,6 +78,8 @@ def evaluate(
     scorer = Scorer(module, tokenizer, loaded)
     metrics = scorer.evaluate(chosen)
     seen = None if trained is None else sum(e.prompt in trained for e in chosen)
+    if whole and seen:
+        warnings.warn(f"{seen} of the {len(chosen)} examples of {loaded.source} were trained on", stacklevel=2)
     result = {**asdict(metrics), "task": loaded.name, "split": split, "steps": steps, "trained_on": seen}
     return dict(finite(result | {"failure": scorer.why_not_finite(metrics)}))
 
