@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
@@ -138,7 +138,7 @@ class Scorer:
         """
         ids, name = self._sample(), type(self.base).__name__
         seen = heads.observe(self.base, ids, self.device)
-        exact = self.base.dtype == torch.float32 and not libraries.is_quantized(self.model)
+        exact = self.base.dtype in (torch.float32, torch.float64) and not libraries.is_quantized(self.model)
         if not heads.close(*seen.states, 1e-4 if exact else 1e-2):
             raise loading.ModelError(
                 f"{name} is no causal language model as it is configured: its states at a token depend on later tokens "
@@ -427,11 +427,10 @@ class Scorer:
         """One sentence for metrics of scores that are not finite; None where all are."""
         if not metrics.not_finite:
             return None
-        names = (name for name, p in self.base.named_parameters() if not bool(p.detach().isfinite().all()))
-        found = next(names, None)
-        why = (
-            f"its weight {found!r} holds numbers that are not" if found else f"its forward overflows {self.base.dtype}"
-        )
+        plain = ((name, p.detach()) for name, p in self.base.named_parameters() if type(p) is nn.Parameter)
+        found = next((name for name, p in plain if not bool(p.isfinite().all())), None)
+        held, overflow = f"its weight {found!r} holds numbers that are not", f"its forward overflows {self.base.dtype}"
+        why = held if found else overflow
         what = f"{metrics.not_finite} of {metrics.examples} examples have scores that are not finite"
         return f"{what}, so there is no {metrics.metric} of this model: {why}"
 
