@@ -83,12 +83,9 @@ def without_encoding(source: str) -> list[int]:
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         owner = ast.unparse(call.func).rpartition(".")[0]
         named = {keyword.arg for keyword in call.keywords}
-        modes = [
-            ast.literal_eval(a)
-            for a in call.args[isinstance(call.func, ast.Name) :]
-            if isinstance(a, ast.Constant) and isinstance(a.value, str)
-        ]
-        mode = next((m for m in modes if m and set(m) <= set("rwxabt+")), "r")
+        arguments = call.args[isinstance(call.func, ast.Name) :]  # of `open` itself, the first is the file
+        texts = [c.value for a in arguments for c in ast.walk(a) if isinstance(c, ast.Constant)]
+        mode = next((m for m in texts if isinstance(m, str) and m and set(m) <= set("rwxabt+")), "r")
         text = name in ("read_text", "write_text") or (name == "open" and "b" not in mode and owner in PATHS)
         if text and "encoding" not in named:
             found.append(call.lineno)
