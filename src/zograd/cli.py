@@ -33,19 +33,30 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads (default: all).")
 
 def say(text: str) -> None:
     """Progress and remarks go to stderr; stdout holds results."""
-    print(text, file=sys.stderr)
+    print(text, file=sys.stderr, flush=True)
 
 
 def emit(result: dict[str, Any], as_json: bool, text: str = "") -> None:
     """Print a result: as one JSON line, or as text for people."""
     if as_json:
-        print(jsonlib.dumps(result))
+        from zograd.jsons import dumps
+
+        print(dumps(result))
     elif text:
         print(text)
     else:
         width = max(map(len, result))
         for key, value in result.items():
             print(f"{key:<{width}}  {value}")
+
+
+def conclude(result: dict[str, Any], as_json: bool, text: str = "") -> None:
+    """Print a result; one that came to nothing says why, in its "failure", and ends in exit code 1."""
+    if result.get("failure"):
+        say(f"zograd: {result['failure']}")
+    emit(result, as_json, text)
+    if result.get("failure"):
+        raise typer.Exit(1)
 
 
 def command(group: typer.Typer, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -116,6 +127,10 @@ def percent(x: float | None) -> str:
     return "-" if x is None else f"{100 * x:.1f} %"
 
 
+def number(x: float | None) -> str:
+    return "-" if x is None else f"{x:.4f}"
+
+
 def mib(n: float) -> str:
     return f"{n / 2**20:,.0f} MiB"
 
@@ -154,7 +169,7 @@ def quickstart(
             f"  the weights: zograd replay {result['run']} --out my-model",
         ]
     )
-    emit(result, json, table)
+    conclude(result, json, table)
 
 
 @command(app)
@@ -201,6 +216,9 @@ def train(
     lora_targets: Annotated[str | None, typer.Option(help="Modules with adapters. [q_proj,v_proj]")] = None,
     prompt_template: Annotated[str | None, typer.Option(help='For files: "{text} It was".')] = None,
     label_words: Annotated[str | None, typer.Option(help='For files: "0= terrible,1= great".')] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="For files: the column that {text} stands for. [text]")
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML or TOML with the same keys; options here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -242,7 +260,8 @@ def train(
         "train_examples": train_examples, "eval_examples": eval_examples, "eval_split": eval_split,
         "eval_every": eval_every, "threads": threads, "together": together, "shards": shards,
         "parallel": parallel, "timeout": timeout, "compile": compile_,
-        "lora_r": lora_r, "prompt_template": prompt_template, "label_column": label_column,
+        "lora_r": lora_r, "prompt_template": prompt_template, "text_column": text_column,
+        "label_column": label_column,
         "lora_targets": lora_targets.split(",") if lora_targets else None,
         "label_words": parse_label_words(label_words) if label_words else None,
     }  # fmt: skip
@@ -264,13 +283,13 @@ def train(
             f"{result['metric']}: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "
             f"(calibrated zero-shot {percent(result['metric_calibrated'])}; {result['eval_examples']} held-out)"
             if result["metric"] == "accuracy"
-            else f"held-out loss: {result['metric_before']:.4f} -> {result['metric_after']:.4f}",
+            else f"held-out loss: {number(result['metric_before'])} -> {number(result['metric_after'])}",
             f"{result['steps']} steps, {result['evaluations']} evaluations, {result['seconds']:.1f} s; peak memory "
             f"{mib(result['peak_bytes'])}, inference alone {mib(result['inference_peak_bytes'])}",
             ("stopped early; " if result["interrupted"] else "") + f"the run: {result['run']}",
         ]
     )
-    emit(result, json, text)
+    conclude(result, json, text)
 
 
 @command(app, name="eval")
@@ -278,11 +297,17 @@ def eval_(
     model: Annotated[str | None, typer.Option(help="Alias, directory, .gguf file, or hub name. [smollm2-135m]")] = None,
     task: Annotated[str | None, typer.Option(help="Bundled task or file. [trec, or the run's]")] = None,
     run: Annotated[Path | None, typer.Option(help="Replay this run onto the model first.")] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test or all. [test; all of a file that names no splits]")
+    ] = None,
     examples: Annotated[int | None, typer.Option(help="At most so many examples.")] = None,
     prompt_template: Annotated[str | None, typer.Option(help='For files: "{text} It was".')] = None,
     label_words: Annotated[str | None, typer.Option(help='For files: "0= terrible,1= great".')] = None,
-    label_column: Annotated[str | None, typer.Option(help="For files: the column of the label.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="For files: the column that {text} stands for. [text]")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
+    seed: Annotated[int | None, typer.Option(help="For --split of a file that names none. [0, or the run's]")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     quantized: Annotated[bool, typer.Option("--quantized", help="Keep the matrices of a .gguf packed.")] = False,
     quantize: Annotated[
@@ -304,9 +329,10 @@ def eval_(
     words = parse_label_words(label_words) if label_words else None
     result = go(
         model, task, run, split=split, examples=examples, dtype=dtype, device=device, quantized=quantized,
-        quantize=quantize, prompt_template=prompt_template, label_words=words, label_column=label_column,
+        quantize=quantize, prompt_template=prompt_template, label_words=words, text_column=text_column,
+        label_column=label_column, seed=seed,
     )  # fmt: skip
-    emit(result, json)
+    conclude(result, json)
 
 
 @command(app)

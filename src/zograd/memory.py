@@ -89,7 +89,7 @@ def _reset(device: str) -> str:
         return "cuda"
     trim()
     try:
-        (_PROC / "clear_refs").write_text("5")
+        (_PROC / "clear_refs").write_text("5", encoding="utf-8")
         if _status("VmHWM"):
             return "VmHWM"
     except OSError:
@@ -162,7 +162,7 @@ def _libc() -> Any:
 def _field(path: Path, name: str) -> int:
     """A line "Name:   123 kB" of a /proc file, in bytes; 0 when there is none."""
     try:
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith(name + ":"):
                 return int(line.split()[1]) * _KIB
     except (OSError, ValueError, IndexError):
@@ -187,11 +187,14 @@ def _control_group() -> int:
     """What the control group (version 2) still allows, in bytes, cached files not counted; 0 when there is no limit."""
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = (group / "memory.max").read_text(), int((group / "memory.current").read_text())
+        limit, used = (
+            (group / "memory.max").read_text(encoding="utf-8"),
+            int((group / "memory.current").read_text(encoding="utf-8")),
+        )
         if limit.strip() == "max":
             return 0
         cached = 0
-        for line in (group / "memory.stat").read_text().splitlines():
+        for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines():
             if line.startswith("inactive_file "):
                 cached = int(line.split()[1])
         return max(1, int(limit) - used + cached)

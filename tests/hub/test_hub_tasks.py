@@ -9,6 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from zograd.hub import Example, TaskError, load_task, parse_label_words, tasks
 from zograd.hub.text import fingerprint, split_of
@@ -257,6 +259,30 @@ ERRORS = [
     ("d.csv", "text,label\na,pos\nb,c,pos\n", {}, r"d\.csv, line 3: 3 values for the 2 columns text, label"),
     ("d.csv", 'text,label\n"a\nb",pos\n"x"y,pos\n', {}, r"d\.csv, line 4: not valid CSV"),
     ("d.csv", "text,text\na,pos\n", {}, r"line 1: the column 'text' occurs twice"),
+    ("d.jsonl", GOOD + '{"text": ' + "[" * 200_000 + "\n", {}, r"d\.jsonl, line 2: lists or objects within each other"),
+    (
+        "d.jsonl",
+        GOOD + '{"x": ' + '{"a":' * 200_000 + "\n",
+        {},
+        r"d\.jsonl, line 2: lists or objects within each other",
+    ),
+    ("d.jsonl", GOOD + '{"text": "a\\ud800", "label": "pos"}\n', {}, r"line 2: the column 'text' holds half of a surr"),
+    ("d.jsonl", GOOD + '{"text": "a", "label": "\\udfff"}\n', {}, r"line 2: the column 'label' holds half of a surrog"),
+    ("d.jsonl", GOOD + '{"text": "a", "\\ud800": 1}\n', {}, r"line 2: the name of a column holds half of a surrogate"),
+    (
+        "d.jsonl",
+        GOOD + '{"text": Infinity, "label": "pos"}\n',
+        {},
+        r"line 2: the column 'text' holds inf, expected text",
+    ),
+    ("d.jsonl", GOOD + '{"text": NaN, "label": "pos"}\n', {}, r"line 2: the column 'text' holds nothing"),
+    (
+        "d.jsonl",
+        GOOD + '{"text": "a", "label": ' + "9" * 400 + "}\n",
+        {},
+        r"line 2: the label '9{400}' in column 'label' has no label word",
+    ),
+    ("d.jsonl", GOOD + '{"text": ' + "9" * 5000 + "}\n", {}, r"line 2: not valid JSON"),
     ("d.csv", b"text,label\ncaf\xe9,pos\n", {}, r"d\.csv is not UTF-8 text"),
 ]
 
@@ -270,6 +296,34 @@ def test_one_sentence_for_each_mistake(tmp_path: Path, name: str, content, chang
     with pytest.raises(TaskError, match=message) as caught:
         load_task(path, **arguments)
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, 10**4), st.binary(max_size=3)), min_size=1, max_size=6),
+    st.sampled_from([".jsonl", ".csv"]),
+)
+def test_a_damaged_file_gives_examples_or_one_sentence(
+    tmp_path: Path, changes: list[tuple[int, bytes]], suffix: str
+) -> None:
+    """Bytes of a valid file changed at random: a task, or a TaskError; what it gives can be written as UTF-8."""
+    lines = [f'{{"text": "caf\\u00e9 {i}", "label": "{"pos" if i % 2 else "neg"}", "x": [{i}]}}' for i in range(6)]
+    if suffix == ".csv":
+        lines = ["text,label", *(f'"caf\u00e9, {i}",{"pos" if i % 2 else "neg"}' for i in range(6))]
+    data = "\n".join(lines).encode()
+    for place, new in changes:
+        at = place % len(data)
+        data = data[:at] + new + data[at + 1 :]
+    path = tmp_path / f"d{suffix}"
+    path.write_bytes(data)
+    try:
+        task = load_task(path, prompt_template="{text} It was", label_words=WORDS)
+    except TaskError as e:
+        said = str(e)
+    else:
+        said = "".join(e.prompt for part in task.splits.values() for e in part)
+        assert all(0 <= e.label < 2 for part in task.splits.values() for e in part)
+    assert said.encode("utf-8")
 
 
 @pytest.mark.parametrize("name", ["sst3", "data.txt", ""])

@@ -187,7 +187,7 @@ def test_a_run_with_label_words_of_several_tokens_resumes_to_the_bit(
     s = TrainSettings.model_validate(
         {"model": str(tiny_model), "task": "mr", "steps": 6, "batch_size": 16, "train_examples": 64, **trained,
          "eval_examples": 16, "lr": 1e-3, "mu": 1e-3, "dtype": "float32",
-         "label_words": ["very bad", "no good yes"]}
+         "label_words": [" very bad", " no good yes"]}
     )  # fmt: skip
     whole = train(s, tmp_path / "whole", quiet=True)
     assert len(calls) >= 6

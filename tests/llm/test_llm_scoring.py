@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,18 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
     assert [Batches(examples, 8, 6)[t] for t in range(20)] != forward
     first_epoch = [e for t in range(7) for e in one[t]][:50]
     assert sorted(e.prompt for e in first_epoch) == sorted(e.prompt for e in examples)
+
+
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    """Every example once an epoch, in a fresh permutation: not that of the epoch before, nor that of the file."""
+    examples = list(load_task("mr").splits["train"][:40])
+    batches = Batches(examples, 8, 5)
+    orders = [[examples.index(e) for t in range(5 * epoch, 5 * epoch + 5) for e in batches[t]] for epoch in range(4)]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert len({tuple(order) for order in (*orders, range(40))}) == 5
+    # Two permutations of 40 agree at one place on average, and at 8 with probability 1e-5.
+    agree = [sum(a == b for a, b in zip(one, two, strict=True)) for one, two in itertools.combinations(orders, 2)]
+    assert max(agree) < 8
 
 
 def test_a_prompt_longer_than_the_model_takes_is_named(model_and_tokenizer) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from zograd.llm import loading
 from zograd.llm.settings import TrainSettings
-from zograd.llm.train import DivergenceError, replay, train
+from zograd.llm.train import DivergenceError, replay, restore, train
 from zograd.rundir import RunError
 from zograd.tape import Tape, TapeError
 
@@ -57,6 +58,26 @@ def test_stopping_and_resuming_changes_nothing(tiny_model: Path, tmp_path: Path,
     replayed = replay(tmp_path / "parts", None, tmp_path / "weights")
     assert replayed["sha256"] == whole["sha256"]
     assert (tmp_path / "whole" / "state.safetensors").exists() == (variant == "adam")
+
+
+def test_weight_decay_is_on_matrices_not_on_biases_and_norms(tiny_model: Path, tmp_path: Path) -> None:
+    """After one step, which differs by the decay alone: w (1 - lr decay) in place of w for matrices, w for the rest."""
+    lr, decay = 1e-2, 0.5
+    ends: list[dict[str, torch.Tensor]] = []
+    for k, weight_decay in enumerate((0.0, decay)):
+        s = settings(tiny_model, steps=1, lr=lr, weight_decay=weight_decay)
+        train(s, tmp_path / f"{k}", quiet=True)
+        ends.append({n: t.detach().clone() for n, t in restore(tmp_path / f"{k}")[0].trained.items()})
+    start = dict(loading.load(str(tiny_model), dtype="float32")[0].named_parameters())
+    assert {t.ndim for t in start.values()} == {1, 2}
+    for name, w in start.items():
+        expected = -lr * decay * w if w.ndim > 1 else torch.zeros_like(w)
+        torch.testing.assert_close(ends[1][name] - ends[0][name], expected, rtol=1e-3, atol=1e-7)
+
+
+def test_biases_are_in_the_group_without_decay() -> None:
+    tensors = {"w": torch.ones(2, 3), "bias": torch.ones(3), "gain": torch.ones(2), "scale": torch.ones(())}
+    assert loading.decay_groups(tensors) == {"w": 0, "bias": 1, "gain": 1, "scale": 1}
 
 
 def cut_tape(source: Path, target: Path, records: int) -> None:

@@ -263,3 +263,25 @@ def test_a_packed_run_can_be_planned(tiny_gguf: TinyGguf) -> None:
 
 def packed_weights(model) -> list[torch.Tensor]:
     return [torch.empty(m.rows, m.columns, device="meta") for _, m in gguf_file.packed_layers(model)]
+
+
+@pytest.mark.parametrize(("form", "pattern"), [("F16", "scales"), ("F16", "scales:mlp"), ("F32", "scales")])
+def test_matrices_without_scales_are_named_by_their_format(
+    tiny_gguf: Callable[[str], Path], form: str, pattern: str
+) -> None:
+    """The embedding is packed, the matrices are not: what is wrong is their format, not a name."""
+    from zograd.llm import loading
+
+    model, _ = loading.load(str(tiny_gguf(form)), dtype="float32", quantized=True)
+    with pytest.raises(
+        loading.ModelError, match=rf"--train {pattern}: the matrices of .*tiny.gguf are in {form}, which"
+    ):
+        loading.select(model, pattern)
+
+
+def test_a_pattern_that_finds_no_layer_shows_a_layer(tiny_gguf: Callable[[str], Path]) -> None:
+    from zograd.llm import loading
+
+    model, _ = loading.load(str(tiny_gguf("Q4_1")), dtype="float32", quantized=True)
+    with pytest.raises(loading.ModelError, match=r"selects no layer; names look like model.layers.0.self_attn.q_proj"):
+        loading.select(model, "scales:nothing")

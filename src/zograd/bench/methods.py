@@ -422,7 +422,7 @@ def load(path: Path) -> list[Line]:
     if not path.exists():
         return []
     lines: list[Line] = []
-    texts = path.read_text().split("\n")
+    texts = path.read_text(encoding="utf-8").split("\n")
     for number, text in enumerate(texts, 1):
         if not text:
             continue
@@ -446,7 +446,7 @@ class Results:
 
     def append(self, line: Line) -> None:
         self.lines.append(line)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
     def of(self, problem: str, name: str) -> list[Line]:

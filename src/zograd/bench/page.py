@@ -339,7 +339,7 @@ def write(results: Path) -> dict[str, Any]:
         raise ValueError(f"{results} holds no finished run; compute some first: zograd bench methods --problems a")
     folder = results.parent
     target = folder.with_suffix(".md")
-    target.write_text(page(lines, folder.name))
+    target.write_text(page(lines, folder.name), encoding="utf-8")
     figures = [draw(kind, group, folder / f"{kind}.png", fingerprint(lines)) for kind, group in groups(columns)]
     return {"page": str(target), "figures": [str(f) for f in figures], "bytes": sum(f.stat().st_size for f in figures)}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from zograd.hub.errors import FetchError, ModelNotFoundError, TaskError
 from zograd.hub.fetching import DEFAULT_MODEL, Fetched, ModelInfo, fetch, models, resolve_model
-from zograd.hub.tasks import Example, Task, TaskInfo, load_task, parse_label_words, tasks
+from zograd.hub.tasks import Example, Task, TaskInfo, load_task, parse_label_words, select, tasks
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -24,5 +24,6 @@ __all__ = [
     "models",
     "parse_label_words",
     "resolve_model",
+    "select",
     "tasks",
 ]

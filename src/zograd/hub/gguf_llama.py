@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zograd.hub.gguf_header import check_header
+
 __all__ = ["convert", "write_safetensors"]
 
 _MODULES = {
@@ -37,6 +39,7 @@ def convert(gguf_file: Path, folder: Path) -> None:
     """
     import gguf
 
+    check_header(gguf_file)
     reader = gguf.GGUFReader(str(gguf_file))
     read = {name: _value(field, gguf.GGUFValueType) for name, field in reader.fields.items()}
     config = _config(read)

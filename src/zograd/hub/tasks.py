@@ -21,9 +21,10 @@ from typing import Final
 from zograd.hub.errors import TaskError
 from zograd.hub.fetching import fetch
 from zograd.hub.template import Template
+from zograd.hub.text import rank
 from zograd.hub.userfile import Record, read_records
 
-__all__ = ["SPLITS", "Example", "Task", "TaskInfo", "load_task", "parse_label_words", "tasks"]
+__all__ = ["SPLITS", "Example", "Task", "TaskInfo", "load_task", "parse_label_words", "select", "tasks"]
 
 SPLITS: Final = ("train", "validation", "test")
 
@@ -43,7 +44,7 @@ class Task:
 
     `kind` is `"classification"` (label words, `Example.label`) or `"completion"` (`Example.completion`, no label
     words). `splits` has the keys train, validation and test, in a fixed order of examples; `classes` names the classes
-    in the order of the label words.
+    in the order of the label words. `own` says that it is a file of the user, `drawn` that this file names no splits.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Task:
     kind: str = "classification"
     classes: tuple[str, ...] = ()
     description: str = ""
+    own: bool = False
+    drawn: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def load_task(
     text_column: str | None = None,
     label_column: str | None = None,
     seed: int = 0,
+    split_by: Sequence[str] | None = None,
 ) -> Task:
     """The task of that name, or the one in a `.jsonl`, `.csv` or `.parquet` file.
 
@@ -151,6 +155,7 @@ def load_task(
         text_column: for a file, the column that the field `{text}` stands for; default "text".
         label_column: for a file, the column of the label; default "label".
         seed: for a file without a column `split`, another seed gives another split. Stored splits never change.
+        split_by: for such a file, the columns whose text draws the split; default those that the template names.
 
     Raises:
         TaskError: unknown name, or a file that does not fit; the message names file, line and value.
@@ -168,7 +173,22 @@ def load_task(
             f"There is no task named {name!r}: give one of {', '.join(_TASKS)}, or a file ending in "
             f"{', '.join(_SUFFIXES)}."
         )
-    return _from_file(name, prompt_template, words, text_column, label_column, seed)
+    return _from_file(name, prompt_template, words, text_column, label_column, seed, split_by)
+
+
+def select(task: Task, split: str, count: int | None, *, seed: int, first: bool = False) -> list[Example]:
+    """At most `count` examples of a split, or of all splits one after the other ("all"), in their order there.
+
+    A named task gives its first ones: it is stored in random order. A file may be sorted by label, so its examples are
+    drawn: by a hash of `seed` and their position, whatever the template. first: take the first ones of a file, too.
+    """
+    found = [e for name in SPLITS for e in task.splits.get(name, ())] if split == "all" else list(task.splits[split])
+    if count is None or count >= len(found):
+        return found
+    if first or not task.own:
+        return found[:count]
+    chosen = sorted(range(len(found)), key=lambda i: rank(f"draw {seed}", str(i)))[:count]
+    return [found[i] for i in sorted(chosen)]
 
 
 def parse_label_words(text: str) -> dict[str, str]:
@@ -257,6 +277,7 @@ def _from_file(
     text_column: str | None,
     label_column: str | None,
     seed: int,
+    split_by: Sequence[str] | None,
 ) -> Task:
     records = read_records(path, text_column)
     columns = list(records[0].values)
@@ -268,7 +289,7 @@ def _from_file(
         classes: tuple[str, ...] = ()
         for record in records:
             example = Example(record.text("prompt"), -1, record.text("completion"))
-            splits[record.split(("prompt",), seed)].append(example)
+            splits[record.split(split_by or ("prompt",), seed)].append(example)
     else:
         if prompt_template is None and text_column is None:
             raise TaskError(
@@ -289,7 +310,7 @@ def _from_file(
         for record in records:
             filled = template.fill({column: record.text(column) for column in template.columns})
             example = Example(filled, _label_of(record, label, index))
-            splits[record.split(template.columns, seed)].append(example)
+            splits[record.split(split_by or template.columns, seed)].append(example)
     return Task(
         name=os.path.basename(path).rsplit(".", 1)[0],
         template=template.text,
@@ -300,6 +321,8 @@ def _from_file(
         metric="loss" if generation else "accuracy",
         kind="completion" if generation else "classification",
         classes=classes,
+        own=True,
+        drawn="split" not in columns,
     )
 
 

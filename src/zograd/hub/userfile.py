@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,14 +41,19 @@ class Record:
         """
         value = self.values.get(column)
         if isinstance(value, str):
+            if not _writable(value):
+                raise TaskError(
+                    f"{self.place}: the column {column!r} holds half of a surrogate pair; repair or remove it."
+                )
             return value
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, (int, float)) and value == value:
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
             return str(value)
-        what = "nothing" if value is None or value != value else f"a {type(value).__name__}"
+        empty = value is None or value != value
+        what = "nothing" if empty else str(value) if isinstance(value, float) else f"a {type(value).__name__}"
         raise TaskError(
             f"{self.place}: the column {column!r} holds {what}, expected text or a number; fill it in or remove the "
             "line."
@@ -109,10 +115,25 @@ def _jsonl(file: Path, path: str) -> Iterator[Record]:
                 values = json.loads(line)
             except ValueError as error:
                 raise TaskError(f"{place}: not valid JSON ({error}); write one object per line.") from None
+            except RecursionError:
+                raise TaskError(
+                    f"{place}: lists or objects within each other, too many to read; write one flat object per line."
+                ) from None
             if not isinstance(values, dict) or not values:
                 kind = type(values).__name__
                 raise TaskError(f'{place}: expected an object such as {{"text": "...", "label": 0}}, found a {kind}.')
+            if not all(map(_writable, values)):
+                raise TaskError(f"{place}: the name of a column holds half of a surrogate pair; write another name.")
             yield Record(values, place)
+
+
+def _writable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON can name half of a surrogate pair, which cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _csv(file: Path, path: str) -> Iterator[Record]:

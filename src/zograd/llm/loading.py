@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd.hub import resolve_model
+from zograd.hub.gguf_header import GGUFError, check_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,6 +86,7 @@ def load(
     config = library_config(quantize, path, kind)
     file: dict[str, Any] = {}
     if path.endswith(".gguf"):
+        check_gguf(Path(path))
         path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **file)
@@ -113,6 +115,16 @@ def load(
     except libraries.LibraryError as e:
         raise ModelError(f"{path}: {e}") from e
     return (model if model.device == torch.device(device) else model.to(device)).eval(), tokenizer
+
+
+def check_gguf(path: Path) -> None:
+    """Raise ModelError for a file that is cut or damaged, before a library believes what its header says."""
+    try:
+        check_header(path)
+    except ImportError as e:
+        raise ModelError(extra("demo")) from e
+    except (OSError, GGUFError) as e:
+        raise ModelError(first_line(e)) from e
 
 
 def library_config(quantize: str | None, path: str, dtype: torch.dtype) -> Any:
@@ -151,7 +163,9 @@ def load_packed(path: Path, dtype: torch.dtype, device: str) -> tuple[PreTrained
     config = file.parent if (file.parent / "config.json").exists() else None
     try:
         model, tokenizer = gguf_file.load(file, config, dtype=dtype)
-    except (OSError, ValueError, KeyError, NotImplementedError) as e:
+    except GGUFError as e:
+        raise ModelError(first_line(e)) from e
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as e:
         raise ModelError(f"cannot keep {file} packed: {first_line(e)}") from e
     return model.to(device), tokenizer
 
@@ -213,7 +227,24 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
             wrapped: nn.Module = get_peft_model(model, config)
         except ValueError as e:
             raise ModelError(f"LoRA does not fit this model: {first_line(e)}") from e
+    refuse_tied(wrapped)
     return wrapped.eval()
+
+
+def refuse_tied(model: nn.Module) -> None:
+    """Raise ModelError for an adapter on a weight that two modules share: it acts in one, and is merged into both."""
+    owners: dict[int, list[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(p), []).append(name.removeprefix("base_model.model."))
+    for names in owners.values():
+        adapted = [name for name in names if name.endswith(".base_layer.weight")]
+        if adapted and len(names) > 1:
+            name, other = (n.removesuffix(".weight").removesuffix(".base_layer") for n in names[:2])
+            target = adapted[0].removesuffix(".base_layer.weight").rpartition(".")[2]
+            raise ModelError(
+                f"{name!r} and {other!r} share one weight in this model: an adapter on {target} would act in one of "
+                f"them and be merged into both; leave {target} out of --lora-targets"
+            )
 
 
 def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
@@ -257,7 +288,8 @@ def is_scales(train: str) -> bool:
 def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor]:
     """The scales of the quantized linear layers, in the top `layers` blocks only when given."""
     from zograd.quantized import libraries
-    from zograd.quantized.gguf_file import linear_layers, packed_layers
+    from zograd.quantized.formats import FORMATS
+    from zograd.quantized.gguf_file import linear_layers
 
     pattern = train.partition(":")[2]
     try:
@@ -277,9 +309,15 @@ def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor
         raise ModelError(str(e)) from e
     if chosen:
         return chosen
-    names = [name for name, _ in packed_layers(model)] + [handle.name for handle in handles]
+    names = [name for name, _ in linear_layers(model)] + [handle.name for handle in handles]
     if names:
         raise ModelError(f"--train {train} selects no layer; names look like {names[0]}")
+    if hasattr(model, "packed_file"):
+        found = ", ".join(sorted(model.dense_formats)) or "no format that has any"  # type: ignore[arg-type]
+        raise ModelError(
+            f"--train {train}: the matrices of {model.packed_file} are in {found}, which has no scales; give a file in "
+            f"{', '.join(map(str, FORMATS.values()))}, or train lora or full"
+        )
     if kinds := libraries.unknown(model):
         raise ModelError(
             f"--train {train}: zograd does not know the scales of {', '.join(kinds)}; it knows {libraries.KNOWN}, and "
@@ -294,6 +332,12 @@ def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor
 def decay_groups(chosen: Mapping[str, Tensor]) -> dict[str, int]:
     """Group 0 decays; group 1 (biases and norm gains: tensors with one axis) does not, as MeZO has it."""
     return {name: int(p.ndim <= 1) for name, p in chosen.items()}
+
+
+def vocabulary(base: Any) -> int:
+    """How many token ids the embedding of a model has rows for."""
+    embedding = base.get_input_embeddings()
+    return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
 
 
 def plain_model(model: nn.Module) -> Any:

@@ -5,23 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zograd.kernels import log_sum_exp_
+from zograd.llm import head as heads
 from zograd.llm import loading
 from zograd.stores.lens import linear_rows, tile_elements
 
 
-def token_losses(model: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -> Tensor:
     """-log softmax(W h + b)[target] in float32, [N], for hidden states [N, d] and targets [N] (negative: 0).
 
     Tile by tile of the vocabulary: log sum_j exp l_j = m + log s with m <- max(m, max_j l_j) and
     s <- s e^(m_old - m) + sum_j e^(l_j - m). In memory are the logits of
     one tile at a time, [N, tile], and not all in float32.
+
+    Of a model whose logits are not W h + b (`llm/head.py`), its own logits of a few rows at a time, of so many
+    copies of them.
     """
-    head = loading.plain_model(model).get_output_embeddings()
-    weight, bias = head.weight, head.bias
-    cap = getattr(loading.plain_model(model).config, "final_logit_softcapping", None)
+    base = loading.plain_model(model)
+    if not heads.plain(base) or hasattr(base.get_output_embeddings(), "lookup"):
+        wanted = targets.view(copies, -1)
+        found, start = [], 0
+        for part in heads.in_parts(base, hidden, copies):
+            own = heads.logits(base, part, copies=copies)
+            stop = start + len(part) // copies
+            here = wanted[:, start:stop].flatten()
+            found.append(F.cross_entropy(own, here.clamp(min=-1), ignore_index=-1, reduction="none").view(copies, -1))
+            start = stop
+        return torch.cat(found, 1).flatten()
+    head, cap = base.get_output_embeddings(), heads.cap_of(base)
+    weight, bias, hidden = head.weight, head.bias, heads.fitting(head, hidden)
     rows, columns = weight.shape
     top = torch.full((hidden.shape[0],), -torch.inf, device=hidden.device)
     total = torch.zeros_like(top)
@@ -50,12 +65,12 @@ def causal_losses(model: Any, ids: Tensor, labels: Tensor | None = None, *, copi
     For `zograd.batched`: `batched(lambda n: causal_losses(model, ids, copies=n))`.
     """
     base = loading.plain_model(model)
-    backbone = getattr(base, base.base_model_prefix)
+    backbone = heads.backbone_of(base)
     labels = ids if labels is None else labels
     repeated = {
         name: torch.cat([value] * copies) if isinstance(value, Tensor) else value for name, value in inputs.items()
     }
     hidden = backbone(input_ids=ids.repeat(copies, 1), use_cache=False, **repeated).last_hidden_state[:, :-1]
     targets = labels[:, 1:].repeat(copies, 1)
-    losses = token_losses(model, hidden.flatten(0, 1), targets.flatten())
+    losses = token_losses(model, hidden.flatten(0, 1), targets.flatten(), copies)
     return losses.view(copies, -1).sum(1) / (targets[: len(ids)] >= 0).sum()

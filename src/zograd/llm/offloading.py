@@ -133,7 +133,7 @@ def tensor_files(folder: Path) -> dict[str, MappedFile]:
     index = folder / "model.safetensors.index.json"
     try:
         if index.exists():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         else:
             names = ["model.safetensors"]
         mapped = [MappedFile(folder / name) for name in names]

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from zograd.llm.head import backbone_of
 from zograd.llm.loading import blocks
 from zograd.llm.packing import Layout
 
@@ -32,16 +33,24 @@ def first_trained_block(model: nn.Module, trained: Iterable[Tensor]) -> int:
             break
         below += 1
     inside = {id(p) for p in layers.parameters()}
-    tops = _after_blocks(model)
-    return min(below, len(layers) - 1) if all(i in inside or i in tops for i in ids) else 0
+    outside = ids - inside
+    return min(below, len(layers) - 1) if below and outside <= _after_blocks(model) else 0
 
 
-def _after_blocks(model: nn.Module) -> set[int]:
-    """Parameters used after the last block only: the final norm."""
+@torch.no_grad()
+def _after_blocks(model: Any) -> set[int]:
+    """Parameters used after the last block only (the final norm): found in a forward of two tokens."""
     layers = blocks(model)
     owner = next(m for m in model.modules() if any(child is layers for child in m.children()))
-    norms = [m for m in owner.children() if m is not layers and not isinstance(m, nn.Embedding)]
-    return {id(p) for m in norms for p in m.parameters()}
+    called: list[nn.Module] = []
+    with ExitStack() as stack:
+        for module in (*owner.children(), *layers):
+            stack.callback(module.register_forward_pre_hook(lambda module, _: called.append(module)).remove)
+        device = next(layers.parameters()).device
+        backbone_of(model)(input_ids=torch.ones(1, 2, dtype=torch.int64, device=device), use_cache=False)
+    last = max((k for k, module in enumerate(called) if module in set(layers)), default=len(called))
+    before = {id(p) for module in called[: last + 1] for p in module.parameters()}
+    return {id(p) for module in called[last + 1 :] for p in module.parameters()} - before
 
 
 def attention_of(block: nn.Module) -> tuple[str, nn.Module] | None:

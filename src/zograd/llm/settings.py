@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class SettingsError(ValueError):
     """A setting that is unknown, of the wrong type or out of range; the message names it."""
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+",
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+    ),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are those of YAML 1.2 and of Python: 1e-8 is one, 1:30 is text, 012 is twelve."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]  # stubs take it for an object's
+        first: [(tag, pattern) for tag, pattern in found if tag not in _NUMBERS]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def integer(self, node: Any) -> int:
+        text = str(self.construct_scalar(node)).replace("_", "")
+        return int(text, 0) if text[:2] in ("0x", "0o", "0b") else int(text)
+
+
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.integer)
+
+
+def read_value(text: str) -> Any:
+    """A value as a config and `--set` hold it. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # it is a SafeLoader
 
 
 class TrainSettings(BaseModel):
@@ -54,6 +87,7 @@ class TrainSettings(BaseModel):
     train_examples: int | None = Field(default=1000, ge=1)
     eval_examples: int | None = Field(default=500, ge=1)
     eval_split: Literal["validation", "test"] = "validation"
+    draw: Literal["random", "first"] = "random"
     eval_every: int = Field(default=0, ge=0)
     save_every: int = Field(default=500, ge=1)
     max_failures: int = Field(default=10, ge=1)
@@ -61,6 +95,28 @@ class TrainSettings(BaseModel):
     label_words: dict[str, str] | list[str] | None = None
     text_column: str | None = None
     label_column: str | None = None
+
+    @field_validator("method_settings", mode="before")
+    @classmethod
+    def _numbers_in_quotes(cls, value: Any) -> Any:
+        """A number in quotes is the number: no setting of a method is a text that looks like one."""
+        if not isinstance(value, Mapping):
+            return value
+        return {name: read_value(v) if isinstance(v, str) else v for name, v in value.items()}
+
+    @field_validator("label_words", mode="before")
+    @classmethod
+    def _words_are_text(cls, value: Any) -> Any:
+        """Labels and words that a config holds as numbers are meant as text: {0: bad, 1: good}, and labels true, false.
+
+        A word that is a truth value was yes or no, on or off, and nothing tells which.
+        """
+        words = list(value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ())
+        if any(isinstance(word, bool) for word in words):
+            raise ValueError("in YAML yes, no, on, off, true and false are truth values; write such a word in quotes")
+        if isinstance(value, Mapping):
+            return {_as_text(label): _as_text(word) for label, word in value.items()}
+        return [_as_text(word) for word in value] if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _one_quantization(self) -> Self:
@@ -101,6 +157,13 @@ class TrainSettings(BaseModel):
         return data
 
 
+def _as_text(value: Any) -> Any:
+    """A scalar as data files write it: `true` for True, `1` for 1."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
 def parse(data: dict[str, Any]) -> TrainSettings:
     """Validated settings; SettingsError with one line that names the first mistake."""
     try:
@@ -120,11 +183,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The keys of a .yaml, .yml or .toml file."""
     file = Path(path)
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as e:
         raise SettingsError(f"cannot read the config {file}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise SettingsError(f"the config {file} is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
     try:
-        data = tomllib.loads(text) if file.suffix == ".toml" else yaml.safe_load(text)
+        data = tomllib.loads(text) if file.suffix == ".toml" else read_value(text)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as e:
         raise SettingsError(f"the config {file} does not parse: {str(e).splitlines()[0]}") from None
     if not isinstance(data, dict):
@@ -133,14 +198,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def parse_assignments(pairs: list[str]) -> dict[str, Any]:
-    """["n=8", "lr=1e-3"] as {"n": 8, "lr": 0.001}; values are read as YAML, numbers like 1e-3 as numbers."""
+    """["n=8", "lr=1e-3"] as {"n": 8, "lr": 0.001}; values are read as in a config."""
     out: dict[str, Any] = {}
     for pair in pairs:
         key, eq, value = pair.partition("=")
         if not eq or not key:
             raise SettingsError(f"--set {pair!r}: write key=value, for example --set n=8")
         try:
-            out[key] = float(value) if any(c in value for c in ".eE") else int(value)
-        except ValueError:
-            out[key] = yaml.safe_load(value)
+            out[key] = read_value(value)
+        except yaml.YAMLError as e:
+            raise SettingsError(f"--set {pair!r} does not parse: {str(e).splitlines()[0]}") from None
     return out

@@ -10,6 +10,7 @@ not allow that. Prompt/completion data: mean negative log-likelihood of the comp
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 
 from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
+from zograd.llm import head as heads
 from zograd.llm import loading
 from zograd.llm.answers import Answers
+from zograd.llm.encoding import Encoder, Tokens
 from zograd.llm.loss import token_losses
 from zograd.llm.packing import TAILS, Layout, in_rows_of_their_own, packed, packs
 from zograd.llm.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.noise import fold
-from zograd.stores.watched import WatchedParameter
+from zograd.quantized import libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 EVALUATION = 32
 """Examples of an evaluation that share a forward, at most."""
+SAMPLE = 16
+"""Tokens of an example by which a model is looked at."""
 SATURATED = 512
 """Tokens of a forward from which on larger batches are no faster."""
 FORWARD_TOKENS = 256
@@ -51,7 +56,10 @@ class Sequence_:
 
 @dataclass(frozen=True)
 class Metrics:
-    """accuracy after subtracting the mean score of each class (`calibrated`), share of the largest class, mean loss."""
+    """accuracy after subtracting the mean score of each class (`calibrated`), share of the largest class, mean loss.
+
+    not_finite: examples with a score that is NaN or infinite. With one of those, value, calibrated and loss are NaN.
+    """
 
     metric: str
     value: float
@@ -59,6 +67,7 @@ class Metrics:
     majority: float | None
     examples: int
     loss: float
+    not_finite: int = 0
 
 
 class Scorer:
@@ -83,32 +92,87 @@ class Scorer:
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
-        self.pad = int(tokenizer.pad_token_id or 0)
+        self.encoder = Encoder(tokenizer, loading.vocabulary(self.base))
+        self.pad = self.encoder.padding
         longest = getattr(self.base.config, "max_position_embeddings", None)
         self.max_length = min(max_length or 10**9, longest or 10**9)
-        self.words = [self._word(w) for w in task.label_words]
-        self.single = task.kind == "classification" and all(len(w) == 1 for w in self.words)
+        prompts = (e.prompt for examples in task.splits.values() for e in examples)
+        ways = self.encoder.words(prompts, task.label_words) if task.kind == "classification" else [[]]
+        self.words = ways[0]
+        """The tokens of the label words."""
+        self.alike = len(ways) == 1
+        """Whether they are the same behind every prompt."""
+        self.single = task.kind == "classification" and self.alike and all(len(w) == 1 for w in self.words)
         self.label_ids = torch.tensor([w[0] for w in self.words], device=self.device) if self.single else None
-        below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
         self.prefix: Prefix | None = None
+        self._numbers: dict[Sequence_, int] = {}
+        self._encoded: dict[Example, list[Sequence_]] = {}
+        self.packs, self.answers = False, None
+        self._check()
+        below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
         if below:
             last = loading.blocks(self.base)[-1]
             last_only = self.single and below == len(loading.blocks(self.base)) - 1
-            self.prefix = Prefix(self.base, below, last_only=last_only and trained_after_attention(last, trained))
+            self.prefix = self._prefix(below, last_only and trained_after_attention(last, trained))
         self.packs = packs(self.base, self.device)
         """Whether sequences may share a row of the batch."""
-        several = self.packs and task.kind == "classification" and not self.single
+        several = self.packs and task.kind == "classification" and self.alike and not self.single
         shares = several and packs(self.base, self.device, TAILS)
         self.answers = Answers(self.words, self.device) if shares else None
         """The label words where they share a prompt's keys and values."""
-        self._numbers: dict[Sequence_, int] = {}
-        self._encoded: dict[Example, list[Sequence_]] = {}
 
-    def _word(self, word: str) -> list[int]:
-        ids = list(self.tokenizer.encode(word, add_special_tokens=False))
-        if not ids:
-            raise TaskError(f"label word {word!r} has no tokens in this tokenizer; use another word")
-        return ids
+    # ---- what is found on the model ------------------------------------------------------------------------------
+
+    def _sample(self) -> list[int]:
+        """Some tokens of the first example, two at least."""
+        first = next((e for examples in self.task.splits.values() for e in examples), None)
+        ids = list(self.encoder.text(first.prompt)) if first is not None else []
+        ids = ids[: min(SAMPLE, self.max_length)]
+        return ids if len(ids) > 1 else [*ids, *range(3)][:2]
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Refuse a model whose states know later tokens, or whose logits are not those that are scored here.
+
+        Cost: two forwards of some tokens.
+        """
+        ids, name = self._sample(), type(self.base).__name__
+        seen = heads.observe(self.base, ids, self.device)
+        exact = self.base.dtype in (torch.float32, torch.float64) and not libraries.is_quantized(self.model)
+        if not heads.close(*seen.states, 1e-4 if exact else 1e-2):
+            raise loading.ModelError(
+                f"{name} is no causal language model as it is configured: its states at a token depend on later tokens "
+                f"(a bidirectional or masked language model), so it does not predict the next one; choose a causal "
+                f"model, or set is_decoder or the like in its config.json where it was trained as one"
+            )
+        hidden, _ = self._hidden([Sequence_(tuple(ids), len(ids))])
+        some = torch.arange(2, device=self.device) if self.label_ids is None else self.label_ids
+        for chosen, expected in ((None, seen.logits), (some, seen.logits[some])):
+            found = self._logits(hidden[0, len(ids) - 1][None], chosen)[0]
+            if not heads.close(found, expected, heads.rounding(torch.float32 if exact else torch.bfloat16)):
+                raise loading.ModelError(
+                    f"the scores of {name} would not be its logits: its own forward gives its backbone more than the "
+                    f"tokens and a mask; train it through zograd.ZOOptimizer with a loss of your own"
+                )
+
+    @torch.no_grad()
+    def _prefix(self, below: int, last_only: bool) -> Prefix | None:
+        """The prefix that keeps as much as this model allows: what is recalled gives the states of a whole forward."""
+        ids = self._sample()
+        sequence = [Sequence_(tuple(ids), len(ids))]
+        expected, _ = self._hidden(sequence)
+        for only in (True, False) if last_only else (False,):
+            self.prefix = Prefix(self.base, below, last_only=only)
+            try:
+                found, layout = self._hidden(sequence)
+            except Exception:  # blocks of any library may want more than the states before them
+                continue
+            finally:
+                self.prefix = None
+                self._numbers.clear()
+            if heads.close(found[0, layout.lengths[0] - 1], expected[0, -1], heads.rounding(self.base.dtype)):
+                return Prefix(self.base, below, last_only=only)
+        return None
 
     def encode(self, example: Example) -> list[Sequence_]:
         """The sequences whose forwards score this example (kept, since batches come back each epoch)."""
@@ -117,12 +181,15 @@ class Scorer:
         return self._encoded[example]
 
     def _encode(self, example: Example) -> list[Sequence_]:
-        prompt = list(self.tokenizer.encode(example.prompt))
+        tails: Sequence[Tokens]
         if self.task.kind == "classification":
-            tails = [[]] if self.single or self.answers is not None else self.words
+            prompt = self.encoder.text(example.prompt.rstrip(" "))
+            words = self.words if self.alike else self.encoder.behind(example.prompt, self.task.label_words)
+            tails = [()] if self.single or self.answers is not None else words
         else:
-            tails = [list(self.tokenizer.encode(example.completion, add_special_tokens=False))]
-            if not tails[0]:
+            whole, start = self.encoder.completed(example.prompt, example.completion)
+            prompt, tails = whole[:start], [whole[start:]]
+            if not example.completion or not tails[0]:
                 raise TaskError(f"an empty completion for the prompt {example.prompt[:40]!r}")
         longest = len(prompt) + max(map(len, tails if self.answers is None else self.words))
         if not prompt or longest > self.max_length:
@@ -162,7 +229,7 @@ class Scorer:
 
     def _hidden(self, sequences: Sequence[Sequence_], copies: int = 1) -> tuple[Tensor, Layout]:
         """Last hidden states [copies rows, width, d] of a batch, and where each sequence lies in it."""
-        backbone = getattr(self.base, self.base.base_model_prefix)
+        backbone = heads.backbone_of(self.base)
         tails = self._tails(sequences)
         behind = sum(map(len, tails))
         layout = self.layout([len(s.ids) + behind for s in sequences])
@@ -205,28 +272,7 @@ class Scorer:
 
     def _logits(self, hidden: Tensor, ids: Tensor | None, copies: int = 1) -> Tensor:
         """Logits in float32 of rows of hidden states; of the tokens `ids` only, when given."""
-        head = self.base.get_output_embeddings()
-        if ids is None:
-            logits = head(hidden)
-        elif not hasattr(head, "lookup") and not self._plain_head:
-            logits = head(hidden)[..., ids]  # quantized by another library: its rows are not to be had
-        elif hasattr(head, "lookup") or copies == 1:
-            rows = head.lookup(ids).to(hidden.dtype) if hasattr(head, "lookup") else F.embedding(ids, head.weight)
-            logits = F.linear(hidden, rows, None if head.bias is None else head.bias[ids])
-        else:  # each branch has rows of its own
-            rows = F.embedding(ids.repeat(copies), head.weight).view(copies, len(ids), -1)
-            logits = torch.bmm(hidden.view(copies, -1, hidden.shape[-1]), rows.transpose(1, 2)).flatten(0, 1)
-            logits = logits if head.bias is None else logits + head.bias[ids]
-        cap = getattr(self.base.config, "final_logit_softcapping", None)
-        logits = logits.float()
-        capped: Tensor = logits if not cap else torch.tanh(logits / cap) * cap
-        return capped
-
-    @property
-    def _plain_head(self) -> bool:
-        """Whether the output matrix is a parameter whose rows can be read."""
-        head = self.base.get_output_embeddings()
-        return type(getattr(head, "weight", None)) in (nn.Parameter, WatchedParameter)
+        return heads.logits(self.base, hidden, ids, copies)
 
     def scores(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
         """float32 [examples, classes]: the log-score of each class. Completions: [examples, 1], mean log-likelihood.
@@ -249,23 +295,17 @@ class Scorer:
         rows = first_rows.repeat_interleave(count).to(self.device)
         columns = torch.cat([torch.arange(c, c + n) for c, n in zip(first.tolist(), scored, strict=True)])
         tokens = torch.tensor([t for s in sequences for t in s.ids[s.scored_from :]] * copies, device=self.device)
-        picked = self._log_probabilities(hidden[rows, columns.to(self.device)], tokens)
+        picked = -token_losses(self.base, hidden[rows, columns.to(self.device)], tokens, copies)
         owner = torch.arange(len(scored)).repeat_interleave(count).to(self.device)
         total = torch.zeros(len(scored), device=self.device).index_add_(0, owner, picked)
         return (total / count.to(self.device)).view(copies * len(examples), -1)
-
-    def _log_probabilities(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """float32 [N]: log p(tokens) [N] after the hidden states [N, d]."""
-        if self._plain_head:
-            return -token_losses(self.base, hidden, tokens)
-        return -F.cross_entropy(self._logits(hidden, None), tokens, reduction="none")
 
     def _shared_scores(self, answers: Answers, prompts: Sequence[Sequence_], copies: int) -> Tensor:
         """float32 [copies prompts, classes], with the keys and values of each prompt shared by the label words."""
         hidden, layout = self._hidden(prompts, copies)
         rows, columns = layout.places([len(s.ids) - 1 for s in prompts], copies)
         states = hidden[rows[:, None].to(self.device), (columns[:, None] + answers.where).to(self.device)]
-        picked = self._log_probabilities(states.flatten(0, 1), answers.tokens.repeat(len(states)))
+        picked = -token_losses(self.base, states.flatten(0, 1), answers.tokens.repeat(len(states)), copies)
         return answers.means(picked.view(len(states), -1))
 
     def losses(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
@@ -370,15 +410,29 @@ class Scorer:
             if progress is not None:
                 progress(len(bucket))
         scores = peers.total(scores)
-        loss = float(self._losses(scores.to(self.device), examples).mean())
+        bad = int((~scores.isfinite()).any(1).sum())
+        loss = math.nan if bad else float(self._losses(scores.to(self.device), examples).mean())
         if self.task.kind != "classification":
-            return Metrics("loss", loss, None, None, len(examples), loss)
+            return Metrics("loss", loss, None, None, len(examples), loss, bad)
         labels = torch.tensor([e.label for e in examples])
+        majority = float(torch.bincount(labels).max() / len(labels))
+        if bad:
+            return Metrics("accuracy", math.nan, math.nan, majority, len(examples), math.nan, bad)
         hit = (scores.argmax(1) == labels).double().mean()
         logp = torch.log_softmax(scores.double(), 1)
         calibrated = ((logp - logp.mean(0)).argmax(1) == labels).double().mean()
-        majority = torch.bincount(labels).max() / len(labels)
-        return Metrics("accuracy", float(hit), float(calibrated), float(majority), len(examples), loss)
+        return Metrics("accuracy", float(hit), float(calibrated), majority, len(examples), loss)
+
+    def why_not_finite(self, metrics: Metrics) -> str | None:
+        """One sentence for metrics of scores that are not finite; None where all are."""
+        if not metrics.not_finite:
+            return None
+        plain = ((name, p.detach()) for name, p in self.base.named_parameters() if type(p) is nn.Parameter)
+        found = next((name for name, p in plain if not bool(p.isfinite().all())), None)
+        held, overflow = f"its weight {found!r} holds numbers that are not", f"its forward overflows {self.base.dtype}"
+        why = held if found else overflow
+        what = f"{metrics.not_finite} of {metrics.examples} examples have scores that are not finite"
+        return f"{what}, so there is no {metrics.metric} of this model: {why}"
 
 
 class Batches:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +21,8 @@ from torch import Tensor, nn
 from zograd import methods
 from zograd.control import AutoRate
 from zograd.distributed import Peers, shared
-from zograd.hub import load_task
+from zograd.hub import Example, Task, load_task, select
+from zograd.jsons import finite
 from zograd.laws import RankOne
 from zograd.llm import loading, offloading
 from zograd.llm.compiled import WORTH, CompileError, check, compiled, trial
@@ -175,7 +178,7 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
 def going_on(given: TrainSettings, directory: RunDirectory) -> TrainSettings:
     """The settings of a run on disk, but for what may be another from now on."""
     stored = dict(directory.meta["settings"])
-    s = parse(stored | {"shards": stored.get("shards") or 1})  # older runs knew no parts
+    s = parse({"draw": "first"} | stored | {"shards": stored.get("shards") or 1})  # what older runs did not know
     if s.lr_schedule != "constant" and given.steps != s.steps:
         raise RunError(
             f"the {s.lr_schedule} schedule of this run ends at {s.steps} steps; resume it with --steps {s.steps}"
@@ -266,12 +269,13 @@ def train(
         with peers.together("beginning the run"):
             begin = RunDirectory.create if peers.rank == 0 else Follower.create
             directory = begin(
-                out, s.stored(), work.base, trained=list(p.trained), metrics_before=asdict(before), data=work.data,
+                out, s.stored(), work.base, trained=list(p.trained), metrics_before=finite(asdict(before)),
+                data=work.data,
                 **({"compile": compiling} if compiling else {}),
             )  # fmt: skip
             header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them
             directory.start({"seed": s.seed, "method": s.method, "settings": header, "trained": list(p.trained)})
-            directory.log({"step": 0, "evaluations": 0, **_shown(before), "seconds": 0.0})
+            directory.log(finite({"step": 0, "evaluations": 0, **_shown(before), "seconds": 0.0}))
     else:
         before = Metrics(**meta["metrics_before"])
         with peers.together("replaying the tape"):
@@ -295,8 +299,14 @@ def train(
         result: dict[str, Any] = json.loads(peers.broadcast())
         return result
     steps = p.run.step_number - steps_before
-    losses = [r.loss for r in Tape(directory.tape_path).records if not r.refused]
-    summary = {
+    records = Tape(directory.tape_path).records
+    losses = [r.loss for r in records if not r.refused]
+    refused, failure = len(records) - len(losses), scorer.why_not_finite(after)
+    if records and not losses:
+        failure = "; ".join(
+            [f"all {refused} steps were refused: their losses were not finite", *filter(None, [failure])]
+        )
+    summary = finite({
         "steps": p.run.step_number,
         "evaluations": p.run.evaluations,
         "loss_first": _mean(losses[:10]),
@@ -321,14 +331,16 @@ def train(
         "compiled": s.compile,
         "bytes_per_step": peers.sent / steps if steps else 0.0,
         **({} if loop.probes is None else loop.probes.shares()),
+        "refused": refused,
+        "failure": failure,
         "sha256": sha256,
         "run": str(out),
-    }
+    })  # fmt: skip
     if not loop.interrupted:
         directory.meta["result"] = summary
         directory.save_meta()
     peers.broadcast(json.dumps(summary).encode())
-    return summary
+    return dict(summary)
 
 
 @dataclass
@@ -346,8 +358,8 @@ class Work:
     inference: Peak
 
 
-def set_up(s: TrainSettings, folder: Path) -> Work:
-    """Load model and task for a run in `folder`; examples that do not fit are refused."""
+def examples_of(s: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
+    """The task of a run, the examples that it trains on, and the held-out ones: a function of settings and data."""
     task = load_task(
         s.task,
         prompt_template=s.prompt_template,
@@ -356,12 +368,49 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
         label_column=s.label_column,
         seed=s.seed,
     )
+    first = s.draw == "first"
+    examples = select(task, "train", s.train_examples, seed=s.seed, first=first)
+    return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, first=first)
+
+
+def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
+    """SHA-256 of what a run is trained and evaluated on: prompts, labels, completions, their order, the label words."""
+    h = hashlib.sha256(json.dumps([task.kind, *task.label_words]).encode())
+    for part in (examples, held_out):
+        h.update(b"\n")
+        for e in part:
+            h.update(json.dumps([e.prompt, e.label, e.completion]).encode())
+    return h.hexdigest()
+
+
+def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out: Sequence[Example]) -> None:
+    """Say which examples of a file are used, where that is not all of them, and warn of a class that is missing."""
+    if not task.own:
+        return
+    for option, name, part in (("train", "train", examples), ("eval", s.eval_split, held_out)):
+        counts = [(c, sum(e.label == k for e in part)) for k, c in enumerate(task.classes)]
+        if len(part) < len(task.splits[name]):
+            how = "the first ones" if s.draw == "first" else f"drawn by seed {s.seed}"
+            of_each = "".join(f", {n:,} of label {c!r}" for c, n in counts)
+            line = f"{len(part):,} of the {len(task.splits[name]):,} {name} examples are used, {how}{of_each}"
+            print(f"zograd: {line}", file=sys.stderr)
+        missing = [repr(c) for c, n in counts if not n]
+        if missing and part:
+            warnings.warn(
+                f"none of the {len(part):,} {name} examples has the label {', '.join(missing)}; raise "
+                f"--{option}-examples, or check the data",
+                stacklevel=3,
+            )
+
+
+def set_up(s: TrainSettings, folder: Path) -> Work:
+    """Load model and task for a run in `folder`; examples that do not fit are refused."""
+    task, examples, held_out = examples_of(s)
+    announce(task, s, examples, held_out)
     p = prepare(s, folder)
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # first, so that every weight is resident when the peak of inference is measured
-    examples = list(task.splits["train"])[: s.train_examples]
-    held_out = list(task.splits[s.eval_split])[: s.eval_examples]
     scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
     for example in (*examples, *held_out):
         scorer.encode(example)
@@ -369,7 +418,10 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
     with Peak(s.device) as inference:
         scorer.infer(batches[0], held_out)
     scorer.remember([*examples, *held_out])
-    data = {"task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source}
+    data = {
+        "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
+        "sha256": digest(task, examples, held_out),
+    }  # fmt: skip
     return Work(p, base, scorer, batches, held_out, data, inference)
 
 
@@ -517,7 +569,7 @@ class Loop:
             **({"edge": f"{run.share:.2f}"} if run.share else {}),
             **{name: f"{self.meters[name]:.2g}" for name in METERS if name in self.meters}, refresh=False,
         )  # fmt: skip
-        line: dict[str, Any] = {"step": run.step_number, "evaluations": run.evaluations, "loss": _number(record.loss)}
+        line: dict[str, Any] = {"step": run.step_number, "evaluations": run.evaluations, "loss": record.loss}
         line |= {"lr": record.rates[0].lr, "moved": record.moved, **dict(record.meters)}
         if run.share:
             line["edge"] = run.share
@@ -548,12 +600,7 @@ class Loop:
             self.directory.save_state(run)
 
     def _log(self, line: dict[str, Any]) -> None:
-        self.directory.log({**line, "seconds": round(self.earlier + time.perf_counter() - self.began, 3)})
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if value == value and abs(value) != float("inf") else None
+        self.directory.log(finite({**line, "seconds": round(self.earlier + time.perf_counter() - self.began, 3)}))
 
 
 # ---- base model + tape ------------------------------------------------------------------------------------------
@@ -616,7 +663,7 @@ def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | No
     else:
         save(p.model, p.tokenizer, Path(out))
     note = {"run": str(path), "base": p.settings.model, "steps": p.run.step_number, "sha256_trained": sha256}
-    (Path(out) / "zograd.json").write_text(json.dumps(note, indent=1))
+    (Path(out) / "zograd.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
     return {
         "steps": p.run.step_number,
         "evaluations": p.run.evaluations,

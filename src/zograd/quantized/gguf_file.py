@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zograd.hub.gguf_header import check_header
 from zograd.quantized.formats import FORMATS, Format
 from zograd.quantized.layers import Packed, PackedEmbedding, PackedLinear
 
@@ -52,13 +53,15 @@ def load(
     file: a .gguf of an architecture that gguf and transformers both know. config: a folder with config.json and the
     tokenizer's files; when None, transformers reads them from the GGUF's header. dtype: of activations and norms.
 
-    Raises PackedError for files that do not parse and for matrices in formats other than those of `FORMATS`.
+    Raises GGUFError for a file that is cut or damaged, PackedError for what is no model and for matrices in formats
+    other than those of `FORMATS`.
     """
     import gguf
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     path = Path(file)
+    check_header(path)
     try:
         reader = gguf.GGUFReader(str(path))
         architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
@@ -75,6 +78,9 @@ def load(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.packed_file = str(path)
+    model.dense_formats = {t.tensor_type.name for t in reader.tensors if len(t.shape) > 1} - set(
+        map(str, FORMATS.values())
+    )
     return model.eval(), tokenizer
 
 

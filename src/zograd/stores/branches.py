@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zograd import kernels, noise
 from zograd.kernels import Side
@@ -89,23 +89,40 @@ class Branches(Lens):
             return self._stacked(func, args, kwargs)
         return super().answer(func, args, kwargs)
 
-    def _branched(self, a: Any) -> bool:
-        """Whether `a` is an activation with rows of all branches."""
+    def _branched(self, a: Any, axes: int | None = None) -> bool:
+        """Whether `a` has rows of all branches: it is no weight, and its first axis can be cut into n parts.
+
+        Indices and masks have the same rows for every branch, as the batch that they come from: others, such as
+        positions or the numbers of some tokens, are for all branches alike. axes: of a weight that meets `a` element by
+        element; rows of branches lie in front of those axes.
+        """
         if not isinstance(a, Tensor) or id(a) in self.leaves or id(a) in self.stacks or a.ndim == 0:
             return False
-        if a.shape[0] == 0 or a.shape[0] % self.n:
+        if a.shape[0] == 0 or a.shape[0] % self.n or type(a) is nn.Parameter:
             return False
+        if axes is not None and a.ndim <= axes:
+            return False
+        if self.n > 1 and not (a.is_floating_point() or a.is_complex()):
+            parts = a.reshape(self.n, -1)
+            if not bool((parts == parts[:1]).all()):
+                return False
+            if a.ndim == 1 and bool((a == a[0]).all()):
+                raise Unbranchable(f"{len(a)} equal indices may be for all of {self.n} branches, or for each some")
         self.rows = a.shape[0]
         return True
 
-    def _part(self, a: Any, k: int) -> Any:
-        """Branch k of an argument."""
-        if id(a) in self.stacks:
-            return a[k]
-        if self._branched(a):
-            m = a.shape[0] // self.n
-            return a[k * m : (k + 1) * m]
-        return a
+    def _meets(self, args: tuple[Any, ...]) -> int:
+        """Axes of the largest weight among the arguments of an elementwise function, without leading ones of size 1."""
+        axes = [0]
+        for a in args:
+            if id(a) in self.leaves:
+                shape = tuple(self.leaves[id(a)].shape)
+            elif id(a) in self.stacks:
+                shape = tuple(a.shape[a.ndim - self.stacks[id(a)][1] :])
+            else:
+                continue
+            axes.append(len(shape) - next((k for k, size in enumerate(shape) if size != 1), len(shape)))
+        return max(axes)
 
     def _dispatch(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is linear_rows:
@@ -114,25 +131,39 @@ class Branches(Lens):
             return self._linear(*args, **kwargs)
         if func is F.embedding:
             return self._embedding(*args, **kwargs)
-        branched = [a for a in (*args, *kwargs.values()) if self._branched(a)]
+        axes = self._meets(args) if func in ELEMENTWISE else None
+        branched = [a for a in (*args, *kwargs.values()) if self._branched(a, axes)]
         if func in ELEMENTWISE and len(branched) == 1 and not kwargs:
             return self._elementwise(func, args)
         if branched:
             return self._apart(func, args, kwargs)
-        part = func is Tensor.__getitem__ and args[0].ndim == 1 and isinstance(args[1], slice)  # of a bias
-        if func in ELEMENTWISE or func in POINTWISE or part:
+        of_vector = func is Tensor.__getitem__ and args[0].ndim == 1  # a bias
+        if func in ELEMENTWISE or func in POINTWISE or of_vector:
             return self._stack(func, args, kwargs)
         name = getattr(func, "__name__", func)
         raise Unbranchable(f"torch function {name} reads a trained weight, and no argument of it has {self.n} branches")
 
     def _apart(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """func for one branch after the other, results below each other."""
+        """func for one branch after the other, results below each other.
+
+        A vector of numbers beside an activation of more axes goes with its last ones (a running mean), not with rows.
+        """
+        everything = (*args, *kwargs.values())
+        rows = [a for a in everything if self._branched(a)]
+        most = max((a.ndim for a in rows), default=0)
+        own = {id(a) for a in rows if a.ndim > 1 or most == 1 or not a.is_floating_point()}
+        if len({a.shape[0] for a in rows if id(a) in own}) > 1:
+            name = getattr(func, "__name__", func)
+            raise Unbranchable(f"torch function {name} reads a weight and tensors of different numbers of rows")
+
+        def part(a: Any, k: int) -> Any:
+            if id(a) in own:
+                m = a.shape[0] // self.n
+                return a[k * m : (k + 1) * m]
+            return a[k] if id(a) in self.stacks else a
+
         results = [
-            one._dispatch(
-                func,
-                tuple(self._part(a, k) for a in args),
-                {name: self._part(a, k) for name, a in kwargs.items()},
-            )
+            one._dispatch(func, tuple(part(a, k) for a in args), {name: part(a, k) for name, a in kwargs.items()})
             for k, one in enumerate(self.one)
         ]
         if not all(isinstance(r, Tensor) and r.ndim for r in results):
@@ -155,9 +186,11 @@ class Branches(Lens):
     def _stacked(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function of tensors made of weights alone."""
         everything = (*args, *kwargs.values())
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
         if shape_only(func):
             return func(*(a[0] if id(a) in self.stacks else a for a in args), **kwargs)
-        if any(self._branched(a) for a in everything):
+        if any(self._branched(a, self._meets(args) if func in ELEMENTWISE else None) for a in everything):
             if func in ELEMENTWISE and not kwargs:
                 return self._elementwise(func, args)
             return self._apart(func, args, kwargs)
@@ -169,7 +202,8 @@ class Branches(Lens):
 
     def _elementwise(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
         """func of one activation [n m, ...] and weights, broadcast against [n, m, ...]."""
-        x = next(a for a in args if self._branched(a))
+        axes_of_weights = self._meets(args)
+        x = next(a for a in args if self._branched(a, axes_of_weights))
         dtype = torch.result_type(args[0], args[1])
         wide = any((leaf := self.leaves.get(id(a))) and half_gain(leaf.tensor) for a in args)
 
@@ -248,10 +282,13 @@ class Branches(Lens):
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not self._branched(input):
             raise Unbranchable("a linear layer whose input has no branches")
-        if id(weight) in self.stacks:
-            return self._apart(F.linear, (input, weight, bias), {})
         leaf = self.leaves.get(id(weight))
-        y = F.linear(input, weight) if leaf is None else self._product(input, leaf, 0, leaf.shape[0])
+        if leaf is not None:
+            y = self._product(input, leaf, 0, leaf.shape[0])
+        elif id(weight) in self.stacks:
+            y = torch.cat([F.linear(x, w) for x, w in zip(input.chunk(self.n), weight.unbind(), strict=True)])
+        else:
+            y = F.linear(input, weight)
         if bias is None:
             return y
         if id(bias) in self.leaves or id(bias) in self.stacks:
@@ -344,7 +381,7 @@ class Branches(Lens):
                 return torch.cat(
                     [one._embedding(input, weight, *rest, **named).repeat_interleave(each, 0) for one in self.one]
                 )
-            raise Unbranchable(f"an embedding of indices of shape {tuple(input.shape)}, which have no branches")
+            return self._stack(F.embedding, (input, weight, *rest), named)
         side = self._side(self.leaves[id(weight)])
         if side is None or len(rest) > 1 or named.get("max_norm") is not None:
             parts = zip(self.one, input.chunk(self.n), strict=True)

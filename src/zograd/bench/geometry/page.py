@@ -264,7 +264,7 @@ def write(results: Path) -> dict[str, Any]:
         raise ValueError(f"{results} holds no finished run; compute some first: zograd bench geometry")
     folder, mark = results.parent, fingerprint(lines)
     target = folder.with_suffix(".md")
-    target.write_text(page(lines, folder.name))
+    target.write_text(page(lines, folder.name), encoding="utf-8")
     figures = []
     for problem, rows in found.items():
         figures.append(_save(_curves(rows), folder / f"{problem}.png", mark))

@@ -1,0 +1,129 @@
+"""Texts as token ids: of a prompt, and of what continues it, as the tokenizer gives them to the whole text.
+
+A word alone may have other tokens than the same word behind a prompt (Llama 2 and Mistral put a space in front of every
+text), and a space at the end of a prompt belongs to the token of the next word. So the tokens of a continuation are
+those of prompt + continuation behind those of the prompt.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zograd.hub import TaskError
+from zograd.llm.loading import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Tokens = tuple[int, ...]
+
+
+class Encoder:
+    """The tokenizer of a model, held to the rows of its embedding.
+
+    rows: token ids that the model has; a larger one raises ModelError.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+        self.tokenizer, self.rows = tokenizer, rows
+        self._appended = self._appends()
+        self._behind: dict[str, list[Tokens]] = {}
+
+    def _appends(self) -> int:
+        """Tokens that the tokenizer adds behind a text, such as an end of sequence: a text that goes on has none."""
+        whole, bare = self._ids("a"), self._ids("a", add_special_tokens=False)
+        starts = (k for k in range(len(whole) - len(bare) + 1) if bare and whole[k : k + len(bare)] == bare)
+        start = next(starts, None)
+        return 0 if start is None else len(whole) - len(bare) - start
+
+    def _ids(self, text: str, **options: Any) -> Tokens:
+        return tuple(self.tokenizer.encode(text, **options))
+
+    def text(self, text: str) -> Tokens:
+        """The ids of a text, with what the tokenizer puts in front of it, and nothing behind it."""
+        ids = self._ids(text)
+        return self._known(ids[: len(ids) - self._appended])
+
+    def _known(self, ids: Tokens) -> Tokens:
+        if ids and max(ids) >= self.rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise ModelError(
+                f"the tokenizer ({self.tokenizer.name_or_path or type(self.tokenizer).__name__}, {len(self.tokenizer)} "
+                f"tokens) gives {token!r} the id {max(ids)}, but the embedding of the model has {self.rows} rows; use "
+                f"the tokenizer of this model, or save it after model.resize_token_embeddings({len(self.tokenizer)})"
+            )
+        return ids
+
+    @property
+    def padding(self) -> int:
+        """An id for padding, which is masked: any that the model has will do."""
+        pad = int(self.tokenizer.pad_token_id or 0)
+        return pad if pad < self.rows else 0
+
+    def completed(self, prompt: str, completion: str) -> tuple[Tokens, int]:
+        """The ids of both, and where the completion begins: at the first token that the prompt alone does not have."""
+        start = prompt.rstrip(" ")
+        ids, whole = self.text(start), self.text(prompt + completion)
+        common = next(
+            (k for k, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole))
+        )
+        if not common:  # nothing to predict the first token from
+            return (*ids, *self._known(self._ids(completion, add_special_tokens=False))), len(ids)
+        return whole, common
+
+    def words(self, prompts: Iterable[str], words: Sequence[str]) -> list[list[Tokens]]:
+        """The tokens of the words behind prompts, each way that occurs once; a warning where prompt and word merge."""
+        ends = dict.fromkeys(map(_end, prompts)) or {"": None}
+        if any(end.endswith(" ") for end in ends):
+            warnings.warn(
+                f"a prompt ends with a space, which belongs to the token of the next word: it is moved there, so that "
+                f"the text goes on as {words[0] if words[0][:1].isspace() else ' ' + words[0]!r}; leave the space out "
+                f"of the prompt template",
+                stacklevel=4,
+            )
+        found = []
+        for end in ends:
+            tails = self.behind(end, words)
+            if tails not in found:
+                found.append(tails)
+        return found
+
+    def behind(self, prompt: str, words: Sequence[str]) -> list[Tokens]:
+        """The tokens of each word behind a prompt, which depend on the end of the prompt only."""
+        end = _end(prompt)
+        if end not in self._behind:
+            start = end.rstrip(" ")
+            ids, space = self.text(start), end[len(start) :]
+            tails = [self._word(start, ids, word if word[:1].isspace() else space + word) for word in words]
+            for k, tail in enumerate(tails):
+                if tail in tails[:k]:
+                    tokens = ", ".join(self.tokenizer.convert_ids_to_tokens(list(tail)))
+                    raise TaskError(
+                        f"label words {words[tails.index(tail)]!r} and {words[k]!r} have the same tokens, {tokens}: "
+                        f"use words that this tokenizer knows"
+                    )
+            self._behind[end] = tails
+        return self._behind[end]
+
+    def _word(self, start: str, ids: Tokens, word: str) -> Tokens:
+        """The tokens of a word behind a text and its ids."""
+        whole = self.text(start + word)
+        if len(whole) > len(ids) and whole[: len(ids)] == ids:
+            return whole[len(ids) :]
+        alone = self._known(self._ids(word, add_special_tokens=False))
+        if not alone:
+            raise TaskError(f"label word {word!r} has no tokens in this tokenizer; use another word")
+        warnings.warn(
+            f"the label word {word!r} merges with the end of the prompt, {start[-20:]!r}, and is scored as a text of "
+            f"its own; let it begin with a space, {' ' + word.lstrip()!r}",
+            stacklevel=5,
+        )
+        return alone
+
+
+def _end(prompt: str) -> str:
+    """The last two words of a text, with the space around them: tokens behind it depend on no more."""
+    parts = prompt.rsplit(maxsplit=2)
+    return prompt[len(parts[0]) :] if len(parts) == 3 else prompt
