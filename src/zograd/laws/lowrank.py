@@ -43,6 +43,16 @@ LEFT, RIGHT = range(16, 18)
 """Domains of the keys of factors that directions share."""
 
 
+MOST = 1 << 14
+"""The largest rank of a law whose factors are not cut to the sides of a matrix."""
+
+
+def check_most(rank: int) -> None:
+    """Raise ValueError for factors that no memory holds."""
+    if not 1 <= rank <= MOST:
+        raise ValueError(f"factors of rank {rank} are not kept for any matrix; use a rank from 1 to {MOST}")
+
+
 def check_rank(rank: int, refresh: int = 1) -> None:
     if rank < 1 or refresh < 1:
         raise ValueError(f"a low-rank law needs rank >= 1 and refresh >= 1 steps, got rank={rank}, refresh={refresh}")
@@ -64,6 +74,9 @@ class Outer(Regenerated):
     key: int
     right: int
     rank: int
+
+    def __post_init__(self) -> None:
+        check_most(self.rank)
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -99,6 +112,7 @@ class LowRank:
 
     def __post_init__(self) -> None:
         check_rank(self.rank, self.refresh)
+        check_most(self.rank)
 
     def __call__(self, draw: Draw) -> Vector:
         right = draw.shared(RIGHT, self.refresh) if self.refresh > 1 else fold(draw.key, RIGHT)
@@ -117,6 +131,9 @@ class Trilinear(Regenerated):
     left: int
     right: int
     rank: int
+
+    def __post_init__(self) -> None:
+        check_most(self.rank)
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -144,6 +161,7 @@ class Components:
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
+        check_most(self.rank)
 
     def __call__(self, draw: Draw) -> Vector:
         return Vector(((Trilinear(draw.key, draw.shared(LEFT), draw.shared(RIGHT), self.rank), 1.0),))

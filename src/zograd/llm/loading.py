@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd.hub import resolve_model
+from zograd.patterns import PatternError, matching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -234,13 +233,12 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
         chosen = named
     elif train == "lora":
         chosen = {k: p for k, p in named.items() if "lora_" in k}
-    elif re.fullmatch(r"[\w.?*]*[?*][\w.?*]*", train) and not train.startswith("."):
-        chosen = {k: p for k, p in named.items() if fnmatch.fnmatchcase(k, train)}
     else:
         try:
-            chosen = {k: p for k, p in named.items() if re.search(train, k)}
-        except re.error as e:
-            raise ModelError(f"--train {train!r} is neither full, lora nor a valid pattern: {e}") from e
+            names = matching(train, named)
+        except PatternError as e:
+            raise ModelError(f"--train is neither full, lora nor a valid pattern: {e}") from e
+        chosen = {k: p for k, p in named.items() if k in names}
     if layers is not None:
         kept = {id(p) for block in list(blocks(model))[-layers:] for p in block.parameters()} if layers else set()
         chosen = {k: p for k, p in chosen.items() if id(p) in kept}
@@ -260,16 +258,16 @@ def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor
     from zograd.quantized.gguf_file import linear_layers, packed_layers
 
     pattern = train.partition(":")[2]
-    try:
-        re.compile(pattern)
-    except re.error as e:
-        raise ModelError(f"--train {train}: {pattern!r} is no regular expression: {e}") from e
     kept = None if layers is None else {id(m) for block in list(blocks(model))[-layers:] for m in block.modules()}
 
     def keep(module: nn.Module) -> bool:
         return kept is None or id(module) in kept
 
-    chosen: dict[str, Tensor] = {f"{n}.scale": layer.masters() for n, layer in linear_layers(model, pattern, keep)}
+    try:
+        layers_ = list(linear_layers(model, pattern, keep))
+    except PatternError as e:
+        raise ModelError(f"--train scales:PATTERN: {e}") from e
+    chosen: dict[str, Tensor] = {f"{n}.scale": layer.masters() for n, layer in layers_}
     try:
         handles = libraries.discover(model)
         chosen |= libraries.masters(model, pattern, keep)

@@ -8,7 +8,6 @@ writes the trained scales into their blocks: header, integers, mins and all else
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zograd.patterns import searching
 from zograd.quantized.formats import FORMATS, Format
 from zograd.quantized.layers import Packed, PackedEmbedding, PackedLinear
 
@@ -182,8 +182,10 @@ def linear_layers(
     model: nn.Module, pattern: str = "", keep: Callable[[nn.Module], bool] = lambda module: True
 ) -> Iterator[tuple[str, PackedLinear]]:
     """The packed linear layers whose names the regular expression is found in, and that `keep` accepts."""
-    for name, layer in packed_layers(model):
-        if isinstance(layer, PackedLinear) and keep(layer) and re.search(pattern, name):
+    layers = dict(packed_layers(model))
+    names = searching(pattern, layers)
+    for name, layer in layers.items():
+        if isinstance(layer, PackedLinear) and keep(layer) and name in names:
             yield name, layer
 
 
