@@ -24,12 +24,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from zograd import __version__
+from zograd.files import atomic_write, replace
 from zograd.locks import FileLock
 from zograd.noise import NOISE_VERSION
 from zograd.run import Record, Run
 from zograd.stores.base import tensor_bytes
 from zograd.stores.offload import Offloaded, Pages
-from zograd.tape import TAPE_VERSION, Tape, TapeWriter, never_began, sync_folder, writer_lock
+from zograd.tape import TAPE_VERSION, Tape, TapeWriter, never_began, writer_lock
 
 CHANGEABLE = ("steps", "parallel", "timeout", "eval_every", "save_every", "max_failures")
 """Settings on which no bit of a run depends, so that --resume may change them. Of some runs the number of steps and
@@ -266,10 +267,10 @@ class RunDirectory:
         if not self.tape_path.exists() or not began(self.path):
             raise RunError(f"{self.path} has no tape.zo: the run came to no step; start it again without --resume")
         tape = Tape(self.tape_path, salvage=salvage)
-        self._check_header(tape.header, fixed)
+        self.check_header(tape.header, fixed)
         return tape
 
-    def _check_header(self, header: Mapping[str, Any], fixed: Collection[str]) -> None:
+    def check_header(self, header: Mapping[str, Any], fixed: Collection[str] = ()) -> None:
         """Raise RunError naming the first of what fixes the bits that the tape knows otherwise than run.json."""
         there, here = header.get("settings"), self.meta["settings"]
         if not isinstance(there, dict):
@@ -465,27 +466,6 @@ def read_metrics(run: Path) -> tuple[list[dict[str, Any]], int]:
             if isinstance(line, dict):
                 lines.append(line)
     return lines, len(texts) - len(lines)
-
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old contents or the new ones, never a part, after a power loss as well."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as f:  # new: no link is followed
-            f.write(data)
-        replace(temporary, path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise OSError(e.errno, e.strerror, str(path)) from e
-
-
-def replace(temporary: Path, path: Path) -> None:
-    """Give a whole file its name: its contents reach the disk before the name does."""
-    with open(temporary, "r+b") as f:
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
 
 
 def _versions(*names: str) -> dict[str, str]:

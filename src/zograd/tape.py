@@ -32,6 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from zograd.files import sync_folder
 from zograd.locks import FileLock, LockedError
 from zograd.noise import NOISE_VERSION, Kind
 from zograd.run import Record
@@ -509,14 +510,3 @@ def writer_lock(tape: Path, what: str) -> FileLock:
     if not lock.works:
         warnings.warn(f"the file system of {tape} has no locks: make sure that nobody else writes there", stacklevel=3)
     return lock
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to the disk, where the system lets one: new and renamed files then outlive a power
-    loss."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

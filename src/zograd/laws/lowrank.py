@@ -193,6 +193,9 @@ class Sandwich(Regenerated):
     right: int
     rank: int
 
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
+
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
             return add_plain_(out, coef, self.key, at)
@@ -239,6 +242,9 @@ class Lifted(Regenerated):
     key: int
     left: int
     rank: int
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zograd import methods
 from zograd.control import AutoRate
 from zograd.distributed import Peers, shared
+from zograd.files import atomic_write, sync_file
 from zograd.hub import load_task
 from zograd.laws import RankOne
 from zograd.llm import loading, offloading
@@ -774,7 +775,9 @@ def replay(
     else:
         save(p.model, p.tokenizer, Path(out))
     note = {"run": str(path), "base": p.settings.model, "steps": p.run.step_number, "sha256_trained": sha256}
-    (Path(out) / "zograd.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+    for file in filter(Path.is_file, Path(out).rglob("*")):
+        sync_file(file)
+    atomic_write(Path(out) / "zograd.json", json.dumps(note, indent=1).encode())
     return {
         "steps": p.run.step_number,
         "evaluations": p.run.evaluations,

@@ -7,7 +7,6 @@ writes the trained scales into their blocks: header, integers, mins and all else
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zograd.files import replace
 from zograd.patterns import searching
 from zograd.quantized.formats import FORMATS, Format
 from zograd.quantized.layers import Packed, PackedEmbedding, PackedLinear
@@ -220,7 +220,7 @@ def save(model: nn.Module, to: str | Path) -> dict[str, int]:
             written += scales.numel()
         data.flush()
         del data
-        os.replace(part, target)
+        replace(part, target)
     finally:
         part.unlink(missing_ok=True)
     return {"scales": written, "bytes_changed": changed}

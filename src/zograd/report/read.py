@@ -15,6 +15,7 @@ from zograd.llm.settings import parse
 from zograd.llm.train import TOGETHER, build_method
 from zograd.run import Method, Record, rule_units
 from zograd.rundir import RunDirectory, RunError, base_digest, read_metrics
+from zograd.tape import Tape
 from zograd.vector import Array
 
 KNOWN = {"step", "evaluations", "loss", "lr", "moved", "refused", "seconds", "metric", "value", "eval_loss", TOGETHER}
@@ -151,12 +152,18 @@ def read(folder: Path) -> Recorded:
         raise RunError(f"{folder} is no folder of a run; give the folder that --out of `zograd train` named")
     directory = RunDirectory.open(folder)
     meta = directory.meta
-    tape = directory.tape()
+    if not directory.tape_path.exists():
+        raise RunError(f"{folder} has no tape.zo: the run was never started, there is nothing to report")
+    tape = Tape(directory.tape_path)
     logged, unread = read_metrics(folder)
-    lines = {line["step"]: line for line in logged if isinstance(line.get("step"), int) and line["step"] <= tape.steps}
+    lines = {line["step"]: line for line in logged if isinstance(k := line.get("step"), int) and 0 <= k <= tape.steps}
     notes = []
     if tape.torn:
         notes.append(f"The last record of the tape is torn ({tape.torn} bytes) and left out.")
+    try:
+        directory.check_header(tape.header)
+    except RunError as e:
+        notes.append(f"{e}.")
     if unread:
         notes.append(f"Lines of metrics.jsonl that do not parse and are left out: {unread}.")
     records, steps = tape.records, range(1, tape.steps + 1)
