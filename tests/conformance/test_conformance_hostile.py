@@ -22,7 +22,7 @@ from zograd.estimators.population import Product
 from zograd.laws.coordinate import Unit
 from zograd.laws.cosine import DCT, Waves
 from zograd.laws.lowrank import MOST, Components, Lifted, LowRank, Outer, Sandwich, Trilinear
-from zograd.laws.masked import OnMask, OnScatter, OnSmall, Ones
+from zograd.laws.masked import Ones, OnMask, OnScatter, OnSmall
 from zograd.laws.orthogonal import WalshSigns
 from zograd.laws.rank_one import SignOuter
 from zograd.noise import NOISE_VERSION, Kind
@@ -50,9 +50,10 @@ EVERY = [
     SignOuter(8),
     Product(((NOISE, 0.5), (Slot("x"), 1.0)), Ones()),
 ]
+ANCHOR = (("anchor", Vector(((NOISE, 1.0),))),)
 RECORD = Record(
-    0, Vector(tuple((e, 0.5) for e in EVERY)), 1.0, (Rate(1e-3, 0.1),), (0.5, 2.0), (("anchor", Vector(((NOISE, 1.0),))),),
-    2, False, (), 1e-3, 0.5, (("trace", 3.0),),
+    0, Vector(tuple((e, 0.5) for e in EVERY)), 1.0, (Rate(1e-3, 0.1),), (0.5, 2.0), ANCHOR, 2, False, (), 1e-3, 0.5,
+    (("trace", 3.0),),
 )  # fmt: skip
 HEADER = json.dumps({"noise_version": NOISE_VERSION, "seed": 0}).encode()
 
