@@ -202,7 +202,7 @@ def test_zeros_inside_of_a_tape_are_damage(tmp_path: Path) -> None:
     with pytest.raises(TapeError, match="restore the file from a copy"):
         Tape(path)
     path.write_bytes(data[:-20] + b"\1" + data[-19:] + bytes(200))  # a flipped byte, then zeros behind the frame
-    with pytest.raises(TapeError, match="record 3, at byte .* fails its checksum"):
+    with pytest.raises(TapeError, match=r"record 3, at byte .* fails its checksum"):
         Tape(path)
 
 
