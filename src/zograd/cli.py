@@ -78,7 +78,8 @@ def command(group: typer.Typer, **options: Any) -> Callable[[Callable[..., None]
     return register
 
 
-USAGE_ERRORS = {"SettingsError"}
+USAGE_ERRORS = {"SettingsError", "UnknownMethodError", "UnknownDtypeError", "UnknownTaskError", "UnknownNameError"}
+"""What no file and no machine could make right: the command was not used as it is meant."""
 
 
 def explain(e: BaseException) -> str:

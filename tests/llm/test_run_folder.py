@@ -204,6 +204,7 @@ EDITED: dict[str, dict[str, Any]] = {
     "task": {"task": "sms"},
     "train": {"train": "*.mlp.*"},
     "method": {"method": "fzoo"},
+    "method ": {"method": "nonsense"},
     "set": {"set": {"n": 3}},
     "dtype": {"dtype": "bfloat16"},
     "threads": {"threads": 7},
@@ -226,7 +227,9 @@ def test_run_json_is_compared_with_the_tape(tiny_model: Path, copy: Callable[[st
         lambda: train(TrainSettings(model=str(tiny_model)), run, resume=True, quiet=True),
         lambda: replay(run, None, run.parent / "weights"),
     ):
-        with pytest.raises(RunError, match=rf"run.json says {key} = .*, and its tape was recorded with {key} = "):
+        with pytest.raises(
+            RunError, match=rf"run.json says {key.strip()} = .*, and its tape was recorded with {key} = "
+        ):
             go()
     assert contents(run) == before
     assert not (run.parent / "weights").exists()
@@ -699,7 +702,7 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "data of another type": (lambda meta: meta | {"data": 5}, "'data' is int, not dict"),
     "a setting that there is not": (lambda meta: meta | {"settings": {"a": 1}}, "no setting 'a'"),
-    "a setting of another type": (lambda meta: meta | {"settings": meta["settings"] | {"lr": []}}, "= []: Input should be a valid number"),
+    "a setting of another type": (lambda meta: meta | {"settings": {"lr": []}}, "= []: Input should be"),
     "an empty object for settings": (lambda meta: meta | {"settings": {}}, "and its tape was recorded with"),
 }  # fmt: skip
 

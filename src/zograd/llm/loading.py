@@ -33,6 +33,10 @@ class ModelError(ValueError):
     """A model that is not there, does not parse, or does not have what was asked for."""
 
 
+class UnknownDtypeError(ModelError):
+    """A name that is no dtype of weights."""
+
+
 def extra(name: str) -> str:
     return f'this needs more packages: pip install "zograd[{name}]"'
 
@@ -42,7 +46,7 @@ def dtype_named(name: str) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if fast_bfloat16() else torch.float32
     if name not in DTYPES:
-        raise ModelError(f"there is no dtype {name!r}; use auto, {', '.join(DTYPES)}")
+        raise UnknownDtypeError(f"there is no dtype {name!r}; use auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 

@@ -199,7 +199,7 @@ def fixed(s: TrainSettings) -> tuple[str, ...]:
     names = ("steps",) if s.lr_schedule != "constant" else ()
     try:
         return (*names, "eval_every") if ride_along(build_method(s)) else names
-    except SettingsError:  # edited: the tape says otherwise
+    except ValueError:  # edited: the tape says otherwise
         return names
 
 
@@ -458,8 +458,8 @@ def metrics_before(meta: Mapping[str, Any]) -> Metrics:
     """The evaluation before the first step; RunError where run.json holds none."""
     try:
         before = Metrics(**meta["metrics_before"])
-        numbers = [before.value, before.loss, before.calibrated or 0.0, before.majority or 0.0, before.examples]
-        if before.metric in ("accuracy", "loss") and all(isinstance(x, int | float) for x in numbers):
+        numbers = (before.value, before.loss, before.calibrated, before.majority)
+        if all(x is None or isinstance(x, int | float) for x in numbers) and isinstance(before.metric, str):
             return before
     except (KeyError, TypeError):
         pass
