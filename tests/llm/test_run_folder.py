@@ -11,17 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import HealthCheck, given
 from safetensors.torch import load_file, save_file
 
+import zograd.llm.train as train_module
 from zograd.cli import explain
+from zograd.llm import loading
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.task import Scorer
-from zograd.llm.train import Loop, merged, replay, resolve, train
+from zograd.llm.train import Loop, check_data, fixed, merged, metrics_before, replay, resolve, stored_settings, train
 from zograd.locks import LockedError
 from zograd.oracles import Batched
 from zograd.run import Run
@@ -228,7 +234,7 @@ def test_run_json_is_compared_with_the_tape(tiny_model: Path, copy: Callable[[st
         lambda: replay(run, None, run.parent / "weights"),
     ):
         with pytest.raises(
-            RunError, match=rf"run.json says {key.strip()} = .*, and its tape was recorded with {key} = "
+            RunError, match=rf"run.json says {key.strip()} = .*, and its tape was recorded with {key.strip()} = "
         ):
             go()
     assert contents(run) == before
@@ -277,15 +283,48 @@ def test_runs_whose_tapes_know_nothing_of_base_and_data_go_on(
     assert train(settings(tiny_model), run, resume=True, quiet=True)["sha256"] == finished["sgd"][1]["sha256"]
 
 
-def test_data_that_changed_since_is_named(tiny_model: Path, tmp_path: Path) -> None:
-    from zograd.llm.train import check_data
+def test_data_that_changed_since_is_named(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = train_module.set_up
 
+    def with_digest(sha256: str) -> None:
+        def set_up(s: TrainSettings, folder: Path) -> Any:
+            work = loaded(s, folder)
+            work.data["sha256"] = sha256
+            return work
+
+        monkeypatch.setattr(train_module, "set_up", set_up)
+
+    with_digest("then")
+    train(settings(tiny_model, steps=2), tmp_path / "run", quiet=True)
+    assert Tape(tmp_path / "run" / "tape.zo").header["data"] == "then"
+    with_digest("now")
+    with pytest.raises(RunError, match=r"the examples of 'mr' are not those .* began with \(SHA-256 now, then then\)"):
+        train(TrainSettings(steps=4), tmp_path / "run", resume=True, quiet=True)
+    with_digest("then")
+    assert train(TrainSettings(steps=4), tmp_path / "run", resume=True, quiet=True)["steps"] == 4
     check_data({"data": {"sha256": "a"}}, {"sha256": "a"})
     check_data({"data": {}}, {"sha256": "a"})
     check_data({}, {"sha256": "a"})
     check_data({"data": {"sha256": "a"}}, {})
-    with pytest.raises(RunError, match="the examples of 'mine' are not those that the run began with"):
-        check_data({"data": {"sha256": "a"}}, {"sha256": "b", "task": "mine"})
+
+
+def test_other_tensors_than_the_run_trained_are_not_moved(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a library names its parameters otherwise in another version."""
+    run = copy("sgd")
+    chosen = loading.select
+
+    def fewer(model: Any, pattern: str, *, layers: int | None = None) -> dict[str, torch.Tensor]:
+        return dict(list(chosen(model, pattern, layers=layers).items())[:-1])
+
+    monkeypatch.setattr(loading, "select", fewer)
+    for go in (
+        lambda: train(TrainSettings(steps=9), run, resume=True, quiet=True),
+        lambda: replay(run, None, run.parent / "weights"),
+    ):
+        with pytest.raises(RunError, match=r"the first that differs is 'model.norm.weight'"):
+            go()
 
 
 # ---- --resume with options -------------------------------------------------------------------------------------------
@@ -722,6 +761,52 @@ def test_a_run_json_of_another_shape_is_refused_in_one_sentence(copy: Callable[[
             go()
         assert "run.json" in str(error.value)
     assert contents(run) == before
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def spoilt(draw: st.DrawFn, value: Any) -> Any:
+    """Something in plain data exchanged, or taken away."""
+    if isinstance(value, dict | list) and value and draw(st.integers(0, 3)):
+        keys = sorted(value) if isinstance(value, dict) else range(len(value))
+        key = draw(st.sampled_from(keys))
+        changed = value.copy()
+        if draw(st.integers(0, 4)):
+            changed[key] = spoilt(draw, value[key])
+        else:
+            del changed[key]
+        return changed
+    return draw(json_values)
+
+
+@hypothesis.settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_run_json_is_read_or_refused(
+    finished: dict[str, tuple[Path, dict[str, Any]]], tmp_path: Path, data: st.DataObject
+) -> None:
+    """Whatever stands in it, RunError is all that can be raised before a model is loaded."""
+    run = finished["sgd"][0]
+    meta = json.loads((run / "run.json").read_text())
+    meta["model"] = meta["model"][:2]
+    shutil.copytree(run, tmp_path / "copy", dirs_exist_ok=True)
+    text = json.dumps(spoilt(data.draw, meta)).encode()
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(text)))
+        text = text[:at] + data.draw(st.binary(max_size=3)) + text[at + data.draw(st.integers(0, 3)) :]
+    (tmp_path / "copy" / "run.json").write_bytes(text)
+    with suppress(RunError):
+        directory = RunDirectory.open(tmp_path / "copy")
+        s = stored_settings(directory)
+        check_data(directory.meta, {"sha256": "a"})
+        metrics_before(directory.meta)
+        directory.tape(fixed=fixed(s))
 
 
 def test_the_command_line_says_the_same(tiny_model: Path, copy: Callable[[str], Path]) -> None:
