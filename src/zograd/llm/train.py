@@ -305,15 +305,13 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
     """See `train`. closing: closes the run directory, and so lets go of its lock."""
     found: RunDirectory | None = None
     tape: Tape | None = None
+    changed: dict[str, Any] = {}
     with peers.together("opening the run"):
         if peers.rank == 0:
             s, found, changed = opened(s, out, resume, peers.world)
             if found is not None:
                 closing.callback(found.close)
                 tape = found.tape(fixed=fixed(s))
-                if changed:
-                    found.meta["settings"] = s.stored()
-                    found.save_meta()
                 if changed or not quiet:
                     print(_announced(s, tape, changed), file=sys.stderr)
     plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta]).encode()))
@@ -358,6 +356,10 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
             directory = found if found is not None else Follower(out, meta)
             tape = tape if tape is not None else Tape(directory.tape_path, done)
             directory.resume(p.run, tape, merged(s, tape.steps) if ride_along(p.run.method) else None)
+            if changed:
+                stored = s.stored()
+                directory.meta["settings"] |= {_key(name): stored[_key(name)] for name in changed}
+                directory.save_meta()
         peers.remember(done)
     steps_before = p.run.step_number
 
@@ -567,9 +569,9 @@ class Loop:
         """The part of the batch that is evaluated."""
         self.points = batched(lambda n: self.scorer.copy_losses(self.now, n), self._together)
         for record in taken:
-            if (limit := dict(record.meters).get(TOGETHER)) is not None:
-                self.points.limit = peers.limit = int(limit)
-        peers.own_limit = lambda: self.points.limit
+            if 0 <= (limit := dict(record.meters).get(TOGETHER, -1.0)) < 2**31:
+                self.points.limit = int(limit)
+        peers.limit, peers.own_limit = self.points.limit, lambda: self.points.limit
         self.caught: list[int] = []
         self.probes: Probes | None = None
         if loading.is_scales(self.p.settings.train):
