@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json as jsonlib
 import os
 import sys
@@ -85,11 +86,12 @@ USAGE_ERRORS = {"SettingsError", "UnknownMethodError", "UnknownDtypeError", "Unk
 def explain(e: BaseException) -> str:
     """One line for one error."""
     text = " ".join(str(e).split()) or type(e).__name__
-    if (isinstance(e, OSError) and e.errno == 28) or "os error 28" in text or "No space left on device" in text:
+    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # libraries hide the error of the system in a text
+    if (isinstance(e, OSError) and e.errno in full) or "os error 28" in text or "No space left on device" in text:
         where = getattr(e, "filename", None) or "no space left"
         return f"the disk is full ({where}); what was written before is intact: free some space and --resume"
-    full = ("out of memory", "can't allocate memory", "not enough memory: you tried")
-    if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or any(s in text.lower() for s in full):
+    lack = ("out of memory", "can't allocate memory", "not enough memory: you tried")
+    if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or any(s in text.lower() for s in lack):
         remedy = "try --train lora, --dtype bf16 or a smaller --batch-size"
         return f"not enough memory ({text[:120]}); `zograd plan` says what fits: {remedy}"
     if type(e).__name__ == "SafetensorError":

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from weakref import WeakSet
 
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _FAR = 1 << 30
@@ -34,7 +35,7 @@ class FileLock:
     """
 
     def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
-        self.path, self.owner, self.works = path, os.getpid(), True
+        self.path, self.works = path, True
         while True:
             if path.is_symlink():
                 raise OSError(
@@ -49,7 +50,8 @@ class FileLock:
                 self._file.close()
                 raise
             self._file.close()  # the holder before has removed this file: the lock is that of the next one
-        about = {"pid": self.owner, "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+        _HELD.add(self)
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         with suppress(OSError):  # on a full disk the holder has no name
             self._file.truncate(0)
             self._file.write(json.dumps(about).encode())
@@ -85,8 +87,8 @@ class FileLock:
             return "another process"
 
     def close(self) -> None:
-        """Let go. In a child of the process that took the lock nothing happens: the lock is not the child's."""
-        if self._file.closed or os.getpid() != self.owner:
+        """Let go. In a process that was forked off the holder nothing happens: the lock is not the child's."""
+        if self._file.closed:
             return
         with suppress(OSError):  # Windows keeps the name of an open file; it does no harm
             self.path.unlink()
@@ -97,6 +99,19 @@ class FileLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+_HELD: WeakSet[FileLock] = WeakSet()
+
+
+def _forget() -> None:
+    """A forked process closes what it inherited: otherwise it would hold the lock when the holder is gone."""
+    for lock in _HELD:
+        lock._file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _lock(descriptor: int, wait: bool) -> None:

@@ -102,15 +102,18 @@ def check_identity(expected: list[dict[str, Any]], found: list[dict[str, Any]], 
 
 
 def began(root: Path) -> bool:
-    """Whether the folder holds a run that came to its first step, or may have."""
+    """Whether the folder holds a run with a tape, or one that has lost it: what else is there tells of steps."""
     tape = root / "tape.zo"
-    if any((root / name).exists() for name in ("metrics.jsonl", "state.safetensors")):
-        return tape.exists() or (root / "run.json").exists()
-    return tape.exists() and not never_began(tape)
+    if tape.exists() and not never_began(tape):
+        return True
+    if not tape.exists() and not (root / "run.json").exists():
+        return False
+    logged = any(isinstance(k := line.get("step"), int) and k > 0 for line in read_metrics(root)[0])
+    return logged or (root / "state.safetensors").exists()
 
 
 def check_free(root: Path) -> None:
-    """Raise RunError when the folder holds a run already. One that ended before its first step does not count."""
+    """Raise RunError when the folder holds a run already. One that ended before its tape began does not count."""
     if began(root):
         raise RunError(f"{root} already holds a run; go on with --resume, or choose another --out")
 
@@ -223,7 +226,8 @@ class RunDirectory:
         run = cls(root, meta, locked(root))
         try:
             check_free(root)  # nobody can have begun since
-            run.tape_path.unlink(missing_ok=True)  # one without a header
+            for name in ("tape.zo", "metrics.jsonl"):  # of a run that came to no step
+                (root / name).unlink(missing_ok=True)
             run.save_meta()
         except BaseException:
             run.close()
@@ -264,7 +268,12 @@ class RunDirectory:
 
         fixed: those of `CHANGEABLE` that this run may not change.
         """
-        if not self.tape_path.exists() or not began(self.path):
+        if not self.tape_path.exists() or never_began(self.tape_path):
+            if began(self.path):
+                raise RunError(
+                    f"{self.tape_path} has lost the steps of which the files beside it tell; restore it from a copy, "
+                    f"or start again in another folder"
+                )
             raise RunError(f"{self.path} has no tape.zo: the run came to no step; start it again without --resume")
         tape = Tape(self.tape_path, salvage=salvage)
         self.check_header(tape.header, fixed)

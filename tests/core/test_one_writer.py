@@ -130,6 +130,39 @@ def test_a_child_does_not_let_go_of_its_parents_lock(tmp_path: Path) -> None:
         assert (tmp_path / "a.lock").exists()
 
 
+FORKING = """
+import os, sys, time
+from zograd import TapeWriter
+writer = TapeWriter(sys.argv[1])
+child = os.fork()
+if not child:
+    time.sleep(600)
+print(child, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_worker_that_outlives_its_parent_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """As workers of a pool do when the process that forked them is killed."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    path = tmp_path / "tape.zo"
+    write(path, 3)
+    parent = subprocess.Popen([sys.executable, "-c", FORKING, str(path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        with TapeWriter(path) as writer:
+            writer.append(RECORDS[3])
+        os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert Tape(path).records == RECORDS[:4]
+
+
 def test_a_file_system_without_locks_warns_and_lets_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(descriptor: int, wait: bool) -> None:
         raise OSError(37, "No locks available")
