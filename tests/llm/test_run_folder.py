@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,12 +20,14 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
+from click.testing import Result
 from hypothesis import HealthCheck, given
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import zograd.llm.train as train_module
 import zograd.rundir as rundir_module
-from zograd.cli import explain
+from zograd.cli import app, explain
 from zograd.llm import loading
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.task import Scorer
@@ -63,8 +66,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def zograd(*arguments: str | Path | int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "zograd", *map(str, arguments)], capture_output=True, text=True)
+def zograd(*arguments: str | Path | int) -> Result:
+    """The command, in this process, with its own way to show warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 # ---- one writer ------------------------------------------------------------------------------------------------------
@@ -392,14 +398,14 @@ def test_the_command_line_names_what_resume_refuses_and_takes(tiny_model: Path, 
     config = run.parent / "config.yaml"
     config.write_text("batch_size: 2\n")
     refused = zograd("train", "--out", run, "--resume", "--lr", "5", "--set", "n=4", "--config", config)
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     last = refused.stderr.strip().splitlines()[-1]
     assert last.startswith("zograd: --resume goes on with a run as it began, and cannot change ")
     for part in ("lr = 5.0", "set = {'n': 4}", "batch_size = 2 (the run has 4)"):
         assert part in last
     config.write_text("eval_every: 3\nbatch_size: 4\n")
     taken = zograd("train", "--out", run, "--resume", "--steps", 7, "--config", config, "--json")
-    assert taken.returncode == 0, taken.stderr
+    assert taken.exit_code == 0, taken.stderr
     assert json.loads(taken.stdout)["steps"] == 7
     assert "with steps = 7 in place of 6, eval_every = 3 in place of 0" in taken.stderr
 
@@ -667,11 +673,11 @@ def test_salvage_replays_the_steps_before_the_damage(
     data[-2 * size + 30] ^= 1  # in the record before the last
     (run / "tape.zo").write_bytes(data)
     failed = zograd("replay", run, "--out", tmp_path / "failed")
-    assert failed.returncode == 1
+    assert failed.exit_code == 1
     assert "`zograd replay --salvage`" in failed.stderr
     assert not (tmp_path / "failed").exists()
     done = zograd("replay", run, "--out", tmp_path / "salvaged", "--salvage", "--json", "--threads", 1)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert re.search(rf"the 4 steps before it are kept \(\d+ of {len(data)} bytes\)", done.stderr)
     assert json.loads(done.stdout)["sha256"] == expected
     assert (run / "tape.zo").read_bytes() == data
@@ -845,7 +851,7 @@ def test_the_command_line_says_the_same(tiny_model: Path, copy: Callable[[str], 
         ["eval", "--run", run],
     ):
         failed = zograd(*command)
-        assert failed.returncode == 1
+        assert failed.exit_code == 1
         last = failed.stderr.strip().splitlines()[-1]
         assert last.startswith(f"zograd: {run / 'run.json'} does not parse"), failed.stderr
         assert "restore it from a copy" in last
