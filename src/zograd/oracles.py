@@ -198,6 +198,8 @@ class Batched:
             except Unbranchable as e:
                 self._give_up(e)
             except torch.OutOfMemoryError:
+                if len(group) == 1:
+                    raise
                 self.most = max(1, len(group) // 2)
                 warnings.warn(f"{len(group)} points in one forward need too much memory: now {self.most}", stacklevel=3)
         return values

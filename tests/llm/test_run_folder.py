@@ -449,6 +449,23 @@ def test_a_run_that_had_too_little_memory_resumes_to_the_same_bits(
     assert (tmp_path / "parts" / "tape.zo").read_bytes() == (tmp_path / "whole" / "tape.zo").read_bytes()
 
 
+def test_a_forward_of_one_point_that_does_not_fit_ends_the_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Points of low rank have a forward of branches also where they are alone in it."""
+
+    def none_fits(*_: Any) -> list[float]:
+        raise torch.OutOfMemoryError("Tried to allocate 3 GiB")
+
+    monkeypatch.setattr(Batched, "_forward", none_fits)
+    with (
+        pytest.warns(UserWarning, match="2 points in one forward need too much memory: now 1"),
+        pytest.raises(torch.OutOfMemoryError) as error,
+    ):
+        train(settings(tiny_model, set={"law": "rankone"}), tmp_path / "run", quiet=True)
+    assert explain(error.value).startswith("not enough memory (Tried to allocate 3 GiB)")
+
+
 def test_a_run_that_gave_branches_up_keeps_to_it(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
