@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as jsonlib
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -89,18 +89,23 @@ def command(group: typer.Typer, **options: Any) -> Callable[[Callable[..., None]
     return register
 
 
-USAGE_ERRORS = {"SettingsError"}
+USAGE_ERRORS = {"SettingsError", "UnknownMethodError", "UnknownDtypeError", "UnknownTaskError", "UnknownNameError"}
+"""What no file and no machine could make right: the command was not used as it is meant."""
 
 
 def explain(e: BaseException) -> str:
     """One line for one error."""
     text = " ".join(str(e).split()) or type(e).__name__
-    if isinstance(e, OSError) and e.errno == 28:
-        where = e.filename or "no space left"
+    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # libraries hide the error of the system in a text
+    if (isinstance(e, OSError) and e.errno in full) or "os error 28" in text or "No space left on device" in text:
+        where = getattr(e, "filename", None) or "no space left"
         return f"the disk is full ({where}); what was written before is intact: free some space and --resume"
-    if isinstance(e, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+    lack = ("out of memory", "can't allocate memory", "not enough memory: you tried")
+    if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or any(s in text.lower() for s in lack):
         remedy = "try --train lora, --dtype bf16 or a smaller --batch-size"
         return f"not enough memory ({text[:120]}); `zograd plan` says what fits: {remedy}"
+    if type(e).__name__ == "SafetensorError":
+        return f"a safetensors file could not be read or written ({text[:200]}); restore it from a copy"
     known = (ValueError, TypeError, FileNotFoundError, RuntimeError, OSError, KeyError, ImportError)
     return text if isinstance(e, known) else f"{type(e).__name__}: {text}"
 
@@ -221,7 +226,9 @@ def train(
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="For files: the column of the label. [label]")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML or TOML with the same keys; options here win.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; takes new --steps and --eval-every.")
+    ] = False,
     together: Annotated[
         int | None, typer.Option(help="Points that share a forward. [as many as pay, by the tokens of the batch]")
     ] = None,
@@ -249,6 +256,7 @@ def train(
     from zograd.distributed import joined
     from zograd.hub import parse_label_words
     from zograd.llm.settings import parse, parse_assignments, read_config
+    from zograd.llm.train import resumed
     from zograd.llm.train import train as go
 
     given = {
@@ -269,18 +277,18 @@ def train(
     data |= {key: value for key, value in given.items() if value is not None}
     if set_:
         data["set"] = {**data.get("set", {}), **parse_assignments(set_)}
-    if resume and (out / "run.json").exists():
-        stored = jsonlib.loads((out / "run.json").read_text())["settings"]
-        later = {"steps": steps, "parallel": parallel, "timeout": timeout}
-        data = {**stored, **{key: value for key, value in later.items() if value is not None}}
     settings = parse(data)
+    if resume and (out / "run.json").exists():  # torchrun's other processes may not have it
+        settings = resumed(settings, out)
     with joined(settings.device, settings.timeout) as peers:
         result = go(settings, out, resume=resume, quiet=json and not sys.stderr.isatty(), peers=peers)
     if peers.rank:
         return
     text = "\n".join(
         [
-            f"{result['metric']}: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "
+            f"not evaluated since it was stopped: zograd eval --run {result['run']}"
+            if result["metric_after"] is None
+            else f"{result['metric']}: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "
             f"(calibrated zero-shot {percent(result['metric_calibrated'])}; {result['eval_examples']} held-out)"
             if result["metric"] == "accuracy"
             else f"held-out loss: {number(result['metric_before'])} -> {number(result['metric_after'])}",
@@ -341,6 +349,7 @@ def replay(
     out: Annotated[Path, typer.Option(help="New folder for the weights.")],
     model: Annotated[str | None, typer.Option(help="The base model. [the run's]")] = None,
     to: Annotated[int | None, typer.Option(help="Stop at this step. [the end]")] = None,
+    salvage: Annotated[bool, typer.Option("--salvage", help="Of a damaged tape: the steps before the damage.")] = False,
     threads: Threads = None,
     json: Json = False,
     debug: Debug = False,
@@ -352,7 +361,7 @@ def replay(
     set_threads(threads)
     from zograd.llm.train import replay as go
 
-    emit(go(run, model, out, to=to), json)
+    emit(go(run, model, out, to=to, salvage=salvage), json)
 
 
 @command(app)

@@ -159,7 +159,7 @@ class BatchedLoss(Protocol):
     def __call__(self, copies: int, /) -> Tensor: ...
 
 
-def batched(loss: BatchedLoss, together: int | Callable[[], int] = 16) -> Oracle:
+def batched(loss: BatchedLoss, together: int | Callable[[], int] = 16) -> Batched:
     """Evaluates up to `together` queries in one forward, each on its own copy of the batch (`stores/branches.py`).
 
     loss(n) repeats the inputs n times along the first axis (`ids.repeat(n, 1)`), runs the model once, and returns one
@@ -179,7 +179,7 @@ def batched(loss: BatchedLoss, together: int | Callable[[], int] = 16) -> Oracle
     """
     if not callable(together) and together < 1:
         raise ValueError(f"together={together} evaluations cannot share a forward; use 1 (one at a time) or more")
-    return _Batched(loss, together if callable(together) else lambda: together)
+    return Batched(loss, together if callable(together) else lambda: together)
 
 
 def _low_rank(queries: Sequence[Query]) -> bool:
@@ -188,8 +188,8 @@ def _low_rank(queries: Sequence[Query]) -> bool:
     return bool(terms) and all(hasattr(e, "factors") for e in terms)
 
 
-class _Batched:
-    """The oracle of `batched`; `most` falls where the model or the memory wants it."""
+class Batched:
+    """The oracle of `batched`; `limit` falls where the model or the memory wants it."""
 
     def __init__(self, loss: BatchedLoss, wanted: Callable[[], int]) -> None:
         self.loss, self.wanted = loss, wanted
@@ -210,6 +210,16 @@ class _Batched:
     def _one(self) -> Tensor:
         """The loss of the batch as it is."""
         return _of_copies(self.loss(1), 1).sum()
+
+    @property
+    def limit(self) -> int:
+        """The most that share a forward where fewer than wanted do: 0 for one at a time as usual, -1 for no limit."""
+        return 0 if self.given_up else -1 if math.isinf(self.most) else int(self.most)
+
+    @limit.setter
+    def limit(self, most: int) -> None:
+        """Go on as an oracle does that was found to have this limit."""
+        self.given_up, self.most = most == 0, most if most > 0 else math.inf
 
     @property
     def together(self) -> int:
@@ -266,6 +276,8 @@ class _Batched:
             except Unbranchable as e:
                 self._give_up(e)
             except torch.OutOfMemoryError:
+                if len(group) == 1:
+                    raise
                 self.most = max(1, len(group) // 2)
                 warnings.warn(f"{len(group)} points in one forward need too much memory: now {self.most}", stacklevel=3)
         return values

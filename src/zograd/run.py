@@ -341,7 +341,7 @@ class Run(Generic[A]):
         if record.step != self.step_number:
             raise ValueError(f"the tape continues at step {record.step}, but this run stands at {self.step_number}")
         if not record.refused:
-            aux = None if record.aux is None else self.method.estimator.aux._make(record.aux)  # type: ignore[attr-defined]
+            aux = None if record.aux is None else self._scalars(record.aux)
             estimate = Estimate(record.vector, record.loss, record.losses, aux, dict(record.writes))
             self._apply(estimate, record)  # type: ignore[arg-type]
         self._count(record)
@@ -362,6 +362,18 @@ class Run(Generic[A]):
         self.ask(rates)
         for answer in answers:
             self.tell(answer, rates)
+
+    def _scalars(self, aux: tuple[float, ...]) -> Any:
+        """The scalars of a record by their names."""
+        kind: Any = getattr(self.method.estimator, "aux", None)
+        try:
+            return kind._make(aux)
+        except (AttributeError, TypeError):
+            raise ValueError(
+                f"the tape has {len(aux)} scalars for the rule at step {self.step_number}, which the "
+                f"{type(self.method.estimator).__name__} of method {self.method.name!r} does not measure: it is the "
+                f"tape of another method"
+            ) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Scalars only: step, evaluations, the state of the rule, answers given to an unfinished step.

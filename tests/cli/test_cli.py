@@ -120,29 +120,29 @@ def test_own_data_and_a_config_file(tiny_model: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["metric"] == "loss"
 
 
-BAD = {
-    "no such model": (["--model", "/nowhere/model"], "/nowhere/model"),
-    "no such task": (["--task", "nonsense"], "mr"),
-    "missing file": (["--task", "/nowhere/data.jsonl"], "/nowhere/data.jsonl"),
-    "unknown method": (["--method", "adamw"], "the menu has zo_sgd"),
-    "unknown method setting": (["--method", "fzoo", "--set", "q=3"], "fzoo has no setting 'q'"),
-    "malformed setting": (["--set", "n"], "write key=value"),
-    "method without a default": (["--method", "frank_wolfe"], "needs set"),
-    "pattern that matches nothing": (["--train", "nonsense"], "selects no parameter"),
-    "unknown dtype": (["--dtype", "float8"], "there is no dtype 'float8'"),
-    "negative steps": (["--steps", "-1"], "steps"),
-    "zero batch": (["--batch-size", "0"], "batch_size"),
-    "unknown schedule": (["--lr-schedule", "wavy"], "lr_schedule"),
-    "resume of nothing": (["--resume"], "holds no run"),
-    "missing config": (["--config", "/nowhere/c.yaml"], "cannot read the config"),
+BAD = {  # 2: no file and no machine could make the command right
+    "no such model": (["--model", "/nowhere/model"], "/nowhere/model", 1),
+    "no such task": (["--task", "nonsense"], "mr", 2),
+    "missing file": (["--task", "/nowhere/data.jsonl"], "/nowhere/data.jsonl", 1),
+    "unknown method": (["--method", "adamw"], "the menu has zo_sgd", 2),
+    "unknown method setting": (["--method", "fzoo", "--set", "q=3"], "fzoo has no setting 'q'", 2),
+    "malformed setting": (["--set", "n"], "write key=value", 2),
+    "method without a default": (["--method", "frank_wolfe"], "needs set", 2),
+    "pattern that matches nothing": (["--train", "nonsense"], "selects no parameter", 1),
+    "unknown dtype": (["--dtype", "float8"], "there is no dtype 'float8'", 2),
+    "negative steps": (["--steps", "-1"], "steps", 2),
+    "zero batch": (["--batch-size", "0"], "batch_size", 2),
+    "unknown schedule": (["--lr-schedule", "wavy"], "lr_schedule", 2),
+    "resume of nothing": (["--resume"], "holds no run", 1),
+    "missing config": (["--config", "/nowhere/c.yaml"], "cannot read the config", 2),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_sentence_and_changes_nothing(tiny_model: Path, tmp_path: Path, case: str) -> None:
-    arguments, expected = BAD[case]
+    arguments, expected, code = BAD[case]
     result = run_train(tiny_model, tmp_path / "run", *arguments)
-    assert result.returncode in (1, 2)
+    assert result.returncode == code
     assert "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("zograd: "), result.stderr
@@ -169,7 +169,7 @@ def test_bad_data_is_named(tiny_model: Path, tmp_path: Path, case: str) -> None:
         tiny_model, tmp_path / "run", "--task", data, "--prompt-template", "{text} It was", "--label-words",
         "0= terrible,1= great", "--train-examples", "100", "--eval-examples", "100",
     )  # fmt: skip
-    assert result.returncode in (1, 2)
+    assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert expected in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
@@ -200,6 +200,12 @@ def test_a_tape_of_another_version_is_refused(tiny_model: Path, tmp_path: Path) 
     assert not (tmp_path / "weights").exists()
 
 
-def test_bad_usage_exits_with_2() -> None:
-    assert zograd("train").returncode == 2
-    assert zograd("nonsense").returncode == 2
+@pytest.mark.parametrize(
+    "command",
+    ["train", "nonsense", "methods nonsense", "fetch nonsense", "plan --method nonsense", "plan --dtype float8",
+     "train --out run --label-words x", "eval --task mr --dtype float8"],
+)  # fmt: skip
+def test_bad_usage_exits_with_2(command: str) -> None:
+    result = zograd(*command.split())
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr

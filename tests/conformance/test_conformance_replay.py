@@ -125,22 +125,23 @@ def test_a_tape_that_starts_elsewhere_is_refused() -> None:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 floats = st.floats(width=64)
+finite = st.floats(width=64, allow_nan=False, allow_infinity=False)
 keys = st.integers(0, 2**64 - 1)
 names = st.text(min_size=1, max_size=12)
 bases = st.one_of(st.builds(Noise, st.sampled_from(list(Kind)), keys), st.builds(Slot, names))
-vectors = st.lists(st.tuples(bases, floats), max_size=5).map(lambda terms: Vector(tuple(terms)))
+vectors = st.lists(st.tuples(bases, finite), max_size=5).map(lambda terms: Vector(tuple(terms)))
 written = st.builds(
     Record,
     step=keys,
     vector=vectors,
     loss=floats,
-    rates=st.lists(st.builds(Rate, floats, floats), max_size=4).map(tuple),
-    aux=st.none() | st.lists(floats, max_size=4).map(tuple),
+    rates=st.lists(st.builds(Rate, finite, finite), max_size=4).map(tuple),
+    aux=st.none() | st.lists(finite, max_size=4).map(tuple),
     writes=st.lists(st.tuples(names, vectors), max_size=3).map(tuple),
     evaluations=st.integers(0, 2**32 - 1),
     refused=st.booleans(),
     losses=st.just(()),
-    mu=floats,
+    mu=finite,
     moved=floats,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +164,33 @@ def test_saving_what_was_not_trained_is_copying(tiny_gguf: TinyGguf, tmp_path: P
     assert gguf_file.save(model, tmp_path / "same.gguf")["bytes_changed"] == 0
     assert (tmp_path / "same.gguf").read_bytes() == (folder / "tiny.gguf").read_bytes()
     assert [f.name for f in tmp_path.iterdir()] == ["same.gguf"]
+
+
+def test_a_file_gets_its_name_when_it_is_whole_on_the_disk(
+    tiny_gguf: TinyGguf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync, rename, fsync of the folder; a crash before the rename leaves the old file and nothing else."""
+    folder = tiny_gguf("Q4_1")
+    model, _ = packed(folder)
+    loading.select(model, "scales", layers=2)
+    target = tmp_path / "saved.gguf"
+    target.write_bytes(b"old")
+    events: list[str] = []
+    fsync, rename = os.fsync, os.replace
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            gguf_file.save(model, target)
+    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("saved.gguf", b"old")]
+    monkeypatch.setattr(os, "fsync", lambda d: (events.append("fsync"), fsync(d)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), rename(a, b)))
+    gguf_file.save(model, target)
+    assert events == ["fsync", "rename", "fsync"]
+    assert target.read_bytes() == (folder / "tiny.gguf").read_bytes()
 
 
 def test_a_scale_too_small_for_float16_does_not_become_zero() -> None:

@@ -352,7 +352,7 @@ class _Bench:
             store = Store(parameters)
             stack.enter_context(store.lazily())
             run = Run(store, method, self.seed)
-            store.sides = ride_along(run)  # as in training
+            store.sides = ride_along(run.method)  # as in training
             oracle = sequential(loss) if together == 1 else batched(losses, together)
 
             def go() -> None:

@@ -468,7 +468,7 @@ def compare(
     comparison goes on where it was. With jobs > 1 cells are computed in as many processes, and written whole.
     """
     if unknown := sorted(set(names or ()) - set(methods.names())):
-        raise ValueError(f"there is no method {unknown[0]!r}; the menu has {', '.join(methods.names())}")
+        methods.describe(unknown[0])  # raises, with the names of the menu
     results = Results(out)
     cells = [(problem, name) for problem in problems for name in names or methods.names()]
     counts = {"cells": len(cells), "tuning": 0, "run": 0, "skip": 0, "diverged": 0}

@@ -63,7 +63,7 @@ def bench_step(
             law=law, together=together,
         )  # fmt: skip
         clock = clock_of(work.device)
-        window = MERGE if ride_along(work.run) else 1  # steps that share the pass over the weights
+        window = MERGE if ride_along(work.run.method) else 1  # steps that share the pass over the weights
 
         def steps() -> None:
             with compiled(work.model) if compile else nullcontext():

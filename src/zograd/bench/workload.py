@@ -82,7 +82,7 @@ class Workload:
         """Made with the first step, so that its slots are no part of what inference needs."""
         store = Store(self.parameters, space=self.method.space)
         run = Run(store, self.method, self.seed)
-        store.late, store.sides = {leaf.index for leaf in store.leaves}, ride_along(run)  # as in training
+        store.late, store.sides = {leaf.index for leaf in store.leaves}, ride_along(run.method)  # as in training
         return run
 
     @cached_property

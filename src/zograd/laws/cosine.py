@@ -68,6 +68,16 @@ def _waves(
         return factor(torch.from_numpy(cosines(n, columns)).to(device), 1.0), len(columns)
 
 
+def check_columns(rank: int, columns: tuple[int, ...]) -> None:
+    """Raise ValueError for columns that are not `rank` different numbers (none: as many, drawn)."""
+    if rank < 1:
+        raise ValueError(f"the rank must be at least 1, got {rank}")
+    if len(set(columns)) != len(columns) or any(k < 0 for k in columns):
+        raise ValueError(f"columns must be different numbers >= 0, got {columns}")
+    if columns and len(columns) != rank:
+        raise ValueError(f"{len(columns)} columns for rank {rank}; use rank={len(columns)}")
+
+
 @basis
 @dataclass(frozen=True, slots=True)
 class Waves(Regenerated):
@@ -77,6 +87,9 @@ class Waves(Regenerated):
     choice: int
     rank: int
     columns: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_columns(self.rank, self.columns)
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -108,10 +121,7 @@ class DCT:
 
     def __post_init__(self) -> None:
         check_rank(self.rank, self.refresh)
-        if len(set(self.columns)) != len(self.columns) or any(k < 0 for k in self.columns):
-            raise ValueError(f"columns must be different numbers >= 0, got {self.columns}")
-        if self.columns and len(self.columns) != self.rank:
-            raise ValueError(f"{len(self.columns)} columns for rank {self.rank}; use rank={len(self.columns)}")
+        check_columns(self.rank, self.columns)
 
     def __call__(self, draw: Draw) -> Vector:
         return Vector(((Waves(draw.key, draw.shared(Shared.RIGHT, self.refresh), self.rank, self.columns), 1.0),))

@@ -40,6 +40,15 @@ from zograd.laws.factors import (
 from zograd.noise import Kind, Term, combine, fold
 from zograd.vector import Address, Regenerated, Vector, basis
 
+MOST = 1 << 14
+"""The largest rank of a law whose factors are not cut to the sides of a matrix."""
+
+
+def check_most(rank: int) -> None:
+    """Raise ValueError for factors that no memory holds."""
+    if not 1 <= rank <= MOST:
+        raise ValueError(f"factors of rank {rank} are not kept for any matrix; use a rank from 1 to {MOST}")
+
 
 def check_rank(rank: int, refresh: int = 1) -> None:
     if rank < 1 or refresh < 1:
@@ -62,6 +71,9 @@ class Outer(Regenerated):
     key: int
     right: int
     rank: int
+
+    def __post_init__(self) -> None:
+        check_most(self.rank)
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -97,6 +109,7 @@ class LowRank:
 
     def __post_init__(self) -> None:
         check_rank(self.rank, self.refresh)
+        check_most(self.rank)
 
     def __call__(self, draw: Draw) -> Vector:
         right = draw.shared(Shared.RIGHT, self.refresh) if self.refresh > 1 else fold(draw.key, Shared.RIGHT)
@@ -115,6 +128,9 @@ class Trilinear(Regenerated):
     left: int
     right: int
     rank: int
+
+    def __post_init__(self) -> None:
+        check_most(self.rank)
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -142,6 +158,7 @@ class Components:
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
+        check_most(self.rank)
 
     def __call__(self, draw: Draw) -> Vector:
         return Vector(((Trilinear(draw.key, draw.shared(Shared.LEFT), draw.shared(Shared.RIGHT), self.rank), 1.0),))
@@ -172,6 +189,9 @@ class Sandwich(Regenerated):
     left: int
     right: int
     rank: int
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -219,6 +239,9 @@ class Lifted(Regenerated):
     key: int
     left: int
     rank: int
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank)
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):

@@ -71,7 +71,7 @@ class WalshSigns(Regenerated):
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         signs = torch.empty_like(out)
         combine(signs, None, terms=(Term(Kind.SIGN, self.key, coef),), leaf=at.leaf, start=at.start)
-        period = 1 << self.j.bit_length()
+        period = max(1, min(1 << self.j.bit_length(), out.numel()))  # no longer than the block, whatever j
         walsh = torch.tensor(
             [1.0 - 2.0 * (((at.start + i) & self.j).bit_count() & 1) for i in range(period)],
             dtype=out.dtype,

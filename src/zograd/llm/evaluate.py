@@ -15,7 +15,7 @@ from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.task import Scorer
-from zograd.llm.train import digest, examples_of, restore
+from zograd.llm.train import digest, examples_of, merged_model, restore
 
 
 def evaluate(
@@ -37,9 +37,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metric, calibrated metric, majority share and loss over a split; one forward an example (or class).
 
-    A run brings its task with all that its data depended on: the seed, the columns, the template, the label words. So
-    its splits are those that it was trained with, and `trained_on` counts the scored examples that it was trained on
-    (None where that is not known). `failure` is a sentence where scores are not finite: then there is no metric.
+    A run is scored as the model that `zograd replay` saves, adapters merged. It brings its task with all that its data
+    depended on: the seed, the columns, the template, the label words. So its splits are those that it was trained with,
+    and `trained_on` counts the scored examples that it was trained on (None where that is not known). `failure` is a
+    sentence where scores are not finite: then there is no metric.
 
     split: "train", "validation", "test", or "all". Default: "test"; all of a file that names no splits, unless it is
         the file of the run. Asked for a split, such a file is split as training with `seed` (default 0) splits it.
@@ -56,7 +57,7 @@ def evaluate(
         loaded, whole = load_task(task or "trec", seed=seed or 0, **given), True
     else:
         p, directory = restore(run, model)
-        module, tokenizer, steps = p.model, p.tokenizer, p.run.step_number
+        module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
         stored = directory.meta["settings"]
         s = p.settings.model_copy(update={"draw": stored.get("draw", "first")})  # older runs took the first examples
         if seed not in (None, s.seed):

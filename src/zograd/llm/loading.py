@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from zograd.hub import resolve_model
 from zograd.hub.gguf_header import GGUFError, check_header
+from zograd.patterns import PatternError, matching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +34,10 @@ class ModelError(ValueError):
     """A model that is not there, does not parse, or does not have what was asked for."""
 
 
+class UnknownDtypeError(ModelError):
+    """A name that is no dtype of weights."""
+
+
 def extra(name: str) -> str:
     return f'this needs more packages: pip install "zograd[{name}]"'
 
@@ -44,7 +47,7 @@ def dtype_named(name: str) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if fast_bfloat16() else torch.float32
     if name not in DTYPES:
-        raise ModelError(f"there is no dtype {name!r}; use auto, {', '.join(DTYPES)}")
+        raise UnknownDtypeError(f"there is no dtype {name!r}; use auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -265,13 +268,12 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
         chosen = named
     elif train == "lora":
         chosen = {k: p for k, p in named.items() if "lora_" in k}
-    elif re.fullmatch(r"[\w.?*]*[?*][\w.?*]*", train) and not train.startswith("."):
-        chosen = {k: p for k, p in named.items() if fnmatch.fnmatchcase(k, train)}
     else:
         try:
-            chosen = {k: p for k, p in named.items() if re.search(train, k)}
-        except re.error as e:
-            raise ModelError(f"--train {train!r} is neither full, lora nor a valid pattern: {e}") from e
+            names = matching(train, named)
+        except PatternError as e:
+            raise ModelError(f"--train is neither full, lora nor a valid pattern: {e}") from e
+        chosen = {k: p for k, p in named.items() if k in names}
     if layers is not None:
         kept = {id(p) for block in list(blocks(model))[-layers:] for p in block.parameters()} if layers else set()
         chosen = {k: p for k, p in chosen.items() if id(p) in kept}
@@ -292,16 +294,16 @@ def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor
     from zograd.quantized.gguf_file import linear_layers
 
     pattern = train.partition(":")[2]
-    try:
-        re.compile(pattern)
-    except re.error as e:
-        raise ModelError(f"--train {train}: {pattern!r} is no regular expression: {e}") from e
     kept = None if layers is None else {id(m) for block in list(blocks(model))[-layers:] for m in block.modules()}
 
     def keep(module: nn.Module) -> bool:
         return kept is None or id(module) in kept
 
-    chosen: dict[str, Tensor] = {f"{n}.scale": layer.masters() for n, layer in linear_layers(model, pattern, keep)}
+    try:
+        layers_ = list(linear_layers(model, pattern, keep))
+    except PatternError as e:
+        raise ModelError(f"--train scales:PATTERN: {e}") from e
+    chosen: dict[str, Tensor] = {f"{n}.scale": layer.masters() for n, layer in layers_}
     try:
         handles = libraries.discover(model)
         chosen |= libraries.masters(model, pattern, keep)

@@ -13,7 +13,7 @@ from typing import Any
 
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
-from zograd.rundir import RunError
+from zograd.rundir import RunError, began
 
 RECIPE: dict[str, Any] = {
     "model": "smollm2-135m",
@@ -64,6 +64,6 @@ def free(out: Path) -> Path:
     """`out`, or the first of out-2, out-3, ... that holds no run."""
     for k in range(1, 10_000):
         folder = out if k == 1 else out.with_name(f"{out.name}-{k}")
-        if not (folder / "run.json").exists():
+        if not began(folder):
             return folder
     raise RunError(f"{out} and its numbered siblings all hold runs; remove some, or choose another --out")

@@ -9,9 +9,10 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from zograd import methods
 from zograd.control import AutoRate
 from zograd.distributed import Peers, shared
+from zograd.files import atomic_write, sync_file
 from zograd.hub import Example, Task, load_task, select
 from zograd.jsons import finite
 from zograd.laws import RankOne
@@ -36,9 +38,11 @@ from zograd.quantized.feasible import Probes
 from zograd.rules import SGD
 from zograd.run import Method, Record, Run
 from zograd.rundir import (
+    CHANGEABLE,
     Follower,
     RunDirectory,
     RunError,
+    base_digest,
     check_free,
     check_identity,
     identity,
@@ -57,8 +61,12 @@ METERS = ("trace", "cosine", "gap")
 """Meters that the progress bar shows, where a method measures them; all are in metrics.jsonl."""
 
 
+RUNAWAY = 10.0
+"""A run has run away where its loss is above so many times (1 + the held-out loss before the first step)."""
+
+
 class DivergenceError(RuntimeError):
-    """Too many refused steps in a row."""
+    """Too many steps in a row that were refused, changed nothing, or had a loss far above the first."""
 
 
 @dataclass
@@ -175,32 +183,78 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     return s.model_copy(update={"threads": threads, "dtype": dtype, "shards": shards})
 
 
-def going_on(given: TrainSettings, directory: RunDirectory) -> TrainSettings:
-    """The settings of a run on disk, but for what may be another from now on."""
+def stored_settings(directory: RunDirectory) -> TrainSettings:
+    """The settings in a run.json; RunError where they are none."""
     stored = dict(directory.meta["settings"])
-    s = parse({"draw": "first"} | stored | {"shards": stored.get("shards") or 1})  # what older runs did not know
-    if s.lr_schedule != "constant" and given.steps != s.steps:
-        raise RunError(
-            f"the {s.lr_schedule} schedule of this run ends at {s.steps} steps; resume it with --steps {s.steps}"
+    try:
+        return parse({"draw": "first"} | stored | {"shards": stored.get("shards") or 1})  # what older runs did not know
+    except SettingsError as e:
+        raise RunError(f"{directory.path / 'run.json'} has no settings of a run ({e}); restore it from a copy") from e
+
+
+def fixed(s: TrainSettings) -> tuple[str, ...]:
+    """Those of `CHANGEABLE` on which the bits of a run of these settings depend."""
+    names = ("steps",) if s.lr_schedule != "constant" else ()
+    try:
+        return (*names, "eval_every") if ride_along(build_method(s)) else names
+    except ValueError:  # edited: the tape says otherwise
+        return names
+
+
+def going_on(given: TrainSettings, stored: TrainSettings, names: Collection[str]) -> tuple[TrainSettings, list[str]]:
+    """The settings of a run that goes on: the stored ones with what `given` says otherwise in `names`; those names.
+
+    Raises SettingsError where it says otherwise what cannot change.
+    """
+    other = [name for name in TrainSettings.model_fields if name in names and _differs(name, given, stored)]
+    bad = [name for name in other if name not in CHANGEABLE or name in fixed(stored)]
+    if bad:
+        listed = ", ".join(f"{_key(n)} = {getattr(given, n)} (the run has {getattr(stored, n)})" for n in bad)
+        may = ", ".join(_key(name) for name in CHANGEABLE if name not in fixed(stored))
+        raise SettingsError(
+            f"--resume goes on with a run as it began, and cannot change {listed}: leave that out, or begin another "
+            f"run in another --out. {may} may be changed"
         )
-    return s.model_copy(update={name: getattr(given, name) for name in ("steps", "parallel", "timeout")})
+    return stored.model_copy(update={name: getattr(given, name) for name in other}), other
 
 
-def same(given: TrainSettings, stored: TrainSettings) -> bool:
-    """Whether settings are those of a run, in which what was left open has been written out."""
-    open_ = [name for name in ("shards", "threads", "dtype", "compile") if getattr(given, name) in (None, "auto")]
-    return given.model_copy(update={name: getattr(stored, name) for name in open_}) == stored
+def _differs(name: str, given: TrainSettings, stored: TrainSettings) -> bool:
+    """Whether a setting says something else; what is left open ("auto") has been written out in a stored one."""
+    mine, its = getattr(given, name), getattr(stored, name)
+    if name in ("shards", "threads", "dtype", "compile") and mine in (None, "auto"):
+        return False
+    return bool(loading.dtype_named(mine) != loading.dtype_named(its) if name == "dtype" else mine != its)
 
 
-def opened(s: TrainSettings, out: Path, resume: bool, world: int) -> tuple[TrainSettings, RunDirectory | None]:
-    """What is to be run, and the run to go on with: as asked, or as torchrun does after a failure."""
-    found = RunDirectory.open(out) if resume else restarted(out)
-    if found is not None and (resume or same(s, going_on(s, found))):
-        s = going_on(s, found)
-    else:
+def _key(name: str) -> str:
+    return TrainSettings.model_fields[name].alias or name
+
+
+def resumed(given: TrainSettings, out: Path) -> TrainSettings:
+    """The settings with which the run in `out` goes on, when `given` is asked for: see `going_on`."""
+    return going_on(given, stored_settings(RunDirectory.open(out)), given.model_fields_set)[0]
+
+
+def opened(
+    s: TrainSettings, out: Path, resume: bool, world: int
+) -> tuple[TrainSettings, RunDirectory | None, dict[str, Any]]:
+    """What is to be run; the run to go on with, as asked or as torchrun does after a failure; what changes in it."""
+    found = RunDirectory.open(out, write=True) if resume else restarted(out)
+    if found is None:
         check_free(out)
-        found = None
-    return resolve(s, world), found
+        return resolve(s, world), None, {}
+    try:
+        stored = stored_settings(found)
+        try:
+            s, changed = going_on(s, stored, s.model_fields_set if resume else TrainSettings.model_fields)
+        except SettingsError:
+            if not resume:
+                check_free(out)
+            raise
+        return resolve(s, world), found, {name: getattr(stored, name) for name in changed}
+    except BaseException:
+        found.close()
+        raise
 
 
 @contextmanager
@@ -230,30 +284,45 @@ def train(
 ) -> dict[str, Any]:
     """Fine-tune and return the summary that `zograd train --json` prints.
 
-    The run is written to `out` as it goes; with `resume` the run there goes on to the bit-identical end. Raises
-    DivergenceError after `max_failures` refused steps in a row, with the run intact.
+    The run is written to `out` as it goes; with `resume` the run there goes on to the bit-identical end, with those of
+    `CHANGEABLE` that are set in `s` otherwise; SettingsError where another setting is set otherwise. A signal to stop
+    (SIGINT, SIGTERM) ends the run after the step, without an evaluation: `metric_after` is then None. Raises
+    DivergenceError after `max_failures` steps in a row that were refused, changed nothing or had run away (`RUNAWAY`),
+    with the run intact, and LockedError while another process writes the run in `out`.
 
     peers: the processes that share the evaluations (`zograd.distributed.joined`). All of them call this, all return the
         same summary; rank 0 decides on the settings and writes the run. Each begins by replaying the tape of rank 0. A
         process that torchrun starts again goes on by itself with a run of these settings. Raises PeersError and
         PeersDisagree as `Peers` does.
     """
-    peers = Peers() if peers is None else peers
+    with ExitStack() as closing:
+        return _train(s, Path(out), resume, quiet, Peers() if peers is None else peers, closing)
+
+
+def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack) -> dict[str, Any]:
+    """See `train`. closing: closes the run directory, and so lets go of its lock."""
     found: RunDirectory | None = None
     tape: Tape | None = None
+    changed: dict[str, Any] = {}
     with peers.together("opening the run"):
         if peers.rank == 0:
-            s, found = opened(s, Path(out), resume, peers.world)
-            tape = None if found is None else found.tape()
+            s, found, changed = opened(s, out, resume, peers.world)
+            if found is not None:
+                closing.callback(found.close)
+                tape = found.tape(fixed=fixed(s))
+                if changed or not quiet:
+                    print(_announced(s, tape, changed), file=sys.stderr)
     plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta]).encode()))
     done = peers.broadcast(b"" if tape is None else tape.bytes())
     s, meta = parse(plan[0]), plan[1]
     if s.threads is not None:
         torch.set_num_threads(s.threads)  # the last bits of a matrix product depend on it
     with peers.together("loading the model and the task"):
-        work = set_up(s, Path(out))
+        work = set_up(s, out)
         if meta is not None:
             check_identity(meta["model"], work.base, s.model)
+            check_data(meta, work.data)
+            check_trained(meta, work.prepared.trained)
     peers.compare(json.dumps(work.base), "the base model and adapters")
     p, scorer = work.prepared, work.scorer
 
@@ -273,26 +342,35 @@ def train(
                 data=work.data,
                 **({"compile": compiling} if compiling else {}),
             )  # fmt: skip
+            closing.callback(directory.close)
             header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them
-            directory.start({"seed": s.seed, "method": s.method, "settings": header, "trained": list(p.trained)})
+            known = {"base": base_digest(work.base), **({"data": d} if (d := work.data.get("sha256")) else {})}
+            directory.start(
+                {"seed": s.seed, "method": s.method, "settings": header, "trained": list(p.trained), **known}
+            )
             directory.log(finite({"step": 0, "evaluations": 0, **_shown(before), "seconds": 0.0}))
     else:
-        before = Metrics(**meta["metrics_before"])
+        before = metrics_before(meta)
         with peers.together("replaying the tape"):
-            directory = found if found is not None else Follower(Path(out), meta)
+            directory = found if found is not None else Follower(out, meta)
             tape = tape if tape is not None else Tape(directory.tape_path, done)
-            directory.resume(p.run, tape, merged(s, tape.steps) if ride_along(p.run) else None)
+            directory.resume(p.run, tape, merged(s, tape.steps) if ride_along(p.run.method) else None)
+            if changed:
+                stored = s.stored()
+                directory.meta["settings"] |= {_key(name): stored[_key(name)] for name in changed}
+                directory.save_meta()
         peers.remember(done)
     steps_before = p.run.step_number
 
-    loop = Loop(work, directory, quiet or peers.rank > 0, peers)
-    try:
-        with Peak(s.device) as peak:
-            loop.go()
-            after = loop.last_metrics or scorer.evaluate(work.held_out, peers=peers)
-        directory.save_state(p.run)
-    finally:
-        directory.close()
+    loop = Loop(work, directory, quiet or peers.rank > 0, peers, () if tape is None else tape.records, before.loss)
+    with Peak(s.device) as peak:
+        loop.go()
+        after = loop.last_metrics
+        if after is None and not loop.interrupted:
+            after = scorer.evaluate(work.held_out, peers=peers)
+    directory.save_state(p.run)
+    if directory.writer is not None:
+        directory.writer.close()
     sha256 = p.store.digest()
     peers.compare(sha256, "the weights at the end")
     if peers.rank:
@@ -301,7 +379,7 @@ def train(
     steps = p.run.step_number - steps_before
     records = Tape(directory.tape_path).records
     losses = [r.loss for r in records if not r.refused]
-    refused, failure = len(records) - len(losses), scorer.why_not_finite(after)
+    refused, failure = len(records) - len(losses), None if after is None else scorer.why_not_finite(after)
     if records and not losses:
         failure = "; ".join(
             [f"all {refused} steps were refused: their losses were not finite", *filter(None, [failure])]
@@ -311,14 +389,14 @@ def train(
         "evaluations": p.run.evaluations,
         "loss_first": _mean(losses[:10]),
         "loss_last": _mean(losses[-10:]),
-        "metric": after.metric,
+        "metric": before.metric,
         "metric_before": before.value,
         "metric_calibrated": before.calibrated,
-        "metric_after": after.value,
+        "metric_after": None if after is None else after.value,
         "majority": before.majority,
         "eval_loss_before": before.loss,
-        "eval_loss_after": after.loss,
-        "eval_examples": after.examples,
+        "eval_loss_after": None if after is None else after.loss,
+        "eval_examples": before.examples,
         "trained": p.store.dim,
         "peak_bytes": peak.bytes,
         "inference_peak_bytes": work.inference.bytes,
@@ -356,6 +434,45 @@ class Work:
     data: dict[str, Any]
     """What the examples are, for run.json."""
     inference: Peak
+
+
+def _announced(s: TrainSettings, tape: Tape, changed: Mapping[str, Any]) -> str:
+    """What a resumed run goes on with, for the log."""
+    parts = [f"{_key(name)} = {getattr(s, name)} in place of {before}" for name, before in changed.items()]
+    return f"zograd: the run goes on from step {tape.steps}" + (f", with {', '.join(parts)}" if parts else "")
+
+
+def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise RunError when the examples are not those that the run began with."""
+    before, now = meta.get("data", {}).get("sha256"), found.get("sha256")
+    if before is not None and now is not None and before != now:
+        raise RunError(
+            f"the examples of {found.get('task')!r} are not those that the run began with (SHA-256 {now}, then "
+            f"{before}): bring the file back as it was, or begin another run in another --out"
+        )
+
+
+def check_trained(meta: Mapping[str, Any], trained: Mapping[str, Tensor]) -> None:
+    """Raise RunError when other tensors would be moved than those that the run moved."""
+    before = meta.get("trained")
+    if before is not None and before != list(trained):
+        first = next((a or b for a, b in zip_longest(before, trained) if a != b), "")
+        raise RunError(
+            f"the run trained {len(before)} tensors, and here {len(trained)} are chosen; the first that differs is "
+            f"{first!r}. Use the model and the versions of transformers and peft that run.json names"
+        )
+
+
+def metrics_before(meta: Mapping[str, Any]) -> Metrics:
+    """The evaluation before the first step; RunError where run.json holds none."""
+    try:
+        before = Metrics(**meta["metrics_before"])
+        numbers = (before.value, before.loss, before.calibrated, before.majority)
+        if all(x is None or isinstance(x, int | float) for x in numbers) and isinstance(before.metric, str):
+            return before
+    except (KeyError, TypeError):
+        pass
+    raise RunError("run.json has no evaluation from before the first step ('metrics_before'); restore it from a copy")
 
 
 def examples_of(s: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
@@ -459,9 +576,8 @@ def _shown(m: Metrics) -> dict[str, Any]:
     return {"metric": m.metric, "value": m.value, "eval_loss": m.loss}
 
 
-def ride_along(run: Run[Any]) -> bool:
-    """Whether the moves of a run are along one product of signs each: few may wait and ride along with its probes."""
-    method = run.method
+def ride_along(method: Method[Any]) -> bool:
+    """Whether the moves of a method are along one product of signs each: few may wait and ride along with probes."""
     one = type(method.rule) is SGD and getattr(method.estimator, "n", 0) == 1
     return one and isinstance(method.law, RankOne) and not method.slots and not method.weight_decay
 
@@ -471,6 +587,14 @@ def merged(s: TrainSettings, step: int) -> int:
     return max(step - step % every for every in (MERGE, s.eval_every) if every)
 
 
+class _Stopped(Exception):
+    """A signal came during an evaluation."""
+
+
+TOGETHER = "together"
+"""The meter of a step after which fewer points share a forward than before: how many, 0 for one at a time."""
+
+
 class Loop:
     """The steps of one run, with the progress bar, the log, refusals and clean stops.
 
@@ -478,21 +602,38 @@ class Loop:
     run goes on from its last line: loading, and what a killed process did after that line, do not count.
     """
 
-    def __init__(self, work: Work, directory: RunDirectory, quiet: bool, peers: Peers) -> None:
+    def __init__(
+        self,
+        work: Work,
+        directory: RunDirectory,
+        quiet: bool,
+        peers: Peers,
+        taken: Sequence[Record] = (),
+        before: float = math.nan,
+    ) -> None:
+        """taken: the steps of the tape. before: the held-out loss before the first step."""
         self.p, self.scorer, self.batches, self.held_out = work.prepared, work.scorer, work.batches, work.held_out
         self.directory, self.quiet, self.peers = directory, quiet, peers
         self.interrupted = False
         self.last_metrics: Metrics | None = None
+        self.before = before
+        self.away_in_a_row = 0
         self.seconds = 0.0
         self.meters: dict[str, float] = {}
         self.now: list[Any] = []
         """The part of the batch that is evaluated."""
         self.points = batched(lambda n: self.scorer.copy_losses(self.now, n), self._together)
+        for record in taken:
+            if 0 <= (limit := dict(record.meters).get(TOGETHER, -1.0)) < 2**31:
+                self.points.limit = int(limit)
+        peers.limit, peers.own_limit = self.points.limit, lambda: self.points.limit
+        self.caught: list[int] = []
         self.probes: Probes | None = None
         if loading.is_scales(self.p.settings.train):
             self.probes = Probes(lambda *_: [])
         lines, _ = read_metrics(directory.path)
-        self.began, self.earlier = 0.0, max((line.get("seconds", 0.0) for line in lines), default=0.0)
+        seconds = [x for line in lines if isinstance(x := line.get("seconds"), int | float)]
+        self.began, self.earlier = 0.0, max(seconds, default=0.0)
 
     def go(self) -> None:
         from tqdm import tqdm
@@ -505,21 +646,25 @@ class Loop:
             disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
         blocks_ = compiled(self.p.model) if s.compile else nullcontext()
-        with interruptible() as caught, bar, blocks_, self._moving(), settled_objects():
-            while run.step_number < s.steps and not (stopped := self.peers.stopping(bool(caught))):
+        with interruptible() as self.caught, bar, blocks_, self._moving(), settled_objects():
+            while run.step_number < s.steps and not stopped:
                 batch = self.batches[run.step_number]
                 self._merge(run.step_number == merged(s, run.step_number))
+                limit = self.peers.limit
                 record = run.step(self._oracle(batch))
+                if self.peers.limit != limit:  # all processes, and a run that is resumed, go on with as many
+                    self.points.limit = self.peers.limit
+                    record = replace(record, meters=(*record.meters, (TOGETHER, float(self.peers.limit))))
                 self.peers.remember(record)
                 self.directory.append(record)
                 tokens += self.scorer.tokens(batch) * record.evaluations
-                self._after(record, bar, tokens / (time.perf_counter() - start))
+                stopped = self._after(record, bar, tokens / (time.perf_counter() - start))
         self.interrupted = stopped
         self.seconds = time.perf_counter() - start
 
     def _moving(self) -> AbstractContextManager[None]:
         """Moves wait for the next forward, where a resumed run can tell what the step before has changed."""
-        sides = ride_along(self.p.run)
+        sides = ride_along(self.p.run.method)
         if self.p.run.method.slots or (self.p.settings.offload == "cpu" and not sides):
             return nullcontext()
         return self.p.run.store.lazily(sides=sides)
@@ -559,7 +704,8 @@ class Loop:
         self.probes.inner = answer
         return self.probes
 
-    def _after(self, record: Record, bar: Any, speed: float) -> None:
+    def _after(self, record: Record, bar: Any, speed: float) -> bool:
+        """Log a step, evaluate when it is time, save; whether to stop, as a signal wishes."""
         s, run = self.p.settings, self.p.run
         self.meters |= dict(record.meters)
         bar.update(1)
@@ -590,14 +736,31 @@ class Loop:
                 f"trained changes it. Either the steps were so large that the model saturated (lower --lr, now "
                 f"{record.rates[0].lr:g}), or --mu {record.mu:g} is too small for these weights, or they are not used"
             )
+        self.away_in_a_row = self.away_in_a_row + 1 if record.loss > RUNAWAY * (1.0 + self.before) else 0
+        if self.away_in_a_row >= s.max_failures:
+            self._log(line)
+            raise DivergenceError(
+                f"the loss has run away: {record.loss:g} at step {record.step}, after {self.before:.4g} before the first "
+                f"step; the steps are too large: lower --lr (now {record.rates[0].lr:g}), and start again"
+            )
         self.last_metrics = None
-        if (s.eval_every and run.step_number % s.eval_every == 0) or run.step_number == s.steps:
+        stopped = self.peers.stopping(bool(self.caught))
+        last = run.step_number == s.steps
+        if not stopped and (last or (s.eval_every and run.step_number % s.eval_every == 0)):
             run.store.catch_up()
-            self.last_metrics = self.scorer.evaluate(self.held_out, peers=self.peers)
-            line |= _shown(self.last_metrics)
+            with suppress(_Stopped):
+                self.last_metrics = self.scorer.evaluate(self.held_out, progress=self._heed, peers=self.peers)
+                line |= _shown(self.last_metrics)
+            stopped = self.peers.stopping(bool(self.caught))
         self._log(line)
         if run.step_number % s.save_every == 0:
             self.directory.save_state(run)
+        return stopped and not (last and self.last_metrics is not None)
+
+    def _heed(self, _: int) -> None:
+        """End an evaluation that a signal would otherwise wait for; of several processes none may leave the others."""
+        if self.caught and self.peers.world == 1:
+            raise _Stopped
 
     def _log(self, line: dict[str, Any]) -> None:
         self.directory.log(finite({**line, "seconds": round(self.earlier + time.perf_counter() - self.began, 3)}))
@@ -606,29 +769,41 @@ class Loop:
 # ---- base model + tape ------------------------------------------------------------------------------------------
 
 
-def restore(path: str | Path, model: str | None = None, *, to: int | None = None) -> tuple[Prepared, RunDirectory]:
-    """The base model with a run replayed onto it, up to step `to` (all when None); no forward pass is made."""
+def restore(
+    path: str | Path, model: str | None = None, *, to: int | None = None, salvage: bool = False
+) -> tuple[Prepared, RunDirectory]:
+    """The base model with a run replayed onto it, up to step `to` (all when None); no forward pass is made.
+
+    salvage: of a damaged tape, take the steps before the damage, with a warning.
+    """
     directory = RunDirectory.open(path)
-    s = parse(directory.meta["settings"])
-    tape = Tape(directory.tape_path)
+    s = stored_settings(directory)
+    tape = directory.tape(salvage=salvage, fixed=fixed(s))
     if to is not None and not 0 <= to <= tape.steps:
         raise RunError(f"--to {to}: the tape of {path} has {tape.steps} steps")
     p = prepare(s if model is None else s.model_copy(update={"model": model}), Path(path))
     check_identity(directory.meta["model"], identity(p.model, p.pages), p.settings.model)
+    check_trained(directory.meta, p.trained)
     start = time.perf_counter()
     p.run.replay(tape.records[:to])
     p.replay_seconds = time.perf_counter() - start
     return p, directory
 
 
+def merged_model(model: Any) -> Any:
+    """The model with its adapters merged into it; they stay beside a quantized one, whose integers would round them."""
+    return (
+        model.merge_and_unload() if hasattr(model, "merge_and_unload") and not libraries.is_quantized(model) else model
+    )
+
+
 def save(model: Any, tokenizer: Any, out: Path) -> None:
     """A model as files that `loading.load` reads: a packed one as the GGUF that it came from, adapters merged.
 
     A model that another library quantized in that library's format, with its trained scales beside; adapters on it stay
-    adapters (files of peft), since merging would round them to its integers.
+    adapters (files of peft).
     """
-    if hasattr(model, "merge_and_unload") and not libraries.is_quantized(model):
-        model = model.merge_and_unload()
+    model = merged_model(model)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(out)
     elif libraries.is_quantized(model):
@@ -644,18 +819,20 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | None = None) -> dict[str, Any]:
-    """Replay a run and save the model, as `save` does."""
+def replay(
+    path: str | Path, model: str | None, out: str | Path, *, to: int | None = None, salvage: bool = False
+) -> dict[str, Any]:
+    """Replay a run and save the model, as `save` does. salvage: see `restore`."""
     if Path(out).exists() and any(Path(out).iterdir()):
         raise RunError(f"{out} is not empty; choose a new folder for the weights")
     start = time.perf_counter()
-    p, directory = restore(path, model, to=to)
+    p, directory = restore(path, model, to=to, salvage=salvage)
     sha256 = p.store.digest()
     seconds = time.perf_counter() - start
     recorded = directory.meta.get("result", {})
-    if recorded.get("steps") == p.run.step_number and recorded["sha256"] != sha256:
+    if recorded.get("steps") == p.run.step_number and recorded.get("sha256") != sha256:
         raise RunError(
-            f"the replayed weights have SHA-256 {sha256}, but the run ended at {recorded['sha256']}: "
+            f"the replayed weights have SHA-256 {sha256}, but the run ended at {recorded.get('sha256')}: "
             f"this machine's arithmetic or one of the files differs; nothing was written"
         )
     if p.pages is not None:
@@ -663,7 +840,9 @@ def replay(path: str | Path, model: str | None, out: str | Path, *, to: int | No
     else:
         save(p.model, p.tokenizer, Path(out))
     note = {"run": str(path), "base": p.settings.model, "steps": p.run.step_number, "sha256_trained": sha256}
-    (Path(out) / "zograd.json").write_text(json.dumps(note, indent=1), encoding="utf-8")
+    for file in filter(Path.is_file, Path(out).rglob("*")):
+        sync_file(file)
+    atomic_write(Path(out) / "zograd.json", json.dumps(note, indent=1).encode())
     return {
         "steps": p.run.step_number,
         "evaluations": p.run.evaluations,

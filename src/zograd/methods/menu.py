@@ -54,10 +54,14 @@ def names() -> list[str]:
     return list(MENU)
 
 
+class UnknownMethodError(ValueError):
+    """A name that is not on the menu."""
+
+
 def make(name: str, **settings: Any) -> Method[Any]:
     """The menu entry `name` with some of its defaults replaced; an unknown name or setting says what there is."""
     if name not in MENU:
-        raise ValueError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
+        raise UnknownMethodError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
     known = inspect.signature(MENU[name].build).parameters
     if unknown := sorted(settings.keys() - known.keys()):
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
@@ -79,7 +83,7 @@ def describe(name: str) -> dict[str, Any]:
     """A line of the menu as plain data: formula, parts, defaults, evaluations a step, extra memory, source."""
     item = MENU.get(name)
     if item is None:
-        raise ValueError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
+        raise UnknownMethodError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
     parameters = inspect.signature(item.build).parameters
     needed = [p for p in parameters.values() if p.default is p.empty]
     method = item.build(**item.example)

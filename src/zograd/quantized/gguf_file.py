@@ -7,8 +7,6 @@ writes the trained scales into their blocks: header, integers, mins and all else
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zograd.files import replace
 from zograd.hub.gguf_header import check_header
+from zograd.patterns import searching
 from zograd.quantized.formats import FORMATS, Format
 from zograd.quantized.layers import Packed, PackedEmbedding, PackedLinear
 
@@ -188,8 +188,10 @@ def linear_layers(
     model: nn.Module, pattern: str = "", keep: Callable[[nn.Module], bool] = lambda module: True
 ) -> Iterator[tuple[str, PackedLinear]]:
     """The packed linear layers whose names the regular expression is found in, and that `keep` accepts."""
-    for name, layer in packed_layers(model):
-        if isinstance(layer, PackedLinear) and keep(layer) and re.search(pattern, name):
+    layers = dict(packed_layers(model))
+    names = searching(pattern, layers)
+    for name, layer in layers.items():
+        if isinstance(layer, PackedLinear) and keep(layer) and name in names:
             yield name, layer
 
 
@@ -224,7 +226,7 @@ def save(model: nn.Module, to: str | Path) -> dict[str, int]:
             written += scales.numel()
         data.flush()
         del data
-        os.replace(part, target)
+        replace(part, target)
     finally:
         part.unlink(missing_ok=True)
     return {"scales": written, "bytes_changed": changed}

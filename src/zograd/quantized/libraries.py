@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zograd.patterns import searching
 from zograd.quantized.forms import FORMS, Form, LibraryError, check, steady
 from zograd.quantized.layers import storable
 from zograd.stores.base import tensor_bytes
@@ -199,11 +199,9 @@ def masters(
     Cost: 4 bytes a group, none where the library computes with float32 scales (they then are the masters), plus a byte
     a group in matrices that have a zero or negative scale.
     """
-    return {
-        f"{handle.name}.scale": handle.masters()
-        for handle in discover(model)
-        if keep(handle.module) and re.search(pattern, handle.name)
-    }
+    handles = list(discover(model))
+    names = searching(pattern, [handle.name for handle in handles])
+    return {f"{h.name}.scale": h.masters() for h in handles if keep(h.module) and h.name in names}
 
 
 def is_quantized(model: nn.Module) -> bool:

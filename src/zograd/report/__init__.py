@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zograd.files import atomic_write
 from zograd.report.figures import MARK, png, require_matplotlib
 from zograd.report.page import page
 from zograd.report.panels import panels_of
 from zograd.report.read import read
-from zograd.rundir import RunError, atomic_write
+from zograd.rundir import RunError
 
 __all__ = ["report"]
 

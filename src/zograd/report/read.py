@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,13 +12,13 @@ import numpy as np
 
 from zograd.control import AutoRate, lr_bounds
 from zograd.llm.settings import parse
-from zograd.llm.train import build_method
+from zograd.llm.train import TOGETHER, build_method
 from zograd.run import Method, Record, rule_units
-from zograd.rundir import RunDirectory, RunError, read_metrics
+from zograd.rundir import RunDirectory, RunError, base_digest, read_metrics
 from zograd.tape import Tape
 from zograd.vector import Array
 
-KNOWN = {"step", "evaluations", "loss", "lr", "moved", "refused", "seconds", "metric", "value", "eval_loss"}
+KNOWN = {"step", "evaluations", "loss", "lr", "moved", "refused", "seconds", "metric", "value", "eval_loss", TOGETHER}
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Recorded:
     @property
     def identity(self) -> str:
         """SHA-256 over names, shapes, dtypes and digests of the base model's tensors."""
-        return hashlib.sha256(json.dumps(self.meta["model"], sort_keys=True).encode()).hexdigest()
+        return base_digest(self.meta["model"])
 
     @property
     def after(self) -> HeldOut | None:
@@ -154,22 +152,24 @@ def read(folder: Path) -> Recorded:
         raise RunError(f"{folder} is no folder of a run; give the folder that --out of `zograd train` named")
     directory = RunDirectory.open(folder)
     meta = directory.meta
-    if not (isinstance(meta, dict) and isinstance(meta.get("settings"), dict) and isinstance(meta.get("model"), list)):
-        raise RunError(f"{folder / 'run.json'} has no settings and model of a run; restore it from a copy")
     if not directory.tape_path.exists():
         raise RunError(f"{folder} has no tape.zo: the run was never started, there is nothing to report")
     tape = Tape(directory.tape_path)
     logged, unread = read_metrics(folder)
-    lines = {line["step"]: line for line in logged if isinstance(line.get("step"), int) and line["step"] <= tape.steps}
+    lines = {line["step"]: line for line in logged if isinstance(k := line.get("step"), int) and 0 <= k <= tape.steps}
     notes = []
     if tape.torn:
         notes.append(f"The last record of the tape is torn ({tape.torn} bytes) and left out.")
+    try:
+        directory.check_header(tape.header)
+    except RunError as e:
+        notes.append(f"{e}.")
     if unread:
         notes.append(f"Lines of metrics.jsonl that do not parse and are left out: {unread}.")
     records, steps = tape.records, range(1, tape.steps + 1)
     refused = np.array([r.refused for r in records], dtype=bool)
     evaluations = np.cumsum([r.evaluations for r in records], dtype=np.float64)
-    names = dict.fromkeys(name for r in records for name, _ in r.meters)
+    names = dict.fromkeys(name for r in records for name, _ in r.meters if name not in KNOWN)
     names |= dict.fromkeys(k for x in lines.values() for k, v in x.items() if k not in KNOWN and _is_number(v))
     measured = [{**lines.get(i, {}), **dict(r.meters)} for i, r in zip(steps, records, strict=True)]
     return Recorded(
