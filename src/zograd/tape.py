@@ -65,12 +65,12 @@ def _pack_vector(v: Vector) -> bytes:
         if isinstance(e, Noise):
             parts.append(_NOISE.pack(0, int(e.kind), e.key, c))
         else:
-            name = json.dumps(_named(e), separators=(",", ":")).encode()
+            name = json.dumps(named(e), separators=(",", ":")).encode()
             parts.append(struct.pack("<BHd", 1, len(name), c) + name)
     return b"".join(parts)
 
 
-def _named(value: Any) -> Any:
+def named(value: Any) -> Any:
     """A basis vector as plain data: {kind: [fields]}, nested; numbers, strings and lists as they are."""
     if isinstance(value, IntEnum):
         return int(value)
@@ -78,25 +78,25 @@ def _named(value: Any) -> Any:
         kind = name_of_basis(type(value))
         if BASES.get(kind) is not type(value):
             raise TypeError(f"a tape stores basis vectors registered with @basis, and {kind} is not")
-        return {kind: [_named(getattr(value, f.name)) for f in dataclasses.fields(value)]}
+        return {kind: [named(getattr(value, f.name)) for f in dataclasses.fields(value)]}
     if isinstance(value, tuple):
-        return [_named(v) for v in value]
+        return [named(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a tape stores basis vectors of numbers, strings and other basis vectors, not {value!r}")
 
 
-def _renamed(value: Any, depth: int = 0) -> Any:
-    """The inverse of `_named`."""
+def renamed(value: Any, depth: int = 0) -> Any:
+    """The inverse of `named`."""
     if depth > 2 * DEPTH:
         raise TapeError(f"a basis vector of more than {DEPTH} others inside of each other")
     if isinstance(value, list):
-        return tuple(_renamed(v, depth + 1) for v in value)
+        return tuple(renamed(v, depth + 1) for v in value)
     if isinstance(value, dict):
         ((kind, fields),) = value.items()
         if kind not in BASES:
             raise TapeError(f"a basis vector of unknown kind {kind!r}; import the module that defines it first")
-        values = [_renamed(v, depth + 1) for v in fields]
+        values = [renamed(v, depth + 1) for v in fields]
         if kind == "Noise":
             values[0] = Kind(values[0])
         for v, (name, wanted) in zip(values, _fields(BASES[kind]), strict=True):
@@ -160,7 +160,7 @@ class _Reader:
                 e: Basis = Noise(Kind(kind), key)
             elif tag == 1:
                 _, length, c = self.take("<BHd")
-                e = _renamed(json.loads(self.text(length)))
+                e = renamed(json.loads(self.text(length)))
                 if type(e) not in BASES.values():
                     raise TapeError(f"a term that is no basis vector: {str(e)[:40]!r}")
             else:

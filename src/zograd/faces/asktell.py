@@ -13,8 +13,7 @@ from zograd.faces.minimize import ArrayStore, check_set
 from zograd.methods.defaults import black_box
 from zograd.run import Method, Record, Run
 from zograd.seeds import Seed
-from zograd.tape import _named as named
-from zograd.tape import _renamed as renamed
+from zograd.tape import named, renamed
 from zograd.vector import Vector
 
 

@@ -609,14 +609,14 @@ class Loop:
         quiet: bool,
         peers: Peers,
         taken: Sequence[Record] = (),
-        before: float = math.nan,
+        before: float | None = None,
     ) -> None:
-        """taken: the steps of the tape. before: the held-out loss before the first step."""
+        """taken: the steps of the tape. before: the held-out loss before the first step, None where it is not known."""
         self.p, self.scorer, self.batches, self.held_out = work.prepared, work.scorer, work.batches, work.held_out
         self.directory, self.quiet, self.peers = directory, quiet, peers
         self.interrupted = False
         self.last_metrics: Metrics | None = None
-        self.before = before
+        self.before = math.nan if before is None else before
         self.away_in_a_row = 0
         self.seconds = 0.0
         self.meters: dict[str, float] = {}
@@ -740,8 +740,8 @@ class Loop:
         if self.away_in_a_row >= s.max_failures:
             self._log(line)
             raise DivergenceError(
-                f"the loss has run away: {record.loss:g} at step {record.step}, after {self.before:.4g} before the first "
-                f"step; the steps are too large: lower --lr (now {record.rates[0].lr:g}), and start again"
+                f"the loss has run away: it is {record.loss:g} at step {record.step}, and was {self.before:.4g} before "
+                f"the first; the steps are too large: lower --lr (now {record.rates[0].lr:g}), and start again"
             )
         self.last_metrics = None
         stopped = self.peers.stopping(bool(self.caught))
