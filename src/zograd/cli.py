@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from zograd.errors import UsageError
+
 app = typer.Typer(
     name="zograd",
     help="Zeroth-order optimization: train from evaluations alone, in the memory of inference.",
@@ -80,17 +82,13 @@ def command(group: typer.Typer, **options: Any) -> Callable[[Callable[..., None]
             except Exception as e:
                 if debug:
                     raise
-                code = 2 if type(e).__name__ in USAGE_ERRORS else 1
+                code = 2 if isinstance(e, UsageError) else 1
                 say(f"zograd: {explain(e)}")
                 raise typer.Exit(code) from None
 
         return group.command(**options)(guarded)
 
     return register
-
-
-USAGE_ERRORS = {"SettingsError", "UnknownMethodError", "UnknownDtypeError", "UnknownTaskError", "UnknownNameError"}
-"""What no file and no machine could make right: the command was not used as it is meant."""
 
 
 def explain(e: BaseException) -> str:

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.errors import UsageError
 from zograd.hub import resolve_model
 from zograd.llm.loading import (
     LoraSpec,
@@ -125,11 +126,11 @@ def plan(
     or a selection that matches nothing, ValueError for a method that is not on the menu.
     """
     if batch_size < 1 or seq_len < 1:
-        raise ValueError(f"batch_size and seq_len must be at least 1, got {batch_size} and {seq_len}")
+        raise UsageError(f"batch_size and seq_len must be at least 1, got {batch_size} and {seq_len}")
     if rounding not in ("stochastic", "split", "nearest"):
-        raise ValueError(f"unknown rounding {rounding!r}; use 'stochastic', 'split' or 'nearest'")
+        raise UsageError(f"unknown rounding {rounding!r}; use 'stochastic', 'split' or 'nearest'")
     if offload is not None and quantized:
-        raise ValueError("offload does not go with quantized: leave one out")
+        raise UsageError("offload does not go with quantized: leave one out")
     method_named(method)
     config = skeleton_of_packed(model, dtype).config if quantized else configuration(model)
     question = Question(

@@ -30,7 +30,9 @@ def save_tiny(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    named = ["terrible", "great", "very", "bad", "no", "good", "yes"]  # label words, which have to differ
+    vocabulary = [*(f"w{i}" for i in range(64 - len(named))), *named]
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(folder)
     return folder

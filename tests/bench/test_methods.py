@@ -336,7 +336,7 @@ def test_the_command(tmp_path: Path) -> None:
 )
 def test_mistakes_are_named(args: list[str], message: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["bench", "methods", *args, "--out", str(tmp_path / "m" / "r.jsonl")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
 
 

@@ -5,19 +5,37 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+from typer.testing import CliRunner
 
 from zograd import methods
+from zograd.cli import app
+
+Finished: TypeAlias = subprocess.CompletedProcess[str]
 
 
-def zograd(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def process(*arguments: object) -> Finished:
+    """The command in a process of its own."""
     return subprocess.run([sys.executable, "-m", "zograd", *map(str, arguments)], capture_output=True, text=True)
 
 
-def run_train(model: Path, out: Path, *more: str | Path) -> subprocess.CompletedProcess[str]:
-    return zograd(
+def zograd(*arguments: object) -> Finished:
+    """The command in this process, which saves the seconds that it takes to load torch and transformers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        done = CliRunner().invoke(app, [str(a) for a in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception  # a traceback, which no user may see
+    return Finished(list(arguments), done.exit_code, done.stdout, done.stderr)
+
+
+def run_train(model: Path, out: Path, *more: object, run: Callable[..., Finished] = zograd) -> Finished:
+    return run(
         "train", "--model", model, "--out", out, "--task", "mr", "--steps", 2, "--train-examples", 8,
         "--eval-examples", 8, "--batch-size", 2, "--dtype", "float32", "--threads", 1, *more,
     )  # fmt: skip
@@ -37,7 +55,7 @@ def packages(modules: set[str]) -> set[str]:
 
 
 def test_help_fits_one_screen_and_imports_no_torch() -> None:
-    text = zograd("--help").stdout
+    text = process("--help").stdout
     assert len(text.splitlines()) <= 45
     code = "sys.argv = ['zograd', '--help']\nfrom zograd.cli import main\ntry: main()\nexcept SystemExit: pass"
     modules = modules_of(code)
@@ -74,7 +92,9 @@ def test_methods_json_is_complete() -> None:
 
 
 def test_train_eval_replay_and_resume_print_one_json_line(tiny_model: Path, tmp_path: Path) -> None:
-    trained = run_train(tiny_model, tmp_path / "run", "--json", "--method", "fzoo", "--set", "n=2", "--lr", "1e-3")
+    trained = run_train(
+        tiny_model, tmp_path / "run", "--json", "--method", "fzoo", "--set", "n=2", "--lr", "1e-3", run=process
+    )
     assert trained.returncode == 0, trained.stderr
     (line,) = trained.stdout.splitlines()
     summary = json.loads(line)
@@ -88,12 +108,12 @@ def test_train_eval_replay_and_resume_print_one_json_line(tiny_model: Path, tmp_
     files = {p.name for p in (tmp_path / "run").iterdir()}
     assert files == {"run.json", "tape.zo", "metrics.jsonl"}
 
-    more = zograd("train", "--out", tmp_path / "run", "--resume", "--steps", 4, "--json", "--threads", 1)
+    more = process("train", "--out", tmp_path / "run", "--resume", "--steps", 4, "--json", "--threads", 1)
     assert json.loads(more.stdout)["steps"] == 4, more.stderr
 
-    replayed = zograd("replay", tmp_path / "run", "--out", tmp_path / "weights", "--json", "--threads", 1)
+    replayed = process("replay", tmp_path / "run", "--out", tmp_path / "weights", "--json", "--threads", 1)
     assert json.loads(replayed.stdout)["sha256"] == json.loads(more.stdout)["sha256"]
-    evaluated = zograd(
+    evaluated = process(
         "eval", "--run", tmp_path / "run", "--examples", 8, "--split", "validation", "--json", "--threads", 1
     )
     assert {"metric", "value", "calibrated", "majority", "examples", "loss"} <= json.loads(evaluated.stdout).keys()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import zograd.llm.evaluate as evaluation
+from zograd import Tape, TapeWriter
 from zograd.hub import Example, TaskError, load_task, select
 from zograd.llm.evaluate import evaluate
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -48,6 +49,19 @@ def settings(model: Path, task: str, **more: Any) -> TrainSettings:
     return TrainSettings.model_validate({**COMMON, "model": str(model), "task": task, **more})
 
 
+def as_an_older_release_wrote(run: Path) -> None:
+    """Take out of run.json and of the header of the tape what older releases did not know."""
+    meta = json.loads((run / "run.json").read_text())
+    del meta["settings"]["draw"], meta["data"]["sha256"]
+    (run / "run.json").write_text(json.dumps(meta))
+    tape = Tape(run / "tape.zo")
+    del tape.header["settings"]["draw"], tape.header["data"]
+    (run / "tape.zo").unlink()
+    with TapeWriter(run / "tape.zo", tape.header) as writer:
+        for record in tape.records:
+            writer.append(record)
+
+
 @pytest.mark.parametrize("draw", ["random", "first", "old run"])
 def test_eval_of_a_run_scores_the_test_split_of_its_seed(
     tiny_model: Path, tmp_path: Path, scored: list[Example], draw: str
@@ -58,10 +72,7 @@ def test_eval_of_a_run_scores_the_test_split_of_its_seed(
     s = settings(tiny_model, path, seed=3, train_examples=100, eval_examples=10, draw=kind)
     train(s, tmp_path / "run", quiet=True)
     if draw == "old run":
-        file = tmp_path / "run" / "run.json"
-        meta = json.loads(file.read_text())
-        del meta["settings"]["draw"], meta["data"]["sha256"]
-        file.write_text(json.dumps(meta))
+        as_an_older_release_wrote(tmp_path / "run")
     scored.clear()
     result = evaluate(None, None, tmp_path / "run")
     expected = load_task(path, prompt_template="{text} It was", label_words=WORDS, seed=3)
@@ -190,11 +201,8 @@ def test_an_older_run_goes_on_with_the_first_examples(tiny_model: Path, tmp_path
     s = settings(tiny_model, path, draw="first", train_examples=20, steps=4)
     whole = train(s, tmp_path / "whole", quiet=True)
     train(s.model_copy(update={"steps": 2}), tmp_path / "run", quiet=True)
-    file = tmp_path / "run" / "run.json"
-    meta = json.loads(file.read_text())
-    del meta["settings"]["draw"]
-    file.write_text(json.dumps(meta))
-    again = s.model_copy(update={"draw": "random"})
+    as_an_older_release_wrote(tmp_path / "run")
+    again = settings(tiny_model, path, train_examples=20, steps=4)  # draw is left open, and "random" by default
     assert train(again, tmp_path / "run", resume=True, quiet=True)["sha256"] == whole["sha256"]
 
 

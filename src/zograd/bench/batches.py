@@ -10,6 +10,7 @@ import torch
 
 from zograd.bench.step import CLOCKS, clock_of, interleaved, ratio
 from zograd.bench.workload import method_named, quiet_machine
+from zograd.errors import UsageError
 from zograd.hub import load_task
 from zograd.llm import loading
 from zograd.llm.task import Batches, Scorer
@@ -49,7 +50,7 @@ def bench_batches(
     Raises ModelError, TaskError, or ValueError for a method not on the menu, before anything is timed.
     """
     if steps < 1 or rounds < 1:
-        raise ValueError(f"steps and rounds must be at least 1, got {steps} and {rounds}")
+        raise UsageError(f"steps and rounds must be at least 1, got {steps} and {rounds}")
     with quiet_machine(threads):
         base, tokenizer = loading.load(model, dtype=dtype, device=device)
         loaded, menu = load_task(task, label_words=label_words), method_named(method)

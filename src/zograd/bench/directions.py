@@ -11,6 +11,7 @@ import torch
 
 from zograd.bench.step import CLOCKS, clock_of, interleaved, ratio
 from zograd.bench.workload import LR, Workload, quiet_machine
+from zograd.errors import UsageError
 from zograd.estimators import Forward
 from zograd.llm.compiled import compiled
 from zograd.llm.loss import causal_losses
@@ -47,7 +48,7 @@ def bench_directions(
     that are compiled (`llm/compiled.py`). Raises ModelError or ValueError.
     """
     if n < 1 or rounds < 1:
-        raise ValueError(f"n and rounds must be at least 1, got {n} and {rounds}")
+        raise UsageError(f"n and rounds must be at least 1, got {n} and {rounds}")
     with quiet_machine(threads):
         work = Workload(
             model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method="zo_sgd", device=device, seed=seed,

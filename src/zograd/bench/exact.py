@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from zograd.bench.baseline import cycle_, update_
 from zograd.bench.workload import quiet_machine
+from zograd.errors import UsageError
 from zograd.llm.loading import dtype_named
 from zograd.noise import Kind, backend, fold
 from zograd.stores import Rate, Rounding, Store
@@ -88,7 +89,7 @@ def bench_exact(
     that measure nothing.
     """
     if queries < 1 or updates < 2 or n < 128 or not sizes or min(sizes) <= 0 or lr <= 0:
-        raise ValueError(
+        raise UsageError(
             f"nothing to measure with queries={queries}, updates={updates}, n={n}, lr={lr}, sizes={tuple(sizes)}; "
             f"use queries >= 1, updates >= 2, n >= 128, positive lr and sizes"
         )

@@ -26,6 +26,7 @@ from zograd import methods
 from zograd.bench.baseline import mezo_step
 from zograd.bench.step import comparison, interleaved
 from zograd.bench.workload import LR, quiet_machine
+from zograd.errors import UsageError
 from zograd.estimators import Forward
 from zograd.laws import Law, Rademacher, RankOne
 from zograd.llm.loss import causal_losses
@@ -152,7 +153,7 @@ def bench_gpu(
     out. Raises ValueError for an unknown model or a device that is not at hand.
     """
     if model not in SIZES:
-        raise ValueError(f"there is no shape {model!r}; use {', '.join(SIZES)}")
+        raise UsageError(f"there is no shape {model!r}; use {', '.join(SIZES)}")
     if (why := missing(device)) is not None:
         raise ValueError(why)
     bench = _Bench(SIZES[model], torch.device(device), seed)

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from zograd.bench.workload import Workload, quiet_machine
+from zograd.errors import UsageError
 from zograd.memory import Peak, resident_bytes, trim
 
 REPEATS = 3
@@ -43,7 +44,7 @@ def bench_memory(
     Cost: (1 + rounds) x (a forward, a step and a baseline step). Raises ModelError or ValueError before that.
     """
     if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
+        raise UsageError(f"rounds must be at least 1, got {rounds}")
     with quiet_machine(threads):
         work = Workload(
             model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed,

@@ -27,6 +27,7 @@ import numpy as np
 from zograd import methods
 from zograd.bench.language import LANGUAGE
 from zograd.bench.problems import METHOD_PROBLEMS, L1Projection, Session, Workload, method_problem
+from zograd.errors import UsageError
 from zograd.laws import sensitivity
 from zograd.run import Method, Run
 from zograd.sets import L1Ball
@@ -154,7 +155,7 @@ def method_of(problem: Workload, name: str, **more: Any) -> Method[Any]:
 def half_decades(low: float, high: float) -> tuple[float, ...]:
     """low, 10^(1/2) low, 10 low, ... up to high, to three digits."""
     if not 0 < low <= high:
-        raise ValueError(f"a grid of learning rates needs 0 < low <= high, got {low:g} and {high:g}")
+        raise UsageError(f"a grid of learning rates needs 0 < low <= high, got {low:g} and {high:g}")
     count = round(2 * math.log10(high / low) - 0.49)  # never past high
     return tuple(float(f"{low * 10 ** (k / 2):.3g}") for k in range(count + 1))
 
@@ -177,12 +178,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or not 0 < self.fraction <= 1 or not self.grid or min(self.grid) <= 0:
-            raise ValueError(
+            raise UsageError(
                 f"a comparison needs seeds >= 1, 0 < fraction <= 1 and positive learning rates, got "
                 f"seeds={self.seeds}, fraction={self.fraction}, grid={self.grid}"
             )
         if self.budget is not None and self.budget * self.fraction < 1:
-            raise ValueError(f"budget={self.budget} leaves nothing to tune with; use at least {1 / self.fraction:.0f}")
+            raise UsageError(f"budget={self.budget} leaves nothing to tune with; use at least {1 / self.fraction:.0f}")
 
     def budget_on(self, problem: Workload) -> int:
         return self.budget if self.budget is not None else BUDGETS[problem.kind]
@@ -214,7 +215,7 @@ def problem_names(chosen: str = "a,b,c,d,e") -> list[str]:
     }
     wanted = [part.strip() for part in chosen.split(",") if part.strip()]
     if unknown := [part for part in wanted if part not in kinds and part not in KINDS]:
-        raise ValueError(f"there is no problem {unknown[0]!r}; use letters a to g, or names of {', '.join(kinds)}")
+        raise UsageError(f"there is no problem {unknown[0]!r}; use letters a to g, or names of {', '.join(kinds)}")
     return [name for name, kind in kinds.items() if name in wanted or kind in wanted]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zograd.bench.step import CLOCKS, clock_of, comparison, interleaved
 from zograd.bench.workload import quiet_machine
+from zograd.errors import UsageError
 from zograd.noise import Kind, Term, backend, combine, fold
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -43,11 +44,11 @@ def bench_noise(
     element. Raises ValueError before anything is timed.
     """
     if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
+        raise UsageError(f"rounds must be at least 1, got {rounds}")
     if elements < 1:
-        raise ValueError(f"elements must be at least 1, got {elements}")
+        raise UsageError(f"elements must be at least 1, got {elements}")
     if unknown := sorted(set(dtypes) - set(DTYPES)):
-        raise ValueError(f"dtype {unknown[0]!r} is not measured; expected one of {', '.join(DTYPES)}")
+        raise UsageError(f"dtype {unknown[0]!r} is not measured; expected one of {', '.join(DTYPES)}")
     place = torch.device(device)
     with quiet_machine(threads):
         clock = clock_of(place)

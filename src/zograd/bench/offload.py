@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from zograd.errors import UsageError
 from zograd.memory import Peak
 from zograd.stores.offload import write
 
@@ -84,7 +85,7 @@ def bench_offload(
     Cost: minutes. Raises ValueError for sizes that show nothing, RuntimeError when a run fails that must not.
     """
     if not (gib > 0 and limit_gib > 0 and steps >= 1 and threads >= 1):
-        raise ValueError(f"sizes must be positive, got gib={gib}, limit_gib={limit_gib}, {steps=}, {threads=}")
+        raise UsageError(f"sizes must be positive, got gib={gib}, limit_gib={limit_gib}, {steps=}, {threads=}")
     root = Path(tempfile.mkdtemp(prefix="zograd-offload-", dir=folder))
     try:
         model_bytes, limit = make_model(root / "model", gib, seed), int(limit_gib * GIB)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from zograd.bench.workload import Workload
 from zograd.distributed import Deal, Peers, shared
+from zograd.errors import UsageError
 from zograd.oracles import Oracle, sequential
 from zograd.run import Run
 from zograd.stores import Store
@@ -49,11 +50,11 @@ def bench_ranks(
     Memory: twice the weights in each process. Raises ValueError for fewer than 2 ranks or a batch that they do not cut.
     """
     if ranks < 2:
-        raise ValueError(f"ranks={ranks}: one process has nobody to share with; use at least 2")
+        raise UsageError(f"ranks={ranks}: one process has nobody to share with; use at least 2")
     if batch_size < ranks:
-        raise ValueError(f"a batch of {batch_size} cannot be cut into {ranks} parts; use batch_size >= {ranks}")
+        raise UsageError(f"a batch of {batch_size} cannot be cut into {ranks} parts; use batch_size >= {ranks}")
     if rounds < 1 or steps < 1:
-        raise ValueError(f"rounds={rounds} and steps={steps} must be at least 1")
+        raise UsageError(f"rounds={rounds} and steps={steps} must be at least 1")
     settings = {"batch_size": batch_size, "seq_len": seq_len, "dtype": dtype, "method": method}
     with tempfile.TemporaryDirectory() as folder:
         place = f"file://{Path(folder).resolve()}/rendezvous"

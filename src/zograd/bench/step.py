@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from zograd.bench.workload import Workload, quiet_machine
+from zograd.errors import UsageError
 from zograd.llm.compiled import compiled
 from zograd.llm.train import ride_along
 from zograd.memory import keep_freed, settled_objects
@@ -56,7 +57,7 @@ def bench_step(
     `bench_memory`. Raises ModelError or ValueError before anything is timed.
     """
     if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
+        raise UsageError(f"rounds must be at least 1, got {rounds}")
     with quiet_machine(threads):
         work = Workload(
             model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed,

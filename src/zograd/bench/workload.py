@@ -18,6 +18,7 @@ import torch
 
 from zograd import methods
 from zograd.bench.baseline import mezo_step
+from zograd.errors import UsageError
 from zograd.llm.loading import load
 from zograd.llm.loss import causal_losses
 from zograd.llm.task import SATURATED
@@ -58,7 +59,7 @@ class Workload:
         together: int | None = None,
     ) -> None:
         if batch_size < 1 or seq_len < 2:
-            raise ValueError(
+            raise UsageError(
                 f"a batch of {batch_size} sequences of {seq_len} tokens has no next token to predict; "
                 f"use batch_size >= 1 and seq_len >= 2"
             )
@@ -145,7 +146,7 @@ def method_named(name: str, law: str | None = None) -> Method[Any]:
     Raises ValueError when it has no defaults, or takes no law.
     """
     if needed := methods.describe(name)["required"]:
-        raise ValueError(f"{name} needs {', '.join(needed)}, for which there is no default; measure another method")
+        raise UsageError(f"{name} needs {', '.join(needed)}, for which there is no default; measure another method")
     return methods.make(name, lr=LR, **({} if law is None else {"law": law}))
 
 
@@ -153,7 +154,7 @@ def method_named(name: str, law: str | None = None) -> Method[Any]:
 def quiet_machine(threads: int | None) -> Iterator[None]:
     """Inside, torch uses `threads` threads (None: as before); at the end its threads and random state are as before."""
     if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+        raise UsageError(f"threads must be at least 1, got {threads}")
     gc.collect()  # a model that an earlier benchmark left behind would count in this one's memory
     before = torch.get_num_threads()
     with torch.random.fork_rng():

@@ -5,6 +5,8 @@ Those named Unknown are of the question: no download and no file could make it r
 
 from __future__ import annotations
 
+from zograd.errors import UsageError
+
 __all__ = ["FetchError", "ModelNotFoundError", "TaskError", "UnknownNameError", "UnknownTaskError"]
 
 
@@ -20,9 +22,9 @@ class TaskError(ValueError):
     """A task is unknown, or a data file does not fit the template and the label words."""
 
 
-class UnknownNameError(FetchError):
+class UnknownNameError(FetchError, UsageError):
     """A name of nothing that could be fetched."""
 
 
-class UnknownTaskError(TaskError):
+class UnknownTaskError(TaskError, UsageError):
     """A name that is neither a bundled task nor a file, or label words that do not parse."""

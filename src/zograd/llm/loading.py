@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from zograd.errors import UsageError
 from zograd.hub import resolve_model
 from zograd.hub.gguf_header import GGUFError, check_header
 from zograd.patterns import PatternError, matching
@@ -34,7 +35,7 @@ class ModelError(ValueError):
     """A model that is not there, does not parse, or does not have what was asked for."""
 
 
-class UnknownDtypeError(ModelError):
+class UnknownDtypeError(ModelError, UsageError):
     """A name that is no dtype of weights."""
 
 

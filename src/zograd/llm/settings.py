@@ -12,8 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from zograd.errors import UsageError
 
-class SettingsError(ValueError):
+
+class SettingsError(UsageError):
     """A setting that is unknown, of the wrong type or out of range; the message names it."""
 
 

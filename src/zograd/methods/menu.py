@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from zograd import laws
+from zograd.errors import UsageError
 from zograd.laws import Law
 from zograd.run import Method
 from zograd.schedules import Schedule
@@ -54,7 +55,7 @@ def names() -> list[str]:
     return list(MENU)
 
 
-class UnknownMethodError(ValueError):
+class UnknownMethodError(UsageError):
     """A name that is not on the menu."""
 
 

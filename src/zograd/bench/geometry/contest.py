@@ -23,6 +23,7 @@ from zograd.bench import methods as bench
 from zograd.bench.geometry import PROBLEMS, problem_named
 from zograd.bench.geometry.base import Census, GeometryProblem, View, Walk, leaving
 from zograd.bench.methods import Line, Results, significant
+from zograd.errors import UsageError
 from zograd.run import Method
 from zograd.schedules import cosine
 from zograd.spaces import PositiveOrthant
@@ -96,14 +97,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.seeds < 1 or not 0 < self.fraction <= 1:
-            raise ValueError(
+            raise UsageError(
                 f"a comparison needs seeds >= 1 and 0 < fraction <= 1, got seeds={self.seeds}, fraction={self.fraction}"
             )
 
     def budget_on(self, problem: GeometryProblem) -> int:
         budget = problem.budget if self.budget is None else self.budget
         if budget * self.fraction < 9:
-            raise ValueError(f"budget={budget} leaves less than a step of 9 to tune with; use {9 / self.fraction:.0f}")
+            raise UsageError(f"budget={budget} leaves less than a step of 9 to tune with; use {9 / self.fraction:.0f}")
         return budget
 
 
@@ -211,7 +212,7 @@ def compare(
     """Compute what the results file lacks for these problems (None: all); lines are written as they come."""
     names = list(PROBLEMS) if names is None else names
     if unknown := [name for name in names if name not in PROBLEMS]:
-        raise ValueError(f"there is no problem {unknown[0]!r}; use names of {', '.join(PROBLEMS)}")
+        raise UsageError(f"there is no problem {unknown[0]!r}; use names of {', '.join(PROBLEMS)}")
     results = Results(out)
     counts = {"tuning": 0, "run": 0, "sweep": 0, "diverged": 0}
     for name in names:
