@@ -10,7 +10,7 @@ quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow and not gpu"
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -20,7 +20,7 @@ test-gpu: $(VENV)/.dev
 
 # The default suite of the language-model door against the oldest supported transformers, in an environment of its own.
 test-matrix: .venv-floor/.dev
-	.venv-floor/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+	.venv-floor/bin/python -m pytest -n 4 --dist worksteal -m "not slow and not gpu"
 
 # Known faults, put into a copy of the code one at a time: does a test notice each? Some minutes.
 mutants: $(VENV)/.dev
