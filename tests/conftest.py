@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -26,6 +28,24 @@ def _few_threads() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_full_collections() -> Iterator[None]:
+    """What a worker has loaded stays out of garbage collections, of which each training run would make a full one.
+
+    A full collection visits the objects of torch, transformers and thousands of tests, half a second each time.
+    """
+    import gc
+
+    from zograd import memory
+
+    gc.collect()
+    gc.freeze()
+    unfrozen = SimpleNamespace(collect=lambda: None, freeze=lambda: None, unfreeze=lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "gc", unfrozen)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -108,12 +108,12 @@ def test_train_eval_replay_and_resume_print_one_json_line(tiny_model: Path, tmp_
     files = {p.name for p in (tmp_path / "run").iterdir()}
     assert files == {"run.json", "tape.zo", "metrics.jsonl"}
 
-    more = process("train", "--out", tmp_path / "run", "--resume", "--steps", 4, "--json", "--threads", 1)
+    more = zograd("train", "--out", tmp_path / "run", "--resume", "--steps", 4, "--json", "--threads", 1)
     assert json.loads(more.stdout)["steps"] == 4, more.stderr
 
-    replayed = process("replay", tmp_path / "run", "--out", tmp_path / "weights", "--json", "--threads", 1)
+    replayed = zograd("replay", tmp_path / "run", "--out", tmp_path / "weights", "--json", "--threads", 1)
     assert json.loads(replayed.stdout)["sha256"] == json.loads(more.stdout)["sha256"]
-    evaluated = process(
+    evaluated = zograd(
         "eval", "--run", tmp_path / "run", "--examples", 8, "--split", "validation", "--json", "--threads", 1
     )
     assert {"metric", "value", "calibrated", "majority", "examples", "loss"} <= json.loads(evaluated.stdout).keys()

@@ -142,7 +142,7 @@ def test_grasp_keeps_the_layers_that_carry_the_gradient_flow() -> None:
 
     score = torch.cat([-w * h[name] ** 2 * w for name, w in x.items()])  # -x H g with H g = h^2 x
     kept = (score <= torch.topk(score, 36, largest=False).values[-1]).view(3, 60).double().mean(1)
-    found = grasp_densities(f, x, 0.2, n=2400, mu=1e-3, seed=1)
+    found = grasp_densities(f, x, 0.2, n=1200, mu=1e-3, seed=3)
     assert sum(found) * 60 == pytest.approx(36, abs=1)
     assert found == pytest.approx(kept.tolist(), abs=0.1)
     assert kept[2] > 0.45

@@ -28,13 +28,14 @@ def bench_memory(
     seed: int = 0,
     law: str | None = None,
     together: int | None = None,
+    baseline: bool = True,
 ) -> dict[str, Any]:
     """ratio = (peak of a step) / (peak of a plain forward with loss), as the operating system sees the process.
 
     In the order inference, step, baseline: a warm-up of each, then medians of `rounds` peaks. Slots and low halves of
     the method come into being with the warm-up of the step: they count in it, not in inference.
 
-    law, together: see `Workload`.
+    law, together: see `Workload`. baseline: also measure the MeZO-style loop; without, its keys are left out.
 
     Keys: `inference_peak_bytes`, `step_peak_bytes`, `baseline_peak_bytes` (whole process, Python and torch included),
     `ratio`, `baseline_ratio`; `weights_bytes`; `process_bytes`, what the process holds besides weights when idle; and
@@ -51,7 +52,9 @@ def bench_memory(
             law=law, together=together,
         )  # fmt: skip
         cuda = work.device.type == "cuda"
-        ways = {"inference": lambda: work.forwards(1), "step": work.step, "baseline": work.baseline}
+        ways = {"inference": lambda: work.forwards(1), "step": work.step}
+        if baseline:
+            ways["baseline"] = work.baseline
         peaks: dict[str, int] = {}
         process = 0
         method_of_measuring = ""
@@ -70,16 +73,17 @@ def bench_memory(
                     method_of_measuring = peak.method
                     bar.update()
                 peaks[name] = int(statistics.median(seen))
-        inference, step, baseline = peaks["inference"], peaks["step"], peaks["baseline"]
+        inference = peaks.pop("inference")
+        found: dict[str, Any] = {"inference_peak_bytes": inference, "process_bytes": process}
+        for name, peak_bytes in peaks.items():
+            prefix = "" if name == "step" else f"{name}_"
+            found |= {
+                f"{name}_peak_bytes": peak_bytes,
+                f"{prefix}ratio": peak_bytes / inference,
+                f"{prefix}net_ratio": (peak_bytes - process) / (inference - process),
+            }
         return {
-            "inference_peak_bytes": inference,
-            "step_peak_bytes": step,
-            "baseline_peak_bytes": baseline,
-            "ratio": step / inference,
-            "baseline_ratio": baseline / inference,
-            "process_bytes": process,
-            "net_ratio": (step - process) / (inference - process),
-            "baseline_net_ratio": (baseline - process) / (inference - process),
+            **found,
             "rounds": rounds,
             "measured_by": method_of_measuring,
             **work.description(),
