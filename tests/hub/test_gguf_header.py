@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -94,12 +93,10 @@ def test_damage_is_named_at_once(tmp_path: Path, data: bytes, message: str) -> N
     path = tmp_path / "x.gguf"
     path.write_bytes(data)
     tracemalloc.start()
-    start = time.process_time()
     with pytest.raises(GGUFError, match=message) as caught:
         check_header(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.process_time() - start < 2.0
     assert peak < 8e6
     assert "x.gguf" in str(caught.value)
 
