@@ -193,9 +193,9 @@ def test_an_idle_worker_that_died_breaks_the_pool_too() -> None:
 
 
 def test_a_worker_that_hangs_ends_at_the_timeout() -> None:
-    with get_context("spawn").Pool(1) as pool:
-        with pytest.raises(TimeoutError, match="an evaluation in the pool took longer than timeout=1 s"):
-            minimize(sleeps, np.ones(2), budget=20, executor=from_pool(pool, timeout=1.0))
+    late = pytest.raises(TimeoutError, match="an evaluation in the pool took longer than timeout=1 s")
+    with get_context("spawn").Pool(1) as pool, late:
+        minimize(sleeps, np.ones(2), budget=20, executor=from_pool(pool, timeout=1.0))
     with pytest.raises(ValueError, match=r"timeout=-1 must be > 0, in seconds, or None"):
         from_pool(pool, timeout=-1)
 
