@@ -218,6 +218,13 @@ MUTANTS = (
         ("tests/core/test_auto.py::test_a_rate_of_ones_own_drops_the_measurements",),
     ),
     Mutant(
+        "training goes on when its loss has run away",
+        "src/zograd/llm/train.py",
+        "if self.away_in_a_row >= s.max_failures:",
+        "if False:",
+        ("tests/llm/test_llm_train.py::test_a_run_that_runs_away_ends_with_a_sentence",),
+    ),
+    Mutant(
         "a run that made f larger is a success",
         "src/zograd/faces/verdict.py",
         "    if up:\n",

@@ -151,6 +151,18 @@ def test_a_dead_objective_is_named(tiny_model: Path, tmp_path: Path) -> None:
         train(settings(tiny_model, lr=1e38, steps=50, max_failures=4), tmp_path / "run", quiet=True)
 
 
+def test_a_run_that_runs_away_ends_with_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
+    """Finite losses far above the first one: the run stops with its tape whole, and does not call it a result."""
+    with pytest.raises(
+        DivergenceError, match=r"the loss has run away: it is \S+ at step \d+, and was 0.\d+ .*lower --lr"
+    ):
+        train(settings(tiny_model, lr=0.2, steps=40, max_failures=3), tmp_path / "run", quiet=True)
+    tape = Tape(tmp_path / "run" / "tape.zo")
+    assert 3 <= tape.steps < 40
+    assert all(record.loss > 10 * 1.69 for record in tape.records[-3:])
+    assert "result" not in json.loads((tmp_path / "run" / "run.json").read_text())
+
+
 def test_a_run_that_diverges_stops_and_says_so(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
