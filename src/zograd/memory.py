@@ -187,10 +187,8 @@ def _control_group() -> int:
     """What the control group (version 2) still allows, in bytes, cached files not counted; 0 when there is no limit."""
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = (
-            (group / "memory.max").read_text(encoding="utf-8"),
-            int((group / "memory.current").read_text(encoding="utf-8")),
-        )
+        limit = (group / "memory.max").read_text(encoding="utf-8")
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
         if limit.strip() == "max":
             return 0
         cached = 0
