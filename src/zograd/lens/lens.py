@@ -26,10 +26,10 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 from zograd import noise
 from zograd.core.vector import HALF, Vector, accumulation_dtype, noise_terms, of_signs
 from zograd.lens.parameters import ELEMENTWISE, WATCHED, half_gain, lenses, shape_only
-from zograd.stores.store import sign_side, sign_sides
+from zograd.stores.low_rank import sign_side, sign_sides
 
 if TYPE_CHECKING:
-    from zograd.stores.store import Leaf, Store
+    from zograd.stores import Leaf, Store
 
 TILE = 1 << 20
 """Elements of a weight matrix that are regenerated at a time (4 MiB of float32)."""
@@ -274,7 +274,7 @@ class Lens:
 
     def _as_it_is(self, leaf: Leaf) -> bool:
         """Whether the matrix is at the point already, once moves that may not wait are made."""
-        return not self.point and leaf.low is None and not self.store.riding(leaf)
+        return not self.point and leaf.low is None and not self.store.deferred.sides(leaf)
 
     def tile(self, leaf: Leaf, start: int, stop: int) -> Tensor:
         """Rows start .. stop of a matrix at the point, flat; in workspace that the next tile overwrites."""
@@ -308,14 +308,14 @@ class Lens:
         if leaf.space.flat and leaf.low is None and all(of_signs(e) for e, _ in self.point.terms):
             dtype = accumulation_dtype(leaf.dtype)
             add = torch.zeros((), dtype=dtype, device=weight.device)
-            sides = [*map(sign_side, self.store.riding(leaf)), *sign_sides(self.point.terms, leaf)]
+            sides = [*map(sign_side, self.store.deferred.sides(leaf)), *sign_sides(self.point.terms, leaf)]
             for c, u, v in sides:
                 add = add + (u[rows].to(dtype) * c)[:, None] * v.to(dtype)
             shown = F.embedding(rows, weight.detach()).to(dtype) + add
             return shown.to(leaf.dtype).view(*input.shape, weight.shape[1])
         if not (leaf.space.flat and self.noise_only) or leaf.low is not None:
             return self._rows(leaf, rows).view(*input.shape, weight.shape[1])
-        self.store.catch_up([leaf])
+        self.store.make_moves([leaf])
         out = torch.empty((*input.shape, weight.shape[1]), dtype=leaf.dtype, device=weight.device)
         noise.combine_rows(out.view(-1, weight.shape[1]), weight.detach(), rows, terms=self.terms, leaf=leaf.index)
         return out
