@@ -58,7 +58,7 @@ class Branches(Lens):
     def __init__(self, store: Store, points: Sequence[Vector], *, everywhere: bool = False) -> None:
         super().__init__(store, Vector(), everywhere=everywhere)
         self.n = len(points)
-        self.one = [Lens(store, point) for point in points]
+        self.one = [Lens(store, point, copies=len(points)) for point in points]
         self.rows = 0
         """Rows of all branches together, of the last branched tensor that was seen."""
         self.stacks: dict[int, tuple[Tensor, int]] = {}
@@ -231,6 +231,9 @@ class Branches(Lens):
         dtype = torch.float32 if wide else leaf.dtype
         if leaf.index in self.store.escaped:
             return leaf.tensor.to(dtype).expand(self.n, *leaf.shape)
+        made = [part for one in self.one if (part := one.made(leaf)) is not None]
+        if len(made) == self.n and dtype in (leaf.dtype, made[0].dtype):
+            return torch.stack(made).to(dtype).view(self.n, *leaf.shape)
         out = torch.empty(self.n, leaf.numel, dtype=dtype, device=leaf.tensor.device)
         terms, others = noise_terms(self.one[0].point, on_vector=leaf.matrix_shape[1] == 1)
         if self._one_pair and not others and leaf.low is None and leaf.space.flat and not wide:
@@ -355,7 +358,8 @@ class Branches(Lens):
             if k in done:
                 continue
             other = self._mirrored.get(k)
-            if other is None or leaf.low is not None or not leaf.space.flat or not one.noise_only:
+            apart = leaf.low is not None or not leaf.space.flat or not one.noise_only or one.made(leaf) is not None
+            if other is None or apart:
                 yield k, one.tile(leaf, a, b)
                 continue
             done.add(other)

@@ -74,9 +74,11 @@ class DeferredMoves:
         self.leaves, self.merge = frozenset(leaf.index for leaf in leaves), merge
 
     def take(self, iterate: Iterate, direction: Vector, leaf: Leaf) -> bool:
-        """Take the move of a leaf over, to be made later; False where this leaf does not defer."""
+        """Take the move of a leaf over, to be made later; False where it is better made now."""
         if leaf.index not in self.leaves:
             return False
+        if self.store.grouped(leaf) and not (self.merge and leaf.matrix_shape[1] > 1):
+            return False  # one launch moves all such leaves now
         self._pending.setdefault(leaf.index, []).append((iterate, direction))
         iterate.left += 1
         return True

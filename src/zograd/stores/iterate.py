@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from zograd import kernels, noise
@@ -40,6 +41,7 @@ class Iterate:
             )
         self.store, self.rates, self.key = store, rates, key
         self.changed = 0
+        self._counters: dict[torch.device, Tensor | None] = {}
         self.left = 0
         """Leaves at which the move is pending."""
         self.moved = False
@@ -62,11 +64,39 @@ class Iterate:
             for block in self.blocks(direction):
                 block.step_(block.v[0])
             return
+        together: dict[tuple[torch.device, int, tuple[noise.Term, ...]], list[Leaf]] = {}
         for leaf in self.store.leaves:
             if self.store.deferred.take(self, direction, leaf):
                 continue
+            if self.store.grouped(leaf):
+                terms, others = noise_terms(direction, -self.rates[leaf.group].lr, on_vector=leaf.matrix_shape[1] == 1)
+                if not others:
+                    together.setdefault((leaf.tensor.device, leaf.group, tuple(terms)), []).append(leaf)
+                    continue
             for start, stop in self.store.pieces(leaf, write=True):
                 self.add(direction, leaf, start, stop)
+        for (_, group, common), leaves in together.items():
+            self._add_together(leaves, self.rates[group], common)
+
+    def _add_together(self, leaves: Sequence[Leaf], rate: Rate, terms: Sequence[noise.Term]) -> None:
+        """The step along noise on whole leaves of one group, in one launch; the count stays on the device."""
+        if rate.lr == 0.0:
+            return
+        device = leaves[0].tensor.device
+        if device not in self._counters:
+            self._counters[device] = noise.counter(device)
+        self.changed += noise.combine_group(
+            [noise.Job(leaf.flat, leaf.flat, leaf.index, 0, None, leaf.low) for leaf in leaves],
+            scale=1.0 - rate.lr * rate.weight_decay,
+            terms=terms,
+            rounding=self.key if self.store.rounding == "stochastic" else None,
+            counter=self._counters[device],
+        )
+        self.moved = True
+
+    def counted(self) -> int:
+        """Elements whose bits changed so far; waits for the devices that counted some."""
+        return self.changed + sum(int(count) for count in self._counters.values() if count is not None)
 
     def add(self, direction: Vector, leaf: Leaf, start: int, stop: int, sides: Sequence[SignSide] = ()) -> None:
         """The step along noise and products of signs, on the elements start..stop of a leaf.

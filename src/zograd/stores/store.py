@@ -102,6 +102,10 @@ class Store:
         """Whether other processes hold parts of the weights, so that each forward waits for theirs."""
         return any(leaf.portion is not None for leaf in self.leaves)
 
+    def grouped(self, leaf: Leaf) -> bool:
+        """Whether passes over this leaf are made together with those over others, in one launch."""
+        return noise.grouped(leaf.tensor.device) and leaf.portion is None and self.pages is None and leaf.space.flat
+
     @property
     def tensors(self) -> list[Tensor]:
         """The trained tensors, tied ones under each of their names."""
@@ -340,7 +344,7 @@ class Store:
         if complete is None:
             return 0.0
         iterate = complete
-        fraction = iterate.changed / max(sum(leaf.numel for leaf in self.leaves), 1)
+        fraction = iterate.counted() / max(sum(leaf.numel for leaf in self.leaves), 1)
         rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
         if self._warned_small or not rounded or rounded < self.dim // 2 or not iterate.moved or fraction >= 0.02:
             return fraction
