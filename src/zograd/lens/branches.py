@@ -5,11 +5,11 @@ weight, branch k sees Retr_x(point_k). A function that reads no trained weight i
 
     directions of low rank, sum_j c_j U_j^T V_j    x W^T once for all branches, then (x V^T)(c U) for each: the weights
                                                    are neither copied nor regenerated
-    all others                                     tile by tile: each tile is regenerated for every branch in turn, while
+    all others                                     tile by tile: each is regenerated for every branch in turn, while
                                                    its weights are in the cache
 
-A branch gives the value that the lens gives for its point alone, up to rounding: matrix products of another shape add in
-another order, and in 16 bits a side branch does not round x + v. All branches share the dropout masks.
+A branch gives the value that the lens gives for its point alone, up to rounding: matrix products of another shape
+add in another order, and in 16 bits a side branch does not round x + v. All branches share the dropout masks.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SIDE = 4
 
 
 FEW, LARGE = 64, 1 << 19
-"""(W x^T)^T takes less time than x W^T for at most FEW rows of x and tiles of at least LARGE elements (float32, CPU)."""
+"""(W x^T)^T is faster than x W^T for at most FEW rows of x and at least LARGE elements of a tile (float32, CPU)."""
 
 
 class Branches(Lens):

@@ -1,14 +1,14 @@
 """Weights that stay in files: mapped into memory, read ahead of their use, dropped after it.
 
-A tensor that is a view of a mapped file takes physical memory only for the pages that were read. The system reads a page
-when it is touched, and keeps it until it is told to drop it. Three calls bound the resident memory:
+A tensor that is a view of a mapped file takes physical memory only for the pages that were read. The system reads a
+page when it is touched, and keeps it until it is told to drop it. Three calls bound the resident memory:
 
     want(t)     the system starts to read t from the disk, and returns at once (MADV_WILLNEED)
     drop(t)     the process no longer holds t's pages; what was written goes to the file (MADV_DONTNEED)
     walk(t)     goes over t in pieces: wants the next piece while one is in use, and drops each piece after use
 
-None of them changes a value: a dropped page is read again when it is touched. Where the system has no such calls (Windows)
-they do nothing.
+None of them changes a value: a dropped page is read again when it is touched. Where the system has no such calls
+(Windows) they do nothing.
 
 The format is that of safetensors: u64 n | n bytes of JSON {name: {dtype, shape, data_offsets}} | data, little endian.
 """

@@ -5,9 +5,9 @@
              stays pending for some steps (`Store.deferring(merge=True)`)
     write    block k, if it was moved: buffer -> RAM, on a third stream, while block k + 1 runs
 
-So each weight is copied to the device once an evaluation and back once a step. The device holds two blocks and the rest of
-the model. ZO2 (arXiv 2503.12668) does this for models that it knows. Here it is hooks on any list of blocks, and a noise
-key says which move is pending, so no random state has to be kept.
+So each weight is copied to the device once an evaluation and back once a step. The device holds two blocks and the rest
+of the model. ZO2 (arXiv 2503.12668) does this for models that it knows. Here it is hooks on any list of blocks, and a
+noise key says which move is pending, so no random state has to be kept.
 
 On a device that is the CPU the same code copies instead of uploading, in order, without streams.
 """
@@ -68,8 +68,8 @@ class Lane:
 class Streamed:
     """The matrices of a list of blocks, kept in RAM (pinned for CUDA) and shown on `device` while their block runs.
 
-    Parameters keep their identity; while their block does not run, their data is in RAM. `serve(store)` defers moves along
-    noise until their block is on the device. The caller puts the rest of the model on the device.
+    Parameters keep their identity; while their block does not run, their data is in RAM. `serve(store)` defers moves
+    along noise until their block is on the device. The caller puts the rest of the model on the device.
 
     keep: tensors that do not travel, beside vectors (norm gains and biases, which are small).
     """

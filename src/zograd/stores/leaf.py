@@ -40,7 +40,7 @@ class Leaf:
 
     @property
     def flat(self) -> Tensor:
-        """The elements that this process holds, in order, sharing memory. Looked up each time: users replace `param.data`."""
+        """The elements that this process holds, sharing memory. Looked up each time: users replace `param.data`."""
         return (self.tensor.detach() if self.portion is None else local(self.tensor)).view(-1)
 
     @property
