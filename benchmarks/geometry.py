@@ -84,7 +84,7 @@ def ways_on(problem: GeometryProblem) -> dict[str, Way]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GeometryComparison:
     """budget: evaluations of a run, None for the problem's. fraction: share of it for each rate that tuning tries.
 
     grid: the rates; None takes those of the view.
@@ -136,7 +136,9 @@ def walk(problem: GeometryProblem, way: Way, lr: float, budget: int, seed: int) 
     return here, line
 
 
-def tune(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> tuple[float, dict[str, float | None], Census]:
+def tune(
+    problem: GeometryProblem, way: Way, budget: int, plan: GeometryComparison
+) -> tuple[float, dict[str, float | None], Census]:
     """(the learning rate whose last iterate is best, the value of each, all points that were stood at)."""
     part, total = int(budget * plan.fraction), Census()
     values: dict[float, float | None] = {}
@@ -147,7 +149,7 @@ def tune(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> tuple[f
     return best, {f"{lr:g}": value for lr, value in values.items()}, total
 
 
-def digest(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> str:
+def digest(problem: GeometryProblem, way: Way, budget: int, plan: GeometryComparison) -> str:
     """16 digits that change with anything that changes the numbers of a cell, but for the code itself."""
     view = way.on(problem)
     parts = re.sub(r" at 0x[0-9a-f]+", "", repr(way.build(view, 1.0, budget)))
@@ -157,7 +159,7 @@ def digest(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cell(name: str, way_name: str, plan: Plan, have: Sequence[Line] = ()) -> Iterator[Line]:
+def cell(name: str, way_name: str, plan: GeometryComparison, have: Sequence[Line] = ()) -> Iterator[Line]:
     """The lines of one way on one problem that are not in `have` yet."""
     problem = problem_named(name)
     way, budget = ways_on(problem)[way_name], plan.budget_on(problem)
@@ -192,7 +194,7 @@ def cell(name: str, way_name: str, plan: Plan, have: Sequence[Line] = ()) -> Ite
         yield {"type": "sweep", **head, **sweep(problem, way, budget, plan), "seed": 0, "versions": versions()}
 
 
-def sweep(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> Line:
+def sweep(problem: GeometryProblem, way: Way, budget: int, plan: GeometryComparison) -> Line:
     """Where a way stands after a tuning run at each rate: value, points outside, a picture of the first one lost."""
     rates: dict[str, Line] = {}
     picture = None
@@ -207,7 +209,10 @@ def sweep(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> Line:
 
 
 def compare(
-    names: Sequence[str] | None, plan: Plan, out: Path, progress: Callable[[str], None] = lambda line: None
+    names: Sequence[str] | None,
+    plan: GeometryComparison,
+    out: Path,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Compute what the results file lacks for these problems (None: all); lines are written as they come."""
     names = list(PROBLEMS) if names is None else names

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from tqdm import tqdm
 
-from zograd.bench.workload import Workload
+from zograd.bench.workload import TimedModel
 from zograd.core.run import Run
 from zograd.distributed import Deal, Peers, shared
 from zograd.errors import UsageError
@@ -79,7 +79,7 @@ def _rank(
     core = _pin(rank)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
-    work = Workload(model, **settings, device="cpu", seed=0)
+    work = TimedModel(model, **settings, device="cpu", seed=0)
     start = {name: p.detach().clone() for name, p in work.parameters.items()}
     peers, alone = Peers(dist.group.WORLD), Peers()
     parts = [work.ids[part::ranks] for part in range(ranks)]

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import geometry as contest
-from benchmarks.geometry import TUNING_SEED, Plan, cell, compare, digest, tune, walk, ways_on
+from benchmarks.geometry import TUNING_SEED, GeometryComparison, cell, compare, digest, tune, walk, ways_on
 from benchmarks.geometry_page import at_a_glance, page, pictured, rows_of, write
 from benchmarks.methods import Results, load
 from benchmarks.methods_page import fingerprint
 from zograd.cli import app
 from zograd.problems import PROBLEMS, problem_named
 
-TINY = Plan(budget=60, seeds=2, fraction=0.3)
+TINY = GeometryComparison(budget=60, seeds=2, fraction=0.3)
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -93,7 +93,7 @@ def test_the_setup_changes_with_what_decides_the_numbers() -> None:
         for problem in map(problem_named, ("simplex-kl-20", "simplex-square-20"))
         for way in ways_on(problem).values()
         for budget in (60, 90)
-        for plan in (TINY, Plan(fraction=0.5))
+        for plan in (TINY, GeometryComparison(fraction=0.5))
     }
     assert len(setups) == 2 * 9 * 2 * 2
 
@@ -138,7 +138,7 @@ def test_the_page_is_a_function_of_the_file(tmp_path: Path) -> None:
     from PIL import Image
 
     out = tmp_path / "geometry" / "results.jsonl"
-    results, plan = Results(out), Plan(budget=31, seeds=1, fraction=0.3, grid=(0.01, 0.1))
+    results, plan = Results(out), GeometryComparison(budget=31, seeds=1, fraction=0.3, grid=(0.01, 0.1))
     for way in ("space, sgd", "flat reverted, sgd", "flat naive, sgd"):
         for found in cell("mesh-poisson", way, plan):
             results.append(found)
