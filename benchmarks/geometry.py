@@ -1,4 +1,4 @@
-"""`zograd bench geometry`: ways to move on problems with a domain, at equal evaluations.
+"""`python -m benchmarks.geometry`: ways to move on problems with a domain, at equal evaluations.
 
 A way is a method of the menu on one of the two views of a problem, with what it does about the outside. Its learning
 rate falls to 0 as a cosine over each run, from a value that is tuned: every way with as many values, the same share of
@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from benchmarks import methods as bench
 from benchmarks.methods import Line, Results, significant
 from zograd import methods
+from zograd.cli.options import script
+from zograd.cli.output import say
 from zograd.core.run import Method
 from zograd.core.schedules import cosine
 from zograd.errors import UsageError
@@ -244,3 +246,40 @@ def shown(line: Mapping[str, Any]) -> str:
     stood = line["probes"] + line["iterates"]
     outside = line["probes_outside"] + line["iterates_outside"]
     return f"{place} seed {line['seed']}  {value:10s} {stood - outside} of {stood} points inside"
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def measure(
+    problems: Annotated[str | None, "Names of problems, with commas. [all]"] = None,
+    budget: Annotated[int | None, "Evaluations of a run. [800 to 3,000, by problem]"] = None,
+    seeds: Annotated[int, "Runs with the tuned learning rate."] = 5,
+    fraction: Annotated[float, "Share of the budget for each learning rate that is tried."] = 0.3,
+    out: Annotated[Path, "Results, one per line; those in the file are kept."] = Path("docs/geometry/results.jsonl"),
+    page: Annotated[bool, "Write the page and figures from the results; alone: only that."] = False,
+) -> dict[str, Any]:
+    """Spaces against flat coordinates on simplices, adaptive meshes, positive parameters, orthonormal frames.
+
+    Example: python -m benchmarks.geometry --problems mesh-poisson,gp-diabetes --page
+    """
+    from benchmarks.geometry_page import write
+
+    result: dict[str, Any] = {"out": str(out)}
+    if problems is not None or not page:
+        names = [name.strip() for name in problems.split(",") if name.strip()] if problems else None
+        result |= compare(names, GeometryComparison(budget, seeds, fraction), out, progress=say)
+    return result | (write(out) if page else {})
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The table at a glance, and where the page or the results are."""
+    from benchmarks.geometry_page import at_a_glance
+
+    return f"{at_a_glance(Path(result['out']))}\n\n{result.get('page', result['out'])}"
+
+
+app = script(measure, as_text)
+
+if __name__ == "__main__":
+    app()

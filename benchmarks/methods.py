@@ -1,4 +1,4 @@
-"""`zograd bench methods`: the whole menu at equal evaluations, on problems of six kinds.
+"""`python -m benchmarks.methods`: the whole menu at equal evaluations, on problems of six kinds.
 
 A cell is one method on one problem: its learning rate is tuned (every method with the same grid, share of the budget
 and seed), then it runs once for each seed. A line of the results file is one tuning, one run, or the reason why a
@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from benchmarks.language import LANGUAGE
 from zograd import methods
+from zograd.cli.options import script
+from zograd.cli.output import say
 from zograd.core.run import Method, Run
 from zograd.core.vector import Query
 from zograd.errors import UsageError
@@ -502,3 +504,39 @@ def _shown(line: Line) -> str:
     if line["type"] == "tuning":
         return f"{place} lr {line['lr']}"
     return f"{place} seed {line['seed']}  {'diverged' if line['diverged'] else line['value']}"
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def measure(
+    problems: Annotated[str | None, "Letters of groups, a to g, or names of problems, with commas. [a,b,c,d,e]"] = None,
+    methods: Annotated[str | None, "Names on the menu, with commas. [all]"] = None,
+    budget: Annotated[int | None, "Evaluations of a run. [2,000 to 6,000, by group]"] = None,
+    seeds: Annotated[int, "Runs with the tuned learning rate."] = 5,
+    fraction: Annotated[float, "Share of the budget for each learning rate that is tried."] = 0.2,
+    grid: Annotated[str, "Smallest and largest learning rate that is tried, in half decades."] = "1e-6,10",
+    jobs: Annotated[int, "Processes."] = 1,
+    out: Annotated[Path, "Results, one per line; those in the file are kept."] = Path("docs/methods/results.jsonl"),
+    page: Annotated[bool, "Write the page and figures from the results; alone: only that."] = False,
+) -> dict[str, Any]:
+    """The whole menu at equal evaluations, with tuned learning rates and several seeds.
+
+    Example: python -m benchmarks.methods --problems a,b --methods mezo,fzoo --budget 2000 --page
+    """
+    from benchmarks.methods_page import write
+
+    result: dict[str, Any] = {}
+    if problems is not None or not page:
+        low, _, high = grid.partition(",")
+        comparison = Comparison(budget, seeds, fraction, half_decades(float(low), float(high or low)))
+        names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
+        chosen = problem_names(problems or "a,b,c,d,e")
+        result |= compare(chosen, names, comparison, out, jobs=jobs, progress=say)
+    return result | (write(out) if page else {})
+
+
+app = script(measure)
+
+if __name__ == "__main__":
+    app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeAlias
 
 from zograd.llm.settings import TrainSettings
@@ -21,6 +22,9 @@ Dtype: TypeAlias = Annotated[str, "float32, bfloat16 or float16."]
 AnyDtype: TypeAlias = Annotated[str | None, "float32, bfloat16 or float16. [all three]"]
 MethodName: TypeAlias = Annotated[str, of_training("method")]
 LawName: TypeAlias = Annotated[str | None, "Law of directions, in lower case. [the method's]"]
+LabelWords: TypeAlias = Annotated[
+    Mapping[str, str] | Sequence[str] | str | None, of_training("label_words", "the task's")
+]
 Together: TypeAlias = Annotated[int | None, of_training("together", "as many as pay")]
 Compiled: TypeAlias = Annotated[bool, "Compile the blocks with torch.compile."]
 Rounds: TypeAlias = Annotated[int, "Interleaved repeats."]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
 
-from zograd.bench.arguments import BatchSize, Device, Dtype, MethodName, Model, Rounds, Task, Threads, of_training
+from zograd.bench.arguments import BatchSize, Device, Dtype, LabelWords, MethodName, Model, Rounds, Task, Threads
 from zograd.bench.step import CLOCKS, clock_of, interleaved, ratio
 from zograd.bench.workload import method_named, quiet_machine
 from zograd.core.run import Run
@@ -29,9 +29,7 @@ def bench_batches(
     *,
     batch_size: BatchSize = 16,
     train: Annotated[str, "full, lora, or a pattern of parameter names."] = "full",
-    label_words: Annotated[
-        Mapping[str, str] | Sequence[str] | str | None, of_training("label_words", "the task's")
-    ] = None,
+    label_words: LabelWords = None,
     dtype: Dtype = "float32",
     method: MethodName = "zo_sgd",
     steps: Annotated[int, "Steps per round."] = 4,

@@ -47,6 +47,11 @@ def single(name: str, function: Command) -> typer.Typer:
     return app
 
 
+def script(function: Callable[..., dict[str, Any]], text: Callable[[dict[str, Any]], str] | None = None) -> typer.Typer:
+    """An application that calls one function, for `python -m`; see `from_function`."""
+    return single(function.__name__, from_function(function, text))
+
+
 def escaped(text: str) -> str:
     """A help text in which rich shows brackets as they stand."""
     return text.replace("[", r"\[")

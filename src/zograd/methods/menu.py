@@ -56,7 +56,7 @@ def entry(
         known = MENU.get(name)
         if known is not None and not known.build.__module__ == build.__module__ == "__main__":  # a cell, run again
             raise DuplicateNameError(
-                f"there are two methods {name!r}: {_place(known.build)} and {_place(build)}; rename one"
+                f"there are two methods {name!r}, in {_place(known.build)} and in {_place(build)}; rename one"
             )
         MENU[name] = Entry(name, build, source, extra_memory, formula, example or {})
         return build
@@ -70,7 +70,7 @@ def _place(build: Callable[..., Any]) -> str:
 
 
 def register_law(law: Made) -> Made:
-    """Decorator: make a class of laws known to `--law` and `--set law=` by its name in lower case, as built-in ones are.
+    """Decorator: make a law known to `--law` and `--set law=` by the name of its class in lower case.
 
     It is called without arguments.
     """

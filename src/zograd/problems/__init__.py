@@ -1,7 +1,7 @@
 """Problems with a domain: simplices, meshes, positive hyper-parameters, orthonormal frames.
 
 Each is a loss in the coordinates of the space that its domain suggests and in flat ones (`base.GeometryProblem`), so
-that what a geometry buys can be measured: `zograd bench geometry`. Files: base.py (what a problem is, and a run that
+that what a geometry buys can be measured: `python -m benchmarks.geometry`. Files: base.py (what a problem is, and a run that
 counts points outside), simplex.py, mesh.py (Poisson and Helmholtz by scikit-fem), gaussian_process.py, stiefel.py,
 contest.py (tuning, runs, results file), page.py (docs/geometry.md).
 """

@@ -44,7 +44,7 @@ class Session:
 
 
 class ComparedProblem(Protocol):
-    """What the comparison of methods needs to know of a problem; `Problem` and `benchmarks.language.LoraTask` are two."""
+    """What the comparison of methods needs to know of a problem; `Problem` and `LoraTask` are two."""
 
     @property
     def name(self) -> str: ...

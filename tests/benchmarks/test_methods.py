@@ -1,4 +1,4 @@
-"""`zograd bench methods`: budgets, tuning, resumption, divergence, and a page that the file alone decides."""
+"""`python -m benchmarks.methods`: budgets, tuning, resumption, divergence, and a page that the file alone decides."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ from benchmarks.methods import (
 )
 from benchmarks.methods_page import cells_of, columns_of, fingerprint, page, write
 from zograd import methods
-from zograd.cli import app
 from zograd.problems.small import METHOD_PROBLEMS, Problem, Session, method_problem
 
 TINY = Comparison(budget=100, seeds=2, fraction=0.2, grid=half_decades(1e-3, 1e-1))
@@ -296,14 +295,14 @@ def test_the_published_page_shows_the_published_results() -> None:
     from PIL import Image
 
     lines = load(DOCS / "methods" / "results.jsonl")
-    assert (DOCS / "methods.md").read_text() == page(lines), "run: zograd bench methods --page"
+    assert (DOCS / "methods.md").read_text() == page(lines), "run: python -m benchmarks.methods --page"
     kinds = {cell.kind for cell in cells_of(lines)}
     total = 0
     for kind in kinds:
         path = DOCS / "methods" / f"{kind}.png"
         total += path.stat().st_size
         with Image.open(path) as image:
-            assert image.text["Description"] == fingerprint(lines), "run: zograd bench methods --page"
+            assert image.text["Description"] == fingerprint(lines), "run: python -m benchmarks.methods --page"
     assert total < 400_000
 
 
@@ -314,13 +313,13 @@ def test_an_empty_file_has_no_page(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "methods" / "results.jsonl"
-    args = ["bench", "methods", "--problems", "quadratic-100", "--methods", "mezo,zo_sgd", "--budget", "50"]
+    args = ["--problems", "quadratic-100", "--methods", "mezo,zo_sgd", "--budget", "50"]
     args += ["--seeds", "1", "--grid", "1e-2,1e-1", "--out", str(out), "--json"]
     runner = CliRunner()
-    result = runner.invoke(app, args)
+    result = runner.invoke(bench.app, args)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[-1])["run"] == 2
-    result = runner.invoke(app, ["bench", "methods", "--page", "--out", str(out), "--json"])
+    result = runner.invoke(bench.app, ["--page", "--out", str(out), "--json"])
     assert json.loads(result.stdout.splitlines()[-1])["page"] == str(tmp_path / "methods.md")
     assert len(load(out)) == 4, "--page alone computes nothing"
 
@@ -335,7 +334,7 @@ def test_the_command(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(args: list[str], message: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", "methods", *args, "--out", str(tmp_path / "m" / "r.jsonl")])
+    result = CliRunner().invoke(bench.app, [*args, "--out", str(tmp_path / "m" / "r.jsonl")])
     assert result.exit_code == 2
     assert message in result.stderr
 

@@ -1,4 +1,4 @@
-"""`zograd bench geometry`: equal budgets and tuning, resumption, and a page that the file alone decides."""
+"""`python -m benchmarks.geometry`: equal budgets and tuning, resumption, and a page that the file alone decides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from benchmarks.geometry import TUNING_SEED, GeometryComparison, cell, compare, 
 from benchmarks.geometry_page import at_a_glance, page, pictured, rows_of, write
 from benchmarks.methods import Results, load
 from benchmarks.methods_page import fingerprint
-from zograd.cli import app
 from zograd.problems import PROBLEMS, problem_named
 
 TINY = GeometryComparison(budget=60, seeds=2, fraction=0.3)
@@ -161,13 +160,13 @@ def test_the_published_page_shows_the_published_results() -> None:
     from PIL import Image
 
     lines = load(DOCS / "geometry" / "results.jsonl")
-    assert (DOCS / "geometry.md").read_text() == page(lines), "run: zograd bench geometry --page"
+    assert (DOCS / "geometry.md").read_text() == page(lines), "run: python -m benchmarks.geometry --page"
     found = rows_of(lines)
     figures = [f"{name}.png" for name in found] + [f"{n}-meshes.png" for n, rows in found.items() if pictured(rows)]
     assert {path.name for path in (DOCS / "geometry").glob("*.png")} == set(figures)
     for name in figures:
         with Image.open(DOCS / "geometry" / name) as image:
-            assert image.text["Description"] == fingerprint(lines), "run: zograd bench geometry --page"
+            assert image.text["Description"] == fingerprint(lines), "run: python -m benchmarks.geometry --page"
     assert sum((DOCS / "geometry" / name).stat().st_size for name in figures) < 500_000
 
 
@@ -191,12 +190,12 @@ def test_what_the_published_results_show() -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "geometry" / "results.jsonl"
-    args = ["bench", "geometry", "--problems", "stiefel-trace", "--budget", "40", "--seeds", "1", "--out", str(out)]
-    result = CliRunner().invoke(app, [*args, "--page", "--json"])
+    args = ["--problems", "stiefel-trace", "--budget", "40", "--seeds", "1", "--out", str(out)]
+    result = CliRunner().invoke(contest.app, [*args, "--page", "--json"])
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout.splitlines()[-1])
     assert (told["run"], told["page"]) == (7, str(tmp_path / "geometry.md"))
-    shown = CliRunner().invoke(app, ["bench", "geometry", "--page", "--out", str(out)])
+    shown = CliRunner().invoke(contest.app, ["--page", "--out", str(out)])
     assert shown.stdout.splitlines()[0].startswith("| problem | start | best on the space |")
 
 
@@ -210,6 +209,6 @@ def test_the_command(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(args: list[str], message: str, code: int, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", "geometry", *args, "--out", str(tmp_path / "g" / "r.jsonl")])
+    result = CliRunner().invoke(contest.app, [*args, "--out", str(tmp_path / "g" / "r.jsonl")])
     assert result.exit_code == code
     assert message in result.stderr
