@@ -1,4 +1,4 @@
-"""Every setting of a run is an option of the command line, described once; measurements are registered by their name."""
+"""Every setting of a run is an option of the command line, described once; a measurement is a command by its name."""
 
 from __future__ import annotations
 
