@@ -66,5 +66,5 @@ def test_a_law_is_known_by_its_name() -> None:
         methods.register_law(Mine)
     with pytest.raises(menu.DuplicateNameError, match="two laws 'sphere'"):
         methods.register_law(laws.Sphere)
-    with pytest.raises(ValueError, match="there is no law 'other'; use one of .*, mine"):
+    with pytest.raises(ValueError, match=r"there is no law 'other'; use one of .*, mine"):
         methods.law_named("other")

@@ -152,10 +152,10 @@ def from_function(
     """A command that calls a function and prints the dictionary it returns, as `text` makes it for people.
 
     Its options are the parameters annotated as Annotated[type, help]; their defaults and its help are the function's
-    own. A function of a method also loads plugins.
+    own. A function that takes a method or a law also loads plugins.
     """
     options = [p for p in parameters_of(function) if get_origin(p.annotation) is Annotated]
-    menu = any(p.name == "method" for p in options)
+    menu = any(p.name in ("method", "law") for p in options)
 
     @wraps(function)
     def call(json: bool, debug: bool, plugin: list[Path] | None = None, **given: Any) -> None:

@@ -17,6 +17,7 @@ from zograd.errors import UsageError
 STYLE: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "add_completion": False,
+    "rich_markup_mode": "rich",  # older releases of typer default to another one
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 app = typer.Typer(
