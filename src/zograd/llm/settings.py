@@ -204,15 +204,15 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _one_quantization(self) -> Self:
         if self.quantized and self.quantize is not None:
-            raise ValueError("quantized keeps a .gguf packed, quantize makes 4 or 8 bits of a dense model: choose one")
+            raise ValueError("quantized keeps a .gguf packed, quantize converts a dense model to 4 or 8 bits: choose one")
         return self
 
     @model_validator(mode="after")
     def _compile_fits(self) -> Self:
         if self.compile and (self.quantized or self.quantize or self.offload):
             raise ValueError(
-                "compile does not go with quantized, quantize or offload: what takes the time there is nothing that "
-                "torch.compile sees; leave one out"
+                "compile does not go with quantized, quantize or offload: torch.compile cannot speed up what takes the "
+                "time there; leave one out"
             )
         return self
 
@@ -221,12 +221,12 @@ class TrainSettings(BaseModel):
         if self.offload is None:
             return self
         refused = {
-            "quantized": (self.quantized, "the blocks of a .gguf are no tensors that can be moved on the disk"),
-            "quantize": (self.quantize is not None, "a library holds its integers in memory"),
+            "quantized": (self.quantized, "the packed blocks of a .gguf cannot be offloaded"),
+            "quantize": (self.quantize is not None, "the library keeps its integers in memory"),
             "rounding = split": (self.rounding == "split", "the low halves of split weights are not offloaded"),
             f"device = {self.device}": (
                 self.offload == "disk" and self.device != "cpu",
-                "weights on the disk are read by the CPU",
+                "only the CPU reads weights from the disk",
             ),
         }
         for name, (given, why) in refused.items():
@@ -294,7 +294,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as e:
         raise SettingsError(f"the config {file} does not parse: {str(e).splitlines()[0]}") from None
     if not isinstance(data, dict):
-        raise SettingsError(f"the config {file} must hold keys and values, it holds {type(data).__name__}")
+        raise SettingsError(f"the config {file} must hold keys and values, but it holds {type(data).__name__}")
     return data
 
 
