@@ -112,12 +112,12 @@ def test_options_win_over_the_config_and_none_takes_a_limit_away(tmp_path: Path,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--steps", "many"], "steps = 'many': expected integer"),
-        (["--lr", "fast"], "lr = 'fast': expected number|auto"),
+        (["--steps", "many"], "steps = 'many': Input should be integer"),
+        (["--lr", "fast"], "lr = 'fast': Input should be number|auto"),
         (["--lr", "-1"], "lr = '-1': Input should be greater than or equal to 0"),
-        (["--draw", "last"], "draw = 'last': expected random|first"),
-        (["--compile", "maybe"], "compile = 'maybe': expected on|off|auto"),
-        (["--text-column", "x", "--seed", "none"], "seed = 'none': expected integer"),
+        (["--draw", "last"], "draw = 'last': Input should be random|first"),
+        (["--compile", "maybe"], "compile = 'maybe': Input should be on|off|auto"),
+        (["--text-column", "x", "--seed", "none"], "seed = 'none': Input should be integer"),
         (["--label-words", "x"], "'x' is not of the form label=word"),
     ],
 )

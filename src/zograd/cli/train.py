@@ -106,7 +106,7 @@ def train(
 def _summary(result: dict[str, Any]) -> str:
     """The end of a run, for people."""
     if result["metric_after"] is None:
-        first = f"stopped before the last evaluation: zograd eval --run {result['run']}"
+        first = f"not evaluated since it was stopped: zograd eval --run {result['run']}"
     elif result["metric"] == "accuracy":
         first = (
             f"accuracy: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "

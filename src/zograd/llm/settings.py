@@ -276,7 +276,7 @@ def parse(data: dict[str, Any]) -> TrainSettings:
         if key not in known:
             raise SettingsError(f"there is no setting {key!r}; there are {', '.join(known)}") from None
         if first["type"].endswith(("_parsing", "_type", "literal_error")):
-            text = f"expected {accepts(known[key])}"
+            text = f"Input should be {accepts(known[key])}"
         raise SettingsError(f"{key} = {data[key]!r}: {text}") from None
 
 
