@@ -204,7 +204,9 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _one_quantization(self) -> Self:
         if self.quantized and self.quantize is not None:
-            raise ValueError("quantized keeps a .gguf packed, quantize converts a dense model to 4 or 8 bits: choose one")
+            raise ValueError(
+                "quantized keeps a .gguf packed, quantize makes a dense model 4 or 8 bits wide: choose one"
+            )
         return self
 
     @model_validator(mode="after")
