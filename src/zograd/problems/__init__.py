@@ -1,9 +1,10 @@
 """Problems with a domain: simplices, meshes, positive hyper-parameters, orthonormal frames.
 
 Each is a loss in the coordinates of the space that its domain suggests and in flat ones (`base.GeometryProblem`), so
-that what a geometry buys can be measured: `zograd bench geometry`. Files: base.py (what a problem is, and a run that
-counts points outside), simplex.py, mesh.py (Poisson and Helmholtz by scikit-fem), gaussian_process.py, stiefel.py,
-contest.py (tuning, runs, results file), page.py (docs/geometry.md).
+that what a geometry buys can be measured: `python -m benchmarks.geometry`.
+
+Files: base.py (what a problem is, and a run that counts points outside), simplex.py, mesh.py (Poisson and Helmholtz by
+scikit-fem), gaussian_process.py, stiefel.py; small.py (problems with known optimum for the comparison of methods).
 """
 
 from __future__ import annotations

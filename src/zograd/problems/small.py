@@ -43,8 +43,8 @@ class Session:
     project: Callable[[], None] | None = None
 
 
-class Workload(Protocol):
-    """What the comparison of methods needs to know of a problem; `Problem` and `bench.language.LoraTask` are two."""
+class ComparedProblem(Protocol):
+    """What the comparison of methods needs to know of a problem; `Problem` and `LoraTask` are two."""
 
     @property
     def name(self) -> str: ...
