@@ -13,7 +13,8 @@ from zograd.bench.arguments import MethodName
 from zograd.cli.options import script
 from zograd.cli.output import say
 from zograd.core.run import Run
-from zograd.problems.small import Problem, as_store, auto_problems
+from zograd.problems.problem import Problem, as_store
+from zograd.problems.small import auto_problems
 
 GRID = tuple(float(v) for v in 10.0 ** np.arange(-4.0, 1.01, 0.5))
 

@@ -33,7 +33,8 @@ from zograd.core.vector import Query
 from zograd.errors import UsageError
 from zograd.laws import sensitivity
 from zograd.problems.base import half_decades
-from zograd.problems.small import METHOD_PROBLEMS, ComparedProblem, L1Projection, Session, method_problem
+from zograd.problems.problem import ComparedProblem, L1Projection, Session
+from zograd.problems.small import METHOD_PROBLEMS, method_problem
 from zograd.sets import L1Ball
 
 Line = dict[str, Any]

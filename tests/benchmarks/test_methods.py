@@ -31,7 +31,8 @@ from benchmarks.methods import (
 )
 from benchmarks.methods_page import cells_of, columns_of, fingerprint, page, write
 from zograd import methods
-from zograd.problems.small import METHOD_PROBLEMS, Problem, Session, method_problem
+from zograd.problems.problem import Problem, Session
+from zograd.problems.small import METHOD_PROBLEMS, method_problem
 
 TINY = Comparison(budget=100, seeds=2, fraction=0.2, grid=half_decades(1e-3, 1e-1))
 DOCS = Path(__file__).parents[2] / "docs"

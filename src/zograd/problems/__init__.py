@@ -3,8 +3,8 @@
 Each is a loss in the coordinates of the space that its domain suggests and in flat ones (`base.GeometryProblem`), so
 that what a geometry buys can be measured: `python -m benchmarks.geometry`.
 
-Files: base.py (what a problem is, and a run that counts points outside), simplex.py, mesh.py (Poisson and Helmholtz by
-scikit-fem), gaussian_process.py, stiefel.py; small.py (problems with known optimum for the comparison of methods).
+Files: base.py (what such a problem is, and a run that counts points outside), simplex.py, mesh.py and pde.py (Poisson
+and Helmholtz by scikit-fem), gaussian_process.py, stiefel.py. Problems without a domain: problem.py and small.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 
 from zograd.problems.base import GeometryProblem, View, Walk
 from zograd.problems.gaussian_process import hyperparameters
-from zograd.problems.mesh import helmholtz, poisson
+from zograd.problems.pde import helmholtz, poisson
 from zograd.problems.simplex import near_boundary
 from zograd.problems.stiefel import trace
 
