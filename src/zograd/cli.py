@@ -253,8 +253,8 @@ def train(
     """
     from zograd.distributed import joined
     from zograd.hub import parse_label_words
+    from zograd.llm.restore import resumed
     from zograd.llm.settings import parse, parse_assignments, read_config
-    from zograd.llm.train import resumed
     from zograd.llm.train import train as go
 
     given = {
@@ -357,7 +357,7 @@ def replay(
     Example: zograd replay runs/quickstart --out my-model
     """
     set_threads(threads)
-    from zograd.llm.train import replay as go
+    from zograd.llm.restore import replay as go
 
     emit(go(run, model, out, to=to, salvage=salvage), json)
 

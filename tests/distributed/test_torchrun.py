@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from zograd.core.tape import Tape
 from zograd.distributed import PeersError
 from zograd.distributed.joining import meeting
+from zograd.llm.build import resolve
+from zograd.llm.restore import replay
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.train import replay, resolve, train
+from zograd.llm.train import train
 from zograd.runs.rundir import RunError
 
 SETTINGS: dict[str, Any] = {

@@ -15,9 +15,10 @@ from zograd.core.run import Run
 from zograd.lens.lens import Lens
 from zograd.llm import compiled as under_test
 from zograd.llm.compiled import CompileError, check, compiled, trial
+from zograd.llm.restore import replay
 from zograd.llm.scoring.loss import causal_losses
 from zograd.llm.settings import SettingsError, TrainSettings, parse
-from zograd.llm.train import replay, train
+from zograd.llm.train import train
 from zograd.oracles import batched, sequential
 from zograd.stores import Store
 

@@ -11,9 +11,10 @@ import pytest
 import zograd.llm.evaluate as evaluation
 from zograd import Tape, TapeWriter
 from zograd.hub import Example, TaskError, load_task, select
+from zograd.llm.build import digest, examples_of
 from zograd.llm.evaluate import evaluate
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.train import digest, examples_of, train
+from zograd.llm.train import train
 
 WORDS = {"0": " terrible", "1": " great"}
 COMMON: dict[str, Any] = {

@@ -17,12 +17,13 @@ from zograd.lens.branches import Branches
 from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
 from zograd.llm.loading import ModelError
+from zograd.llm.restore import replay
 from zograd.llm.scoring import head as heads
 from zograd.llm.scoring.loss import causal_losses
 from zograd.llm.scoring.prefix import first_trained_block
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import TrainSettings
-from zograd.llm.train import replay, train
+from zograd.llm.train import train
 from zograd.noise import Kind
 from zograd.stores import Store
 

@@ -18,8 +18,10 @@ import torch
 
 from zograd.core.tape import Tape, TapeError
 from zograd.llm import loading
+from zograd.llm.loop import DivergenceError
+from zograd.llm.restore import replay, restore
 from zograd.llm.settings import TrainSettings
-from zograd.llm.train import DivergenceError, replay, restore, train
+from zograd.llm.train import train
 from zograd.runs.rundir import RunError
 
 COMMON: dict[str, Any] = {

@@ -31,9 +31,12 @@ from zograd.cli import app, explain
 from zograd.core.run import Run
 from zograd.core.tape import Tape, TapeWriter, writer_lock
 from zograd.llm import loading
+from zograd.llm.build import resolve
+from zograd.llm.loop import Loop, merged
+from zograd.llm.restore import check_data, fixed, metrics_before, replay, stored_settings
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.train import Loop, check_data, fixed, merged, metrics_before, replay, resolve, stored_settings, train
+from zograd.llm.train import train
 from zograd.locks import LockedError
 from zograd.oracles import Batched
 from zograd.runs.rundir import CHANGEABLE, RunDirectory, RunError, _read_state, _write_state

@@ -19,8 +19,9 @@ from torch import nn
 from zograd import methods
 from zograd.core.run import Run
 from zograd.llm import loading
+from zograd.llm.restore import replay, restore
 from zograd.llm.settings import SettingsError, TrainSettings, parse
-from zograd.llm.train import replay, restore, train
+from zograd.llm.train import train
 from zograd.oracles import sequential
 from zograd.quantized import libraries
 from zograd.runs.rundir import RunError

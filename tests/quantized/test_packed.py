@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from zograd import methods
 from zograd.core.run import Run
 from zograd.llm import loading
+from zograd.llm.build import build_method
+from zograd.llm.restore import replay, restore
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.train import build_method, replay, restore, train
+from zograd.llm.train import train
 from zograd.oracles import sequential
 from zograd.quantized import gguf_file
 from zograd.quantized import packed_layers as layers

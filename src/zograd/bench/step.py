@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from zograd.bench.workload import Workload, quiet_machine
 from zograd.errors import UsageError
+from zograd.llm.build import ride_along
 from zograd.llm.compiled import compiled
-from zograd.llm.train import ride_along
 from zograd.runs.memory import keep_freed, settled_objects
 from zograd.stores.store import MERGE
 

@@ -14,8 +14,9 @@ from zograd.core.run import Method, Record, rule_units
 from zograd.core.tape import Tape
 from zograd.core.vector import Array
 from zograd.learning_rate import AutoRate, lr_bounds
+from zograd.llm.build import build_method
+from zograd.llm.loop import TOGETHER
 from zograd.llm.settings import parse
-from zograd.llm.train import TOGETHER, build_method
 from zograd.runs.rundir import RunDirectory, RunError, base_digest, read_metrics
 
 KNOWN = {"step", "evaluations", "loss", "lr", "moved", "refused", "seconds", "metric", "value", "eval_loss", TOGETHER}
