@@ -24,11 +24,11 @@ from zograd.core.tape import Tape, TapeError, TapeWriter
 from zograd.core.vector import Vector
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
+from zograd.runs.errors import RunError
 from zograd.runs.report import report
 from zograd.runs.report.figures import letter, png
 from zograd.runs.report.panels import GROUPS, panels_of, thinned
 from zograd.runs.report.read import Margin, margin, read
-from zograd.runs.rundir import RunError
 from zograd.stores.store import Rate
 
 COMMON: dict[str, Any] = {

@@ -86,14 +86,14 @@ MUTANTS = (
     ),
     Mutant(
         "a state that is ahead of the tape is loaded",
-        "src/zograd/runs/rundir.py",
+        "src/zograd/runs/state.py",
         "not 0 <= step <= tape.steps",
         "not 0 <= step",
         ("tests/llm/test_run_folder.py::test_a_state_that_does_not_fit_is_left_aside_with_a_sentence",),
     ),
     Mutant(
         "the state of another run is loaded",
-        "src/zograd/runs/rundir.py",
+        "src/zograd/runs/state.py",
         'if about["tape"] != str(tape.checksum(step)):',
         "if False:",
         ("tests/llm/test_run_folder.py::test_a_state_that_does_not_fit_is_left_aside_with_a_sentence",),

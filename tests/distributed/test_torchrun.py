@@ -21,7 +21,7 @@ from zograd.llm.build import resolve
 from zograd.llm.restore import replay
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
-from zograd.runs.rundir import RunError
+from zograd.runs.errors import RunError
 
 SETTINGS: dict[str, Any] = {
     "task": "mr", "steps": 10, "batch_size": 4, "train_examples": 40, "eval_examples": 40, "lr": 1e-3, "mu": 1e-3,

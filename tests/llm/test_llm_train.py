@@ -22,7 +22,7 @@ from zograd.llm.loop import DivergenceError
 from zograd.llm.restore import replay, restore
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
-from zograd.runs.rundir import RunError
+from zograd.runs.errors import RunError
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 12, "batch_size": 4, "train_examples": 40, "eval_examples": 20, "lr": 1e-3, "mu": 1e-3,

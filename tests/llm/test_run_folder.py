@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import zograd.llm.train as train_module
-import zograd.runs.rundir as rundir_module
+import zograd.runs.state as state_module
 from zograd.cli import app, explain
 from zograd.core.run import Run
 from zograd.core.tape import Tape, TapeWriter, writer_lock
@@ -39,7 +39,9 @@ from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
 from zograd.locks import LockedError
 from zograd.oracles import Batched
-from zograd.runs.rundir import CHANGEABLE, RunDirectory, RunError, _read_state, _write_state
+from zograd.runs.errors import RunError
+from zograd.runs.rundir import CHANGEABLE, RunDirectory
+from zograd.runs.state import read_state, write_state
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 6, "batch_size": 4, "train_examples": 40, "eval_examples": 20, "lr": 1e-3, "mu": 1e-3,
@@ -546,7 +548,7 @@ def test_a_state_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda d: (events.append("fsync"), fsync(d)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), rename(a, b)))
     target = tmp_path / "state.safetensors"
-    _write_state(target, {"x": torch.ones(3)}, {"run": "1"})
+    write_state(target, {"x": torch.ones(3)}, {"run": "1"})
     assert events == ["fsync", "rename", "fsync"]
     before = target.read_bytes()
 
@@ -555,7 +557,7 @@ def test_a_state_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        _write_state(target, {"x": torch.zeros(3)}, {"run": "2"})
+        write_state(target, {"x": torch.zeros(3)}, {"run": "2"})
     assert target.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
 
@@ -565,7 +567,7 @@ def test_the_tape_is_forced_to_the_disk_with_every_save(
 ) -> None:
     """Also of methods without slots, which save nothing else; before the state, which must not be ahead of it."""
     events: list[str] = []
-    sync, put = TapeWriter.sync, rundir_module.replace
+    sync, put = TapeWriter.sync, state_module.replace
 
     def synced(self: TapeWriter) -> None:
         events.append(f"tape {Tape(self.path).steps}")
@@ -576,7 +578,7 @@ def test_the_tape_is_forced_to_the_disk_with_every_save(
         put(temporary, path)
 
     monkeypatch.setattr(TapeWriter, "sync", synced)
-    monkeypatch.setattr(rundir_module, "replace", named)
+    monkeypatch.setattr(state_module, "replace", named)
     train(settings(tiny_model, save_every=4), tmp_path / "sgd", quiet=True)
     assert events == ["tape 4", "tape 6", "tape 6"]
     events.clear()
@@ -916,7 +918,7 @@ def test_metrics_that_somebody_else_wrote_stop_no_run(tiny_model: Path, copy: Ca
 
 def test_the_state_of_a_finished_run_is_read_whole(finished: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     run = finished["adam"][0]
-    state, tensors = _read_state(run / "state.safetensors", RunDirectory.open(run).tape())
+    state, tensors = read_state(run / "state.safetensors", RunDirectory.open(run).tape())
     assert state["step"] == 6
     assert {name.partition(".")[0] for name in tensors} == {"x", "slot"}
     assert resolve(TrainSettings(dtype="float32")).shards == 1

@@ -24,7 +24,7 @@ from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.train import train
 from zograd.oracles import sequential
 from zograd.quantized import libraries
-from zograd.runs.rundir import RunError
+from zograd.runs.errors import RunError
 from zograd.stores import Store
 
 LIBRARY = {

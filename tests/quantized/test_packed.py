@@ -232,7 +232,7 @@ def test_a_run_trains_resumes_and_replays_into_a_file(tiny_gguf: TinyGguf, tmp_p
 
 
 def test_replay_onto_other_blocks_is_refused(tiny_gguf: TinyGguf, tmp_path: Path) -> None:
-    from zograd.runs.rundir import RunError
+    from zograd.runs.errors import RunError
 
     train(settings(tiny_gguf("Q4_1"), steps=1), tmp_path / "run", quiet=True)
     with pytest.raises(RunError, match="is not the base model of this run"):

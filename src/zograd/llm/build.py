@@ -31,10 +31,8 @@ from zograd.offload.mapped import Offloaded, Pages
 from zograd.offload.streamed import Streamed
 from zograd.oracles import batched
 from zograd.rules import SGD
+from zograd.runs.identity import identity
 from zograd.runs.memory import Peak, keep_freed
-from zograd.runs.rundir import (
-    identity,
-)
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
 

@@ -22,11 +22,9 @@ from zograd.llm.settings import TrainSettings
 from zograd.offload.streamed import Streamed
 from zograd.oracles import Oracle, batched
 from zograd.quantized.infeasible import Probes
+from zograd.runs.folder import read_metrics
 from zograd.runs.memory import settled_objects
-from zograd.runs.rundir import (
-    RunDirectory,
-    read_metrics,
-)
+from zograd.runs.rundir import RunDirectory
 from zograd.stores.store import MERGE
 
 METERS = ("trace", "cosine", "gap")

@@ -18,15 +18,10 @@ from zograd.llm.loading import offloaded as offloading
 from zograd.llm.scoring.scorer import Metrics
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.quantized import libraries
-from zograd.runs.rundir import (
-    CHANGEABLE,
-    RunDirectory,
-    RunError,
-    check_free,
-    check_identity,
-    identity,
-    restarted,
-)
+from zograd.runs.errors import RunError
+from zograd.runs.folder import check_free
+from zograd.runs.identity import check_identity, identity
+from zograd.runs.rundir import CHANGEABLE, RunDirectory, restarted
 
 
 def stored_settings(directory: RunDirectory) -> TrainSettings:

@@ -19,13 +19,9 @@ from zograd.llm.build import choose_compiling, ride_along, set_up
 from zograd.llm.loop import Loop, merged, shown
 from zograd.llm.restore import check_data, check_trained, fixed, metrics_before, opened, setting_name
 from zograd.llm.settings import TrainSettings, parse
+from zograd.runs.identity import base_digest, check_identity
 from zograd.runs.memory import Peak
-from zograd.runs.rundir import (
-    Follower,
-    RunDirectory,
-    base_digest,
-    check_identity,
-)
+from zograd.runs.rundir import Follower, RunDirectory
 
 
 def train(

@@ -7,150 +7,29 @@ the folder holds the lock of its tape.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-import re
-import shutil
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
-from functools import cache
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from zograd import __version__
 from zograd.core.run import Record, Run
-from zograd.core.tape import TAPE_VERSION, Tape, TapeWriter, never_began, writer_lock
-from zograd.files import atomic_write, replace
+from zograd.core.tape import TAPE_VERSION, Tape, TapeWriter, never_began
+from zograd.files import atomic_write
 from zograd.locks import FileLock
 from zograd.noise import NOISE_VERSION
-from zograd.offload.mapped import Offloaded, Pages
-from zograd.stores.store import tensor_bytes
+from zograd.runs.errors import RunError
+from zograd.runs.folder import began, check_free, locked, read_metrics
+from zograd.runs.identity import base_digest
+from zograd.runs.state import digest, read_state, write_state
 
 CHANGEABLE = ("steps", "parallel", "timeout", "eval_every", "save_every", "max_failures")
 """Settings on which no bit of a run depends, so that --resume may change them. Of some runs the number of steps and
 `eval_every` fix bits nevertheless: see `fixed` of `RunDirectory.tape`."""
-
-
-class RunError(ValueError):
-    """A run directory that cannot be used as asked: the message names the file and what to do."""
-
-
-def identity(model: nn.Module, pages: Offloaded | None = None) -> list[dict[str, Any]]:
-    """Name, shape, dtype and SHA-256 of each tensor: what a tape's base model is recognised by. Reads every weight.
-
-    pages: of offloaded weights, which are then read piece by piece.
-    """
-    offloaded: Offloaded = pages if pages is not None else Pages()
-
-    @cache  # tied weights are hashed once
-    def digest(t: Tensor) -> str:
-        h = hashlib.sha256()
-        if t in offloaded:
-            for start, stop in offloaded.walk(t):
-                h.update(tensor_bytes(t.view(-1)[start:stop]))
-        else:
-            h.update(tensor_bytes(t))
-        return h.hexdigest()
-
-    return [
-        {
-            "name": name,
-            "shape": list(t.shape),
-            "dtype": str(t.dtype).removeprefix("torch."),
-            "sha256": digest(t),
-        }
-        for key, value in model.state_dict(keep_vars=True).items()
-        for name, t in plain_tensors(key, value)
-    ]
-
-
-def base_digest(model: list[dict[str, Any]]) -> str:
-    """One digest of an `identity`, for the header of the tape."""
-    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
-
-
-def plain_tensors(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A tensor by its name, or the tensors that one of another kind (quantized, for instance) is made of."""
-    if not hasattr(value, "__tensor_flatten__"):
-        yield name, value
-        return
-    for part in value.__tensor_flatten__()[0]:
-        yield from plain_tensors(f"{name}.{part}", getattr(value, part))
-
-
-def check_identity(expected: list[dict[str, Any]], found: list[dict[str, Any]], what: str) -> None:
-    """Raise RunError naming the first tensor of the model `what` (identity `found`) that is not the recorded one."""
-    by_name = {entry["name"]: entry for entry in found}
-    for entry in expected:
-        name = entry["name"]
-        if name not in by_name:
-            raise RunError(
-                f"{what} has no tensor {name!r}, which the run was started from; use the recorded base model"
-            )
-        for key in ("shape", "dtype", "sha256"):
-            if by_name[name][key] != entry[key]:
-                raise RunError(
-                    f"{what} is not the base model of this run: tensor {name!r} has {key} {by_name[name][key]}, the "
-                    f"run was started from {entry[key]}. Use the recorded base model and dtype."
-                )
-
-
-def began(root: Path) -> bool:
-    """Whether the folder holds a run with a tape, or one that has lost it: what else is there tells of steps."""
-    tape = root / "tape.zo"
-    if tape.exists() and not never_began(tape):
-        return True
-    if not tape.exists() and not (root / "run.json").exists():
-        return False
-    logged = any(isinstance(k := line.get("step"), int) and k > 0 for line in read_metrics(root)[0])
-    return logged or (root / "state.safetensors").exists()
-
-
-def check_free(root: Path) -> None:
-    """Raise RunError when the folder holds a run already. One that ended before its tape began does not count."""
-    if began(root):
-        raise RunError(f"{root} already holds a run; go on with --resume, or choose another --out")
-
-
-def locked(root: Path) -> FileLock:
-    """The lock of a run folder. Removes what killed processes have left there half written."""
-    lock = writer_lock(root / "tape.zo", f"the run in {root}")
-    for path in root.iterdir():
-        if LEFTOVER.fullmatch(path.name) and not _alive(path.name):
-            with suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    return lock
-
-
-SAVING = ".saving"
-"""The folder inside of a run's where a state is written before it gets its name."""
-
-LEFTOVER = re.compile(
-    r"(run\.json|metrics\.jsonl|state)\.tmp|\.saving"
-    r"|\.tmp[A-Za-z0-9]{6}"  # of safetensors, which wrote beside the state in earlier releases
-    r"|weights\.(\d{1,9})\.safetensors(\.\d{1,9}\.tmp)?"  # working copies of --offload disk
-)
-
-
-def _alive(name: str) -> bool:
-    """Whether a leftover is the working copy of another process that runs: a replay of the run holds no lock."""
-    found = LEFTOVER.fullmatch(name)
-    pid = int(found[2]) if found and found[2] else 0
-    if pid in (0, os.getpid()) or os.name != "posix":
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # a process of somebody else
-        pass
-    return True
 
 
 def restarted(root: Path) -> RunDirectory | None:
@@ -348,14 +227,14 @@ class RunDirectory:
         if any(not isinstance(v, int | float) for v in state["state"].values()):
             return
         about = {"run": json.dumps(state), "tape": str(self.writer.crc)}
-        _write_state(self.state_path, tensors, about | {"sha256": _digest(about, tensors)})
+        write_state(self.state_path, tensors, about | {"sha256": digest(about, tensors)})
 
     def _load_state(self, run: Run[Any], tape: Tape) -> int:
         """The step of the state that was loaded; 0 where it does not fit the tape, which has all of it anyway."""
         if not self.state_path.exists():
             return 0
         try:
-            state, tensors = _read_state(self.state_path, tape)
+            state, tensors = read_state(self.state_path, tape)
             if state.keys() != run.state_dict().keys():
                 raise ValueError("another release wrote it")
             run.store.load_state_dict(tensors)
@@ -377,56 +256,6 @@ class RunDirectory:
         finally:
             if self.lock is not None:
                 self.lock.close()
-
-
-def _digest(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over texts and tensors, with their names, dtypes and shapes."""
-    h = hashlib.sha256(json.dumps([about["run"], about["tape"]]).encode())
-    for name in sorted(tensors):
-        t = tensors[name]
-        h.update(json.dumps([name, str(t.dtype), list(t.shape)]).encode())
-        h.update(tensor_bytes(t))
-    return h.hexdigest()
-
-
-def _write_state(target: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """A safetensors file that appears under its name when it is on the disk as a whole. Raises OSError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    folder = target.parent / SAVING
-    try:
-        folder.mkdir(exist_ok=True)
-        save_file(tensors, folder / target.name, metadata=about)
-        replace(folder / target.name, target)
-    except SafetensorError as e:  # safetensors hides the error of the system in its text
-        found = re.search(r"os error (\d+)", str(e))
-        raise OSError(int(found[1]) if found else 5, f"the state cannot be written ({e})", str(target)) from e
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _read_state(source: Path, tape: Tape) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The scalars and tensors of a state. Raises ValueError unless it is whole and of a step of this tape."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(source, "pt") as f:
-            about = f.metadata() or {}
-            state = json.loads(about.get("run", "null"))
-            if not isinstance(state, dict) or "tape" not in about or "sha256" not in about:
-                raise ValueError("it does not say of which tape it is")
-            step = state.get("step")
-            if not isinstance(step, int) or not 0 <= step <= tape.steps:
-                raise ValueError(f"it is of step {str(step)[:20]}, and the tape ends at step {tape.steps}")
-            if about["tape"] != str(tape.checksum(step)):
-                raise ValueError(f"at step {step} it belongs to another tape")
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    except (SafetensorError, RecursionError) as e:
-        raise ValueError(f"it does not parse: {e}") from e
-    if about["sha256"] != _digest(about, tensors):
-        raise ValueError("its digest is another: a part of it was changed")
-    return state, tensors
 
 
 def _short(value: Any) -> str:
@@ -460,21 +289,6 @@ class Follower(RunDirectory):
 
     def _continue(self, tape: Tape) -> None:
         pass
-
-
-def read_metrics(run: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a run's metrics.jsonl (none when there is no such file), and how many lines do not parse."""
-    try:
-        texts = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return [], 0
-    lines = []
-    for text in texts:
-        with suppress(ValueError, RecursionError):
-            line = json.loads(text)
-            if isinstance(line, dict):
-                lines.append(line)
-    return lines, len(texts) - len(lines)
 
 
 def _versions(*names: str) -> dict[str, str]:

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zograd.hub import resolve_model
-from zograd.llm.loading import ModelError, blocks, dtype_named, extra, first_line, plain_model, silence
+from zograd.llm.loading.errors import ModelError, extra, first_line
+from zograd.llm.loading.models import dtype_named, silence
+from zograd.llm.loading.structure import blocks, plain_model
 from zograd.offload.mapped import MappedFile, Offloaded, Pages, write
 from zograd.offload.streamed import Streamed
 

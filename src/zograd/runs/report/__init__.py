@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from zograd.files import atomic_write
+from zograd.runs.errors import RunError
 from zograd.runs.report.figures import MARK, png, require_matplotlib
 from zograd.runs.report.page import page
 from zograd.runs.report.panels import panels_of
 from zograd.runs.report.read import read
-from zograd.runs.rundir import RunError
 
 __all__ = ["report"]
 

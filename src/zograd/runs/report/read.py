@@ -17,7 +17,10 @@ from zograd.learning_rate import AutoRate, lr_bounds
 from zograd.llm.build import build_method
 from zograd.llm.loop import TOGETHER
 from zograd.llm.settings import parse
-from zograd.runs.rundir import RunDirectory, RunError, base_digest, read_metrics
+from zograd.runs.errors import RunError
+from zograd.runs.folder import read_metrics
+from zograd.runs.identity import base_digest
+from zograd.runs.rundir import RunDirectory
 
 KNOWN = {"step", "evaluations", "loss", "lr", "moved", "refused", "seconds", "metric", "value", "eval_loss", TOGETHER}
 
