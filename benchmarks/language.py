@@ -59,7 +59,7 @@ class LanguageTask:
 
     def oracle(self, seed: int, whole: bool) -> Oracle:
         """One batch a step: queries with the same key share it. whole: a query without rows takes all examples."""
-        from zograd.llm.scoring.scorer import Batches
+        from zograd.llm.scoring.batches import Batches
 
         loaded = self._loaded
         batches = Batches(loaded.examples, self.batch, seed)

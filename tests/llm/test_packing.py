@@ -15,8 +15,8 @@ from zograd.core.vector import Noise, Vector
 from zograd.hub import Example, Task, load_task
 from zograd.lens.branches import Branches
 from zograd.llm import loading
+from zograd.llm.scoring import Batches, Scorer
 from zograd.llm.scoring.packing import TAILS, in_rows_of_their_own, packed, packs
-from zograd.llm.scoring.scorer import Batches, Scorer
 from zograd.noise import Kind
 from zograd.stores import Store
 

@@ -24,7 +24,8 @@ from zograd.learning_rate import AutoRate
 from zograd.llm import loading
 from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.loading import offloaded as offloading
-from zograd.llm.scoring.scorer import Batches, Scorer
+from zograd.llm.scoring.batches import Batches
+from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.methods.defaults import FULL, LORA, SCALES, language_model
 from zograd.offload.mapped import Offloaded, Pages

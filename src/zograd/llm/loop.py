@@ -17,7 +17,7 @@ from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import Work, ride_along
 from zograd.llm.compiled import compiled
-from zograd.llm.scoring.scorer import Metrics
+from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import TrainSettings
 from zograd.offload.streamed import Streamed
 from zograd.oracles import Oracle, batched

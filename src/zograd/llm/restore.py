@@ -15,7 +15,7 @@ from zograd.files import atomic_write, sync_file
 from zograd.llm import loading
 from zograd.llm.build import Prepared, build_method, prepare, resolve, ride_along
 from zograd.llm.loading import offloaded as offloading
-from zograd.llm.scoring.scorer import Metrics
+from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.quantized import libraries
 from zograd.runs.errors import RunError

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zograd.hub import TaskError
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """Token ids of one sequence, and from which token on they are scored (len(ids) when the next token is)."""
+
+    ids: tuple[int, ...]
+    scored_from: int
 
 
 class Encoder:

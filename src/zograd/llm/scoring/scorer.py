@@ -9,27 +9,23 @@ the model does not allow that. Prompt/completion data: mean negative log-likelih
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
 from zograd.llm.scoring import head as heads
-from zograd.llm.scoring.encoding import Encoder, Tokens
+from zograd.llm.scoring.batches import length_buckets
+from zograd.llm.scoring.encoding import Encoder, ScoredTokens, Tokens
 from zograd.llm.scoring.loss import token_losses
+from zograd.llm.scoring.metrics import Metrics, losses_of, metrics_of, why_not_finite
 from zograd.llm.scoring.packing import TAILS, Layout, in_rows_of_their_own, packed, packs
 from zograd.llm.scoring.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.llm.scoring.shared_answers import Answers
-from zograd.noise import fold
 from zograd.quantized import libraries
 
 if TYPE_CHECKING:
@@ -42,32 +38,6 @@ SAMPLE = 16
 """Tokens of an example by which a model is looked at."""
 SATURATED = 512
 """Tokens of a forward from which on larger batches are no faster."""
-FORWARD_TOKENS = 256
-"""What one more forward costs, in tokens: the time of a short forward is that of reading the weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sequence_:
-    """Token ids of one sequence, and from which token on they are scored (len(ids) when the next token is)."""
-
-    ids: tuple[int, ...]
-    scored_from: int
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """accuracy after subtracting the mean score of each class (`calibrated`), share of the largest class, mean loss.
-
-    not_finite: examples with a score that is NaN or infinite. With one of those, value, calibrated and loss are NaN.
-    """
-
-    metric: str
-    value: float
-    calibrated: float | None
-    majority: float | None
-    examples: int
-    loss: float
-    not_finite: int = 0
 
 
 class Scorer:
@@ -105,8 +75,8 @@ class Scorer:
         self.single = task.kind == "classification" and self.alike and all(len(w) == 1 for w in self.words)
         self.label_ids = torch.tensor([w[0] for w in self.words], device=self.device) if self.single else None
         self.prefix: Prefix | None = None
-        self._numbers: dict[Sequence_, int] = {}
-        self._encoded: dict[Example, list[Sequence_]] = {}
+        self._numbers: dict[ScoredTokens, int] = {}
+        self._encoded: dict[Example, list[ScoredTokens]] = {}
         self.packs, self.answers = False, None
         self._check()
         below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
@@ -145,7 +115,7 @@ class Scorer:
                 f"(a bidirectional or masked language model), so it does not predict the next one; choose a causal "
                 f"model, or set is_decoder or the like in its config.json where it was trained as one"
             )
-        hidden, _ = self._hidden([Sequence_(tuple(ids), len(ids))])
+        hidden, _ = self._hidden([ScoredTokens(tuple(ids), len(ids))])
         some = torch.arange(2, device=self.device) if self.label_ids is None else self.label_ids
         for chosen, expected in ((None, seen.logits), (some, seen.logits[some])):
             found = self._logits(hidden[0, len(ids) - 1][None], chosen)[0]
@@ -159,7 +129,7 @@ class Scorer:
     def _prefix(self, below: int, last_only: bool) -> Prefix | None:
         """The prefix that keeps as much as this model allows: what is recalled gives the states of a whole forward."""
         ids = self._sample()
-        sequence = [Sequence_(tuple(ids), len(ids))]
+        sequence = [ScoredTokens(tuple(ids), len(ids))]
         expected, _ = self._hidden(sequence)
         for only in (True, False) if last_only else (False,):
             self.prefix = Prefix(self.base, below, last_only=only)
@@ -174,13 +144,13 @@ class Scorer:
                 return Prefix(self.base, below, last_only=only)
         return None
 
-    def encode(self, example: Example) -> list[Sequence_]:
+    def encode(self, example: Example) -> list[ScoredTokens]:
         """The sequences whose forwards score this example (kept, since batches come back each epoch)."""
         if example not in self._encoded:
             self._encoded[example] = self._encode(example)
         return self._encoded[example]
 
-    def _encode(self, example: Example) -> list[Sequence_]:
+    def _encode(self, example: Example) -> list[ScoredTokens]:
         tails: Sequence[Tokens]
         if self.task.kind == "classification":
             prompt = self.encoder.text(example.prompt.rstrip(" "))
@@ -195,7 +165,7 @@ class Scorer:
         if not prompt or longest > self.max_length:
             what = f"{longest} tokens, but the model takes {self.max_length}" if prompt else "no tokens"
             raise TaskError(f"the prompt {example.prompt[:40]!r}... has {what}; shorten it or leave the example out")
-        return [Sequence_((*prompt, *tail), len(prompt)) for tail in tails]
+        return [ScoredTokens((*prompt, *tail), len(prompt)) for tail in tails]
 
     def tokens(self, examples: Sequence[Example]) -> int:
         """Tokens of a batch, without padding."""
@@ -220,14 +190,14 @@ class Scorer:
         config = self.base.config.get_text_config()
         return min(getattr(config, name, None) or 10**9 for name in ("sliding_window", "attention_chunk_size"))
 
-    def _tails(self, sequences: Sequence[Sequence_]) -> list[tuple[int, ...]]:
+    def _tails(self, sequences: Sequence[ScoredTokens]) -> list[tuple[int, ...]]:
         """The beginnings of label words that lie behind each prompt: all, where these prompts have the room."""
         if self.answers is None or sequences[0].scored_from < len(sequences[0].ids):
             return []
         longest = max(len(s.ids) for s in sequences) + self.answers.size
         return self.answers.tails if longest <= min(self._window, self.max_length) else []
 
-    def _hidden(self, sequences: Sequence[Sequence_], copies: int = 1) -> tuple[Tensor, Layout]:
+    def _hidden(self, sequences: Sequence[ScoredTokens], copies: int = 1) -> tuple[Tensor, Layout]:
         """Last hidden states [copies rows, width, d] of a batch, and where each sequence lies in it."""
         backbone = heads.backbone_of(self.base)
         tails = self._tails(sequences)
@@ -241,12 +211,12 @@ class Scorer:
                 backbone(**self._inputs(sequences, layout, 1, tails))
         if self.prefix.last_only:  # one position, whatever its token: its states are recalled
             layout = in_rows_of_their_own([1] * len(sequences))
-            sequences = [Sequence_((1,), 1)] * len(sequences)
+            sequences = [ScoredTokens((1,), 1)] * len(sequences)
         with self.prefix.recall(numbers, layout, copies):
             return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
 
     def _inputs(
-        self, sequences: Sequence[Sequence_], layout: Layout, copies: int, tails: Sequence[Sequence[int]]
+        self, sequences: Sequence[ScoredTokens], layout: Layout, copies: int, tails: Sequence[Sequence[int]]
     ) -> dict[str, Any]:
         """Token ids with their mask, in copies one after the other."""
         inputs = layout.inputs([s.ids for s in sequences], self.pad, self.device, self.base.dtype, tails)
@@ -284,7 +254,7 @@ class Scorer:
         if self.answers is not None:
             if self._tails(sequences):
                 return self._shared_scores(self.answers, sequences, copies)
-            sequences = [Sequence_((*s.ids, *word), len(s.ids)) for s in sequences for word in self.words]
+            sequences = [ScoredTokens((*s.ids, *word), len(s.ids)) for s in sequences for word in self.words]
         hidden, layout = self._hidden(sequences, copies)
         if self.single:
             rows, columns = layout.places([n - 1 for n in layout.lengths], copies)
@@ -300,7 +270,7 @@ class Scorer:
         total = torch.zeros(len(scored), device=self.device).index_add_(0, owner, picked)
         return (total / count.to(self.device)).view(copies * len(examples), -1)
 
-    def _shared_scores(self, answers: Answers, prompts: Sequence[Sequence_], copies: int) -> Tensor:
+    def _shared_scores(self, answers: Answers, prompts: Sequence[ScoredTokens], copies: int) -> Tensor:
         """float32 [copies prompts, classes], with the keys and values of each prompt shared by the label words."""
         hidden, layout = self._hidden(prompts, copies)
         rows, columns = layout.places([len(s.ids) - 1 for s in prompts], copies)
@@ -310,13 +280,13 @@ class Scorer:
 
     def losses(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
         """float32 [copies examples]: cross-entropy over the label words, or negative mean log-likelihood."""
-        return self._losses(self.scores(examples, copies), examples)
+        return losses_of(self.scores(examples, copies), self._labels(examples))
 
-    def _losses(self, scores: Tensor, examples: Sequence[Example]) -> Tensor:
+    def _labels(self, examples: Sequence[Example]) -> Tensor | None:
+        """int64 [examples]: the labels of a classification; None for completions."""
         if self.task.kind != "classification":
-            return -scores[:, 0]
-        labels = torch.tensor([e.label for e in examples], device=self.device)
-        return F.cross_entropy(scores, labels.repeat(len(scores) // len(labels)), reduction="none")
+            return None
+        return torch.tensor([e.label for e in examples], device=self.device)
 
     def loss(self, examples: Sequence[Example]) -> Tensor:
         """Mean loss of a batch, in length buckets so that little is spent on padding."""
@@ -351,25 +321,10 @@ class Scorer:
     def buckets(self, examples: Sequence[Example], most: int = 64) -> list[list[int]]:
         """Positions sorted by length and cut into batches of at most `most`, at the least total cost.
 
-        A batch costs its tokens plus `FORWARD_TOKENS`, since below that a forward reads weights, not tokens. Its tokens
-        are those of its examples where these may share rows, and those of a padded batch otherwise.
+        See `zograd.llm.scoring.batches.length_buckets`. Batches of one token an example may hold 1024 of them.
         """
         lengths = self._longest(examples)
-        most = 1024 if max(lengths, default=0) == 1 else most
-        order = sorted(range(len(examples)), key=lambda i: (lengths[i], i))
-        best: list[tuple[float, int]] = [(0.0, 0)]  # least cost of the first k, and where their last batch begins
-        up_to = [0, *itertools.accumulate(lengths[i] for i in order)]
-
-        def tokens(j: int, k: int) -> int:
-            return up_to[k] - up_to[j] if self.packs else (k - j) * lengths[order[k - 1]]
-
-        for k in range(1, len(order) + 1):
-            best.append(min((best[j][0] + tokens(j, k) + FORWARD_TOKENS, j) for j in range(max(0, k - most), k)))
-        cut, k = [], len(order)
-        while k:
-            cut.append(order[best[k][1] : k])
-            k = best[k][1]
-        return cut[::-1]
+        return length_buckets(lengths, 1024 if max(lengths, default=0) == 1 else most, packs=self.packs)
 
     def together(self, examples: Sequence[Example]) -> int:
         """How many points it pays to evaluate in one forward: as many as make `SATURATED` tokens of it.
@@ -409,48 +364,8 @@ class Scorer:
                 scores[torch.tensor(bucket)] = self.scores([examples[i] for i in bucket]).cpu()
             if progress is not None:
                 progress(len(bucket))
-        scores = peers.total(scores)
-        bad = int((~scores.isfinite()).any(1).sum())
-        loss = math.nan if bad else float(self._losses(scores.to(self.device), examples).mean())
-        if self.task.kind != "classification":
-            return Metrics("loss", loss, None, None, len(examples), loss, bad)
-        labels = torch.tensor([e.label for e in examples])
-        majority = float(torch.bincount(labels).max() / len(labels))
-        if bad:
-            return Metrics("accuracy", math.nan, math.nan, majority, len(examples), math.nan, bad)
-        hit = (scores.argmax(1) == labels).double().mean()
-        logp = torch.log_softmax(scores.double(), 1)
-        calibrated = ((logp - logp.mean(0)).argmax(1) == labels).double().mean()
-        return Metrics("accuracy", float(hit), float(calibrated), majority, len(examples), loss)
+        return metrics_of(peers.total(scores).to(self.device), self._labels(examples))
 
     def why_not_finite(self, metrics: Metrics) -> str | None:
-        """One sentence for metrics of scores that are not finite; None where all are."""
-        if not metrics.not_finite:
-            return None
-        plain = ((name, p.detach()) for name, p in self.base.named_parameters() if type(p) is nn.Parameter)
-        found = next((name for name, p in plain if not bool(p.isfinite().all())), None)
-        held, overflow = f"its weight {found!r} holds numbers that are not", f"its forward overflows {self.base.dtype}"
-        why = held if found else overflow
-        what = f"{metrics.not_finite} of {metrics.examples} examples have scores that are not finite"
-        return f"{what}, so there is no {metrics.metric} of this model: {why}"
-
-
-class Batches:
-    """Deterministic batches: batch t is a function of (seed, t) alone, each epoch a fresh permutation."""
-
-    def __init__(self, examples: Sequence[Example], size: int, seed: int) -> None:
-        if not examples:
-            raise TaskError("the training split is empty; give the task more data")
-        if size < 1:
-            raise ValueError(f"the batch size must be at least 1, got {size}")
-        self.examples, self.size, self.seed = examples, min(size, len(examples)), seed
-
-    def __getitem__(self, step: int) -> list[Example]:
-        n, first = len(self.examples), step * self.size
-        return [self.examples[self._order(k // n)[k % n]] for k in range(first, first + self.size)]
-
-    def _order(self, epoch: int) -> Any:
-        if getattr(self, "_kept", (None,))[0] != epoch:
-            rng = np.random.Generator(np.random.Philox(fold(self.seed, epoch)))
-            self._kept = (epoch, rng.permutation(len(self.examples)))
-        return self._kept[1]
+        """One sentence for metrics of scores that are not finite; None where all are finite."""
+        return why_not_finite(metrics, self.base)
