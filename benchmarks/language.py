@@ -165,9 +165,9 @@ class ScalesTask(LanguageTask):
 
     def begin(self, space: Space, seed: int, whole: bool = False) -> Session:
         session = super().begin(space, seed, whole)
-        probes = Probes(session.oracle)
+        probes = Probes()
         judge = session.judge
-        return replace(session, oracle=probes, judge=lambda: {**judge(), **probes.shares()})
+        return replace(session, oracle=probes.counted(session.oracle), judge=lambda: {**judge(), **probes.shares()})
 
 
 @dataclass(frozen=True)

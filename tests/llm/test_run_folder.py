@@ -32,8 +32,8 @@ from zograd.core.run import Run
 from zograd.core.tape import Tape, TapeWriter, writer_lock
 from zograd.llm import loading
 from zograd.llm.build import resolve
-from zograd.llm.loop import Loop, merged
-from zograd.llm.restore import check_data, fixed, metrics_before, replay, stored_settings
+from zograd.llm.loop import Loop, last_merge
+from zograd.llm.restore import check_data, fixed_settings, metrics_before, replay, stored_settings
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
@@ -362,7 +362,7 @@ def test_resume_applies_what_it_can_change_and_keeps_it(
     run = copy("sgd")
     train(TrainSettings(steps=10, eval_every=2, max_failures=3, lr=1e-3), run, resume=True, quiet=True)
     said = capsys.readouterr().err
-    assert "goes on from step 6, with steps = 10 in place of 6" in said
+    assert "continues from step 6, with steps = 10 in place of 6" in said
     assert "eval_every = 2 in place of 0" in said
     assert "max_failures = 3 in place of 10" in said
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -395,7 +395,7 @@ def test_a_run_whose_bits_depend_on_evaluations_keeps_them(tiny_model: Path, tmp
     assert train(s, tmp_path / "parts", resume=True, quiet=True)["sha256"] == whole["sha256"]
     records = Tape(tmp_path / "whole" / "tape.zo").records
     assert [r.loss for r in Tape(tmp_path / "parts" / "tape.zo").records] == [r.loss for r in records]
-    assert [merged(s, step) for step in (4, 5, 7, 8, 9, 10, 11)] == [0, 5, 5, 8, 8, 10, 10]
+    assert [last_merge(s, step) for step in (4, 5, 7, 8, 9, 10, 11)] == [0, 5, 5, 8, 8, 10, 10]
 
 
 def test_the_command_line_names_what_resume_refuses_and_takes(tiny_model: Path, copy: Callable[[str], Path]) -> None:
@@ -405,7 +405,7 @@ def test_the_command_line_names_what_resume_refuses_and_takes(tiny_model: Path, 
     refused = zograd("train", "--out", run, "--resume", "--lr", "5", "--set", "n=4", "--config", config)
     assert refused.exit_code == 2
     last = refused.stderr.strip().splitlines()[-1]
-    assert last.startswith("zograd: --resume goes on with a run as it began, and cannot change ")
+    assert last.startswith("zograd: --resume continues a run with its own settings and cannot change ")
     for part in ("lr = 5.0", "set = {'n': 4}", "batch_size = 2 (the run has 4)"):
         assert part in last
     config.write_text("eval_every: 3\nbatch_size: 4\n")
@@ -679,7 +679,7 @@ def test_a_replay_that_ends_elsewhere_than_the_run_writes_nothing(copy: Callable
     meta = json.loads((run / "run.json").read_text())
     meta["result"]["sha256"] = "0" * 64
     (run / "run.json").write_text(json.dumps(meta))
-    with pytest.raises(RunError, match=r"but the run ended at 0000.*nothing was written"):
+    with pytest.raises(RunError, match=r"but the run ended with 0000.*nothing was written"):
         replay(run, None, tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
     assert replay(run, None, tmp_path / "weights", to=5)["steps"] == 5
@@ -861,7 +861,7 @@ def test_any_run_json_is_read_or_refused(
         s = stored_settings(directory)
         check_data(directory.meta, {"sha256": "a"})
         metrics_before(directory.meta)
-        directory.tape(fixed=fixed(s))
+        directory.tape(fixed=fixed_settings(s))
 
 
 def test_the_command_line_says_the_same(tiny_model: Path, copy: Callable[[str], Path]) -> None:

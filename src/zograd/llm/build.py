@@ -1,4 +1,4 @@
-"""From the settings of a run to its model, method, store, task and run: all that training needs but a folder."""
+"""Build a run from its settings: model, method, trained tensors, store, task and batches."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from zograd.learning_rate import AutoRate
 from zograd.llm import loading
 from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.loading import offloaded as offloading
+from zograd.llm.oracle import points_of
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.methods.defaults import FULL, LORA, SCALES, language_model
 from zograd.offload.mapped import Offloaded, Pages
 from zograd.offload.streamed import Streamed
-from zograd.oracles import batched
 from zograd.rules import SGD
 from zograd.runs.identity import identity
 from zograd.runs.memory import Peak, keep_freed
@@ -38,9 +38,9 @@ from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prepared:
-    """A base model with its trained part chosen, ready to run or to replay."""
+    """A base model with its trained tensors chosen, ready to train or to replay a tape onto."""
 
     settings: TrainSettings
     model: nn.Module
@@ -48,13 +48,17 @@ class Prepared:
     trained: Mapping[str, Tensor]
     store: Store
     run: Run[Any]
-    replay_seconds: float = 0.0
     pages: Offloaded | None = None
-    """Where the weights are, when they are offloaded."""
+    """Where offloaded weights are; None without offload."""
+    replay_seconds: float = 0.0
+    """Time that the replay of a tape took (`restore`)."""
 
 
 def build_method(s: TrainSettings) -> Method[Any]:
-    """The method of the settings: the defaults of `methods.defaults`, then what was asked for."""
+    """The method that the settings ask for, with the defaults of `zograd.methods.defaults` for lr and mu.
+
+    Raises SettingsError for an unknown method or setting, and for a method that needs a setting without a default.
+    """
     settings = dict(s.method_settings)
     entry = methods.describe(s.method)
     if entry["required"]:
@@ -86,9 +90,10 @@ def build_method(s: TrainSettings) -> Method[Any]:
 
 
 def prepare(s: TrainSettings, folder: Path) -> Prepared:
-    """Load the base model, attach adapters, choose the trained tensors, make the store and the run.
+    """Load the base model, attach adapters, choose the trained tensors, and make the store and the run.
 
-    folder: of the run; weights that stay on the disk are trained there.
+    folder: the folder of the run. Weights that are offloaded to the disk are trained in a working copy there.
+    Raises SettingsError and ModelError.
     """
     if s.train == "prefix":
         raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
@@ -127,19 +132,19 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
 
 
 def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offloaded) -> None:
-    """Raise SettingsError for a method with state of the size of offloaded weights: it would not be offloaded."""
+    """Raise SettingsError for a method with d-sized slots on offloaded weights: slots are not offloaded."""
     if method.slots and any(t in pages for t in trained.values()):
         raise SettingsError(
-            f"method {method.name!r} keeps {', '.join(method.slots)} for all that is trained, and --offload takes "
-            f"care of weights alone; choose a method without slots, such as zo_sgd or fzoo, or --train lora"
+            f"method {method.name!r} keeps {', '.join(method.slots)} for every trained tensor, and --offload "
+            f"moves weights only; choose a method without slots, such as zo_sgd or fzoo, or --train lora"
         )
 
 
 def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
-    """The settings with what depends on the machine written out: dtype "auto", the number of threads, the parts.
+    """The settings with all values that depend on the machine filled in: dtype "auto", threads, shards.
 
-    Batches that are dealt to processes are cut into as many parts; with directions dealt, they stay whole; with both,
-    they are cut into the fewest parts that keep all processes busy.
+    world: number of processes. With parallel = "data" a batch is cut into one part for each process; with "directions"
+    it stays whole; with "both" it is cut into the fewest parts that keep all processes busy.
     """
     shards = s.shards
     if shards is None:
@@ -152,9 +157,9 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     return s.model_copy(update={"threads": threads, "dtype": dtype, "shards": shards})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Work:
-    """A prepared model with its task: all that a run needs but for a folder."""
+    """A prepared model with its task: everything that a run needs, except its folder."""
 
     prepared: Prepared
     base: list[dict[str, Any]]
@@ -163,12 +168,12 @@ class Work:
     batches: Batches
     held_out: list[Any]
     data: dict[str, Any]
-    """What the examples are, for run.json."""
+    """Description of the examples for run.json."""
     inference: Peak
 
 
 def examples_of(s: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
-    """The task of a run, the examples that it trains on, and the held-out ones: a function of settings and data."""
+    """The task of a run, its training examples and its held-out examples: a function of settings and data alone."""
     task = load_task(
         s.task,
         prompt_template=s.prompt_template,
@@ -183,7 +188,7 @@ def examples_of(s: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
 
 
 def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
-    """SHA-256 of what a run is trained and evaluated on: prompts, labels, completions, their order, the label words."""
+    """SHA-256 of the data of a run: kind of task, label words, and the examples of both parts in their order."""
     h = hashlib.sha256(json.dumps([task.kind, *task.label_words]).encode())
     for part in (examples, held_out):
         h.update(b"\n")
@@ -193,7 +198,7 @@ def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example])
 
 
 def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out: Sequence[Example]) -> None:
-    """Say which examples of a file are used, where that is not all of them, and warn of a class that is missing."""
+    """Print how many examples of a user's file are used if not all are; warn of a class without an example."""
     if not task.own:
         return
     for option, name, part in (("train", "train", examples), ("eval", s.eval_split, held_out)):
@@ -213,13 +218,13 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
 
 
 def set_up(s: TrainSettings, folder: Path) -> Work:
-    """Load model and task for a run in `folder`; examples that do not fit are refused."""
+    """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take."""
     task, examples, held_out = examples_of(s)
     announce(task, s, examples, held_out)
     p = prepare(s, folder)
     if not s.offload:
         keep_freed()
-    base = identity(p.model, p.pages)  # first, so that every weight is resident when the peak of inference is measured
+    base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
     scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
     for example in (*examples, *held_out):
         scorer.encode(example)
@@ -235,13 +240,13 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
 
 
 def choose_compiling(work: Work, s: TrainSettings) -> dict[str, Any]:
-    """Whether the run compiles its blocks ("on"), as asked or as a `Trial` on its first batch tells, and "why".
+    """Whether the run compiles its blocks ("on") and "why": because it was asked for, or by a trial on its first batch.
 
-    Raises SettingsError where it was asked for and does not work.
+    Raises SettingsError if compiling was asked for and does not work.
     """
     run, scorer = work.prepared.run, work.scorer
     part = scorer.parts(work.batches[0], s.shards or 1)[0]
-    points = batched(lambda n: scorer.copy_losses(part, n), s.together or scorer.together(part))
+    points = points_of(scorer, part, s.together)
     queries = run.ask()
     try:
         if s.compile is True:
@@ -261,6 +266,9 @@ def choose_compiling(work: Work, s: TrainSettings) -> dict[str, Any]:
 
 
 def ride_along(method: Method[Any]) -> bool:
-    """Whether the moves of a method are along one product of signs each: few may wait and ride along with probes."""
+    """Whether each move of a method is along one product of signs (`RankOne`), without slots or weight decay.
+
+    Such moves may be deferred for several steps: forwards add them as further sides of their probes.
+    """
     one = type(method.rule) is SGD and getattr(method.estimator, "n", 0) == 1
     return one and isinstance(method.law, RankOne) and not method.slots and not method.weight_decay

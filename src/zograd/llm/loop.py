@@ -1,4 +1,4 @@
-"""The training loop: steps, progress bar, log, refusals and clean stops."""
+"""The training loop: steps, progress bar, log, refused and diverging steps, clean stops."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from dataclasses import replace
 from typing import Any
 
 from zograd.core.run import Record
-from zograd.distributed import Peers, shared
+from zograd.distributed import Peers
+from zograd.hub import Example
 from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import Work, ride_along
 from zograd.llm.compiled import compiled
+from zograd.llm.oracle import TOGETHER, BatchOracle
 from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import TrainSettings
 from zograd.offload.streamed import Streamed
-from zograd.oracles import Oracle, batched
+from zograd.oracles import Oracle
 from zograd.quantized.infeasible import Probes
 from zograd.runs.folder import read_metrics
 from zograd.runs.memory import settled_objects
@@ -28,22 +30,22 @@ from zograd.runs.rundir import RunDirectory
 from zograd.stores.store import MERGE
 
 METERS = ("trace", "cosine", "gap")
-"""Meters that the progress bar shows, where a method measures them; all are in metrics.jsonl."""
+"""Meters that the progress bar shows if the method measures them. metrics.jsonl has all meters."""
 
 RUNAWAY = 10.0
-"""A run has run away where its loss is above so many times (1 + the held-out loss before the first step)."""
-
-TOGETHER = "together"
-"""The meter of a step after which fewer points share a forward than before: how many, 0 for one at a time."""
+"""The loss has run away when it exceeds RUNAWAY (1 + the held-out loss before the first step)."""
 
 
 class DivergenceError(RuntimeError):
-    """Too many steps in a row that were refused, changed nothing, or had a loss far above the first."""
+    """Too many steps in a row were refused, changed nothing, or had a loss far above that before the first step."""
 
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Inside, SIGINT and SIGTERM fill the list instead of raising; a second signal raises KeyboardInterrupt."""
+    """Inside, the first SIGINT or SIGTERM is appended to the list and raises nothing; a second one interrupts.
+
+    Outside of the main thread signals cannot be handled: there the list stays empty.
+    """
     caught: list[int] = []
 
     def handle(number: int, frame: object) -> None:
@@ -63,8 +65,8 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def merged(s: TrainSettings, step: int) -> int:
-    """The last step up to `step` before which all moves are made, whatever interrupts a run."""
+def last_merge(s: TrainSettings, step: int) -> int:
+    """The last step up to `step` at which the loop makes all deferred moves, whether or not the run is interrupted."""
     return max(step - step % every for every in (MERGE, s.eval_every) if every)
 
 
@@ -73,10 +75,13 @@ class _Stopped(Exception):
 
 
 class Loop:
-    """The steps of one run, with the progress bar, the log, refusals and clean stops.
+    """The steps of one run, with progress bar, log, refused steps and clean stops.
 
-    `seconds` of a line of metrics.jsonl is the time spent in steps and their evaluations since the run began. A resumed
-    run goes on from its last line: loading, and what a killed process did after that line, do not count.
+    `seconds` in a line of metrics.jsonl is the time spent in steps and their evaluations since the run began. A resumed
+    run continues from the value of its last line, so neither loading nor lost work of a killed process counts.
+
+    taken: the steps of the tape, if the run is resumed.
+    before: the held-out loss before the first step; None if it is unknown.
     """
 
     def __init__(
@@ -88,31 +93,23 @@ class Loop:
         taken: Sequence[Record] = (),
         before: float | None = None,
     ) -> None:
-        """taken: the steps of the tape. before: the held-out loss before the first step, None where it is not known."""
         self.p, self.scorer, self.batches, self.held_out = work.prepared, work.scorer, work.batches, work.held_out
         self.directory, self.quiet, self.peers = directory, quiet, peers
+        self.oracles = BatchOracle(self.scorer, self.p.settings, peers, taken)
+        self.probes = Probes() if loading.is_scales(self.p.settings.train) else None
         self.interrupted = False
         self.last_metrics: Metrics | None = None
         self.before = math.nan if before is None else before
         self.away_in_a_row = 0
         self.seconds = 0.0
         self.meters: dict[str, float] = {}
-        self.now: list[Any] = []
-        """The part of the batch that is evaluated."""
-        self.points = batched(lambda n: self.scorer.copy_losses(self.now, n), self._together)
-        for record in taken:
-            if 0 <= (limit := dict(record.meters).get(TOGETHER, -1.0)) < 2**31:
-                self.points.limit = int(limit)
-        peers.limit, peers.own_limit = self.points.limit, lambda: self.points.limit
         self.caught: list[int] = []
-        self.probes: Probes | None = None
-        if loading.is_scales(self.p.settings.train):
-            self.probes = Probes(lambda *_: [])
         lines, _ = read_metrics(directory.path)
         seconds = [x for line in lines if isinstance(x := line.get("seconds"), int | float)]
         self.began, self.earlier = 0.0, max(seconds, default=0.0)
 
     def go(self) -> None:
+        """Run to the last step, or to the step after which a signal stops it."""
         from tqdm import tqdm
 
         s, run, stopped = self.p.settings, self.p.run, False
@@ -122,32 +119,41 @@ class Loop:
             total=s.steps, initial=run.step_number, desc=run.method.name, unit="step", file=sys.stderr,
             disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
-        blocks_ = compiled(self.p.model) if s.compile else nullcontext()
-        with interruptible() as self.caught, bar, blocks_, self._moving(), settled_objects():
+        compiling = compiled(self.p.model) if s.compile else nullcontext()
+        with interruptible() as self.caught, bar, compiling, self._deferring(), settled_objects():
             while run.step_number < s.steps and not stopped:
                 batch = self.batches[run.step_number]
-                self._merge(run.step_number == merged(s, run.step_number))
-                limit = self.peers.limit
-                record = run.step(self._oracle(batch))
-                if self.peers.limit != limit:  # all processes, and a run that is resumed, go on with as many
-                    self.points.limit = self.peers.limit
-                    record = replace(record, meters=(*record.meters, (TOGETHER, float(self.peers.limit))))
-                self.peers.remember(record)
+                self._merge(run.step_number == last_merge(s, run.step_number))
+                record = self._step(batch)
                 self.directory.append(record)
                 tokens += self.scorer.tokens(batch) * record.evaluations
                 stopped = self._after(record, bar, tokens / (time.perf_counter() - start))
         self.interrupted = stopped
         self.seconds = time.perf_counter() - start
 
-    def _moving(self) -> AbstractContextManager[None]:
-        """Moves wait for the next forward, where a resumed run can tell what the step before has changed."""
+    def _step(self, batch: list[Example]) -> Record:
+        """One step on a batch. Its record says so if fewer points share a forward from now on, in all processes."""
+        limit = self.peers.limit
+        record = self.p.run.step(self._oracle(batch))
+        if self.peers.limit != limit:
+            self.oracles.keep_to(self.peers.limit)
+            record = replace(record, meters=(*record.meters, (TOGETHER, float(self.peers.limit))))
+        self.peers.remember(record)
+        return record
+
+    def _oracle(self, batch: list[Example]) -> Oracle:
+        oracle = self.oracles(batch)
+        return oracle if self.probes is None else self.probes.counted(oracle)
+
+    def _deferring(self) -> AbstractContextManager[None]:
+        """Defers moves to the next forward, if a resumed run can tell what the step before has changed."""
         sides = ride_along(self.p.run.method)
         if self.p.run.method.slots or (self.p.settings.offload == "cpu" and not sides):
             return nullcontext()
         return self.p.run.store.lazily(sides=sides)
 
     def _merge(self, now: bool) -> None:
-        """Make the moves that have waited for several steps, in a block that visits the device when it does."""
+        """Make moves that are several steps old, if it is time; those of streamed blocks in their next forward."""
         store, pages = self.p.run.store, self.p.pages
         if isinstance(pages, Streamed):
             pages.merging = now
@@ -156,33 +162,8 @@ class Loop:
                 [leaf for leaf in store.leaves if not (isinstance(pages, Streamed) and leaf.tensor in pages)]
             )
 
-    def _together(self) -> int:
-        """How many points share a forward, as a function of the settings and the batch alone: a resumed run agrees."""
-        return self.p.settings.together or self.scorer.together(self.now)
-
-    def _oracle(self, batch: list[Any]) -> Oracle:
-        s = self.p.settings
-        parts = self.scorer.parts(batch, s.shards or 1)
-        apart = s.parallel != "data" or loading.is_scales(s.train)
-
-        def of_part(part: int) -> Oracle:
-            self.now = parts[part]
-            return self.points
-
-        answer = shared(
-            lambda part, rows=None: self.scorer.loss(parts[part]),
-            self.peers,
-            weights=[len(part) / len(batch) for part in parts],
-            deal=s.parallel,
-            oracle=None if apart else of_part,
-        )
-        if self.probes is None:
-            return answer
-        self.probes.inner = answer
-        return self.probes
-
     def _after(self, record: Record, bar: Any, speed: float) -> bool:
-        """Log a step, evaluate when it is time, save; whether to stop, as a signal wishes."""
+        """Log a step; evaluate and save when due. Returns whether a signal asks to stop here."""
         s, run = self.p.settings, self.p.run
         self.meters |= dict(record.meters)
         bar.update(1)
@@ -200,26 +181,9 @@ class Loop:
             line |= self.probes.shares()
         if record.refused:
             line["refused"] = True
-            if run.refused_in_a_row >= s.max_failures:
-                self._log(line)
-                raise DivergenceError(
-                    f"{run.refused_in_a_row} steps in a row had a non-finite loss (the last {record.loss} at step "
-                    f"{record.step}); lower --lr (now {record.rates[0].lr:g}) or --mu, and start again"
-                )
-        if run.flat_in_a_row >= s.max_failures:
+        if (why := self._diverged(record)) is not None:
             self._log(line)
-            raise DivergenceError(
-                f"the loss was {record.loss:g} at every point of {run.flat_in_a_row} steps in a row: nothing that is "
-                f"trained changes it. Either the steps were so large that the model saturated (lower --lr, now "
-                f"{record.rates[0].lr:g}), or --mu {record.mu:g} is too small for these weights, or they are not used"
-            )
-        self.away_in_a_row = self.away_in_a_row + 1 if record.loss > RUNAWAY * (1.0 + self.before) else 0
-        if self.away_in_a_row >= s.max_failures:
-            self._log(line)
-            raise DivergenceError(
-                f"the loss has run away: it is {record.loss:g} at step {record.step}, and was {self.before:.4g} before "
-                f"the first; the steps are too large: lower --lr (now {record.rates[0].lr:g}), and start again"
-            )
+            raise DivergenceError(why)
         self.last_metrics = None
         stopped = self.peers.stopping(bool(self.caught))
         last = run.step_number == s.steps
@@ -234,8 +198,30 @@ class Loop:
             self.directory.save_state(run)
         return stopped and not (last and self.last_metrics is not None)
 
+    def _diverged(self, record: Record) -> str | None:
+        """Why the run must end after `max_failures` steps of one kind in a row; None if it goes on."""
+        s, run, lr = self.p.settings, self.p.run, record.rates[0].lr
+        if record.refused and run.refused_in_a_row >= s.max_failures:
+            return (
+                f"{run.refused_in_a_row} steps in a row had a non-finite loss (the last {record.loss} at step "
+                f"{record.step}); lower --lr (now {lr:g}) or --mu, and start again"
+            )
+        if run.flat_in_a_row >= s.max_failures:
+            return (
+                f"the loss was {record.loss:g} at every point of {run.flat_in_a_row} steps in a row: no trained weight "
+                f"changes it. Either the steps were so large that the model saturated (lower --lr, now {lr:g}), or "
+                f"--mu {record.mu:g} is too small for these weights, or the model does not use them"
+            )
+        self.away_in_a_row = self.away_in_a_row + 1 if record.loss > RUNAWAY * (1.0 + self.before) else 0
+        if self.away_in_a_row >= s.max_failures:
+            return (
+                f"the loss has run away: it is {record.loss:g} at step {record.step}, and was {self.before:.4g} before "
+                f"the first step; the steps are too large: lower --lr (now {lr:g}), and start again"
+            )
+        return None
+
     def _heed(self, _: int) -> None:
-        """End an evaluation that a signal would otherwise wait for; of several processes none may leave the others."""
+        """End an evaluation after a signal. With several processes it goes on: none may leave the others alone."""
         if self.caught and self.peers.world == 1:
             raise _Stopped
 
@@ -244,4 +230,5 @@ class Loop:
 
 
 def shown(m: Metrics) -> dict[str, Any]:
+    """The keys of an evaluation in a line of metrics.jsonl."""
     return {"metric": m.metric, "value": m.value, "eval_loss": m.loss}

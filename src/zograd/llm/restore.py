@@ -1,10 +1,11 @@
-"""Runs on disk again: the settings with which one goes on, base model + tape -> weights, and weights as files."""
+"""Runs from the disk: the settings of a resumed run, base model + tape -> weights, and weights as files."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,42 +26,45 @@ from zograd.runs.rundir import CHANGEABLE, RunDirectory, restarted
 
 
 def stored_settings(directory: RunDirectory) -> TrainSettings:
-    """The settings in a run.json; RunError where they are none."""
+    """The settings in the run.json of a folder. Raises RunError if they do not parse."""
     stored = dict(directory.meta["settings"])
     try:
-        return parse({"draw": "first"} | stored | {"shards": stored.get("shards") or 1})  # what older runs did not know
+        return parse({"draw": "first"} | stored | {"shards": stored.get("shards") or 1})  # defaults of earlier releases
     except SettingsError as e:
-        raise RunError(f"{directory.path / 'run.json'} has no settings of a run ({e}); restore it from a copy") from e
+        raise RunError(
+            f"{directory.path / 'run.json'} does not hold the settings of a run ({e}); restore it from a copy"
+        ) from e
 
 
-def fixed(s: TrainSettings) -> tuple[str, ...]:
-    """Those of `CHANGEABLE` on which the bits of a run of these settings depend."""
+def fixed_settings(s: TrainSettings) -> tuple[str, ...]:
+    """Names in `CHANGEABLE` that a run with these settings may not change after all: its bits depend on them."""
     names = ("steps",) if s.lr_schedule != "constant" else ()
     try:
         return (*names, "eval_every") if ride_along(build_method(s)) else names
-    except ValueError:  # edited: the tape says otherwise
+    except ValueError:  # an edited run.json; the comparison with the tape's header names the mistake
         return names
 
 
-def going_on(given: TrainSettings, stored: TrainSettings, names: Collection[str]) -> tuple[TrainSettings, list[str]]:
-    """The settings of a run that goes on: the stored ones with what `given` says otherwise in `names`; those names.
+def continued(given: TrainSettings, stored: TrainSettings, names: Collection[str]) -> tuple[TrainSettings, list[str]]:
+    """The settings of a resumed run, and the names of those that change.
 
-    Raises SettingsError where it says otherwise what cannot change.
+    They are the stored ones, except for settings in `names` that have another value in `given`. Raises SettingsError if
+    one of those cannot be changed by --resume.
     """
     other = [name for name in TrainSettings.model_fields if name in names and differs(name, given, stored)]
-    bad = [name for name in other if name not in CHANGEABLE or name in fixed(stored)]
+    bad = [name for name in other if name not in CHANGEABLE or name in fixed_settings(stored)]
     if bad:
         listed = ", ".join(f"{setting_name(n)} = {getattr(given, n)} (the run has {getattr(stored, n)})" for n in bad)
-        may = ", ".join(setting_name(name) for name in CHANGEABLE if name not in fixed(stored))
+        may = ", ".join(setting_name(name) for name in CHANGEABLE if name not in fixed_settings(stored))
         raise SettingsError(
-            f"--resume goes on with a run as it began, and cannot change {listed}: leave that out, or begin another "
-            f"run in another --out. {may} may be changed"
+            f"--resume continues a run with its own settings and cannot change {listed}: leave that out, or begin "
+            f"another run in another --out. {may} may be changed"
         )
     return stored.model_copy(update={name: getattr(given, name) for name in other}), other
 
 
 def differs(name: str, given: TrainSettings, stored: TrainSettings) -> bool:
-    """Whether a setting says something else; what is left open ("auto") has been written out in a stored one."""
+    """Whether a setting has another value than the stored one, in which "auto" has been replaced by a value."""
     mine, its = getattr(given, name), getattr(stored, name)
     if name in ("shards", "threads", "dtype", "compile") and mine in (None, "auto"):
         return False
@@ -68,18 +72,23 @@ def differs(name: str, given: TrainSettings, stored: TrainSettings) -> bool:
 
 
 def setting_name(name: str) -> str:
+    """The key of a setting in files and messages."""
     return TrainSettings.model_fields[name].alias or name
 
 
 def resumed(given: TrainSettings, out: Path) -> TrainSettings:
-    """The settings with which the run in `out` goes on, when `given` is asked for: see `going_on`."""
-    return going_on(given, stored_settings(RunDirectory.open(out)), given.model_fields_set)[0]
+    """The settings with which --resume continues the run in `out` if `given` is asked for: see `continued`."""
+    return continued(given, stored_settings(RunDirectory.open(out)), given.model_fields_set)[0]
 
 
-def opened(
+def open_run(
     s: TrainSettings, out: Path, resume: bool, world: int
 ) -> tuple[TrainSettings, RunDirectory | None, dict[str, Any]]:
-    """What is to be run; the run to go on with, as asked or as torchrun does after a failure; what changes in it."""
+    """Decide between a new run in `out` and one that is continued: because of `resume`, or by a restart of torchrun.
+
+    Returns the settings to run with, the run to continue (None for a new one), and name -> stored value of the settings
+    that change. Raises SettingsError, RunError for a folder that cannot be used, and LockedError.
+    """
     found = RunDirectory.open(out, write=True) if resume else restarted(out)
     if found is None:
         check_free(out)
@@ -87,7 +96,7 @@ def opened(
     try:
         stored = stored_settings(found)
         try:
-            s, changed = going_on(s, stored, s.model_fields_set if resume else TrainSettings.model_fields)
+            s, changed = continued(s, stored, s.model_fields_set if resume else TrainSettings.model_fields)
         except SettingsError:
             if not resume:
                 check_free(out)
@@ -99,7 +108,7 @@ def opened(
 
 
 def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise RunError when the examples are not those that the run began with."""
+    """Raise RunError if the examples are not those that the run began with."""
     before, now = meta.get("data", {}).get("sha256"), found.get("sha256")
     if before is not None and now is not None and before != now:
         raise RunError(
@@ -109,7 +118,7 @@ def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 
 
 def check_trained(meta: Mapping[str, Any], trained: Mapping[str, Tensor]) -> None:
-    """Raise RunError when other tensors would be moved than those that the run moved."""
+    """Raise RunError if the settings choose other tensors than those that the run trained."""
     before = meta.get("trained")
     if before is not None and before != list(trained):
         first = next((a or b for a, b in zip_longest(before, trained) if a != b), "")
@@ -120,7 +129,7 @@ def check_trained(meta: Mapping[str, Any], trained: Mapping[str, Tensor]) -> Non
 
 
 def metrics_before(meta: Mapping[str, Any]) -> Metrics:
-    """The evaluation before the first step; RunError where run.json holds none."""
+    """The evaluation before the first step. Raises RunError if run.json does not hold it."""
     try:
         before = Metrics(**meta["metrics_before"])
         numbers = (before.value, before.loss, before.calibrated, before.majority)
@@ -134,13 +143,18 @@ def metrics_before(meta: Mapping[str, Any]) -> Metrics:
 def restore(
     path: str | Path, model: str | None = None, *, to: int | None = None, salvage: bool = False
 ) -> tuple[Prepared, RunDirectory]:
-    """The base model with a run replayed onto it, up to step `to` (all when None); no forward pass is made.
+    """The base model with a run replayed onto it, without forward passes.
 
-    salvage: of a damaged tape, take the steps before the damage, with a warning.
+    path: the folder of the run. model: where the base model is now; None: where the run found it.
+    to: the last step to replay; None: all of them.
+    salvage: replay the steps before the damage of a damaged tape, with a warning.
+
+    Cost: loading the model, and one move for each step: the time of the run without its evaluations.
+    Raises RunError for a folder or a base model that does not fit, TapeError for a damaged tape, ModelError.
     """
     directory = RunDirectory.open(path)
     s = stored_settings(directory)
-    tape = directory.tape(salvage=salvage, fixed=fixed(s))
+    tape = directory.tape(salvage=salvage, fixed=fixed_settings(s))
     if to is not None and not 0 <= to <= tape.steps:
         raise RunError(f"--to {to}: the tape of {path} has {tape.steps} steps")
     p = prepare(s if model is None else s.model_copy(update={"model": model}), Path(path))
@@ -148,22 +162,21 @@ def restore(
     check_trained(directory.meta, p.trained)
     start = time.perf_counter()
     p.run.replay(tape.records[:to])
-    p.replay_seconds = time.perf_counter() - start
-    return p, directory
+    return replace(p, replay_seconds=time.perf_counter() - start), directory
 
 
 def merged_model(model: Any) -> Any:
-    """The model with its adapters merged into it; they stay beside a quantized one, whose integers would round them."""
+    """The model with its adapters merged. On a quantized model they stay separate: its integers would round them."""
     return (
         model.merge_and_unload() if hasattr(model, "merge_and_unload") and not libraries.is_quantized(model) else model
     )
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
-    """A model as files that `loading.load` reads: a packed one as the GGUF that it came from, adapters merged.
+    """Write a model with merged adapters as files that `loading.load` reads.
 
-    A model that another library quantized in that library's format, with its trained scales beside; adapters on it stay
-    adapters (files of peft).
+    A packed model becomes a copy of its GGUF with the trained scales. A model quantized by a library is written in that
+    library's format, with its trained scales in a file of their own; adapters on it stay adapters (files of peft).
     """
     model = merged_model(model)
     if hasattr(model, "merge_and_unload"):
@@ -184,7 +197,11 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 def replay(
     path: str | Path, model: str | None, out: str | Path, *, to: int | None = None, salvage: bool = False
 ) -> dict[str, Any]:
-    """Replay a run and save the model, as `save` does. salvage: see `restore`."""
+    """Replay a run and write the model to `out`; returns what `zograd replay --json` prints.
+
+    Arguments and errors: see `restore`; format of the files: see `save`. Raises RunError, and writes nothing, if `out`
+    is not empty or if the weights differ from those at the end of the run.
+    """
     if Path(out).exists() and any(Path(out).iterdir()):
         raise RunError(f"{out} is not empty; choose a new folder for the weights")
     start = time.perf_counter()
@@ -194,7 +211,7 @@ def replay(
     recorded = directory.meta.get("result", {})
     if recorded.get("steps") == p.run.step_number and recorded.get("sha256") != sha256:
         raise RunError(
-            f"the replayed weights have SHA-256 {sha256}, but the run ended at {recorded.get('sha256')}: "
+            f"the replayed weights have SHA-256 {sha256}, but the run ended with {recorded.get('sha256')}: "
             f"this machine's arithmetic or one of the files differs; nothing was written"
         )
     if p.pages is not None:

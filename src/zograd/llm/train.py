@@ -1,23 +1,25 @@
-"""Fine-tuning a language model on a task, with a run on disk."""
+"""Fine-tune a language model on a task: open the run, load, begin or resume, loop, evaluate, report."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zograd.core.run import Record
 from zograd.core.tape import Tape
 from zograd.distributed import Peers
 from zograd.jsons import finite
-from zograd.llm.build import choose_compiling, ride_along, set_up
-from zograd.llm.loop import Loop, merged, shown
-from zograd.llm.restore import check_data, check_trained, fixed, metrics_before, opened, setting_name
+from zograd.llm.build import Work, choose_compiling, ride_along, set_up
+from zograd.llm.loop import Loop, last_merge, shown
+from zograd.llm.restore import check_data, check_trained, fixed_settings, metrics_before, open_run, setting_name
+from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import TrainSettings, parse
 from zograd.runs.identity import base_digest, check_identity
 from zograd.runs.memory import Peak
@@ -27,41 +29,37 @@ from zograd.runs.rundir import Follower, RunDirectory
 def train(
     s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: bool = False, peers: Peers | None = None
 ) -> dict[str, Any]:
-    """Fine-tune and return the summary that `zograd train --json` prints.
+    """Fine-tune, and return the summary that `zograd train --json` prints.
 
-    The run is written to `out` as it goes; with `resume` the run there goes on to the bit-identical end, with those of
-    `CHANGEABLE` that are set in `s` otherwise; SettingsError where another setting is set otherwise. A signal to stop
-    (SIGINT, SIGTERM) ends the run after the step, without an evaluation: `metric_after` is then None. Raises
-    DivergenceError after `max_failures` steps in a row that were refused, changed nothing or had run away (`RUNAWAY`),
-    with the run intact, and LockedError while another process writes the run in `out`.
+    out: the folder of the run, which is written step by step.
+    resume: continue the run in `out` to the bit-identical end. Of the settings that `s` sets, those in `CHANGEABLE` may
+        have other values than the run's.
+    quiet: no progress bar and no log on stderr.
+    peers: the processes that share the evaluations (`zograd.distributed.joined`). All of them call this function and
+        get the same summary. Rank 0 decides on the settings and writes the run; each process begins by replaying rank
+        0's tape. A process that torchrun restarts continues a run with these settings by itself.
 
-    peers: the processes that share the evaluations (`zograd.distributed.joined`). All of them call this, all return the
-        same summary; rank 0 decides on the settings and writes the run. Each begins by replaying the tape of rank 0. A
-        process that torchrun starts again goes on by itself with a run of these settings. Raises PeersError and
-        PeersDisagree as `Peers` does.
+    SIGINT and SIGTERM end the run after the current step, without an evaluation: `metric_after` is then None.
+
+    Raises SettingsError for settings that do not fit the model, the method or the stored run; DivergenceError, with the
+    run intact, after `max_failures` steps in a row that were refused, changed nothing or had run away (`RUNAWAY`);
+    LockedError if another process writes the run; PeersError and PeersDisagree as `Peers` does.
+
+        train(TrainSettings(model="smollm2-135m", task="trec", train="lora", steps=500), "runs/a")["metric_after"]
     """
     with ExitStack() as closing:
         return _train(s, Path(out), resume, quiet, Peers() if peers is None else peers, closing)
 
 
 def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack) -> dict[str, Any]:
-    """See `train`. closing: closes the run directory, and so lets go of its lock."""
-    found: RunDirectory | None = None
-    tape: Tape | None = None
-    changed: dict[str, Any] = {}
-    with peers.together("opening the run"):
-        if peers.rank == 0:
-            s, found, changed = opened(s, out, resume, peers.world)
-            if found is not None:
-                closing.callback(found.close)
-                tape = found.tape(fixed=fixed(s))
-                if changed or not quiet:
-                    print(_announced(s, tape, changed), file=sys.stderr)
-    plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta]).encode()))
-    done = peers.broadcast(b"" if tape is None else tape.bytes())
-    s, meta = parse(plan[0]), plan[1]
+    """See `train`. closing: closes the run directory at the end, which releases its lock."""
+    # Open: rank 0 finds out whether this is a new run or a stored one, and with which settings.
+    opened = agree_on_run(s, out, resume, quiet, peers, closing)
+    s, meta = opened.settings, opened.meta
     if s.threads is not None:
         torch.set_num_threads(s.threads)  # the last bits of a matrix product depend on it
+
+    # Load the model and the data, build the method and the store.
     with peers.together("loading the model and the task"):
         work = set_up(s, out)
         if meta is not None:
@@ -69,69 +67,150 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
             check_data(meta, work.data)
             check_trained(meta, work.prepared.trained)
     peers.compare(json.dumps(work.base), "the base model and adapters")
-    p, scorer = work.prepared, work.scorer
 
-    directory: RunDirectory
-    compiling: dict[str, Any] = {}
-    if meta is None and s.compile:
-        with peers.together("compiling the model"):
-            compiling = choose_compiling(work, s) if peers.rank == 0 else {}
-        compiling = json.loads(peers.broadcast(json.dumps(compiling).encode()))
-        p.settings = s = s.model_copy(update={"compile": compiling["on"]})
+    # Begin the run, or bring the weights to the end of its tape.
     if meta is None:
-        before = scorer.evaluate(work.held_out, peers=peers)
-        with peers.together("beginning the run"):
-            begin = RunDirectory.create if peers.rank == 0 else Follower.create
-            directory = begin(
-                out, s.stored(), work.base, trained=list(p.trained), metrics_before=finite(asdict(before)),
-                data=work.data,
-                **({"compile": compiling} if compiling else {}),
-            )  # fmt: skip
-            closing.callback(directory.close)
-            header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them
-            known = {"base": base_digest(work.base), **({"data": d} if (d := work.data.get("sha256")) else {})}
-            directory.start(
-                {"seed": s.seed, "method": s.method, "settings": header, "trained": list(p.trained), **known}
-            )
-            directory.log(finite({"step": 0, "evaluations": 0, **shown(before), "seconds": 0.0}))
+        work, compiling = decide_compiling(work, peers)
+        before = work.scorer.evaluate(work.held_out, peers=peers)
+        directory = begin(out, work, before, compiling, peers, closing)
+        taken: Sequence[Record] = ()
     else:
         before = metrics_before(meta)
-        with peers.together("replaying the tape"):
-            directory = found if found is not None else Follower(out, meta)
-            tape = tape if tape is not None else Tape(directory.tape_path, done)
-            directory.resume(p.run, tape, merged(s, tape.steps) if ride_along(p.run.method) else None)
-            if changed:
-                stored = s.stored()
-                directory.meta["settings"] |= {setting_name(name): stored[setting_name(name)] for name in changed}
-                directory.save_meta()
-        peers.remember(done)
-    steps_before = p.run.step_number
+        directory, taken = replay_tape(out, work, opened, peers)
+    run = work.prepared.run
+    steps_before = run.step_number
 
-    loop = Loop(work, directory, quiet or peers.rank > 0, peers, () if tape is None else tape.records, before.loss)
+    # Train and evaluate.
+    loop = Loop(work, directory, quiet or peers.rank > 0, peers, taken, before.loss)
     with Peak(s.device) as peak:
         loop.go()
         after = loop.last_metrics
         if after is None and not loop.interrupted:
-            after = scorer.evaluate(work.held_out, peers=peers)
-    directory.save_state(p.run)
+            after = work.scorer.evaluate(work.held_out, peers=peers)
+    directory.save_state(run)
     if directory.writer is not None:
         directory.writer.close()
-    sha256 = p.store.digest()
+    sha256 = work.prepared.store.digest()
     peers.compare(sha256, "the weights at the end")
+
+    # Report: rank 0 makes the summary for all.
     if peers.rank:
         result: dict[str, Any] = json.loads(peers.broadcast())
         return result
-    steps = p.run.step_number - steps_before
+    summary = summarise(work, loop, directory, before, after, peak, peers, run.step_number - steps_before, sha256)
+    if not loop.interrupted:
+        directory.meta["result"] = summary
+        directory.save_meta()
+    peers.broadcast(json.dumps(summary).encode())
+    return dict(summary)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The run that all processes agree on. On ranks other than 0, `directory` is None and `changed` is empty."""
+
+    settings: TrainSettings
+    meta: dict[str, Any] | None
+    """The run.json of a run that is continued; None for a new one."""
+    tape: Tape | None
+    """Its tape; None for a new run, and on ranks other than 0."""
+    tape_bytes: bytes
+    """The same as bytes, on all ranks."""
+    directory: RunDirectory | None
+    changed: dict[str, Any]
+    """Setting -> its stored value, for settings that change in the stored run."""
+
+
+def agree_on_run(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack) -> Opened:
+    """Let rank 0 open the run, and tell all processes its settings, its run.json and its tape."""
+    found: RunDirectory | None = None
+    tape: Tape | None = None
+    changed: dict[str, Any] = {}
+    with peers.together("opening the run"):
+        if peers.rank == 0:
+            s, found, changed = open_run(s, out, resume, peers.world)
+            if found is not None:
+                closing.callback(found.close)
+                tape = found.tape(fixed=fixed_settings(s))
+                if changed or not quiet:
+                    print(_announced(s, tape, changed), file=sys.stderr)
+    plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta]).encode()))
+    done = peers.broadcast(b"" if tape is None else tape.bytes())
+    return Opened(parse(plan[0]), plan[1], tape, done, found, changed)
+
+
+def _announced(s: TrainSettings, tape: Tape, changed: Mapping[str, Any]) -> str:
+    """The line of the log that says where a resumed run continues, and with which other settings."""
+    parts = [f"{setting_name(name)} = {getattr(s, name)} in place of {before}" for name, before in changed.items()]
+    return f"zograd: the run continues from step {tape.steps}" + (f", with {', '.join(parts)}" if parts else "")
+
+
+def decide_compiling(work: Work, peers: Peers) -> tuple[Work, dict[str, Any]]:
+    """The work with the setting `compile` decided by rank 0, and the entry "compile" of run.json (empty without)."""
+    s = work.prepared.settings
+    if not s.compile:
+        return work, {}
+    with peers.together("compiling the model"):
+        compiling = choose_compiling(work, s) if peers.rank == 0 else {}
+    compiling = json.loads(peers.broadcast(json.dumps(compiling).encode()))
+    settings = s.model_copy(update={"compile": compiling["on"]})
+    return replace(work, prepared=replace(work.prepared, settings=settings)), compiling
+
+
+def begin(
+    out: Path, work: Work, before: Metrics, compiling: dict[str, Any], peers: Peers, closing: ExitStack
+) -> RunDirectory:
+    """Create the folder of a new run with its run.json, the header of its tape, and the first line of its log."""
+    s, trained, directory = work.prepared.settings, list(work.prepared.trained), None
+    with peers.together("beginning the run"):
+        create = RunDirectory.create if peers.rank == 0 else Follower.create
+        directory = create(
+            out, s.stored(), work.base, trained=trained, metrics_before=finite(asdict(before)), data=work.data,
+            **({"compile": compiling} if compiling else {}),
+        )  # fmt: skip
+        closing.callback(directory.close)
+        header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them
+        known = {"base": base_digest(work.base), **({"data": d} if (d := work.data.get("sha256")) else {})}
+        directory.start({"seed": s.seed, "method": s.method, "settings": header, "trained": trained, **known})
+        directory.log(finite({"step": 0, "evaluations": 0, **shown(before), "seconds": 0.0}))
+    return directory
+
+
+def replay_tape(out: Path, work: Work, opened: Opened, peers: Peers) -> tuple[RunDirectory, Sequence[Record]]:
+    """Bring a run to the end of its tape and store its changed settings; its directory, and the steps of the tape."""
+    s, run, meta = work.prepared.settings, work.prepared.run, opened.meta
+    assert meta is not None
+    with peers.together("replaying the tape"):
+        directory = opened.directory if opened.directory is not None else Follower(out, meta)
+        tape = opened.tape if opened.tape is not None else Tape(directory.tape_path, opened.tape_bytes)
+        directory.resume(run, tape, last_merge(s, tape.steps) if ride_along(run.method) else None)
+        if opened.changed:
+            stored = s.stored()
+            directory.meta["settings"] |= {setting_name(name): stored[setting_name(name)] for name in opened.changed}
+            directory.save_meta()
+    peers.remember(opened.tape_bytes)
+    return directory, tape.records
+
+
+def summarise(
+    work: Work, loop: Loop, directory: RunDirectory, before: Metrics, after: Metrics | None, peak: Peak, peers: Peers,
+    steps: int, sha256: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What `zograd train --json` prints. Losses are those of the whole tape, times those of this call.
+
+    steps: steps of this call. sha256: of the trained weights.
+    """
+    s, run = work.prepared.settings, work.prepared.run
     records = Tape(directory.tape_path).records
     losses = [r.loss for r in records if not r.refused]
-    refused, failure = len(records) - len(losses), None if after is None else scorer.why_not_finite(after)
+    refused, failure = len(records) - len(losses), None if after is None else work.scorer.why_not_finite(after)
     if records and not losses:
         failure = "; ".join(
             [f"all {refused} steps were refused: their losses were not finite", *filter(None, [failure])]
         )
-    summary = finite({
-        "steps": p.run.step_number,
-        "evaluations": p.run.evaluations,
+    return dict(finite({
+        "steps": run.step_number,
+        "evaluations": run.evaluations,
         "loss_first": _mean(losses[:10]),
         "loss_last": _mean(losses[-10:]),
         "metric": before.metric,
@@ -142,7 +221,7 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
         "eval_loss_before": before.loss,
         "eval_loss_after": None if after is None else after.loss,
         "eval_examples": before.examples,
-        "trained": p.store.dim,
+        "trained": work.prepared.store.dim,
         "peak_bytes": peak.bytes,
         "inference_peak_bytes": work.inference.bytes,
         "memory_method": peak.method,
@@ -157,19 +236,8 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
         "refused": refused,
         "failure": failure,
         "sha256": sha256,
-        "run": str(out),
-    })  # fmt: skip
-    if not loop.interrupted:
-        directory.meta["result"] = summary
-        directory.save_meta()
-    peers.broadcast(json.dumps(summary).encode())
-    return dict(summary)
-
-
-def _announced(s: TrainSettings, tape: Tape, changed: Mapping[str, Any]) -> str:
-    """What a resumed run goes on with, for the log."""
-    parts = [f"{setting_name(name)} = {getattr(s, name)} in place of {before}" for name, before in changed.items()]
-    return f"zograd: the run goes on from step {tape.steps}" + (f", with {', '.join(parts)}" if parts else "")
+        "run": str(directory.path),
+    }))  # fmt: skip
 
 
 def _mean(losses: list[float]) -> float | None:
