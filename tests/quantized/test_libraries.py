@@ -23,7 +23,7 @@ from zograd.llm.restore import replay, restore
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.train import train
 from zograd.oracles import sequential
-from zograd.quantized import libraries
+from zograd.quantized import libraries, quantizing
 from zograd.runs.errors import RunError
 from zograd.stores import Store
 
@@ -244,7 +244,7 @@ def nf4_layer(nested: bool, rows: int = 64, columns: int = 128) -> nn.Module:
 def test_doubly_quantized_scales_are_unnested() -> None:
     """The same numbers, now in float32; the layer then saves what it holds."""
     layer, x = nf4_layer(nested=True), torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
-    libraries.steady(layer)
+    libraries.stop_repacking(layer)
     before = layer(x)
     (handle,) = libraries.discover(layer)
     assert (handle.dtype, handle.groups) == (torch.uint8, 128)
@@ -252,7 +252,7 @@ def test_doubly_quantized_scales_are_unnested() -> None:
     assert handle.dtype == torch.float32
     assert torch.equal(layer(x), before)
     handle.masters().data.mul_(1.5)
-    with libraries.baked(layer):
+    with libraries.without_masters(layer):
         saved = {name: t.clone() for name, t in layer.state_dict().items()}
     torch.testing.assert_close(saved["weight.absmax"].view(64, 2), handle.masters().data)
     assert not any("nested" in name or name == "scale" for name in saved)
@@ -305,7 +305,7 @@ def test_layers_of_gptq_and_awq_are_recognised() -> None:
     assert torch.equal(layer.scales, held)
     scale.data.mul_(2.0)
     assert torch.equal(layer(x), 2 * y)
-    with libraries.baked(layer):
+    with libraries.without_masters(layer):
         assert torch.equal(layer.state_dict()["scales"], 2 * held)
         assert layer.scales.dtype == torch.float16
 
@@ -392,7 +392,7 @@ def test_a_quantized_head_scores_single_tokens(tiny_model: Path) -> None:
     scorer = Scorer(model, tokenizer, task)
     hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     head = nf4_layer(nested=False, rows=len(tokenizer), columns=64)
-    libraries.steady(head)
+    libraries.stop_repacking(head)
     model.set_output_embeddings(head)
     with torch.no_grad():
         found = scorer._logits(hidden, scorer.label_ids)
@@ -458,4 +458,4 @@ def test_what_does_not_fit_is_named(tiny_model: Path, monkeypatch: pytest.Monkey
 
 def test_the_settings_know_what_can_be_quantized_to() -> None:
     (kinds,) = (a for a in typing.get_args(TrainSettings.model_fields["quantize"].annotation) if a is not type(None))
-    assert typing.get_args(kinds) == libraries.QUANTIZE
+    assert typing.get_args(kinds) == quantizing.QUANTIZE

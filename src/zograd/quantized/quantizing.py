@@ -1,4 +1,4 @@
-"""Quantize a dense model through another library while it is loaded, and read what HQQ has saved."""
+"""Quantize a dense model through another library while loading it, and load models that HQQ has saved."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from torch import nn
 from zograd.quantized.library_layers import LibraryError
 
 QUANTIZE = ("nf4", "int8-bnb", "int8-torchao", "int4-torchao", "hqq4")
-"""What a dense model can be quantized to on loading: bitsandbytes NF4 in blocks of 64 and int8 a row, torchao int8 a
-row and int4 in groups of 32, HQQ 4-bit in groups of 64."""
+"""Formats to which a dense model can be quantized on loading: bitsandbytes NF4 in blocks of 64 and int8 by row, torchao
+int8 by row and int4 in groups of 32, HQQ 4-bit in groups of 64."""
 
 
 def config_of(kind: str, dtype: torch.dtype) -> Any:
-    """The quantization_config with which transformers loads a dense model as `kind`; None for HQQ, which it cannot."""
+    """The quantization_config with which transformers quantizes a dense model to `kind`; None for HQQ (see `to_hqq`).
+
+    Raises LibraryError for a kind that is not in `QUANTIZE`, ImportError if the library is missing.
+    """
     if kind in ("nf4", "int8-bnb"):
         import bitsandbytes  # noqa: F401
         from transformers import BitsAndBytesConfig
@@ -43,7 +46,7 @@ def config_of(kind: str, dtype: torch.dtype) -> Any:
 
 
 def to_hqq(model: Any, dtype: torch.dtype, device: str) -> None:
-    """The linear layers of a dense model, except its head, in 4 bits with HQQ, groups of 64, in place."""
+    """Quantize the linear layers of a dense model, except its head, in place: HQQ, 4 bits, groups of 64."""
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
     config, head = BaseQuantizeConfig(nbits=4, group_size=64, axis=1), model.get_output_embeddings()
@@ -53,9 +56,9 @@ def to_hqq(model: Any, dtype: torch.dtype, device: str) -> None:
 
 
 def from_hqq(folder: str | Path, dtype: torch.dtype, device: str) -> Any:
-    """A model that HQQ saved: `config.json` and `qmodel.pt` (tensors only; nothing in it is run).
+    """A model that HQQ has saved: `config.json` and `qmodel.pt` (tensors only; no code in it is run).
 
-    HQQ's loader rounds what is in no file, the rotary frequencies, to `dtype`: they are made anew.
+    HQQ's loader rounds the rotary frequencies, which are in no file, to `dtype`; they are computed again here.
     """
     from accelerate import init_empty_weights
     from hqq.models.hf.base import AutoHQQHFModel
@@ -75,6 +78,6 @@ def from_hqq(folder: str | Path, dtype: torch.dtype, device: str) -> Any:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Inside, what HQQ writes to stderr (progress bars that it has no switch for) goes nowhere."""
+    """Inside, stderr is discarded: HQQ prints progress bars, without an option to hide them."""
     with redirect_stderr(StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""What can go wrong with a model, and the first line of what a library says about it."""
+"""Errors about models, and the first line of an error of a library."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ if TYPE_CHECKING:
 
 
 class ModelError(ValueError):
-    """A model that is not there, does not parse, or does not have what was asked for."""
+    """A model is missing, does not parse, or lacks what was asked for."""
 
 
 class UnknownDtypeError(ModelError, UsageError):
-    """A name that is no dtype of weights."""
+    """The name of a dtype is unknown."""
 
 
 def extra(name: str) -> str:
+    """How to install the packages that are missing."""
     return f'this needs more packages: pip install "zograd[{name}]"'
 
 
 def first_line(e: BaseException) -> str:
+    """The first line of the message of an exception, or the name of its class."""
     text = str(e).strip() or type(e).__name__
     return text.splitlines()[0]

@@ -17,7 +17,7 @@ from zograd.llm.loading.structure import blocks
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """LoRA as peft has it: W + (alpha / r) B A, on the `targets` of the top `layers` blocks (all when None)."""
+    """LoRA as in peft: W + (alpha / r) B A, on the modules `targets` of the top `layers` blocks (None: all blocks)."""
 
     r: int = 8
     alpha: float = 16.0
@@ -26,7 +26,10 @@ class LoraSpec:
 
 
 def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
-    """Insert adapters through peft. A is drawn from `seed` (the caller's random state is untouched), B is 0."""
+    """Insert adapters through peft: A is drawn from `seed`, B is 0. The caller's random state does not change.
+
+    Raises ModelError if no module has a name of `spec.targets`, or if a target shares its weight with another module.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as e:
@@ -53,7 +56,7 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
 
 
 def refuse_tied(model: nn.Module) -> None:
-    """Raise ModelError for an adapter on a weight that two modules share: it acts in one, and is merged into both."""
+    """Raise ModelError for an adapter on a weight shared by two modules: it acts in one but is merged into both."""
     owners: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(p), []).append(name.removeprefix("base_model.model."))

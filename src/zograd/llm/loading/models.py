@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer: dense, packed GGUF, or quantized by a library; names of dtypes."""
+"""Load a causal language model and its tokenizer: dense, packed GGUF, or quantized by a library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ DTYPES = {
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The torch dtype by its usual names; "auto" is bfloat16 where the processor multiplies it, else float32."""
+    """The torch dtype of a name; "auto" is bfloat16 if the processor has matrix units for it, else float32.
+
+    >>> dtype_named("bf16")
+    torch.bfloat16
+    """
     if name == "auto":
         return torch.bfloat16 if fast_bfloat16() else torch.float32
     if name not in DTYPES:
@@ -36,7 +40,7 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def fast_bfloat16() -> bool:
-    """Whether this machine has matrix units for bfloat16 (CUDA, or AMX on the CPU); elsewhere float32 is faster."""
+    """Whether this machine has matrix units for bfloat16 (CUDA, or AMX on the CPU). Otherwise float32 is faster."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_amx_tile_supported())
@@ -50,14 +54,19 @@ def load(
     quantized: bool = False,
     quantize: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in eval mode and its tokenizer; aliases are fetched on first use.
+    """A causal language model in eval mode and its tokenizer.
 
-    quantized: keep the matrices of a .gguf (that file, or the one in the folder of an alias) packed, instead of
-        de-quantizing them on loading; `dtype` is then that of activations.
-    quantize: quantize a dense model through another library, to one of `quantized.libraries.QUANTIZE`. Checkpoints that
-        such a library has quantized need no option.
+    name_or_path: an alias (fetched on first use), a directory, a .gguf file, or a name of the Hugging Face hub.
+    dtype: of the weights; see `dtype_named`.
+    quantized: keep the matrices of a .gguf file packed (that file, or the one in the folder of an alias) instead of
+        de-quantizing them on loading. `dtype` is then the dtype of activations.
+    quantize: quantize a dense model through another library, to one of `zograd.quantized.quantizing.QUANTIZE`. A
+        checkpoint that such a library has quantized needs no option.
 
-    Raises ModelError when the name is no alias, directory or loadable hub name, or when the files do not parse.
+    Memory: the weights in `dtype`; with `quantized`, mapped blocks of the file.
+    Raises ModelError for a name that cannot be resolved and for files that do not parse, FetchError for a download.
+
+        model, tokenizer = load("smollm2-135m", dtype="float32")
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -68,7 +77,7 @@ def load(
     silence()
     if quantized:
         return load_packed(Path(path), kind, device)
-    from zograd.quantized import libraries
+    from zograd.quantized import libraries, quantizing
 
     config = library_config(quantize, path, kind)
     file: dict[str, Any] = {}
@@ -78,34 +87,34 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **file)
         if (Path(path) / "qmodel.pt").exists():
-            model = libraries.from_hqq(path, kind, device)
+            model = quantizing.from_hqq(path, kind, device)
         elif config is not None:
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=kind, quantization_config=config, device_map={"": device}
             )
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, **file)
-    except ImportError as e:  # the library of a quantized checkpoint
+    except ImportError as e:  # the library of a quantized checkpoint is missing
         raise ModelError(f"cannot load {path}: {first_line(e)}; {extra('quantized')}") from e
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, SafetensorError ... for bad files
         raise ModelError(f"cannot load a causal language model from {path}: {first_line(e)}") from e
     if quantize == "hqq4":
-        libraries.to_hqq(model, kind, device)
+        quantizing.to_hqq(model, kind, device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not libraries.is_quantized(model):
         return model.to(device).eval(), tokenizer
     try:
         for handle in libraries.discover(model):
-            libraries.check(handle.module)
-            libraries.steady(handle.module)
+            libraries.check_layer(handle.module)
+            libraries.stop_repacking(handle.module)
     except libraries.LibraryError as e:
         raise ModelError(f"{path}: {e}") from e
     return (model if model.device == torch.device(device) else model.to(device)).eval(), tokenizer
 
 
 def check_gguf(path: Path) -> None:
-    """Raise ModelError for a file that is cut or damaged, before a library believes what its header says."""
+    """Raise ModelError for a truncated or damaged file, before a library trusts its header."""
     try:
         check_header(path)
     except ImportError as e:
@@ -115,8 +124,8 @@ def check_gguf(path: Path) -> None:
 
 
 def library_config(quantize: str | None, path: str, dtype: torch.dtype) -> Any:
-    """The quantization_config for `load`; None without one."""
-    from zograd.quantized import libraries
+    """The quantization_config for transformers; None without `quantize`, and for HQQ."""
+    from zograd.quantized import libraries, quantizing
 
     if quantize is None:
         return None
@@ -125,7 +134,7 @@ def library_config(quantize: str | None, path: str, dtype: torch.dtype) -> Any:
     if (Path(path) / "qmodel.pt").exists():
         raise ModelError(f"--quantize needs a dense model, and {path} is quantized already: leave --quantize out")
     try:
-        return libraries.config_of(quantize, dtype)
+        return quantizing.config_of(quantize, dtype)
     except ImportError as e:
         raise ModelError(f"--quantize {quantize}: {extra('quantized')}") from e
     except libraries.LibraryError as e:
@@ -133,7 +142,7 @@ def library_config(quantize: str | None, path: str, dtype: torch.dtype) -> Any:
 
 
 def load_packed(path: Path, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model of a .gguf file, or of the one in a folder, with packed matrices."""
+    """The model of a .gguf file, or of the only one in a folder, with packed matrices."""
     from zograd.quantized import gguf_file
 
     try:
@@ -158,11 +167,15 @@ def load_packed(path: Path, dtype: torch.dtype, device: str) -> tuple[PreTrained
 
 
 def silence() -> None:
-    """Keep transformers' bars and advice off the terminal: ours are enough."""
+    """Keep progress bars and advice of transformers and other libraries off the terminal."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    for library in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # a line for each call, kernel, registered enum
+    for library in (
+        "bitsandbytes",
+        "torchao",
+        "torch.utils._pytree",
+    ):  # they print a line for each call, kernel or enum
         getLogger(library).setLevel(ERROR)

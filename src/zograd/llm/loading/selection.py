@@ -1,4 +1,4 @@
-"""Choose the tensors that are trained: all, adapters, a pattern of names, or the scales of a quantized model."""
+"""Choose the trained tensors: all, adapters, a pattern of names, or the scales of a quantized model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from zograd.llm.loading.structure import blocks
 
 
 def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
-    """The tensors to train, by name: "full", "lora" (adapters already attached), "scales" or a pattern.
+    """The tensors to train, name -> tensor.
 
-    "scales" are the scales of quantized matrices (not of embeddings), of a packed GGUF or of a library: float32 masters
-    are made for those chosen;
-    "scales:PATTERN" are those of the layers whose names a regular expression is found in ("scales:mlp").
+    train: "full": all parameters. "lora": adapters, which have been attached before. "scales": the scales of quantized
+        matrices (not of embeddings) of a packed GGUF or of another library, as float32 masters, which are made here.
+        "scales:PATTERN": those of layers in whose names the regular expression is found ("scales:mlp"). Anything else
+        is a pattern of parameter names: with letters, dots, "*" and "?" only, a shell pattern for whole names
+        ("*.q_proj.weight"); otherwise a regular expression that is searched in the name ("(q|v)_proj").
+    layers: keep only tensors of the top `layers` blocks.
 
-    A pattern of letters, dots, "*" and "?" is a shell pattern for whole names ("*.q_proj.weight"); anything else is a
-    regular expression searched in the name ("(q|v)_proj"). `layers` keeps only tensors of the top so many blocks.
-    Raises ModelError when nothing matches.
+    Raises ModelError if nothing is selected.
+
+    >>> list(select(torch.nn.ModuleDict({"up": torch.nn.Linear(2, 2), "down": torch.nn.Linear(2, 2)}), "up.*"))
+    ['up.weight', 'up.bias']
     """
     if is_scales(train):
         return scales(model, train, layers)
@@ -48,13 +52,13 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
 
 
 def is_scales(train: str) -> bool:
-    """Whether a selection is one of scales."""
+    """Whether a selection asks for scales."""
     return train.partition(":")[0] == "scales"
 
 
 def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor]:
-    """The scales of the quantized linear layers, in the top `layers` blocks only when given."""
-    from zograd.quantized import libraries
+    """The scales of the quantized linear layers; with `layers`, of the top blocks only."""
+    from zograd.quantized import libraries, quantizing
     from zograd.quantized.gguf_blocks import FORMATS
     from zograd.quantized.gguf_file import linear_layers
 
@@ -92,10 +96,10 @@ def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor
         )
     raise ModelError(
         f"--train {train} needs a quantized model: add --quantized (a .gguf, kept packed) or --quantize nf4 (there are "
-        f"{', '.join(libraries.QUANTIZE)}), or train lora or full"
+        f"{', '.join(quantizing.QUANTIZE)}), or train lora or full"
     )
 
 
 def decay_groups(chosen: Mapping[str, Tensor]) -> dict[str, int]:
-    """Group 0 decays; group 1 (biases and norm gains: tensors with one axis) does not, as MeZO has it."""
+    """Parameter groups: group 0 has weight decay; group 1 (tensors with one axis: biases and norm gains) has none."""
     return {name: int(p.ndim <= 1) for name, p in chosen.items()}

@@ -1,4 +1,4 @@
-"""Batches of training by seed and step, and the cut of a batch into forwards of about equal lengths."""
+"""Training batches as a function of seed and step, and the cut of a batch into forwards of similar lengths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ FORWARD_TOKENS = 256
 
 
 class Batches:
-    """Deterministic batches: batch t is a function of (seed, t) alone, each epoch a fresh permutation."""
+    """Deterministic batches: batch t depends on (seed, t) alone; each epoch is another permutation of the examples.
+
+    size: examples in a batch; at most all of them. Raises TaskError without examples, ValueError for size < 1.
+
+    >>> batches = Batches([Example(str(i), 0) for i in range(5)], 2, seed=0)
+    >>> [e.prompt for e in batches[7]] == [e.prompt for e in batches[7]]
+    True
+    """
 
     def __init__(self, examples: Sequence[Example], size: int, seed: int) -> None:
         if not examples:

@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Metrics:
-    """accuracy after subtracting the mean score of each class (`calibrated`), share of the largest class, mean loss.
+    """The result of an evaluation on `examples` examples.
 
-    not_finite: examples with a score that is NaN or infinite. With one of those, value, calibrated and loss are NaN.
+    metric: "accuracy" of a classification, or "loss" of completions; value: its value in [0, 1], or in nats.
+    calibrated: accuracy after the mean log-score of each class over all examples is subtracted.
+    majority: share of the largest class. Both are None for completions.
+    loss: mean loss in nats.
+    not_finite: examples with a score that is NaN or infinite. If there are any, value, calibrated and loss are NaN.
     """
 
     metric: str
