@@ -118,7 +118,7 @@ def test_ranks_that_come_back_do_not_meet_the_dead() -> None:
         assert len(found) == 1
         names += found
     assert len(set(names)) == 3
-    with pytest.raises(PeersError, match=r"ranks \[1\] did not come within 0.1 s"):
+    with pytest.raises(PeersError, match=r"ranks \[1\] did not join within 0.1 s"):
         meeting(torch.distributed.HashStore(), 0, 2, 0.1)
 
 

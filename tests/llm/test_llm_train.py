@@ -126,7 +126,7 @@ def test_another_base_model_is_refused_by_its_first_tensor(
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_model: Path, tmp_path: Path) -> None:
     train(settings(tiny_model, steps=2), tmp_path / "run", quiet=True)
     before = (tmp_path / "run" / "tape.zo").read_bytes()
-    with pytest.raises(RunError, match="already holds a run; go on with --resume"):
+    with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
         train(settings(tiny_model, steps=2), tmp_path / "run", quiet=True)
     assert (tmp_path / "run" / "tape.zo").read_bytes() == before
 

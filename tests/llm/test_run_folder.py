@@ -184,7 +184,7 @@ def test_a_state_that_does_not_fit_is_left_aside_with_a_sentence(
     spoil, why = SPOILT[case]
     run = copy("adam")
     spoil(run, finished["other adam"][0])
-    with pytest.warns(UserWarning, match=rf"state.safetensors is left aside \(.*{why}.*replayed from its tape"):
+    with pytest.warns(UserWarning, match=rf"state.safetensors is ignored \(.*{why}.*replayed from its tape"):
         again = train(settings(tiny_model, **ADAM), run, resume=True, quiet=True)
     assert again["sha256"] == finished["adam"][1]["sha256"]
     assert contents(run)["tape.zo"] == contents(finished["adam"][0])["tape.zo"]
@@ -265,7 +265,7 @@ def test_what_else_run_json_says_of_the_bits_is_compared(copy: Callable[[str], P
     (run / "run.json").write_text(json.dumps(meta))
     (run / "tape.zo").unlink()
     TapeWriter(run / "tape.zo", {"seed": tape.header["seed"]}).close()
-    with pytest.raises(RunError, match="names no settings: it is no tape of this run"):
+    with pytest.raises(RunError, match="has no settings in its header: it is not a tape of this run"):
         replay(run, None, run.parent / "weights")
 
 
@@ -596,7 +596,7 @@ def test_a_folder_whose_run_came_to_no_header_starts_again(
     if left is not None:
         (run / "tape.zo").write_bytes(left)
         (run / "metrics.jsonl").write_text('{"step": 0, "evaluations": 0}\n')
-    with pytest.raises(RunError, match="the run came to no step; start it again without --resume"):
+    with pytest.raises(RunError, match="the run ended before its first step; start it again without --resume"):
         train(settings(tiny_model), run, resume=True, quiet=True)
     assert train(settings(tiny_model), run, quiet=True)["sha256"] == finished["sgd"][1]["sha256"]
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(range(7))
@@ -614,7 +614,7 @@ def test_a_run_that_has_lost_its_tape_is_not_overwritten(
     before = contents(run)
     with pytest.raises(RunError, match="already holds a run"):
         train(settings(tiny_model), run, quiet=True)
-    with pytest.raises(RunError, match=r"tape.zo has lost the steps .*; restore it from a copy, or start again"):
+    with pytest.raises(RunError, match=r"tape.zo has lost steps .*; restore it from a copy, or start again"):
         train(TrainSettings(), run, resume=True, quiet=True)
     assert contents(run) == before
 

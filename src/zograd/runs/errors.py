@@ -1,7 +1,7 @@
-"""The error of a run folder that cannot be used as asked."""
+"""The error about the folder of a run."""
 
 from __future__ import annotations
 
 
 class RunError(ValueError):
-    """A run directory that cannot be used as asked: the message names the file and what to do."""
+    """The folder of a run cannot be used as asked. The message names the file and the remedy."""

@@ -1,4 +1,4 @@
-"""The folder of a run: whether one began there, its lock, what killed processes left, the lines of its log."""
+"""The folder of a run: whether a run began there, its lock, leftovers of killed processes, the lines of its log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zograd.runs.errors import RunError
 
 
 def began(root: Path) -> bool:
-    """Whether the folder holds a run with a tape, or one that has lost it: what else is there tells of steps."""
+    """Whether the folder holds a run: a tape with its header, or other files that record steps of a lost tape."""
     tape = root / "tape.zo"
     if tape.exists() and not never_began(tape):
         return True
@@ -27,13 +27,13 @@ def began(root: Path) -> bool:
 
 
 def check_free(root: Path) -> None:
-    """Raise RunError when the folder holds a run already. One that ended before its tape began does not count."""
+    """Raise RunError if the folder holds a run. A run that ended before it began its tape does not count."""
     if began(root):
-        raise RunError(f"{root} already holds a run; go on with --resume, or choose another --out")
+        raise RunError(f"{root} already holds a run; continue it with --resume, or choose another --out")
 
 
 def locked(root: Path) -> FileLock:
-    """The lock of a run folder. Removes what killed processes have left there half written."""
+    """Take the lock of a run folder, and remove half-written files of killed processes. Raises LockedError."""
     lock = writer_lock(root / "tape.zo", f"the run in {root}")
     for path in root.iterdir():
         if LEFTOVER.fullmatch(path.name) and not _alive(path.name):
@@ -44,13 +44,13 @@ def locked(root: Path) -> FileLock:
 
 LEFTOVER = re.compile(
     r"(run\.json|metrics\.jsonl|state)\.tmp|\.saving"
-    r"|\.tmp[A-Za-z0-9]{6}"  # of safetensors, which wrote beside the state in earlier releases
+    r"|\.tmp[A-Za-z0-9]{6}"  # of safetensors, which earlier releases let write in this folder
     r"|weights\.(\d{1,9})\.safetensors(\.\d{1,9}\.tmp)?"  # working copies of --offload disk
 )
 
 
 def _alive(name: str) -> bool:
-    """Whether a leftover is the working copy of another process that runs: a replay of the run holds no lock."""
+    """Whether a leftover is the working copy of a running process: a replay of the run works without the lock."""
     found = LEFTOVER.fullmatch(name)
     pid = int(found[2]) if found and found[2] else 0
     if pid in (0, os.getpid()) or os.name != "posix":
@@ -59,13 +59,13 @@ def _alive(name: str) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # a process of somebody else
+    except OSError:  # a process of another user
         pass
     return True
 
 
 def read_metrics(run: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a run's metrics.jsonl (none when there is no such file), and how many lines do not parse."""
+    """The lines of a run's metrics.jsonl (none without the file), and the number of lines that do not parse."""
     try:
         texts = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

@@ -16,9 +16,10 @@ from zograd.stores.store import tensor_bytes
 
 
 def identity(model: nn.Module, pages: Offloaded | None = None) -> list[dict[str, Any]]:
-    """Name, shape, dtype and SHA-256 of each tensor: what a tape's base model is recognised by. Reads every weight.
+    """Name, shape, dtype and SHA-256 of each tensor of a model, by which a run recognises its base model.
 
-    pages: of offloaded weights, which are then read piece by piece.
+    pages: where offloaded weights are; they are read piece by piece.
+    Cost: one read of every weight.
     """
     offloaded: Offloaded = pages if pages is not None else Pages()
 
@@ -45,12 +46,12 @@ def identity(model: nn.Module, pages: Offloaded | None = None) -> list[dict[str,
 
 
 def base_digest(model: list[dict[str, Any]]) -> str:
-    """One digest of an `identity`, for the header of the tape."""
+    """SHA-256 of an `identity`, for the header of the tape."""
     return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
 
 
 def plain_tensors(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A tensor by its name, or the tensors that one of another kind (quantized, for instance) is made of."""
+    """A tensor with its name; for a wrapper subclass (a quantized tensor), the plain tensors inside it."""
     if not hasattr(value, "__tensor_flatten__"):
         yield name, value
         return
@@ -59,7 +60,10 @@ def plain_tensors(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def check_identity(expected: list[dict[str, Any]], found: list[dict[str, Any]], what: str) -> None:
-    """Raise RunError naming the first tensor of the model `what` (identity `found`) that is not the recorded one."""
+    """Raise RunError that names the first tensor in which the model `what` differs from the recorded base model.
+
+    expected: the recorded identity. found: that of `what`.
+    """
     by_name = {entry["name"]: entry for entry in found}
     for entry in expected:
         name = entry["name"]

@@ -1,8 +1,8 @@
 """A run on disk: `run.json`, `tape.zo`, `metrics.jsonl` and, for methods with d-sized slots, `state.safetensors`.
 
-The tape alone gives the weights back from the base model; `run.json` says which base model that is, tensor by tensor.
-The settings stand in the header of the tape as well, so that the two files cannot be of different runs. Who writes in
-the folder holds the lock of its tape.
+Base model and tape give the weights back; `run.json` names the base model, tensor by tensor. The settings are also in
+the header of the tape, so files of different runs cannot be mixed up. A process that writes in the folder holds the
+lock of its tape.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from zograd.runs.identity import base_digest
 from zograd.runs.state import digest, read_state, write_state
 
 CHANGEABLE = ("steps", "parallel", "timeout", "eval_every", "save_every", "max_failures")
-"""Settings on which no bit of a run depends, so that --resume may change them. Of some runs the number of steps and
-`eval_every` fix bits nevertheless: see `fixed` of `RunDirectory.tape`."""
+"""Settings that --resume may change, since no bit of a run depends on them. In some runs bits depend on `steps` or
+`eval_every` nevertheless: see `fixed` of `RunDirectory.tape`."""
 
 
 def restarted(root: Path) -> RunDirectory | None:
-    """The run in the folder, when it is what torchrun is at, and was starting this process again to go on with.
+    """The run in the folder, if torchrun has restarted this process to continue it; otherwise None.
 
-    A folder in which the run had not come to a tape is emptied: it starts anew.
+    A folder in which the run had not begun its tape is emptied, and the run starts again: None.
     """
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
     if launch is None or not (root / "run.json").exists():
@@ -54,7 +54,7 @@ def restarted(root: Path) -> RunDirectory | None:
 
 
 def _read_meta(file: Path) -> dict[str, Any]:
-    """What a run.json holds; RunError for one that does not parse, or has another shape."""
+    """The contents of a run.json. Raises RunError if it does not parse or has another structure."""
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
@@ -76,7 +76,10 @@ def _read_meta(file: Path) -> dict[str, Any]:
 
 
 class RunDirectory:
-    """Files of one run. Make one with `create` or `open`."""
+    """The files of one run: made by `create`, or opened by `open`.
+
+    path: the folder. meta: the contents of run.json. lock: held by the process that writes the run.
+    """
 
     def __init__(self, path: Path, meta: dict[str, Any], lock: FileLock | None = None) -> None:
         self.path, self.meta, self.lock = path, meta, lock
@@ -86,7 +89,7 @@ class RunDirectory:
     def create(
         cls, path: str | os.PathLike[str], settings: Mapping[str, Any], model: list[dict[str, Any]], **more: Any
     ) -> RunDirectory:
-        """A fresh run; refuses a folder that already holds one. Raises LockedError where another is being written."""
+        """A new run. Raises RunError if the folder holds one, LockedError if another process writes one there."""
         root = Path(path)
         check_free(root)
         root.mkdir(parents=True, exist_ok=True)
@@ -104,8 +107,8 @@ class RunDirectory:
         }
         run = cls(root, meta, locked(root))
         try:
-            check_free(root)  # nobody can have begun since
-            for name in ("tape.zo", "metrics.jsonl"):  # of a run that came to no step
+            check_free(root)  # again under the lock: another process may have begun since
+            for name in ("tape.zo", "metrics.jsonl"):  # of a run without a step
                 (root / name).unlink(missing_ok=True)
             run.save_meta()
         except BaseException:
@@ -115,13 +118,13 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, write: bool = False) -> RunDirectory:
-        """An existing run; RunError when there is none or run.json is none.
+        """An existing run. Raises RunError if there is none, or if its run.json is damaged.
 
-        write: to go on with it, under the lock of the folder. Raises LockedError when another process does.
+        write: open it to continue it, under the lock of the folder. Raises LockedError if another process writes it.
         """
         root = Path(path)
         if not (root / "run.json").exists():
-            raise RunError(f"{root} holds no run (no run.json in it); check the path")
+            raise RunError(f"{root} holds no run (it has no run.json); check the path")
         run = cls(root, {}, locked(root) if write else None)
         try:
             run.meta = _read_meta(root / "run.json")
@@ -143,26 +146,31 @@ class RunDirectory:
         self.writer = TapeWriter(self.tape_path, header, lock=self.lock)
 
     def tape(self, *, salvage: bool = False, fixed: Collection[str] = ()) -> Tape:
-        """The tape as it is on disk. Raises RunError where run.json is that of another run.
+        """The tape as it is on the disk. Raises RunError without a tape, and if run.json is that of another run.
 
-        fixed: those of `CHANGEABLE` that this run may not change.
+        salvage: of a damaged tape, the steps before the damage, with a warning; otherwise TapeError.
+        fixed: names in `CHANGEABLE` that this run may not change.
         """
         if not self.tape_path.exists() or never_began(self.tape_path):
             if began(self.path):
                 raise RunError(
-                    f"{self.tape_path} has lost the steps of which the files beside it tell; restore it from a copy, "
+                    f"{self.tape_path} has lost steps that the other files of the run record; restore it from a copy, "
                     f"or start again in another folder"
                 )
-            raise RunError(f"{self.path} has no tape.zo: the run came to no step; start it again without --resume")
+            raise RunError(
+                f"{self.path} has no tape.zo: the run ended before its first step; start it again without --resume"
+            )
         tape = Tape(self.tape_path, salvage=salvage)
         self.check_header(tape.header, fixed)
         return tape
 
     def check_header(self, header: Mapping[str, Any], fixed: Collection[str] = ()) -> None:
-        """Raise RunError naming the first of what fixes the bits that the tape knows otherwise than run.json."""
+        """Raise RunError that names the first setting (or identity of model or data) in which tape and run.json differ."""
         there, here = header.get("settings"), self.meta["settings"]
         if not isinstance(there, dict):
-            raise RunError(f"{self.tape_path} names no settings: it is no tape of this run; restore it from a copy")
+            raise RunError(
+                f"{self.tape_path} has no settings in its header: it is not a tape of this run; restore it from a copy"
+            )
         free = {"model", *CHANGEABLE} - set(fixed)  # the model is compared by its weights
         both = [(key, here.get(key), there.get(key)) for key in (*there, *here) if key not in free]
         both += [(key, here.get(key), header[key]) for key in ("seed", "method") if key in header]
@@ -176,11 +184,14 @@ class RunDirectory:
             if a != b:
                 raise RunError(
                     f"{self.path / 'run.json'} says {key} = {_short(a)}, and its tape was recorded with {key} = "
-                    f"{_short(b)}: one of the two was edited, or is of another run; restore it from a copy"
+                    f"{_short(b)}: one of the two was edited, or belongs to another run; restore it from a copy"
                 )
 
     def resume(self, run: Run[Any], tape: Tape, since: int | None = None) -> None:
-        """Bring `run`, which stands at the base model, to the end of the tape, and go on with writing it."""
+        """Bring `run` from the base model to the end of the tape, and continue to write that tape.
+
+        since: see `Run.replay`.
+        """
         done = self._load_state(run, tape)
         run.replay((record for record in tape.records if record.step >= done), since=since)
         self._continue(tape)
@@ -199,7 +210,7 @@ class RunDirectory:
             f.write(json.dumps(dict(line)) + "\n")
 
     def _trim_metrics(self, steps: int) -> None:
-        """Drop lines of steps that the tape does not have, and a torn last line."""
+        """Drop lines of steps that are not on the tape, and a torn last line."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             lines, _ = read_metrics(self.path)
@@ -213,10 +224,10 @@ class RunDirectory:
         return self.path / "state.safetensors"
 
     def save_state(self, run: Run[Any]) -> None:
-        """Write weights and slots, when the method has slots; without, a replay costs little more than reading them.
+        """Write weights and slots if the method has slots. Without slots, a replay costs little more than reading them.
 
-        The tape is forced to the disk in any case. With the state goes the checksum of the tape up to its step, and a
-        digest of all that is stored: `resume` loads only what fits both.
+        The tape is forced to the disk in any case. The state stores the checksum of the tape up to its step and a
+        digest of its own contents; `resume` loads it only if both are right.
         """
         if self.writer is not None:
             self.writer.sync()
@@ -230,7 +241,7 @@ class RunDirectory:
         write_state(self.state_path, tensors, about | {"sha256": digest(about, tensors)})
 
     def _load_state(self, run: Run[Any], tape: Tape) -> int:
-        """The step of the state that was loaded; 0 where it does not fit the tape, which has all of it anyway."""
+        """Load the state; its step. 0 with a warning if it does not fit the tape: then the tape alone is replayed."""
         if not self.state_path.exists():
             return 0
         try:
@@ -240,7 +251,7 @@ class RunDirectory:
             run.store.load_state_dict(tensors)
         except (OSError, ValueError) as e:
             warnings.warn(
-                f"{self.state_path} is left aside ({' '.join(str(e).split())[:200]}): the run is replayed from its "
+                f"{self.state_path} is ignored ({' '.join(str(e).split())[:200]}): the run is replayed from its "
                 f"tape, which has every step",
                 stacklevel=4,
             )
@@ -249,7 +260,7 @@ class RunDirectory:
         return int(state["step"])
 
     def close(self) -> None:
-        """Close the tape, and let others write in the folder."""
+        """Close the tape and release the lock of the folder."""
         try:
             if self.writer is not None:
                 self.writer.close()
@@ -259,12 +270,13 @@ class RunDirectory:
 
 
 def _short(value: Any) -> str:
+    """A value as JSON, cut to 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Follower(RunDirectory):
-    """The run directory of another process: nothing is written, and what is read may not be there."""
+    """The run directory of rank 0, seen from another process: writes nothing, and reads no files."""
 
     @classmethod
     def create(

@@ -1,4 +1,4 @@
-"""The file state.safetensors: weights and d-sized slots of a run, which belong to one step of one tape."""
+"""The file state.safetensors: weights and d-sized slots of a run at one step of its tape."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from zograd.files import replace
 from zograd.stores.store import tensor_bytes
 
 SAVING = ".saving"
-"""The folder inside of a run's where a state is written before it gets its name."""
+"""The subfolder of a run in which a state is written before it is renamed into place."""
 
 
 def digest(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over texts and tensors, with their names, dtypes and shapes."""
+    """SHA-256 of the texts and of the tensors with their names, dtypes and shapes."""
     h = hashlib.sha256(json.dumps([about["run"], about["tape"]]).encode())
     for name in sorted(tensors):
         t = tensors[name]
@@ -31,7 +31,7 @@ def digest(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_state(target: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """A safetensors file that appears under its name when it is on the disk as a whole. Raises OSError."""
+    """Write a safetensors file that gets its name only when all of it is on the disk. Raises OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -48,7 +48,7 @@ def write_state(target: Path, tensors: dict[str, Tensor], about: dict[str, str])
 
 
 def read_state(source: Path, tape: Tape) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The scalars and tensors of a state. Raises ValueError unless it is whole and of a step of this tape."""
+    """The scalars and tensors of a state. Raises ValueError if it is damaged or belongs to no step of this tape."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -56,7 +56,7 @@ def read_state(source: Path, tape: Tape) -> tuple[dict[str, Any], dict[str, Tens
             about = f.metadata() or {}
             state = json.loads(about.get("run", "null"))
             if not isinstance(state, dict) or "tape" not in about or "sha256" not in about:
-                raise ValueError("it does not say of which tape it is")
+                raise ValueError("it does not say to which tape it belongs")
             step = state.get("step")
             if not isinstance(step, int) or not 0 <= step <= tape.steps:
                 raise ValueError(f"it is of step {str(step)[:20]}, and the tape ends at step {tape.steps}")
