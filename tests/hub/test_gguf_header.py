@@ -113,7 +113,7 @@ def test_a_file_cut_anywhere_is_called_cut(tmp_path: Path, tiny: bytes) -> None:
 def test_a_model_file_that_is_cut_is_one_sentence(tmp_path: Path, tiny: bytes, quantized: bool) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(tiny[: len(tiny) * 2 // 3])
-    with pytest.raises(ModelError, match=r"x\.gguf is cut.* bytes, and its header asks for .*; bring it again"):
+    with pytest.raises(ModelError, match=r"x\.gguf is cut.* bytes, and its header asks for .*; download it again"):
         loading.load(str(path), quantized=quantized)
 
 

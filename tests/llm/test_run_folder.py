@@ -170,8 +170,8 @@ SPOILT: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "torn": (tear, "does not parse"),
     "empty": (empty, "does not parse"),
     "of another run": (swap, "belongs to another tape"),
-    "of another release": (forget, "does not say of which tape"),
-    "without metadata": (no_metadata, "does not say of which tape"),
+    "of another release": (forget, "does not say to which tape it belongs"),
+    "without metadata": (no_metadata, "does not say to which tape it belongs"),
     "ahead of the tape": (shorten, "the tape ends at step 4"),
 }
 

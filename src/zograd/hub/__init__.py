@@ -1,6 +1,10 @@
 """Real models and labelled tasks: `fetch("smollm2-135m")`, `load_task("mr")`.
 
 Importing this package imports neither torch nor transformers.
+
+>>> task = load_task("mr")
+>>> task.label_words, len(task.splits["test"])
+((' terrible', ' great'), 1000)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The folder where fetched things are kept, and the manifest by which a damaged entry is recognised.
+"""The cache of fetched models and data, with a manifest in each entry by which damage is recognised.
 
-An entry is a folder with a `zograd.json`. It is built in a sibling folder and renamed into place, so that it is either
-absent or complete. A lock file makes a second process wait instead of downloading twice; where the file system has no
-locks, the rename alone keeps concurrent fetches from damaging each other.
+An entry is a folder with a `zograd.json`. It is built in a sibling folder and renamed into place, so it is absent or
+complete. A lock file makes a second process wait instead of downloading again. On a file system without locks, the
+rename alone keeps concurrent fetches from damaging each other.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def write_manifest(folder: Path, entry: RegistryEntry) -> None:
 def read_manifest(folder: Path, entry: RegistryEntry) -> dict[str, Any] | None:
     """The manifest of a complete, undamaged `folder` made by this version of the conversion; otherwise `None`.
 
-    As in git's index, a file whose size and time are the recorded ones is trusted, and one with another time (a copied
-    cache) is hashed; so the usual cost is one `stat` per file.
+    As in git's index, a file with the recorded size and time is trusted, and a file with another time (a copied cache)
+    is hashed. So the usual cost is one `stat` for each file.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def read_manifest(folder: Path, entry: RegistryEntry) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold the lock of one entry, so that only one process at a time builds it. The lock ends with its process."""
+    """Inside, hold the lock of one entry: one process at a time builds it. The lock ends with its process."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{target.name}.lock", str(target), wait=True) as lock:
         if lock.works:
@@ -94,7 +94,7 @@ def locked(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` (same file system), removed at the end unless it was renamed away."""
+    """Inside, a temporary folder beside `target` (same file system), which is removed unless it has been renamed."""
     folder = _sibling(target)
     folder.mkdir()  # unlike mkdtemp, with the permissions that the user's umask gives
     try:
@@ -104,7 +104,7 @@ def staging(target: Path) -> Iterator[Path]:
 
 
 def install(built: Path, target: Path, entry: RegistryEntry) -> None:
-    """Rename `built` to `target`, replacing a damaged entry; a valid one that appeared meanwhile is kept instead."""
+    """Rename `built` to `target`. A damaged entry there is replaced; a valid one from another process is kept."""
     for attempt in range(10):
         if read_manifest(target, entry) is not None:
             return

