@@ -106,6 +106,13 @@ MUTANTS = (
         ("tests/llm/test_run_folder.py::test_a_run_whose_bits_depend_on_evaluations_keeps_them",),
     ),
     Mutant(
+        "what one batch shows about the memory is forgotten in the next",
+        "src/zograd/llm/oracle.py",
+        "points.limit = self.limit",
+        "points.limit = -1",
+        ("tests/llm/test_oracle.py::test_a_limit_holds_for_later_batches_and_for_the_peers",),
+    ),
+    Mutant(
         "the rest of a move is dropped when a forward raises midway",
         "src/zograd/stores/store.py",
         "            if move.done < leaf.numel:\n",

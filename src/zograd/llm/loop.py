@@ -199,7 +199,7 @@ class Loop:
         return stopped and not (last and self.last_metrics is not None)
 
     def _diverged(self, record: Record) -> str | None:
-        """Why the run must end after `max_failures` steps of one kind in a row; None if it goes on."""
+        """Why the run must end after `max_failures` steps of one kind in a row; None if it continues."""
         s, run, lr = self.p.settings, self.p.run, record.rates[0].lr
         if record.refused and run.refused_in_a_row >= s.max_failures:
             return (
@@ -221,7 +221,7 @@ class Loop:
         return None
 
     def _heed(self, _: int) -> None:
-        """End an evaluation after a signal. With several processes it goes on: none may leave the others alone."""
+        """End an evaluation after a signal. With several processes it continues, since the others wait for this one."""
         if self.caught and self.peers.world == 1:
             raise _Stopped
 

@@ -29,21 +29,21 @@ def points_of(scorer: Scorer, batch: Sequence[Example], together: int | None = N
 class BatchOracle:
     """Makes the oracle of each batch of a run: `oracles(batch)`.
 
-    What the forwards of one batch show about the model holds for all later batches: how many points share a forward at
-    most (memory, or a model that mixes the examples of a batch), and whether a forward draws random numbers.
+    What the forwards of one batch show about the model holds for all later batches: how many points may share a forward
+    (memory, or a model that mixes the examples of a batch), and whether a forward draws random numbers.
 
-    taken: the steps of a tape, of a run that is resumed: it keeps the limit that they record. All processes keep to the
-    smallest limit among them.
+    peers: each process tells the others its `limit`, and all keep to the smallest.
+    taken: the steps on the tape of a resumed run, which keeps the limit that they record.
     """
 
     def __init__(self, scorer: Scorer, settings: TrainSettings, peers: Peers, taken: Iterable[Record] = ()) -> None:
         self.scorer, self.settings, self.peers = scorer, settings, peers
-        self.last = batched(lambda copies: scorer.copy_losses([], copies))
-        """The oracle of the batch before, with all that is known about the model. The first one is never called."""
+        self._last: Batched | None = None  # of the batch before; it knows what its forwards have shown
+        self._first_limit = -1
         for record in taken:
             if 0 <= (limit := dict(record.meters).get(TOGETHER, -1.0)) < 2**31:
-                self.last.limit = int(limit)
-        peers.limit, peers.own_limit = self.last.limit, lambda: self.last.limit
+                self._first_limit = int(limit)
+        peers.limit, peers.own_limit = self.limit, lambda: self.limit
 
     def __call__(self, batch: Sequence[Example]) -> Oracle:
         """The oracle of a batch, which is cut into `shards` parts and dealt to the processes."""
@@ -58,12 +58,21 @@ class BatchOracle:
             oracle=None if one_by_one else lambda part: self._points(parts[part]),
         )
 
+    @property
+    def limit(self) -> int:
+        """The largest number of points that share a forward: -1 for no limit, 0 for one at a time."""
+        return self._first_limit if self._last is None else self._last.limit
+
     def keep_to(self, limit: int) -> None:
-        """From the next batch on, at most `limit` points share a forward."""
-        self.last.limit = limit
+        """Use this limit from the next batch on."""
+        self._first_limit = limit  # in a process without evaluations so far
+        if self._last is not None:
+            self._last.limit = limit
 
     def _points(self, part: Sequence[Example]) -> Batched:
-        points, before = points_of(self.scorer, part, self.settings.together), self.last
-        points.limit, points.checked, points.draws = before.limit, before.checked, before.draws
-        self.last = points
+        points, before = points_of(self.scorer, part, self.settings.together), self._last
+        points.limit = self.limit
+        if before is not None:
+            points.checked, points.draws = before.checked, before.draws
+        self._last = points
         return points

@@ -27,6 +27,7 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
 
     Raises ModelError if nothing is selected.
 
+    >>> import torch
     >>> list(select(torch.nn.ModuleDict({"up": torch.nn.Linear(2, 2), "down": torch.nn.Linear(2, 2)}), "up.*"))
     ['up.weight', 'up.bias']
     """
