@@ -41,8 +41,8 @@ from zograd.stores.store import tensor_bytes
 
 __all__ = [
     "KNOWN",
-    "Handle",
     "LibraryError",
+    "QuantizedLayer",
     "check_layer",
     "discover",
     "form_of",
@@ -60,11 +60,10 @@ KNOWN = "bitsandbytes 4-bit and int8, torchao int8 and intx, HQQ, GPTQ and AWQ"
 
 
 @dataclass(frozen=True)
-class Handle:
+class QuantizedLayer:
     """A quantized linear layer of a library.
 
-    format: of its integers. groups: number of groups; each has one scale. group_size: weights in a group. dtype: of the
-    scales as the library stores them now.
+    form: how its library stores it.
     """
 
     name: str
@@ -73,27 +72,33 @@ class Handle:
 
     @property
     def library(self) -> str:
+        """Name of the library."""
         return self.form.library
 
     @property
     def format(self) -> str:
+        """Format of the integers."""
         return self.form.name(self.module)
 
     @property
     def groups(self) -> int:
+        """Number of groups; each has one scale."""
         return self.form.read(self.module).numel()
 
     @property
     def group_size(self) -> int:
+        """Weights in a group."""
         rows, columns = self.form.size(self.module)
         return rows * columns // max(self.groups, 1)
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype in which the library stores the scales now."""
         return self.form.read(self.module).dtype
 
     @property
     def integers(self) -> Tensor:
+        """The quantized weights as they are stored."""
         return self.form.integers(self.module)
 
     @property
@@ -170,7 +175,7 @@ def form_of(module: nn.Module) -> LayerFormat | None:
     return next((form for form in LAYER_FORMATS if form.owns(module)), None)
 
 
-def discover(model: nn.Module) -> list[Handle]:
+def discover(model: nn.Module) -> list[QuantizedLayer]:
     """The quantized linear layers of a model, in its order, without embeddings.
 
     Raises LibraryError for an HQQ layer whose scales are quantized again or offloaded.
@@ -180,7 +185,7 @@ def discover(model: nn.Module) -> list[Handle]:
         if isinstance(module, nn.Embedding):
             continue
         if (form := form_of(module)) is not None:
-            found.append(Handle(name, module, form))
+            found.append(QuantizedLayer(name, module, form))
         elif isinstance(meta := getattr(module, "meta", None), dict) and {"scale_q", "zero_scale"} & meta.keys():
             raise LibraryError(
                 f"{name} is an HQQ layer whose scales are quantized again or offloaded; quantize it with "
@@ -228,7 +233,7 @@ def without_masters(model: nn.Module) -> Iterator[None]:
     Scales are rounded to 16 bits if the library stores 16 bits. A scale that would round to 0 becomes the smallest
     positive number.
     """
-    held: list[tuple[Handle, nn.Parameter, Tensor]] = []
+    held: list[tuple[QuantizedLayer, nn.Parameter, Tensor]] = []
     try:
         for handle in discover(model):
             if handle.master is None:
@@ -318,7 +323,7 @@ def load_scales(model: nn.Module, file: str | Path) -> dict[str, Tensor]:
     return chosen
 
 
-def _about(handle: Handle) -> dict[str, Any]:
+def _about(handle: QuantizedLayer) -> dict[str, Any]:
     return {
         "library": handle.library,
         "format": handle.format,

@@ -64,6 +64,7 @@ class Packed(nn.Module):
 
     @property
     def rows(self) -> int:
+        """Number of rows of the matrix."""
         return self.blocks.shape[0]
 
     @property

@@ -309,6 +309,7 @@ def slot_bytes(value: float, t: Tensor) -> int:
 
 
 def bytes_of(t: Tensor) -> int:
+    """Bytes of the elements of a tensor."""
     return t.numel() * t.element_size()
 
 
@@ -365,4 +366,5 @@ def alternatives(question: Question, answer: Answer, available: int) -> list[tup
 
 
 def gib(n: int) -> str:
+    """Bytes as text in GiB."""
     return f"{n / GIB:.2f} GiB"

@@ -139,6 +139,7 @@ class RunDirectory:
 
     @property
     def tape_path(self) -> Path:
+        """The tape, which may not exist yet."""
         return self.path / "tape.zo"
 
     def start(self, header: Mapping[str, Any]) -> None:
@@ -201,6 +202,7 @@ class RunDirectory:
         self.writer = TapeWriter(self.tape_path, tape, lock=self.lock)
 
     def append(self, record: Record) -> None:
+        """Append a step to the tape."""
         assert self.writer is not None
         self.writer.append(record)
 
@@ -221,6 +223,7 @@ class RunDirectory:
 
     @property
     def state_path(self) -> Path:
+        """The file of weights and slots, for methods with slots."""
         return self.path / "state.safetensors"
 
     def save_state(self, run: Run[Any]) -> None:

@@ -71,9 +71,8 @@ class Layout:
         ids = torch.full((self.count, self.width), pad)
         owner = torch.full((self.count, self.width), -1)
         positions = torch.zeros(self.count, self.width, dtype=torch.int64)
-        tail = torch.zeros(
-            self.count, self.width, dtype=torch.int64
-        )  # the number of its tail, from 1 on; 0 in the sequence
+        # the number of the tail of a token, from 1 on; 0 in the sequence itself
+        tail = torch.zeros(self.count, self.width, dtype=torch.int64)
         behind = [token for t in tails for token in t]
         number = [k for k, t in enumerate(tails, 1) for _ in t]
         step = [j for t in tails for j in range(len(t))]

@@ -41,6 +41,7 @@ PLACES = Look("#0a0b0c", tuple(f"#0a0b1{k}" for k in range(len(LIGHT))))
 
 
 def colour(look: Look, run: int) -> str:
+    """The colour of a run; colours repeat."""
     return look.runs[run % len(look.runs)]
 
 

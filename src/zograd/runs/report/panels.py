@@ -55,6 +55,7 @@ class Panel:
 
     @property
     def empty(self) -> bool:
+        """Whether there is nothing to draw."""
         return not (self.curves or self.bars)
 
 

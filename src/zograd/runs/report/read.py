@@ -49,6 +49,7 @@ class Margin:
 
     @property
     def last(self) -> tuple[float, float] | None:
+        """(low, high) of the last step with a measurement; None without one."""
         known = np.flatnonzero(np.isfinite(self.high))
         return (float(self.low[known[-1]]), float(self.high[known[-1]])) if known.size else None
 
@@ -75,11 +76,13 @@ class Recorded:
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The stored settings."""
         settings: dict[str, Any] = self.meta["settings"]
         return settings
 
     @property
     def before(self) -> dict[str, Any]:
+        """The held-out evaluation before the first step; empty without one."""
         return dict(self.meta.get("metrics_before") or {})
 
     @property
@@ -89,14 +92,17 @@ class Recorded:
 
     @property
     def finished(self) -> bool:
+        """Whether the last step on the tape is the end of a call that finished."""
         return self.result.get("steps") == self.steps
 
     @property
     def metric(self) -> str:
+        """Name of the metric of the task."""
         return str(self.before.get("metric", "value"))
 
     @property
     def status(self) -> str:
+        """One phrase: finished, or how far the run is."""
         if self.finished:
             return "finished"
         planned = max(int(self.settings.get("steps") or 0), self.steps)
