@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from zograd.hub.errors import FetchError, ModelNotFoundError, TaskError
 from zograd.hub.fetching import DEFAULT_MODEL, Fetched, ModelInfo, fetch, models, resolve_model
-from zograd.hub.tasks import Example, Task, TaskInfo, load_task, parse_label_words, select, tasks
+from zograd.hub.named_tasks import TaskInfo, tasks
+from zograd.hub.task import Example, Task, load_task, parse_label_words, select
 
 __all__ = [
     "DEFAULT_MODEL",

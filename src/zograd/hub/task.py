@@ -1,4 +1,4 @@
-"""Labelled tasks as prompts: vendored (`mr`, `trec`, `sms`), fetched (`boolq`), or from the user's own file.
+"""Labelled tasks as prompts: named tasks (bundled, or `boolq` to be fetched), or a file of the user.
 
 A task turns each record into a prompt with a template, and each class into a label word. A language model classifies by
 comparing the probabilities of the label words after the prompt. Splits of named tasks are stored, not drawn, and no
@@ -7,24 +7,19 @@ text occurs in two of them (`zograd.hub.split_rules.fingerprint`).
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
 
 from zograd.hub.errors import TaskError, UnknownTaskError
-from zograd.hub.fetching import fetch
+from zograd.hub.named_tasks import NAMED_TASKS, TaskInfo, rows_of
 from zograd.hub.split_rules import rank
 from zograd.hub.template import Template
 from zograd.hub.userfile import Record, read_records
 
-__all__ = ["SPLITS", "Example", "Task", "TaskInfo", "load_task", "parse_label_words", "select", "tasks"]
+__all__ = ["SPLITS", "Example", "Task", "load_task", "parse_label_words", "select"]
 
 SPLITS: Final = ("train", "validation", "test")
 
@@ -61,74 +56,7 @@ class Task:
     drawn: bool = False
 
 
-@dataclass(frozen=True)
-class TaskInfo:
-    """A line of `tasks()`. `sizes` maps split -> number of examples. `bundled`: it needs no download."""
-
-    name: str
-    sizes: Mapping[str, int]
-    classes: tuple[str, ...]
-    label_words: tuple[str, ...]
-    template: str
-    source: str
-    licence: str
-    description: str
-    bundled: bool = True
-
-
-_INFOS = (
-    TaskInfo(
-        name="mr",
-        sizes={"train": 9066, "validation": 500, "test": 1000},
-        classes=("negative", "positive"),
-        label_words=(" terrible", " great"),
-        template="{text} It was",
-        source="Pang & Lee 2005, rated by Hutto & Gilbert 2014",
-        licence="CC BY 4.0 (texts), MIT (ratings)",
-        description="sentiment of movie review snippets",
-    ),
-    TaskInfo(
-        name="trec",
-        sizes={"train": 4865, "validation": 500, "test": 500},
-        classes=("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"),
-        # The words of LM-BFF (Gao et al. 2021), as in MeZO's tables. SmolLM2-135M, 500 validation examples: about 31 %
-        # zero-shot, 34 % calibrated. Of 405 sets of one-token words, (Expression, Explanation, Object, Person,
-        # Place, Number) does best there: 41 and 50 %; pass it as label_words to start higher.
-        label_words=(" Expression", " Description", " Entity", " Human", " Location", " Number"),
-        template="Question: {text}\nAnswer type:",
-        source="Li & Roth 2002",
-        licence="not stated by the authors; free for research use",
-        description="type of the answer that a question asks for",
-    ),
-    TaskInfo(
-        name="sms",
-        sizes={"train": 2986, "validation": 500, "test": 1000},
-        classes=("ham", "spam"),
-        label_words=(" No", " Yes"),
-        template="Message: {text}\nIs this message spam? Answer:",
-        source="Almeida, Gómez Hidalgo & Yamakami 2011",
-        licence="free for all purposes, per its authors",
-        description="spam among text messages (13 % spam)",
-    ),
-    TaskInfo(
-        name="boolq",
-        sizes={"train": 8918, "validation": 500, "test": 3270},
-        classes=("no", "yes"),
-        label_words=("No", "Yes"),
-        template="{passage} {question}?\n",
-        source="Clark et al. 2019",
-        licence="CC BY-SA 3.0",
-        description="yes/no questions about a passage",
-        bundled=False,
-    ),
-)
-_TASKS: Final = {info.name: info for info in _INFOS}
 _SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-
-def tasks() -> list[TaskInfo]:
-    """The named tasks with sizes and licences. Cheap: reads no data and imports no heavy library."""
-    return list(_INFOS)
 
 
 def load_task(
@@ -164,13 +92,13 @@ def load_task(
     name = os.fspath(name_or_path)
     words = parse_label_words(label_words) if isinstance(label_words, str) else label_words
     _check_words(words)
-    if name in _TASKS:
+    if name in NAMED_TASKS:
         if text_column is not None or label_column is not None:
             raise TaskError(f"text_column and label_column are for files; the task {name} does without, drop them.")
-        return _named(_TASKS[name], prompt_template, words)
+        return _named(NAMED_TASKS[name], prompt_template, words)
     if not name.endswith(_SUFFIXES):
         raise UnknownTaskError(
-            f"There is no task named {name!r}: give one of {', '.join(_TASKS)}, or a file ending in "
+            f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, or a file ending in "
             f"{', '.join(_SUFFIXES)}."
         )
     return _from_file(name, prompt_template, words, text_column, label_column, seed, split_by)
@@ -229,7 +157,7 @@ def _named(info: TaskInfo, prompt_template: str | None, words: Mapping[str, str]
     template.check(columns, f"the task {info.name}")
     label_words = info.label_words if words is None else _words_of(info, words)
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for row in _rows(info.name):
+    for row in rows_of(info.name):
         splits[row["split"]].append(Example(template.fill(row), int(row["label"])))
     return Task(
         name=info.name,
@@ -261,14 +189,6 @@ def _words_of(info: TaskInfo, words: Mapping[str, str] | Sequence[str]) -> tuple
             "words were given; give one for each, in this order."
         )
     return tuple(words)
-
-
-def _rows(name: str) -> list[dict[str, str]]:
-    if name == "boolq":
-        packed = (fetch("boolq").path / "boolq.jsonl.gz").read_bytes()
-        return [json.loads(line) for line in gzip.decompress(packed).decode("utf-8").splitlines()]
-    packed = (files("zograd") / "data" / f"{name}.csv.gz").read_bytes()
-    return list(csv.DictReader(io.StringIO(gzip.decompress(packed).decode("utf-8"), newline="")))
 
 
 def _from_file(
