@@ -1,4 +1,4 @@
-"""`zograd train` under torchrun: killed ranks come back, and the run ends at the bits of an undisturbed one."""
+"""`zograd train` under torchrun: killed ranks restart, and the run ends with the bits of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_folder_with_another_run_is_refused_even_after_a_restart(tiny_model: P
 
 @pytest.mark.slow
 def test_a_run_of_two_ranks_goes_on_with_one_or_three(tiny_model: Path, tmp_path: Path) -> None:
-    """The number of parts is the run's; whoever goes on with it evaluates these."""
+    """The number of parts belongs to the run: whoever continues it evaluates the same parts."""
     whole = train(TrainSettings(**SETTINGS, model=str(tiny_model), shards=2), tmp_path / "whole", quiet=True)
     for ranks in (1, 3):
         out = tmp_path / f"ranks {ranks}"
@@ -148,7 +148,7 @@ def test_more_parts_than_examples_are_refused() -> None:
 def test_a_job_of_torchrun_goes_on_with_its_own_run_only(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started again under the same name: goes on. Under another name, or with other settings: the folder is taken."""
+    """Restarted under the same name, the run continues. Under another name or with other settings, it is refused."""
     s = TrainSettings(**{**SETTINGS, "steps": 6}, model=str(tiny_model))
     whole = train(s, tmp_path / "whole", quiet=True)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 1")

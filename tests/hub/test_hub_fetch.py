@@ -1,4 +1,4 @@
-"""`fetch` brings exactly what was pinned, completely or not at all, and once."""
+"""`fetch` downloads exactly the pinned files, completely or not at all, and only once."""
 
 from __future__ import annotations
 

@@ -306,7 +306,7 @@ def test_one_sentence_for_each_mistake(tmp_path: Path, name: str, content, chang
 def test_a_damaged_file_gives_examples_or_one_sentence(
     tmp_path: Path, changes: list[tuple[int, bytes]], suffix: str
 ) -> None:
-    """Bytes of a valid file changed at random: a task, or a TaskError; what it gives can be written as UTF-8."""
+    """Bytes of a valid file changed at random: a task, or a TaskError; its texts can be written as UTF-8."""
     lines = [f'{{"text": "caf\\u00e9 {i}", "label": "{"pos" if i % 2 else "neg"}", "x": [{i}]}}' for i in range(6)]
     if suffix == ".csv":
         lines = ["text,label", *(f'"caf\u00e9, {i}",{"pos" if i % 2 else "neg"}' for i in range(6))]

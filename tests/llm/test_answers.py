@@ -134,7 +134,7 @@ def test_prompts_without_room_for_all_words_go_the_long_way(
 
 @torch.no_grad()
 def test_scores_under_the_lens_and_under_branches(tiny_model: Path) -> None:
-    """At a perturbed point, and at several in one forward: what the long way gives there."""
+    """At one perturbed point, and at several in one forward: the scores of one prompt for each word."""
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     new, old = scorers(model, tokenizer)
     store = Store(loading.select(model, "full"))

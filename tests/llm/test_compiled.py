@@ -84,7 +84,7 @@ def graphs() -> tuple[int, int]:
     ],
 )
 def test_losses_are_those_of_the_model_as_it_is(name: str, dtype: torch.dtype, law: str | None) -> None:
-    """At both points of a step, far apart, however they are shown; a few graphs for all blocks, none of them broken."""
+    """At both points of a step, far apart, under each lens; a few graphs for all blocks, without a graph break."""
     expected, together, alone = both_ways(make_model(name, dtype), law)
     tolerance = 1e-3 if dtype == torch.bfloat16 else 1e-5
     assert together == pytest.approx(expected, rel=tolerance)

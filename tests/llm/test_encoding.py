@@ -78,7 +78,7 @@ def test_words_are_the_tokens_behind_the_prompt(kind: str) -> None:
 
 
 def test_words_of_llama_2_are_not_encoded_alone() -> None:
-    """Alone, the tokenizer puts one more space in front: "▁" and "▁great", of which the first tells nothing."""
+    """Alone, the tokenizer puts one more space in front: "▁" and "▁great", and the first carries no information."""
     made = tokenizer("llama")
     assert len(made.encode(" great", add_special_tokens=False)) == 2
     scorer = Scorer(model(), made, task(["a fine film It was"]))
@@ -186,7 +186,7 @@ def test_a_token_beyond_the_embedding_is_named(where: str) -> None:
 
 @torch.no_grad()
 def test_padding_that_the_model_has_no_row_for_is_padding_all_the_same() -> None:
-    """A padding token that was added to the tokenizer alone, as people do for Llama."""
+    """A padding token that was added to the tokenizer but not to the model, as is common for Llama."""
     made, prompts = tokenizer("bytes"), ["It was", "a fine film, very good It was", "not bad It was"]
     plain = Scorer(model(), made, task(prompts))
     examples = list(plain.task.splits["train"])

@@ -284,7 +284,7 @@ def test_a_saved_run_with_such_adapters_scores_as_the_run(tokenizer: Any, tmp_pa
 
 
 def test_what_lies_before_the_blocks_is_no_norm_after_them(tokenizer: Any) -> None:
-    """BLOOM's norm of the embeddings is a child beside the last norm: with it trained, no block is frozen."""
+    """BLOOM's norm of the embeddings is a sibling of the last norm: if it is trained, no block is frozen."""
     model = family("bloom", len(tokenizer))
     before = list(loading.select(model, "word_embeddings_layernorm").values())
     after = list(loading.select(model, "ln_f").values())
@@ -294,7 +294,7 @@ def test_what_lies_before_the_blocks_is_no_norm_after_them(tokenizer: Any) -> No
 
 @torch.no_grad()
 def test_a_block_that_mixes_tokens_in_two_ways_is_not_cut_to_one_position(tokenizer: Any) -> None:
-    """Falcon-H1 has attention and a state-space part side by side: keeping the attention alone loses the other."""
+    """Falcon-H1 has attention and a state-space part in parallel: storing the attention alone would lose the other."""
     model = family("falcon_h1", len(tokenizer))
     chosen = list(loading.select(model, r"layers\.1\.feed_forward").values())
     cached = Scorer(model, tokenizer, task(SINGLE), trained=chosen, cache_prefix=True)

@@ -1,4 +1,4 @@
-"""Laws of the scorer: what is computed with label words, padding, caches and buckets equals the plain forward."""
+"""Laws of the scorer: scores with label words, padding, caches and buckets equal those of the plain forward."""
 
 from __future__ import annotations
 

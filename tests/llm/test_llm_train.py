@@ -63,7 +63,7 @@ def test_stopping_and_resuming_changes_nothing(tiny_model: Path, tmp_path: Path,
 
 
 def test_weight_decay_is_on_matrices_not_on_biases_and_norms(tiny_model: Path, tmp_path: Path) -> None:
-    """After one step, which differs by the decay alone: w (1 - lr decay) in place of w for matrices, w for the rest."""
+    """One step with and without decay differs by the decay alone: matrices are w (1 - lr decay), the rest is w."""
     lr, decay = 1e-2, 0.5
     ends: list[dict[str, torch.Tensor]] = []
     for k, weight_decay in enumerate((0.0, decay)):
@@ -83,7 +83,7 @@ def test_biases_are_in_the_group_without_decay() -> None:
 
 
 def cut_tape(source: Path, target: Path, records: int) -> None:
-    """A copy of a run as a kill after so many steps would leave it."""
+    """A copy of a run, as a kill after that many steps would leave it."""
     from zograd.core.tape import TapeWriter
 
     target.mkdir()

@@ -1,4 +1,4 @@
-"""Laws of packed batches: a sequence beside others has the states and the scores that it has alone."""
+"""Laws of packed batches: a sequence packed with others has the states and the scores that it has alone."""
 
 from __future__ import annotations
 

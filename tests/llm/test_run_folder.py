@@ -56,7 +56,7 @@ def settings(model: Path, **more: Any) -> TrainSettings:
 
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Runs of six steps, with what `train` says of them: without slots, with slots, and slots with another seed."""
+    """Runs of six steps and their summaries: without slots, with slots, and with slots and another seed."""
     folder = tmp_path_factory.mktemp("finished")
     kinds: dict[str, dict[str, Any]] = {"sgd": {}, "adam": ADAM, "other adam": {**ADAM, "seed": 1}}
     return {k: (folder / k, train(settings(tiny_model, **more), folder / k, quiet=True)) for k, more in kinds.items()}
@@ -94,7 +94,7 @@ def test_a_second_writer_is_refused_before_anything_is_read(tiny_model: Path, co
 
 
 def test_two_new_runs_do_not_meet_in_one_folder(tiny_model: Path, tmp_path: Path) -> None:
-    """Another job began in the folder while this one loaded its model, and has not come to its tape."""
+    """Another job began in the folder while this one loaded its model, and has not begun its tape yet."""
     out = tmp_path / "run"
     out.mkdir()
     with writer_lock(out / "tape.zo", "the run"), pytest.raises(LockedError, match="is being written by"):
@@ -421,7 +421,7 @@ def test_the_command_line_names_what_resume_refuses_and_takes(tiny_model: Path, 
 def test_a_run_that_had_too_little_memory_resumes_to_the_same_bits(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From step 2 on two points do not fit into one forward. A process that comes later has room again."""
+    """From step 2 on two points do not fit into one forward. A process that starts later has room again."""
     s = settings(tiny_model, steps=8, method="fzoo", set={"n": 7}, together=8)
     forward, groups = Batched._forward, list[int]()
     steps = {"until": 10**9}
@@ -457,7 +457,7 @@ def test_a_run_that_had_too_little_memory_resumes_to_the_same_bits(
 def test_a_forward_of_one_point_that_does_not_fit_ends_the_run(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Points of low rank have a forward of branches also where they are alone in it."""
+    """Points of low rank use a forward of branches even if there is only one."""
 
     def none_fits(*_: Any) -> list[float]:
         raise torch.OutOfMemoryError("Tried to allocate 3 GiB")
@@ -523,7 +523,7 @@ def test_an_error_of_safetensors_is_one_sentence(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_while_the_state_is_saved(
     tiny_model: Path, tmp_path: Path, finished: dict[str, tuple[Path, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One sentence, no remains, and the run goes on once there is room."""
+    """One sentence, no leftovers, and the run continues when there is room."""
     from safetensors import SafetensorError
 
     def full(tensors: Any, path: Path, metadata: Any) -> None:

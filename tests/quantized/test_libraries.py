@@ -216,7 +216,7 @@ def test_the_loss_falls_and_integers_stay(tiny_model: Path, kind: str, name: str
 
 
 def test_a_probe_survives_the_library_s_rounding() -> None:
-    """What the module says of 16-bit scales: of +-2^-7 every probe arrives, of 1e-3 none in bfloat16."""
+    """The docstring's claim on 16-bit scales: probes of 2^-7 survive rounding, probes of 1e-3 vanish in bfloat16."""
     s = torch.exp(torch.randn(100_000, generator=torch.Generator().manual_seed(0)))
     for dtype, mu, expected in (
         (torch.bfloat16, PROBE, 1.0),
@@ -260,7 +260,7 @@ def test_doubly_quantized_scales_are_unnested() -> None:
 
 
 def test_a_layer_repacked_by_an_earlier_forward_is_unpacked() -> None:
-    """bitsandbytes repacks at the first forward on CPUs with AVX512-BF16: integers come back, scales with 8 bits."""
+    """On CPUs with AVX512-BF16 the first forward repacks; undone, integers are restored and scales have 8 bits."""
     layer, other = nf4_layer(nested=False), nf4_layer(nested=False)
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
     y = layer(x)
@@ -320,7 +320,7 @@ def settings(folder: Path, kind: str, **more) -> TrainSettings:
 
 
 def test_a_run_trains_resumes_and_replays_into_files(tiny_model: Path, kind: str, tmp_path: Path) -> None:
-    """Bit-equal at every door: the run in two parts, its replay, the library's files, the file of scales alone."""
+    """Bit-equal: the run in two parts, its replay, the library's files, and the file of scales alone."""
     whole = train(settings(tiny_model, kind, layers=2), tmp_path / "a", quiet=True)
     train(settings(tiny_model, kind, layers=2, steps=2), tmp_path / "b", quiet=True)
     again = train(settings(tiny_model, kind, layers=2, steps=4), tmp_path / "b", resume=True, quiet=True)

@@ -300,7 +300,7 @@ def packed_weights(model) -> list[torch.Tensor]:
 def test_matrices_without_scales_are_named_by_their_format(
     tiny_gguf: Callable[[str], Path], form: str, pattern: str
 ) -> None:
-    """The embedding is packed, the matrices are not: what is wrong is their format, not a name."""
+    """The embedding is packed, the matrices are not: the message names their format, not a pattern."""
     from zograd.llm import loading
 
     model, _ = loading.load(str(tiny_gguf(form)), dtype="float32", quantized=True)

@@ -1,4 +1,4 @@
-"""The bundled 4-bit model, kept packed, on real tasks: accuracy, memory, and the file that comes out. Minutes."""
+"""The bundled 4-bit model, kept packed, on real tasks: accuracy, memory, and the saved file. Minutes."""
 
 from __future__ import annotations
 
