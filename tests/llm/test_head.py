@@ -128,7 +128,7 @@ def test_scores_and_losses_are_those_of_the_models_own_logits(tokenizer: Any, na
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
     text = torch.tensor([tokenizer.encode(EXAMPLES[-1].prompt)])
     expected = F.cross_entropy(own(model, tokenizer, EXAMPLES[-1].prompt)[:-1], text[0, 1:])
-    heads._ways.clear()  # as when it is the first thing that is asked of a model
+    heads._paths.clear()  # as if no logits of this model had been asked for before
     torch.testing.assert_close(causal_losses(model, text)[0], expected, rtol=1e-4, atol=1e-4)
 
 
