@@ -139,7 +139,10 @@ class Check:
         if wrong:
             raise SystemExit("\n".join(wrong))
         run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel, env=self.env, cwd=self.folder)
-        self.say("contents as in git; twine check --strict passed")
+        for platform in ("linux", "macos", "windows"):
+            options = ("--print-build-identifiers", "--platform", platform)
+            run(sys.executable, "-m", "cibuildwheel", *options, tree, env=self.env, cwd=self.folder)
+        self.say("contents as in git; twine check --strict passed; cibuildwheel knows its options")
         return sdist, wheel
 
     def environment(self, name: str, shared: Path | None = None) -> Path:
