@@ -99,11 +99,13 @@ def test_hooks_run_what_make_lint_runs() -> None:
 
 
 def test_workflows_test_the_pythons_that_the_project_declares() -> None:
+    """And newer ones, which are declared once the suite has passed on them."""
     prefix = "Programming Language :: Python :: "
     declared = [c.removeprefix(prefix) for c in PROJECT["classifiers"] if re.fullmatch(rf"{prefix}3\.\d+", c)]
     matrices = [job["strategy"]["matrix"] for name, job in jobs() if name == "tests.yml" and "strategy" in job]
     (matrix,) = matrices
-    assert matrix["python"] == declared
+    assert declared
+    assert [version for version in matrix["python"] if version in declared] == declared
     assert PROJECT["requires-python"] == f">={declared[0]}"
     assert {name.partition("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
     setups = [step["with"] for _, job in jobs() for step in job["steps"] if "setup-python" in step.get("uses", "")]
