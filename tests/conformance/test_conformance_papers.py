@@ -40,7 +40,7 @@ def trajectory(method, seed: int, steps: int, terms: int = 0, shapes=VECTORS) ->
 
 
 def paper_trajectory(case: Case, method, seed: int, steps: int, **changed) -> np.ndarray:
-    n = case.draws or getattr(method.estimator, "n", 1)
+    n = case.draws or method.estimator.n
     settings = {k: v for k, v in {**case.settings, **changed}.items() if k not in case.ours}
     settings.setdefault("mu", method.mu.peak)
     if "seed" in inspect.signature(case.paper).parameters:  # for factors that directions share
@@ -76,9 +76,7 @@ def test_weight_decay_is_decoupled(case: Case) -> None:
 
 
 # A law with slots gives directions that depend on the weights: those are held to a paper by cases of their own.
-@pytest.mark.parametrize(
-    "law", [law for law in LAWS if not getattr(law, "slots", {})], ids=lambda law: type(law).__name__
-)
+@pytest.mark.parametrize("law", [law for law in LAWS if not law.slots], ids=lambda law: type(law).__name__)
 @pytest.mark.parametrize("case", [c for c in CASES if c.has_law], ids=lambda c: c.id)
 def test_follows_its_paper_under_every_law(case: Case, law) -> None:
     method = case.method(law=law)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zograd.api.minimize import ArrayStore, check_set
+from zograd.api.minimize import ArrayStore, check_start
 from zograd.core.run import Method, Record, Run
 from zograd.core.seeds import Seed
 from zograd.core.tape import named, renamed
@@ -35,7 +35,7 @@ class AskTell:
     def __init__(self, x0: npt.ArrayLike, method: str | Method[Any] = "zo_sgd", *, seed: Seed = 0) -> None:
         m = black_box(method, int(np.size(x0))) if isinstance(method, str) else method
         self.store = ArrayStore(x0, m.space)
-        check_set(m, self.store)
+        check_start(m, self.store)
         self.run = Run(self.store, m, seed)
         self.records: list[Record] = []
 

@@ -237,20 +237,6 @@ class Ask:
         return row
 
 
-class Estimator(Protocol[A_co]):
-    """Yields the points where the loss is wanted, receives the losses, returns the estimate.
-
-    Where they apply: `aux`, the type of its scalars; `slots`; `fewest_evaluations` and `most_evaluations(terms)`, where
-    steps differ; `estimates_gradient = False`, where the estimate has not the length of the gradient.
-    """
-
-    @property
-    def evaluations(self) -> int:
-        """Loss evaluations a call costs."""
-
-    def __call__(self, ask: Ask, /) -> Generator[Sequence[Query], Sequence[float], Estimate[A_co]]: ...
-
-
 def of_signs(e: Basis) -> bool:
     """Whether e is a product u v^T of signs on matrices, and signs of its own key on vectors (`laws.RankOne`)."""
     return bool(getattr(e, "signs", False))

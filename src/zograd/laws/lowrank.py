@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zograd.core.keys import Shared
 from zograd.core.vector import Address, Regenerated, Vector, basis
-from zograd.laws.base import Draw
+from zograd.laws.base import Draw, Law
 from zograd.laws.factors import (
     NORMAL,
     Factor,
@@ -95,7 +95,7 @@ class Outer(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRank(Law):
     """v = r^-1/2 U V^T a matrix, U fresh each direction, V shared by all directions of `refresh` steps.
 
     LOZO (arXiv 2410.07698) with refresh 50 or 100 and r 1 or 2; the noise of EGGROLL (arXiv 2511.16652) with refresh=1,
@@ -146,7 +146,7 @@ class Trilinear(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class Components:
+class Components(Law):
     """v = r^-1/2 sum_s tau_s u_s v_s^T a matrix, u and v fixed for the run, only tau fresh: TeZO (arXiv 2501.19057).
 
     A run therefore moves in r dimensions a matrix, chosen by its seed, and never leaves them. The published ranks come
@@ -208,7 +208,7 @@ class Sandwich(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class Subspace:
+class Subspace(Law):
     """v = sqrt(mn / r^2) U Z V^T a matrix, Z (r x r) fresh, orthonormal U and V shared for `refresh` steps.
 
     SubZero (arXiv 2410.08989). U and V are the Q of the QR factorisations (R with a positive diagonal) of Gaussian
@@ -258,7 +258,7 @@ class Lifted(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class Projected:
+class Projected(Law):
     """v = sqrt(m / r) P Psi a matrix, Psi (r x n) fresh, orthonormal P (m x r) shared for `refresh` steps.
 
     The directions of ZO-Muon (arXiv 2602.17155). P is the same for all directions of a step, so that their estimates

@@ -58,7 +58,7 @@ class OnSmall:
 
 
 @dataclass(frozen=True, slots=True)
-class SmallWeights:
+class SmallWeights(Law):
     """The inner law's direction on the weights with |x_i| <= h: Sparse-MeZO (NeurIPS 2025, arXiv 2402.15751).
 
     h is fixed for each leaf at the start of a run, such that the fraction `sparsity` of its weights lies above (at
@@ -77,10 +77,10 @@ class SmallWeights:
 
     @property
     def slots(self) -> Mapping[str, float]:
-        return {**getattr(self.inner, "slots", {}), "mask_threshold": PerLeaf(math.inf)}
+        return {**self.inner.slots, "mask_threshold": PerLeaf(math.inf)}
 
     def prepare(self, store: Store) -> None:
-        prepare(self.inner, store)
+        self.inner.prepare(store)
         for leaf in store.leaves:
             if leaf.numel:
                 kept = max(1, round((1.0 - self.sparsity) * leaf.numel))
@@ -92,12 +92,6 @@ class SmallWeights:
 
     def __call__(self, draw: Draw) -> Vector:
         return Vector(tuple((OnSmall(e), c) for e, c in self.inner(draw).terms))
-
-
-def prepare(inner: Law, store: Store) -> None:
-    """Lets an inner law set its slots as well."""
-    if hasattr(inner, "prepare"):
-        inner.prepare(store)
 
 
 # ---- chosen weights --------------------------------------------------------------------------------------------------
@@ -119,7 +113,7 @@ class OnMask:
 
 
 @dataclass(frozen=True, slots=True)
-class TopScores:
+class TopScores(Law):
     """The inner law's direction on the `density` d weights with the highest scores: SensZOQ (ICLR 2025).
 
     The mask is fixed for the run, and is taken over all leaves together. scores: a function of a leaf that returns a
@@ -140,10 +134,10 @@ class TopScores:
 
     @property
     def slots(self) -> Mapping[str, float]:
-        return {**getattr(self.inner, "slots", {}), "mask": Bits(False)}
+        return {**self.inner.slots, "mask": Bits(False)}
 
     def prepare(self, store: Store) -> None:
-        prepare(self.inner, store)
+        self.inner.prepare(store)
         if self.scores is None:
             raise ValueError(
                 "TopScores has no scores to choose the weights by; pass scores=Scores.load('file.safetensors'), or the "
@@ -195,7 +189,7 @@ class OnScatter:
 
 
 @dataclass(frozen=True, slots=True)
-class Scattered:
+class Scattered(Law):
     """The inner law's direction on random weights, each of leaf l with probability density_l, for `refresh` steps.
 
     DeepZero (ICLR 2024) keeps of its pruning at initialisation (ZO-GraSP) only the densities of the layers, and draws
@@ -219,10 +213,10 @@ class Scattered:
 
     @property
     def slots(self) -> Mapping[str, float]:
-        return {**getattr(self.inner, "slots", {}), "mask_quantile": PerLeaf(math.inf)}
+        return {**self.inner.slots, "mask_quantile": PerLeaf(math.inf)}
 
     def prepare(self, store: Store) -> None:
-        prepare(self.inner, store)
+        self.inner.prepare(store)
         densities = self.densities if isinstance(self.densities, tuple) else (self.densities,) * len(store.leaves)
         if len(densities) != len(store.leaves):
             raise ValueError(f"{len(densities)} densities were given for {len(store.leaves)} tensors; give one each")

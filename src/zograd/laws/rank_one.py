@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zograd.core.vector import Address, Regenerated, Vector, basis
-from zograd.laws.base import Draw
+from zograd.laws.base import Draw, Law
 from zograd.laws.factors import is_matrix, panels
 from zograd.noise import Kind, Term, combine, signs
 
@@ -56,7 +56,7 @@ class SignOuter(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class RankOne:
+class RankOne(Law):
     """v = u v^T on each matrix, u and v with independent signs: rank one, and every element +1 or -1.
 
     |v|^2 = d always, so the two-point estimate D_v v has total variance d - 1 in units of |g|^2, the least that a law

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from zograd.core.run import Method
-from zograd.core.vector import Estimator
 from zograd.estimators import (
     SAM,
     SVRG,
@@ -23,6 +22,7 @@ from zograd.estimators import (
     Richardson,
     Unbiased,
 )
+from zograd.estimators.base import Estimator
 from zograd.estimators.reduced import Memory
 from zograd.estimators.unbiased import Radii
 from zograd.laws import Coordinate, Gaussian, Law, Rademacher, Sphere

@@ -73,7 +73,9 @@ def make(name: str, **settings: Any) -> Method[Any]:
 
 def law_named(name: str) -> Law:
     """A law of directions, with its defaults, by its lower-case name as the command line gives it."""
-    kinds = {n.lower(): getattr(laws, n) for n in laws.__all__ if "fixed_norm" in dir(getattr(laws, n)) and n != "Law"}
+    public = (vars(laws)[n] for n in laws.__all__)
+    kinds = {kind.__name__.lower(): kind for kind in public if isinstance(kind, type) and issubclass(kind, Law)}
+    del kinds["law"]
     if name not in kinds:
         raise ValueError(f"there is no law {name!r}; use one of {', '.join(kinds)}")
     law: Law = kinds[name]()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -63,6 +63,10 @@ class Prox(Protocol):
 class Projection(Protocol):
     """A set whose projection needs one number of all elements first."""
 
+    @property
+    def unit(self) -> Unit:
+        """What `measure` and `project_block_` must be given at once."""
+
     def measure(self, y: Tensor, found: Any) -> Any:
         """First pass: what the projection depends on, updated by the block y; found is None at the first one."""
 
@@ -77,6 +81,7 @@ class OneTensor:
     """
 
     __slots__ = ()
+    unit: ClassVar[Unit] = "element"
 
     def project_(self: Any, x: Tensor) -> Tensor:
         """x <- argmin_{s in set} |s - x|."""
@@ -95,7 +100,7 @@ class OneTensor:
 
     def _seen(self, x: Tensor) -> Tensor:
         x = x.detach().clone(memory_format=torch.contiguous_format)
-        return x.view(matrix_shape(x)) if getattr(self, "unit", "element") == "leaf" else x.view(-1)
+        return x.view(matrix_shape(x)) if self.unit == "leaf" else x.view(-1)
 
 
 def matrix_shape(x: Tensor) -> tuple[int, int]:

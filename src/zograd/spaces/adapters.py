@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Unit
+from zograd.spaces.base import Space, Unit
 
 
 def from_geoopt(manifold: Any, *, embedded: bool = False) -> Imported:
@@ -87,7 +87,7 @@ def _arrays(*tensors: Any) -> list[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class Imported(Space):
     """A manifold of another library; one leaf of it is one point.
 
     Unless embedded, lift z = E (G^+)^(1/2) z with E the projections of the unit vectors on the tangent space and G
@@ -104,10 +104,6 @@ class Imported:
     def complete(self) -> bool:
         """Taken for granted: moves go by the retraction of the library."""
         return True
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def frame(self, x: Tensor) -> Tensor:
         """The matrix of lift: d x d."""

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from zograd.spaces.base import Unit
+from zograd.spaces.base import Space, Unit
 
 
 @dataclass(frozen=True, slots=True)
-class Diagonal:
+class Diagonal(Space):
     """R^d with the metric sum_i h_i u_i v_i, h > 0: frame coordinates z stand for the step z / sqrt(h).
 
     log h is the slot "log_curvature", 0 (h = 1) until a rule changes it: in logarithms a change of 1e-8 of h = 1 is

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Unit, row_sum
+from zograd.spaces.base import Space, Unit, row_sum
 
 
 @dataclass(frozen=True, slots=True)
-class Sphere:
+class Sphere(Space):
     """{x : |x| = radius} for each row along the last axis, with the metric of the ambient space: compact, complete.
 
     exp_x(v) = x cos t + v sin(t) / t with t = |v| / radius. mu and lr are in units of x; |v| above pi radius goes
@@ -33,10 +33,6 @@ class Sphere:
     @property
     def curvature(self) -> float:
         return self.radius**-2
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         """z - x <x, z> / |x|^2, symmetric."""

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from zograd.sets.base import one_thread
-from zograd.spaces.base import Unit, length, total
+from zograd.spaces.base import Space, Unit, length, total
 from zograd.spaces.sphere import Sphere
 
 
 @dataclass(frozen=True, slots=True)
-class Stiefel:
+class Stiefel(Space):
     """{X of shape (n, p), n >= p : X^T X = I}, with the metric of the ambient space: compact, complete.
 
     lift: the projection Z - X sym(X^T Z), symmetric. Retraction: "qr", the Q of X + V with a positive diagonal of R, or
@@ -33,10 +33,6 @@ class Stiefel:
     def __post_init__(self) -> None:
         if self.retraction not in ("qr", "polar"):
             raise ValueError(f"Stiefel retracts by 'qr' or 'polar', got {self.retraction!r}")
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return to_tangent_(z, x)
@@ -66,7 +62,7 @@ class Stiefel:
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
+class Landing(Space):
     """Matrices (n, p) near X^T X = I, approached and not enforced: products only, no factorisation.
 
     A move is Y = X + V, then Y <- Y + pull Y (I - Y^T Y), a step down |Y^T Y - I|^2 / 4 (Ablin and Peyre 2022;
@@ -88,10 +84,6 @@ class Landing:
         if not 0 < self.rho <= 0.5:
             raise ValueError(f"rho must lie in (0, 0.5] for X to stay near X^T X = I, got {self.rho}")
 
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
-
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return to_tangent_(z, x)
 
@@ -109,7 +101,7 @@ class Landing:
 
 
 @dataclass(frozen=True, slots=True)
-class Oblique:
+class Oblique(Space):
     """Matrices (n, p) whose columns have norm `radius`: p spheres. For rows use `Sphere`, which needs no whole leaf."""
 
     radius: float = 1.0
@@ -127,10 +119,6 @@ class Oblique:
     @property
     def curvature(self) -> str:
         return f"between 0 and {self.rows.curvature:g}"
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return z.copy_(self.rows.lift_(turned(z), turned(x), slots).mT)
