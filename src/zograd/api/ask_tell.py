@@ -12,7 +12,7 @@ import torch
 from zograd.api.minimize import ArrayStore, check_start
 from zograd.core.run import Method, Record, Run
 from zograd.core.seeds import Seed
-from zograd.core.tape import named, renamed
+from zograd.core.tape_records import named, renamed
 from zograd.core.vector import Vector
 from zograd.methods.defaults import black_box
 

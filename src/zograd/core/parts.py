@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import isabstract
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ class Part:
 
         A part without slots is prepared at every start of a run, so its `prepare` must be idempotent.
         """
+
+
+def concrete(kind: Any) -> list[Any]:
+    """The classes of a kind of part that can be made, of users too, in order of definition; private ones left out."""
+    found = {}
+    for derived in kind.__subclasses__():
+        if not (isabstract(derived) or derived.__name__.startswith("_")):
+            found[derived.__module__, derived.__qualname__] = derived  # @dataclass(slots=True) makes each class twice
+        found |= {(k.__module__, k.__qualname__): k for k in concrete(derived)}
+    return list(found.values())
 
 
 def check(part: object, kind: type, name: str) -> None:

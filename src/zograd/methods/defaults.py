@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from zograd.core.run import Method
+from zograd.core.method import Method
 from zograd.methods.menu import describe, make
 
 BLACK_BOX_LR = 1e-2

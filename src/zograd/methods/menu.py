@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import wraps
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
-from zograd import laws
-from zograd.core.run import Method
+from zograd.core.method import Method
+from zograd.core.parts import concrete
 from zograd.core.schedules import Schedule
 from zograd.errors import UsageError
 from zograd.laws import Law
+from zograd.learning_rate import Controller
 
-__all__ = ["MENU", "MU", "Entry", "Rate", "describe", "entry", "law_named", "make", "names", "plain"]
+__all__ = [
+    "MENU",
+    "MU",
+    "LearningRate",
+    "MenuEntry",
+    "Radius",
+    "describe",
+    "entry",
+    "law_named",
+    "make",
+    "names",
+    "plain",
+]
 
-Rate: TypeAlias = float | Schedule
+LearningRate: TypeAlias = float | Controller | Literal["auto"]
+Radius: TypeAlias = float | Schedule
 Build = TypeVar("Build", bound=Callable[..., Method[Any]])
 
 MU = 2.0**-10
@@ -23,7 +38,7 @@ MU = 2.0**-10
 
 
 @dataclass(frozen=True)
-class Entry:
+class MenuEntry:
     """A line of the menu. `example` holds values for the settings that have no default."""
 
     name: str
@@ -34,18 +49,23 @@ class Entry:
     example: Mapping[str, Any] = field(default_factory=dict)
 
 
-MENU: dict[str, Entry] = {}
+MENU: dict[str, MenuEntry] = {}
 
 
 def entry(
     *, source: str, extra_memory: str, formula: str, example: Mapping[str, Any] | None = None
 ) -> Callable[[Build], Build]:
-    """Decorator: put this function on the menu under its own name."""
+    """Decorator: put this function on the menu under its own name, which its methods then have."""
 
     def register(build: Build) -> Build:
         name = build.__name__
-        MENU[name] = Entry(name, build, source, extra_memory, formula, example or {})
-        return build
+
+        @wraps(build)
+        def named(*args: Any, **settings: Any) -> Method[Any]:
+            return replace(build(*args, **settings), name=name)
+
+        MENU[name] = MenuEntry(name, named, source, extra_memory, formula, example or {})
+        return cast(Build, named)
 
     return register
 
@@ -73,9 +93,7 @@ def make(name: str, **settings: Any) -> Method[Any]:
 
 def law_named(name: str) -> Law:
     """A law of directions, with its defaults, by its lower-case name as the command line gives it."""
-    public = (vars(laws)[n] for n in laws.__all__)
-    kinds = {kind.__name__.lower(): kind for kind in public if isinstance(kind, type) and issubclass(kind, Law)}
-    del kinds["law"]
+    kinds = {kind.__name__.lower(): kind for kind in reversed(concrete(Law))}
     if name not in kinds:
         raise ValueError(f"there is no law {name!r}; use one of {', '.join(kinds)}")
     law: Law = kinds[name]()
