@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 from zograd.core.method import Method
-from zograd.core.vector import Estimate
 from zograd.estimators import (
     ZPDVR,
     Central,
@@ -32,11 +27,9 @@ from zograd.rules import (
     Optimistic,
     Proximal,
     PublishedHiZOO,
-    Rule,
 )
 from zograd.sets import L1, L1Ball, LinearMinimizer, Projection, Prox
 from zograd.spaces import Diagonal
-from zograd.stores import Iterate
 
 __all__ = [
     "cbo",
@@ -47,7 +40,6 @@ __all__ = [
     "zo_adamu",
     "zo_lion",
     "zo_lion_l2",
-    "zo_nesterov",
     "zo_optimistic",
     "zo_prox",
     "zo_sign_scalar",
@@ -90,35 +82,6 @@ def zo_lion_l2(
     """Lion-K with the Euclidean norm for K: normalised momentum, whose steps are as long as Lion's."""
     rule = NormalizedLion(beta1, beta2)
     return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
-
-
-@dataclass(frozen=True, slots=True)
-class Nesterov(Rule[Any]):
-    """m <- beta m + g, x <- x - lr (g + beta m). Memory: one float32 slot of d elements."""
-
-    beta: float = 0.9
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {"momentum": 0.0}
-
-    def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
-        for b in x.blocks(estimate.vector):
-            (g,), m = b.v, b.slots["momentum"]
-            m.mul_(self.beta).add_(g)
-            b.step_(g.add_(m, alpha=self.beta))
-
-
-@entry(
-    source="Nesterov 1983, in the form of Sutskever et al. 2013; its use on the two-point estimate is our choice",
-    extra_memory="one float32 slot a trained weight",
-    formula="m <- beta m + g,  x <- x - lr (g + beta m)",
-)
-def zo_nesterov(
-    lr: LearningRate = 1e-6, mu: Radius = MU, beta: float = 0.9, n: int = 1, law: Law = Rademacher()
-) -> Method[None]:
-    """Momentum that looks one step ahead."""
-    return Method(Central(n), law, Nesterov(beta), mu=mu, lr=lr)
 
 
 @entry(
