@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zograd.core.sums import Sum
 
-Unit: TypeAlias = Literal["element", "row", "leaf"]
+Extent: TypeAlias = Literal["element", "row", "leaf"]
 """What has to be seen at once: single elements, rows of a leaf (its first axis by the rest), or whole leaves."""
 
 
@@ -52,7 +52,7 @@ class Prox(Protocol):
     """A convex function r with a cheap proximal map; the indicator of a set gives the projection."""
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Extent:
         """What `prox_` must be given at once."""
 
     def prox_(self, y: Tensor, t: float) -> Tensor:
@@ -64,7 +64,7 @@ class Projection(Protocol):
     """A set whose projection needs one number of all elements first."""
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Extent:
         """What `measure` and `project_block_` must be given at once."""
 
     def measure(self, y: Tensor, found: Any) -> Any:
@@ -81,7 +81,7 @@ class OneTensor:
     """
 
     __slots__ = ()
-    unit: ClassVar[Unit] = "element"
+    unit: ClassVar[Extent] = "element"
 
     def project_(self: Any, x: Tensor) -> Tensor:
         """x <- argmin_{s in set} |s - x|."""

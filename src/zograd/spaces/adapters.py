@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Space, Unit
+from zograd.spaces.base import Extent, Space
 
 
 def from_geoopt(manifold: Any, *, embedded: bool = False) -> Imported:
@@ -97,7 +97,7 @@ class Imported(Space):
     manifold: Geoopt | Pymanopt
     embedded: bool = False
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "see the library it is from"
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from zograd.core.parts import Part, declared
 from zograd.core.sums import Sum, row_sums_
 
-Unit: TypeAlias = Literal["element", "row", "leaf"]
+Extent: TypeAlias = Literal["element", "row", "leaf"]
 """What a geometry couples: nothing but an element with itself, the elements along the last axis, or a whole leaf."""
 
 
@@ -42,7 +42,7 @@ class Space(Part, ABC):
         return False
 
     @declared
-    def unit(self) -> Unit:
+    def unit(self) -> Extent:
         """What has to be seen at once."""
         return "leaf"
 
@@ -113,7 +113,7 @@ class Euclidean(Space):
     """R^d: Retr_x(v) = x + v."""
 
     flat: ClassVar[bool] = True
-    unit: ClassVar[Unit] = "element"
+    unit: ClassVar[Extent] = "element"
     curvature: ClassVar[float] = 0.0
     complete: ClassVar[bool] = True
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Space, Unit, length
+from zograd.spaces.base import Extent, Space, length
 
 Bound = float | tuple[float, ...]
 
@@ -47,7 +47,7 @@ class Box(Space):
         return float(value) if not hasattr(value, "__len__") else tuple(float(b) for b in value)
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Extent:
         return "row" if isinstance(self.low, tuple) or isinstance(self.high, tuple) else "element"
 
     def sides(self, x: Tensor) -> tuple[Tensor, Tensor]:

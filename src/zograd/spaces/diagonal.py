@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from zograd.spaces.base import Space, Unit
+from zograd.spaces.base import Extent, Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Diagonal(Space):
 
     by_row: bool = False
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "element"
+    unit: ClassVar[Extent] = "element"
     curvature: ClassVar[str] = "0 while the metric rests"
     complete: ClassVar[bool] = True
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zograd.sets.base import one_thread
-from zograd.spaces.base import Space, Unit, refuse_metric, total
+from zograd.spaces.base import Extent, Space, refuse_metric, total
 
 Constraints: TypeAlias = Callable[[Tensor], Tensor]
 """x in the shape of the leaf -> a vector d(x) of K numbers, all > 0 inside."""
@@ -43,7 +43,7 @@ class Domain(Space):
     rho: float = 0.5
     ridge: float = 1.0
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "not constant"
     complete: ClassVar[bool] = True
 
@@ -125,7 +125,7 @@ class Polytope(Space):
     rho: float = 0.5
     ridge: float = 1.0
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "not constant"
     complete: ClassVar[bool] = True
 

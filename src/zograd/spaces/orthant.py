@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Space, Unit, length, refuse_metric, total
+from zograd.spaces.base import Extent, Space, length, refuse_metric, total
 
 INSTEAD = (
     "; the flat metric is not complete, so it is no space here: write Euclidean() with rules.Proximal("
@@ -42,7 +42,7 @@ class PositiveOrthant(Space):
             raise ValueError(f"rho must lie in (0, 1), so that moves stay inside, got {self.rho}")
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Extent:
         return "element" if self.metric == "log" else "leaf"
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from torch import Tensor
 
-from zograd.spaces.base import Space, Unit
+from zograd.spaces.base import Extent, Space
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
@@ -25,7 +25,7 @@ class Product(Space):
     """
 
     parts: Mapping[str, Space] | tuple[tuple[str, Space], ...]
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", self.pairs)

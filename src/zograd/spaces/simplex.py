@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Space, Unit, refuse_metric, row_sum, shorten_
+from zograd.spaces.base import Extent, Space, refuse_metric, row_sum, shorten_
 from zograd.spaces.sphere import sphere_exp, sphere_log, sphere_transport
 
 
@@ -35,7 +35,7 @@ class Simplex(Space):
     total: float = 1.0
     rho: float = 0.5
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "row"
+    unit: ClassVar[Extent] = "row"
 
     def __post_init__(self) -> None:
         refuse_metric(self, self.metric, METRICS)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Space, Unit, row_sum
+from zograd.spaces.base import Extent, Space, row_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Sphere(Space):
 
     radius: float = 1.0
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "row"
+    unit: ClassVar[Extent] = "row"
     complete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zograd.sets.base import one_thread
-from zograd.spaces.base import Space, Unit, length, total
+from zograd.spaces.base import Extent, Space, length, total
 from zograd.spaces.sphere import Sphere
 
 
@@ -26,7 +26,7 @@ class Stiefel(Space):
 
     retraction: Literal["qr", "polar"] = "qr"
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "between -1/2 and 1"
     complete: ClassVar[bool] = True
 
@@ -74,7 +74,7 @@ class Landing(Space):
     pull: float = 0.5
     rho: float = 0.5
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "between -1/2 and 1"
     complete: ClassVar[bool] = True
 
@@ -106,7 +106,7 @@ class Oblique(Space):
 
     radius: float = 1.0
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     complete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
