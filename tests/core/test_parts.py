@@ -12,9 +12,9 @@ from small_problems import CASES, tensors, values_oracle
 from zograd import Method, Run, Store, ZOOptimizer, methods
 from zograd.core.parts import Part
 from zograd.core.schedules import Schedule, cosine
-from zograd.core.vector import Ask, Estimate, Query, Routine, Vector
+from zograd.core.vector import Ask, Basis, Estimate, Query, Routine, Vector, basis
 from zograd.estimators import SAM, Central, Conservative, Estimator
-from zograd.laws import Draw, Gaussian, Law, Rademacher, SmallWeights
+from zograd.laws import Draw, Gaussian, Law, Rademacher, RankOne, SmallWeights
 from zograd.learning_rate import AutoRate, Controller, Measured
 from zograd.rules import SGD, Balanced, FrankWolfe, Momentum, Optimistic, Proximal, Rule
 from zograd.sets import L1, GroupL2, L1Ball
@@ -138,6 +138,18 @@ def test_what_looks_at_whole_tensors_is_not_for_pieces_of_them() -> None:
         assert "looks at whole tensors" in str(why(law, rule))
     assert "couples elements" in str(why(space=Sphere()))
     assert "a number a row" in str(why(space=Diagonal(by_row=True)))
+
+
+def test_a_basis_vector_declares_what_differs_and_is_one() -> None:
+    class Constant(Basis):
+        def add_(self, out: torch.Tensor, coef: float, at: Any, slots: Any) -> None:
+            out.add_(coef)
+
+    e = Constant()
+    assert (e.reads, e.low_rank, e.signs) == ((), False, False)
+    assert RankOne()(Draw(0, 0, 0, ((2, 3),), None)).terms[0][0].low_rank  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"derived from zograd.Basis: class Plain\(zograd.Basis\)"):
+        basis(type("Plain", (), {}))
 
 
 # ---- the learning rate -----------------------------------------------------------------------------------------------

@@ -8,16 +8,18 @@ holds a few scalars, a checkpoint is a list of Vectors, and workers exchange Vec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zograd.core.parts import declared
 from zograd.noise import Kind, Term, combine, fold
 
 A = TypeVar("A")
@@ -41,17 +43,38 @@ class Address:
         return math.prod(self.shape[1:])
 
 
-@runtime_checkable
-class Basis(Hashable, Protocol):
+class Basis(ABC):
     """A basis vector: a hashable name that can write any block of itself on request.
 
-    `reads` names the slots that it needs, "x" being the iterate. A kind of basis vector is a frozen dataclass of
-    numbers, strings, tuples and other basis vectors, registered with `@basis` so that tapes can store it.
+    A kind of basis vector is a frozen dataclass of numbers, strings, tuples and other basis vectors, derived from this
+    class and registered with `@basis` so that tapes can store it.
     """
 
-    @property
-    def reads(self) -> tuple[str, ...]: ...
+    __slots__ = ()
 
+    @declared
+    def reads(self) -> tuple[str, ...]:
+        """The slots that it needs, "x" being the iterate."""
+        return ()
+
+    @declared
+    def low_rank(self) -> bool:
+        """Whether it is a product of thin factors on matrices, so that a probe along it costs no pass over weights.
+
+        Then it has `factors(leaf, shape, device)`: U [r, rows] and V [r, columns], with U^T V this vector on a matrix;
+        None on a vector.
+        """
+        return False
+
+    @declared
+    def signs(self) -> bool:
+        """Whether it is a product u v^T of signs on matrices, and signs of its own key on vectors (`laws.RankOne`).
+
+        Then it has `key`, and `all_factors(matrices, device)` beside `factors`.
+        """
+        return False
+
+    @abstractmethod
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         """out += coef * (this vector's elements at `at`); `slots` are the store's named tensors on the same block."""
 
@@ -74,6 +97,8 @@ def basis(kind: B) -> B:
     Raises TypeError when another class has that name: a tape would be read as the wrong one. The same class may be
     defined again (in a notebook, by a reload of its module), and then replaces itself.
     """
+    if not issubclass(kind, Basis):
+        raise TypeError(f"a kind of basis vector is derived from zograd.Basis: class {kind.__name__}(zograd.Basis)")
     name = name_of_basis(kind)
     known = BASES.get(name, kind)
     if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
@@ -86,19 +111,9 @@ def basis(kind: B) -> B:
     return kind
 
 
-class Regenerated:
-    """What basis vectors share that follow from their own fields and read no slot."""
-
-    __slots__ = ()
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
-
-
 @basis
 @dataclass(frozen=True, slots=True)
-class Noise(Regenerated):
+class Noise(Basis):
     """A random direction with independent elements of mean 0 and variance 1, a function of its key alone."""
 
     kind: Kind
@@ -110,7 +125,7 @@ class Noise(Regenerated):
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Basis):
     """A named d-sized tensor of the store (an anchor, a momentum); `Slot("x")` is the iterate itself."""
 
     name: str
@@ -239,7 +254,7 @@ class Ask:
 
 def of_signs(e: Basis) -> bool:
     """Whether e is a product u v^T of signs on matrices, and signs of its own key on vectors (`laws.RankOne`)."""
-    return bool(getattr(e, "signs", False))
+    return e.signs
 
 
 def noise_terms(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Product:
+class Product(Basis):
     """The elementwise product of a linear combination and a basis vector."""
 
     terms: tuple[tuple[Basis, float], ...]

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zograd.core.vector import Address, Regenerated, Vector, basis
+from zograd.core.vector import Address, Basis, Vector, basis
 from zograd.laws.base import Draw, Law
 from zograd.noise import fold
 
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Unit(Regenerated):
+class Unit(Basis):
     """e_i: 1 at one element of one leaf, 0 elsewhere. `element` counts in memory order."""
 
     leaf: int

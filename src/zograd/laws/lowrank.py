@@ -17,12 +17,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from zograd.core.keys import Shared
-from zograd.core.vector import Address, Regenerated, Vector, basis
+from zograd.core.vector import Address, Basis, Vector, basis
 from zograd.laws.base import Draw, Law
 from zograd.laws.factors import (
     NORMAL,
@@ -65,12 +66,13 @@ def add_plain_(out: Tensor, coef: float, key: int, at: Address) -> None:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Outer(Regenerated):
+class Outer(Basis):
     """r^-1/2 U V^T, U of key `key` and V of key `right`, both Gaussian with r columns."""
 
     key: int
     right: int
     rank: int
+    low_rank: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_most(self.rank)
@@ -121,7 +123,7 @@ class LowRank(Law):
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Trilinear(Regenerated):
+class Trilinear(Basis):
     """r^-1/2 sum_s tau_s u_s v_s^T: tau_1 .. tau_r from `key`, u_s from `left`, v_s from `right`, all Gaussian."""
 
     key: int
@@ -182,7 +184,7 @@ def _core_times_right(
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Sandwich(Regenerated):
+class Sandwich(Basis):
     """sqrt(m n / (a b)) U Z V^T: U (m x a) and V (n x b) orthonormal, Z Gaussian; a = min(r, m), b = min(r, n)."""
 
     key: int
@@ -233,7 +235,7 @@ class Subspace(Law):
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Lifted(Regenerated):
+class Lifted(Basis):
     """sqrt(m / a) P Psi: P (m x a) orthonormal of key `left`, Psi (a x n) Gaussian of key `key`; a = min(r, m)."""
 
     key: int

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zograd.core.keys import Shared
-from zograd.core.vector import Address, Basis, Regenerated, Vector, basis
+from zograd.core.vector import Address, Basis, Vector, basis
 from zograd.laws.base import Draw, Gaussian, Law
 from zograd.noise import Kind, Term, combine
 from zograd.stores.store import Bits, Leaf, PerLeaf, Store
@@ -25,7 +25,7 @@ from zograd.stores.store import Bits, Leaf, PerLeaf, Store
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Ones(Regenerated):
+class Ones(Basis):
     """1 everywhere: what a mask leaves of it is the mask."""
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
@@ -44,7 +44,7 @@ def masked(e: Basis, out: Tensor, coef: float, at: Address, slots: Mapping[str, 
 
 @basis
 @dataclass(frozen=True, slots=True)
-class OnSmall:
+class OnSmall(Basis):
     """The basis vector `of` where |x_i| <= h, with h the leaf's threshold (a slot) and x the unperturbed iterate."""
 
     of: Basis
@@ -99,7 +99,7 @@ class SmallWeights(Law):
 
 @basis
 @dataclass(frozen=True, slots=True)
-class OnMask:
+class OnMask(Basis):
     """The basis vector `of` where the slot "mask" is True."""
 
     of: Basis
@@ -172,7 +172,7 @@ class TopScores(Law):
 
 @basis
 @dataclass(frozen=True, slots=True)
-class OnScatter:
+class OnScatter(Basis):
     """The basis vector `of` where Gaussian noise of key `key` is at most the leaf's quantile (a slot)."""
 
     of: Basis

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zograd.core.vector import Address, Array, Noise, Regenerated, Vector, basis
+from zograd.core.vector import Address, Array, Basis, Noise, Vector, basis
 from zograd.laws.base import Draw, Law
 from zograd.noise import Kind, Term, combine
 
@@ -62,7 +62,7 @@ class Orthogonal(Law):
 
 @basis
 @dataclass(frozen=True, slots=True)
-class WalshSigns(Regenerated):
+class WalshSigns(Basis):
     """s_i (-1)^popcount(i & j): Rademacher noise s times the Walsh function number j of the element's index i."""
 
     key: int

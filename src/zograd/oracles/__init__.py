@@ -185,7 +185,7 @@ def batched(loss: BatchedLoss, together: int | Callable[[], int] = 16) -> Batche
 def _low_rank(queries: Sequence[Query]) -> bool:
     """Whether the points are along directions of low rank."""
     terms = [e for query in queries for e, _ in query.at.terms]
-    return bool(terms) and all(hasattr(e, "factors") for e in terms)
+    return bool(terms) and all(e.low_rank for e in terms)
 
 
 class Batched:
