@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 
 from zograd.api.minimize import ArrayStore, check_start
-from zograd.core.run import Method, Record, Run
+from zograd.core.method import Method
+from zograd.core.record import Record
+from zograd.core.run import Run
 from zograd.core.seeds import Seed
 from zograd.core.tape_records import named, renamed
 from zograd.core.vector import Vector

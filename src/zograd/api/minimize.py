@@ -13,14 +13,16 @@ import numpy.typing as npt
 import torch
 
 from zograd.api.verdict import failure
-from zograd.core.run import Method, Record, Run
+from zograd.core.method import Method
+from zograd.core.record import Record
+from zograd.core.run import Run
 from zograd.core.seeds import Seed
 from zograd.core.vector import Query, Vector
 from zograd.distributed.executors import gather
 from zograd.methods.defaults import black_box
 from zograd.oracles import as_number
 from zograd.spaces import Space
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 
 @dataclass

@@ -12,11 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zograd import methods
-from zograd.core.run import Method, Record, Run
+from zograd.core.method import Method
+from zograd.core.record import Record
+from zograd.core.run import Run
 from zograd.core.schedules import Schedule
 from zograd.core.seeds import Seed, as_seed
 from zograd.oracles import Oracle, sequential
-from zograd.stores.store import Rate, Rounding, Store
+from zograd.stores import Rate, Rounding, Store
 
 
 class ZOOptimizer(torch.optim.Optimizer):

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from zograd.core.run import Method, Record
+from zograd.core.method import Method
+from zograd.core.record import Record
 from zograd.core.schedules import as_schedule
 from zograd.methods.defaults import BLACK_BOX_LR
 

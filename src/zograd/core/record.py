@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zograd.core.vector import Vector
-from zograd.stores.store import Rate
+from zograd.stores import Rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from zograd.core.vector import Ask, Estimate, Query, Routine, Vector
 from zograd.laws import Draw
 from zograd.learning_rate.controller import State
 from zograd.oracles import Oracle, as_number
-from zograd.stores.store import Rate, Store
+from zograd.stores import Rate, Store
 
 __all__ = ["Method", "Record", "Run"]
 

@@ -19,7 +19,7 @@ from typing import Any
 from zograd.core.record import Record
 from zograd.core.vector import BASES, Basis, Noise, Vector, name_of_basis
 from zograd.noise import Kind
-from zograd.stores.store import Rate
+from zograd.stores import Rate
 
 _U32 = struct.Struct("<I")
 _HEAD = struct.Struct("<QBdIdd")  # step, flags, loss, evaluations, mu, moved

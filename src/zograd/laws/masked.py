@@ -20,7 +20,8 @@ from zograd.core.keys import Shared
 from zograd.core.vector import Address, Basis, Vector, basis
 from zograd.laws.base import Draw, Gaussian, Law
 from zograd.noise import Kind, Term, combine
-from zograd.stores.store import Bits, Leaf, PerLeaf, Store
+from zograd.stores import Leaf, Store
+from zograd.stores.store import Bits, PerLeaf
 
 
 @basis

@@ -1,6 +1,6 @@
-"""What each door takes where a setting is not given, in one table.
+"""What each entry point takes where a setting is not given, in one table.
 
-    door                                    lr                                          mu
+    entry point                             lr                                          mu
     the menu itself, `ZOOptimizer("name")`  the paper's, for all weights of a           the menu's
                                             language model
     `minimize`, `AskTell` with a name       "auto" where estimator and rule allow it,   the menu's

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zograd.core.vector import Query
 from zograd.lens.parameters import Unbranchable
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 Loss: TypeAlias = Callable[[], "float | Tensor"]
 
@@ -38,7 +38,7 @@ class Oracle(Protocol):
 
 
 def as_number(value: Any) -> float:
-    """A loss as a Python float, for every door. Raises TypeError that says what came and what to return instead."""
+    """A loss as a Python float, for every entry point. Raises TypeError that says what came and what to return instead."""
     if isinstance(value, Tensor):
         if value.numel() == 1 and not value.is_complex():
             return float(value.detach())

@@ -12,7 +12,7 @@ from torch import Tensor
 from zograd.core.vector import HALF, Estimate, Vector
 from zograd.rules.base import Rule
 from zograd.sets.base import one_thread
-from zograd.stores.store import Iterate, Leaf, Rate, Store
+from zograd.stores import Iterate, Leaf, Rate, Store
 
 if TYPE_CHECKING:
     from zograd.core.method import Method

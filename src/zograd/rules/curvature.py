@@ -14,7 +14,7 @@ from zograd.estimators.curved import Curvatures
 from zograd.laws import Gaussian
 from zograd.rules.base import Rule
 from zograd.spaces import Diagonal
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 if TYPE_CHECKING:
     from zograd.core.method import Method

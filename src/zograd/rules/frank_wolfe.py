@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zograd.core.vector import Estimate, Slot, Vector
 from zograd.rules.base import Rule
 from zograd.sets import LinearMinimizer, Place
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 if TYPE_CHECKING:
     from zograd.core.method import Method

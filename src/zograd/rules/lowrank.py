@@ -31,7 +31,8 @@ from zograd.laws.lowrank import Lifted, LowRank, Outer, Projected
 from zograd.noise import Kind, Term
 from zograd.rules.base import Rule
 from zograd.rules.sgd import check_beta
-from zograd.stores.store import Block, Iterate, Leaf, PerRow
+from zograd.stores import Block, Iterate, Leaf
+from zograd.stores.store import PerRow
 
 if TYPE_CHECKING:
     from zograd.core.method import Method

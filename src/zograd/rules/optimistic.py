@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zograd.core.vector import Estimate, Vector
 from zograd.rules.base import Rule
 from zograd.rules.sgd import replayable
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 if TYPE_CHECKING:
     from zograd.core.method import Method

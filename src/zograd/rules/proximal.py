@@ -11,7 +11,7 @@ from torch import Tensor
 from zograd.core.vector import Estimate, Slot, Vector
 from zograd.rules.base import Rule
 from zograd.sets import Projection, Prox
-from zograd.stores.store import Block, Iterate
+from zograd.stores import Block, Iterate
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
