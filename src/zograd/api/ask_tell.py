@@ -1,4 +1,4 @@
-"""`AskTell`: points go out, losses come back, whoever evaluates: people, queues, clusters, other languages."""
+"""`AskTell`: it gives points and takes losses. People, queues, clusters or other languages evaluate them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class AskTell:
         return {"run": _plain(self.run.state_dict()), "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; arrays may have become lists on the way."""
+        """Continue from `state_dict`; arrays may have become lists."""
         mine = self.store.state_dict()
         arrays = dict(state["tensors"])
         for name in arrays.keys() & mine.keys():

@@ -1,4 +1,4 @@
-"""Whether a run brought its function down, in one sentence where it did not."""
+"""Whether a run lowered its function, and one sentence that says why not."""
 
 from __future__ import annotations
 

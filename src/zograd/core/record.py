@@ -10,7 +10,7 @@ from zograd.stores import Rate
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What one step did: everything a replay needs, and the losses for show."""
+    """What one step did: everything that a replay needs, and numbers to show."""
 
     step: int
     vector: Vector
@@ -25,4 +25,4 @@ class Record:
     moved: float = 0.0
     """Fraction of the weights whose bits changed."""
     meters: tuple[tuple[str, float], ...] = ()
-    """Numbers measured on the way, by name."""
+    """Numbers that the estimator and the rule measured, by name."""

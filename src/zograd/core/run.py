@@ -44,7 +44,7 @@ class Run(Generic[A]):
         if store.space != method.space:
             mine, its = (type(s).__name__ for s in (store.space, method.space))
             mine, its = (mine, its) if mine != its else (str(store.space), str(method.space))
-            raise ValueError(f"the store stands in {mine}, the method in {its}; make the store with space=method.space")
+            raise ValueError(f"the store is in {mine}, the method in {its}; make the store with space=method.space")
         if store.sharded and (why := method.why_not_sharded()) is not None:
             raise TypeError(f"the weights are split over processes, which {method.name} cannot move: {why}")
         self.store, self.method, self.seed, self.terms = store, method, as_seed(seed), terms

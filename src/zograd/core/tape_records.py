@@ -26,7 +26,7 @@ _HEAD = struct.Struct("<QBdIdd")  # step, flags, loss, evaluations, mu, moved
 _NOISE = struct.Struct("<BBQd")  # tag, kind, key, coefficient
 _REFUSED = 1
 DEPTH = 16
-"""How deep basis vectors may stand inside of each other."""
+"""How deep basis vectors may be nested."""
 
 
 class TapeError(ValueError):
@@ -63,7 +63,7 @@ def named(value: Any) -> Any:
 def renamed(value: Any, depth: int = 0) -> Any:
     """The inverse of `named`."""
     if depth > 2 * DEPTH:
-        raise TapeError(f"a basis vector of more than {DEPTH} others inside of each other")
+        raise TapeError(f"basis vectors nested deeper than {DEPTH}")
     if isinstance(value, list):
         return tuple(renamed(v, depth + 1) for v in value)
     if isinstance(value, dict):
@@ -91,7 +91,7 @@ def _fields(kind: type) -> list[tuple[str, Any]]:
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a value that was read may stand in a field: of its type, finite, integers in 64 bits."""
+    """Whether a value that was read fits its field: the right type, finite, integers in 64 bits."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
@@ -122,7 +122,7 @@ class _Reader:
     def text(self, length: int) -> str:
         self.at += length
         if self.at > len(self.data):
-            raise TapeError("a name that goes on behind the end")
+            raise TapeError("a name is longer than the record")
         return self.data[self.at - length : self.at].decode()
 
     def vector(self) -> Vector:

@@ -1,4 +1,4 @@
-"""What flows between the parts: linear combinations of directions that are regenerated from seeds.
+"""`Vector`, which flows between the parts: linear combinations of directions that are regenerated from seeds.
 
 `Vector` = sum_j c_j e_j with basis vectors e_j that are *names* (a noise key, a slot of the store), never arrays.
 Only a store turns a Vector into numbers, one block at a time, so a Vector of a model with a billion weights
@@ -92,7 +92,7 @@ def name_of_basis(kind: type) -> str:
 
 
 def basis(kind: B) -> B:
-    """Class decorator: this kind of basis vector may stand on tapes and in checkpoints, as `name_of_basis` says.
+    """Class decorator: tapes and checkpoints may hold this kind of basis vector, under `name_of_basis(kind)`.
 
     Raises TypeError when another class has that name: a tape would be read as the wrong one. The same class may be
     defined again (in a notebook, by a reload of its module), and then replaces itself.
@@ -198,7 +198,7 @@ class Estimate(Generic[A_co]):
     vector: the gradient estimate. loss: the value to show for this step. losses: every value received.
     aux: scalars that a rule needs (typed: a rule that reads curvature does not accept an estimator that has none).
     writes: slots to assign before the move, in terms of the old slots (`vector` is read with the new ones).
-    meters: numbers measured on the way, to be shown and to steer the learning rate (`zograd.learning_rate`).
+    meters: numbers that the estimator measured, to be shown and to steer the learning rate (`zograd.learning_rate`).
     """
 
     vector: Vector

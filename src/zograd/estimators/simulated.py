@@ -52,7 +52,7 @@ class SimulatedMomentum(Estimator[Mixture]):
 
     E[u u^T] is not I, so g is no unbiased estimate of anything: a method by design (ZO-AdaMU, arXiv 2312.15184, Eq. 3
     to 7). The direction that moves is the one that is probed; the released code mixes the two with different weights.
-    Costs 2 evaluations. Who moves writes the mean (`AdaMU`).
+    Costs 2 evaluations. The rule writes the mean (`AdaMU`).
     """
 
     alpha: Anneal | float = Anneal(1.0)

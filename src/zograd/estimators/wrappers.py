@@ -28,7 +28,7 @@ def moved(routine: Routine[Any], by: Vector) -> Routine[Any]:
 
 
 def stateless(part: Estimator[Any], inner: Estimator[Any]) -> str | None:
-    """Why `inner` cannot be wrapped: a direction that names slots is not at hand before the step assigned them."""
+    """Why `inner` cannot be wrapped: a direction that names slots is not known before the step assigns them."""
     if not inner.slots:
         return None
     return f"{type(part).__name__} looks at the direction of {type(inner).__name__} before its slots are assigned"

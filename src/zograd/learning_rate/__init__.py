@@ -1,4 +1,4 @@
-"""Controllers: how large a zeroth-order step may be, and a learning rate that nobody has to search."""
+"""Controllers of the learning rate, and how large a stable zeroth-order step may be."""
 
 from zograd.learning_rate.auto import AutoRate, Measured, as_controller
 from zograd.learning_rate.controller import Controller

@@ -89,7 +89,7 @@ def _pairs(queries: Sequence[Query]) -> list[tuple[int, int]]:
 
 
 def _complete(queries: list[Query], pairs: list[tuple[int, int]]) -> tuple[list[Query], int, list[tuple[int, int]]]:
-    """(points to add, position of f(x), positions of the pairs) so that there is a pair and the value between."""
+    """(points to add, position of f(x), positions of the pairs) that give a pair and the value between."""
     extra: list[Query] = []
     if not pairs:
         i = next(i for i, query in enumerate(queries) if query.at)

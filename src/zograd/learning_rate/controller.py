@@ -57,7 +57,7 @@ class Controller(Protocol):
         return 0.0
 
     def wrap(self, estimator: Estimator[A]) -> Estimator[A]:
-        """The estimator as the run calls it: with what has to be measured on the way."""
+        """The estimator as the run calls it: one that also measures what the controller needs."""
         return estimator
 
     def misfit(self, method: Method[Any]) -> str | None:

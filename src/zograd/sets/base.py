@@ -75,7 +75,7 @@ class Projection(Protocol):
 
 
 class OneTensor:
-    """The maps of a set on one tensor of any shape, which is all that there is: the two passes, one after the other.
+    """The maps of a set on a single tensor of any shape: both passes, one after the other.
 
     A set of matrices takes the first axis by the rest.
     """

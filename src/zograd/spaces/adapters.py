@@ -24,7 +24,7 @@ def from_geoopt(manifold: Any, *, embedded: bool = False) -> Imported:
 
 
 def from_pymanopt(manifold: Any, *, embedded: bool = False) -> Imported:
-    """A pymanopt manifold whose points are one NumPy array as a space; see `from_geoopt`. Every call goes by NumPy."""
+    """A pymanopt manifold whose points are one NumPy array as a space; see `from_geoopt`. Calls convert to NumPy."""
     _need("pymanopt", manifold)
     return Imported(Pymanopt(manifold), embedded)
 
@@ -98,11 +98,11 @@ class Imported(Space):
     embedded: bool = False
     flat: ClassVar[bool] = False
     unit: ClassVar[Extent] = "leaf"
-    curvature: ClassVar[str] = "see the library it is from"
+    curvature: ClassVar[str] = "see its library"
 
     @property
     def complete(self) -> bool:
-        """Taken for granted: moves go by the retraction of the library."""
+        """Assumed: moves use the retraction of the library."""
         return True
 
     def frame(self, x: Tensor) -> Tensor:

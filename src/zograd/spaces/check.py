@@ -1,4 +1,4 @@
-"""The laws that every space obeys, checked on one: for users who write their own."""
+"""`check_space`: the laws that every space obeys, checked on one space, also of a user."""
 
 from __future__ import annotations
 
