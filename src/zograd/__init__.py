@@ -20,7 +20,8 @@ _NAMES = {
     "zograd.core.record": ("Record",),
     "zograd.core.run": ("Run",),
     "zograd.core.tape": ("Tape", "TapeWriter"),
-    "zograd.core.vector": ("Ask", "Basis", "Estimate", "Query", "Routine", "Vector", "basis", "combination"),
+    "zograd.core.query": ("Ask", "Estimate", "Query", "Routine"),
+    "zograd.core.vector": ("Basis", "Vector", "basis", "combination"),
     "zograd.estimators.differences": ("pairs", "slopes"),
     "zograd.oracles": ("batched",),
     "zograd.spaces": ("check_space",),
@@ -61,10 +62,11 @@ if TYPE_CHECKING:
     from zograd.api.torch_optimizer import ZOOptimizer
     from zograd.core import schedules, tape, vector
     from zograd.core.method import Method
+    from zograd.core.query import Ask, Estimate, Query, Routine
     from zograd.core.record import Record
     from zograd.core.run import Run
     from zograd.core.tape import Tape, TapeWriter
-    from zograd.core.vector import Ask, Basis, Estimate, Query, Routine, Vector, basis, combination
+    from zograd.core.vector import Basis, Vector, basis, combination
     from zograd.estimators.differences import pairs, slopes
     from zograd.oracles import batched
     from zograd.spaces import check_space

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from small_problems import CASES, DTYPES, LAWS, dense, digest, loss_of, records_of, smooth, start, tensors
 
 from zograd import AskTell, ZOOptimizer, methods, minimize
+from zograd.core.query import Ask, Estimate, Query
 from zograd.core.run import Method, Run
-from zograd.core.vector import Address, Ask, Estimate, Noise, Query, Slot, Vector, combination, fill_
+from zograd.core.vector import Address, Noise, Slot, Vector, combination, fill_
 from zograd.estimators import Estimator
 from zograd.laws import Draw
 from zograd.noise import Kind

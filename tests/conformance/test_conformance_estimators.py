@@ -16,8 +16,9 @@ import torch
 from small_problems import CASES, ESTIMATORS, dense, loss_of, smooth, start
 
 from zograd import methods
+from zograd.core.query import Ask, Estimate
 from zograd.core.run import Run
-from zograd.core.vector import Address, Ask, Estimate, Slot, Vector, combination
+from zograd.core.vector import Address, Slot, Vector, combination
 from zograd.estimators import (
     SVRG,
     Central,

@@ -29,8 +29,8 @@ from small_problems import (
 )
 
 from zograd.core import keys
+from zograd.core.query import Estimate
 from zograd.core.run import Run
-from zograd.core.vector import Estimate
 from zograd.methods import menu, rules
 from zograd.rules import Rule
 from zograd.stores import Iterate, Store

@@ -18,9 +18,10 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
 from zograd import AskTell, Method, ZOOptimizer, methods, minimize
+from zograd.core.query import Estimate, Query
 from zograd.core.run import Run
 from zograd.core.schedules import cosine, linear
-from zograd.core.vector import Estimate, Noise, Query, Slot, Vector
+from zograd.core.vector import Noise, Slot, Vector
 from zograd.estimators import Central, Estimator
 from zograd.laws import Rademacher, Sphere
 from zograd.noise import Kind

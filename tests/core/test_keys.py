@@ -16,8 +16,9 @@ import zograd
 from zograd import diagnostics, estimators, laws, methods
 from zograd.core import keys, vector
 from zograd.core.keys import OfStep, Part, Shared
+from zograd.core.query import Ask, Query, Routine
 from zograd.core.run import Run
-from zograd.core.vector import BASES, Basis, Noise, Query, Vector, basis, name_of_basis
+from zograd.core.vector import BASES, Basis, Noise, Vector, basis, name_of_basis
 from zograd.diagnostics.problem import Problem
 from zograd.noise import fold
 from zograd.oracles import sequential
@@ -46,7 +47,7 @@ def test_keys_are_made_in_one_place() -> None:
     """Elsewhere `fold` only numbers the children of a key that one part alone knows."""
     below_a_key_of_their_own = {
         "laws/factors.py", "laws/coordinate.py", "laws/lowrank.py", "laws/cosine.py",  # of a direction or a shared key
-        "estimators/coordinate.py", "core/vector.py", "distributed/shared.py",
+        "estimators/coordinate.py", "core/query.py", "distributed/shared.py",
         "llm/scoring/scorer.py",  # NumPy's Philox, of 64-bit words: the order of examples
     }  # fmt: skip
     found = {
@@ -67,7 +68,7 @@ def test_each_use_in_a_step_has_the_key_of_its_domain(monkeypatch: pytest.Monkey
     class Watched(estimators.Estimator[None]):
         evaluations = 2
 
-        def __call__(self, ask: vector.Ask) -> vector.Routine[None]:
+        def __call__(self, ask: Ask) -> Routine[None]:
             seen["scalar"] = ask.seed
             return (yield from estimators.Central()(ask))
 

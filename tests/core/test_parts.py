@@ -11,8 +11,9 @@ from small_problems import CASES, tensors, values_oracle
 
 from zograd import Method, Run, Store, ZOOptimizer, methods
 from zograd.core.parts import Part
+from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.schedules import Schedule, cosine
-from zograd.core.vector import Ask, Basis, Estimate, Query, Routine, Vector, basis
+from zograd.core.vector import Basis, Vector, basis
 from zograd.estimators import SAM, Central, Conservative, Estimator
 from zograd.laws import Draw, Gaussian, Law, Rademacher, RankOne, SmallWeights
 from zograd.learning_rate import AutoRate, Controller, Measured

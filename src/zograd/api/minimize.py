@@ -14,10 +14,11 @@ import torch
 
 from zograd.api.verdict import failure
 from zograd.core.method import Method
+from zograd.core.query import Query
 from zograd.core.record import Record
 from zograd.core.run import Run
 from zograd.core.seeds import Seed
-from zograd.core.vector import Query, Vector
+from zograd.core.vector import Vector
 from zograd.distributed.executors import gather
 from zograd.methods.defaults import black_box
 from zograd.oracles import as_number

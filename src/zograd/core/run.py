@@ -14,10 +14,11 @@ from typing import Any, Generic, TypeVar
 from zograd.core import keys
 from zograd.core.keys import OfStep
 from zograd.core.method import Method
+from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.record import Record
 from zograd.core.schedules import as_schedule
 from zograd.core.seeds import Seed, as_seed
-from zograd.core.vector import Ask, Estimate, Query, Routine, Vector
+from zograd.core.vector import Vector
 from zograd.laws import Draw
 from zograd.learning_rate.controller import State
 from zograd.oracles import Oracle, as_number

@@ -7,12 +7,12 @@ holds a few scalars, a checkpoint is a list of Vectors, and workers exchange Vec
 
 from __future__ import annotations
 
+import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,13 @@ import torch
 from torch import Tensor
 
 from zograd.core.parts import declared
-from zograd.noise import Kind, Term, combine, fold
+from zograd.noise import Kind, Term, combine
 
-A = TypeVar("A")
-A_co = TypeVar("A_co", covariant=True)
+if TYPE_CHECKING:
+    from zograd.core.query import Ask as Ask
+    from zograd.core.query import Estimate as Estimate
+    from zograd.core.query import Query as Query
+    from zograd.core.query import Routine as Routine
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Gram: TypeAlias = Callable[[Sequence["Vector"]], Array]
@@ -180,78 +183,6 @@ def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vec
     return Vector(tuple(merged.items()))
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """The loss is wanted at Retr_x(at): x + at in a flat space. Queries of one yield share batch and randomness.
-
-    rows: which terms of a finite sum f = (1/N) sum_i f_i are wanted, as their mean; None: the loss as it is, all of it.
-    """
-
-    at: Vector = field(default_factory=Vector)
-    rows: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate(Generic[A_co]):
-    """What an estimator returns.
-
-    vector: the gradient estimate. loss: the value to show for this step. losses: every value received.
-    aux: scalars that a rule needs (typed: a rule that reads curvature does not accept an estimator that has none).
-    writes: slots to assign before the move, in terms of the old slots (`vector` is read with the new ones).
-    meters: numbers that the estimator measured, to be shown and to steer the learning rate (`zograd.learning_rate`).
-    """
-
-    vector: Vector
-    loss: float
-    losses: Sequence[float]
-    aux: A_co
-    writes: Mapping[str, Vector] = field(default_factory=dict)
-    meters: Mapping[str, float] = field(default_factory=dict)
-
-
-Routine: TypeAlias = Generator[Sequence[Query], Sequence[float], Estimate[A]]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """All that an estimator may know: the step, the dimension, the radius mu, directions, inner products.
-
-    moves: steps that were taken so far (refused ones not counted); 0 means that slots hold their initial values.
-    lr: learning rate of this step, of the first group. terms: number N of terms of a finite sum, 0 when f is not one.
-    shapes: of the leaves, in order. run: the key that all steps of the run share.
-    """
-
-    step: int
-    dim: int
-    mu: float
-    draw: Callable[[int], Vector]
-    gram: Gram
-    seed: int
-    moves: int = 0
-    lr: float = 0.0
-    terms: int = 0
-    shapes: tuple[tuple[int, ...], ...] = ()
-    run: int = 0
-
-    def after(self, n: int) -> Ask:
-        """The same, with directions n, n + 1, ... in place of 0, 1, ...: for a second estimator in one step."""
-        return replace(self, draw=lambda j: self.draw(n + j), seed=fold(self.seed, n))
-
-    @cached_property
-    def rng(self) -> np.random.Generator:
-        """Scalar randomness of this step (never d-sized)."""
-        return np.random.Generator(np.random.Philox(self.seed))
-
-    def norm(self, v: Vector) -> float:
-        """Euclidean norm of v in frame coordinates; one pass over its noise."""
-        return float(np.sqrt(self.gram([v])[0, 0]))
-
-    def inner(self, a: Vector, vectors: Sequence[Vector]) -> Array:
-        """<a, v> for each v; one pass over the noise of all of them."""
-        row: Array = self.gram([a, *vectors])[0, 1:]
-        return row
-
-
 def of_signs(e: Basis) -> bool:
     """Whether e is a product u v^T of signs on matrices, and signs of its own key on vectors (`laws.RankOne`)."""
     return e.signs
@@ -291,3 +222,10 @@ HALF = (torch.bfloat16, torch.float16)
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays float64; every other weight dtype is computed with in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def __getattr__(name: str) -> Any:
+    """Names that had their home here before `zograd.core.query`."""
+    if name in ("Ask", "Estimate", "Query", "Routine"):
+        return getattr(importlib.import_module("zograd.core.query"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from zograd.core.vector import Array, Ask, Estimate, Query, Routine, Slot, Vector, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Array, Slot, Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count, slopes
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
 from zograd.core.parts import Part, declared
-from zograd.core.vector import Ask, Routine
+from zograd.core.query import Ask, Routine
 
 A = TypeVar("A")
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from zograd.core.vector import Ask, Estimate, Routine, combination
+from zograd.core.query import Ask, Estimate, Routine
+from zograd.core.vector import combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from zograd.core import keys
-from zograd.core.vector import Ask, Estimate, Query, Routine, Slot, Vector, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Slot, Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import Forward, pairs, positive_count, slopes
 from zograd.estimators.standalone import answered, asking

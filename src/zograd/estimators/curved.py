@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zograd.core.vector import Ask, Estimate, Query, Routine, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count, slopes
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zograd.core.vector import Array, Ask, Estimate, Query, Routine, Vector, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Array, Vector, combination
 from zograd.estimators.base import Estimator
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zograd.core.vector import Address, Ask, Basis, Estimate, Query, Routine, Slot, Vector, basis, combination, fill_
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Address, Basis, Slot, Vector, basis, combination, fill_
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import positive_count
 

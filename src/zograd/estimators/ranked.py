@@ -7,7 +7,8 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from zograd.core.vector import Array, Ask, Estimate, Query, Routine, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Array, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from zograd.core.vector import Ask, Estimate, Query, Routine, Slot, Vector, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Slot, Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import Central, pairs, positive_count, slopes
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from zograd.core.vector import Ask, Estimate, Query, Routine, Slot, Vector
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Slot, Vector
 from zograd.estimators.base import Estimator
 from zograd.laws import Gaussian
 

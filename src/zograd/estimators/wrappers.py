@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from zograd.core.vector import Ask, Estimate, Query, Routine, Vector
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Vector
 from zograd.estimators.base import Estimator, Wrapper
 from zograd.estimators.differences import Central
 

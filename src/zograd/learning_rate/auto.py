@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.schedules import Schedule, as_schedule
-from zograd.core.vector import Array, Ask, Estimate, Query, Routine, Vector
+from zograd.core.vector import Array, Vector
 from zograd.estimators.base import Estimator, Wrapper
 from zograd.learning_rate.controller import Controller, State
 

@@ -93,9 +93,10 @@ def make(name: str, **settings: Any) -> Method[Any]:
 
 def law_named(name: str) -> Law:
     """A law of directions, with its defaults, by its lower-case name as the command line gives it."""
+    # Of two of one name the one that was defined first is taken: a law of zograd, not one of a user.
     kinds = {kind.__name__.lower(): kind for kind in reversed(concrete(Law))}
     if name not in kinds:
-        raise ValueError(f"there is no law {name!r}; use one of {', '.join(kinds)}")
+        raise ValueError(f"there is no law {name!r}; use one of {', '.join(sorted(kinds))}")
     law: Law = kinds[name]()
     return law
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zograd.core.vector import Query
+from zograd.core.query import Query
 from zograd.lens.parameters import Unbranchable
 from zograd.stores import Store
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zograd.core.vector import Estimate
+from zograd.core.query import Estimate
 from zograd.rules.base import Rule
 from zograd.rules.sgd import check_beta
 from zograd.stores import Iterate

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from zograd.core.vector import Estimate, Noise, Slot, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import Noise, Slot, Vector
 from zograd.estimators.simulated import Mixture
 from zograd.rules.base import Rule
 from zograd.stores import Iterate

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zograd.core.vector import Estimate
+from zograd.core.query import Estimate
 from zograd.rules.base import Rule
 from zograd.rules.sgd import check_beta
 from zograd.stores import Iterate

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from zograd.core.vector import HALF, Estimate, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import HALF, Vector
 from zograd.rules.base import Rule
 from zograd.sets.base import one_thread
 from zograd.stores import Iterate, Leaf, Rate, Store

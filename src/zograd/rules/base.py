@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from zograd.core.parts import Part, declared
-from zograd.core.vector import Estimate
+from zograd.core.query import Estimate
 
 if TYPE_CHECKING:
     from zograd.stores import Iterate, Store

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from zograd.core.query import Estimate
 from zograd.core.sums import row_sums_
-from zograd.core.vector import Estimate, Vector
+from zograd.core.vector import Vector
 from zograd.estimators.curved import Curvatures
 from zograd.laws import Gaussian
 from zograd.rules.base import Rule

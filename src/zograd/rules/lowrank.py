@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from zograd import noise
-from zograd.core.vector import Address, Estimate, Vector, fill_
+from zograd.core.query import Estimate
+from zograd.core.vector import Address, Vector, fill_
 from zograd.laws.factors import (
     Factor,
     add_product_,

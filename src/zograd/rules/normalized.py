@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from zograd.core.vector import Estimate
+from zograd.core.query import Estimate
 from zograd.estimators.differences import Spread
 from zograd.rules.base import Rule
 from zograd.stores import Iterate

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zograd.core.vector import Estimate, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import Vector
 from zograd.rules.base import Rule
 from zograd.rules.sgd import replayable
 from zograd.stores import Iterate

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from zograd.core.vector import Estimate, Slot, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import Slot, Vector
 from zograd.rules.base import Rule
 from zograd.sets import Projection, Prox
 from zograd.stores import Block, Iterate

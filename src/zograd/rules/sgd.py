@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zograd.core.vector import Estimate, Vector, combination
+from zograd.core.query import Estimate
+from zograd.core.vector import Vector, combination
 from zograd.rules.base import Rule
 from zograd.stores import Iterate
 
