@@ -95,7 +95,7 @@ def test_a_part_without_its_formula_cannot_be_made() -> None:
         ({"rule": Central(1)}, r"rule must be a zograd.rules.Rule, got Central"),
         ({"space": "flat"}, r"space must be a zograd.spaces.Space, got str"),
     ],
-    ids=str,
+    ids=["a function", "a class", "a rule", "an estimator", "a word"],
 )
 def test_what_is_no_part_is_refused_with_what_to_write(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(TypeError, match=said):
