@@ -13,6 +13,7 @@ from typing import Any
 import places
 from problems import *  # noqa: F403
 
+from zograd import methods
 from zograd.laws import Gaussian, Rademacher, Sphere
 
 PAGES = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("cases_*.py"))]
@@ -30,7 +31,9 @@ def with_those_of_cases(parts: list[Any], kind: str) -> tuple[Any, ...]:
     return (*parts, *more.values())
 
 
-CASES = listed("CASES")
+MENU = methods.names()
+CASES = sorted(listed("CASES"), key=lambda case: MENU.index(case.name))
+"""In the order of the menu: the first one is plain gradient descent, which some tests take for any method."""
 LAWS = with_those_of_cases([Rademacher(), Gaussian(), Sphere(), *listed("LAWS")], "law")
 ESTIMATORS = with_those_of_cases(listed("ESTIMATORS"), "estimator")
 SPACES = with_those_of_cases([*places.SPACES, *listed("SPACES")], "space")
