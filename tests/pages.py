@@ -12,10 +12,13 @@ import doctest
 import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
+import types
+from collections.abc import Iterator
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +72,8 @@ def source(page: Path) -> str:
 
 def run(page: Path, small: Small | None) -> None:
     """Run a page in the current folder; with `small`, its commands at a small size."""
-    names: dict[str, object] = {"__name__": "__page__"}
+    module = types.ModuleType("page")  # dataclasses look theirs up
+    sys.modules["page"] = module
     printed = ""
     for block in blocks(source(page)):
         where = f"{page.name}, line {block.line}"
@@ -85,7 +89,7 @@ def run(page: Path, small: Small | None) -> None:
         elif block.language == "python":
             padded = "\n" * (block.line - 1) + shrunk_text(block.code, small)  # tracebacks show the line of the page
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(padded, str(page), "exec"), names)
+                exec(compile(padded, str(page), "exec"), module.__dict__)
             printed = out.getvalue()
         elif block.language == "bash":
             for command in commands(block.code):
@@ -106,20 +110,40 @@ def run_command(words: list[str], where: str, small: Small | None) -> None:
         assert set(words[1:]) <= set(targets), f"{where}: the Makefile has no {words[1:]}"
     elif words[0] == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        wanted = {name for word in words for part in re.findall(r"zograd\[([\w,]+)\]", word) for name in part.split(",")}
+        wanted = {
+            name for word in words for part in re.findall(r"zograd\[([\w,]+)\]", word) for name in part.split(",")
+        }
         assert words[1] == "install", f"{where}: {words}"
         assert wanted <= set(extras), f"{where}: pyproject.toml has no extra {wanted - set(extras)}"
     elif words[0] == "zograd":
         done = zograd(shrunk(words[1:], small))
         assert done[0] == 0, f"{where}: {words} ended with {done[0]}\n{done[1]}"
+    elif words[0] == "torchrun" and small is not None:
+        program = words[next(k for k, word in enumerate(words) if word.endswith(".py") or word == "-m") :]
+        with alone():
+            if program[0] == "-m":
+                run_command(program[1:], where, small)
+            else:
+                runpy.run_path(program[0], run_name="__main__")
     else:
         python = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
         assert words[0] in python, f"{where}: nothing here runs {words[0]!r}"
-        launcher = words.index("zograd") + 1 if "zograd" in words else len(words)
-        command = [*python[words[0]], *words[1:launcher], *shrunk(words[launcher:], small)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-        assert done.returncode == 0, f"{where}: {words} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        ended = subprocess.run([*python[words[0]], *words[1:]], capture_output=True, text=True, env=environment)
+        assert ended.returncode == 0, f"{where}: {words} ended with {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """What torchrun tells a process that is the only one: at the small size, its programs run in this process."""
+    told = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    before = dict(os.environ)
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def zograd(arguments: list[str]) -> tuple[int, str]:
@@ -158,7 +182,7 @@ SMALL = {
 
 
 def shrunk(arguments: list[str], small: Small | None) -> list[str]:
-    """A command of zograd with the small model, few steps and few examples."""
+    """A command of zograd with the small model, few steps and few examples of a task that it knows."""
     if small is None or not arguments or "--help" in arguments:
         return arguments
     name = arguments[0]
@@ -167,6 +191,8 @@ def shrunk(arguments: list[str], small: Small | None) -> list[str]:
     for k in range(len(words)):
         if words[k] == ALIAS:
             words[k] = model
+        elif words[k] in ("trec", "sms"):  # the small model knows the words of mr
+            words[k] = "mr"
         elif k and words[k - 1] in SMALL:
             words[k] = str(min(int(words[k]), int(SMALL[words[k - 1]])))
     if name == "train" and "--resume" not in words:
@@ -175,9 +201,8 @@ def shrunk(arguments: list[str], small: Small | None) -> list[str]:
         words += ["--dtype", "float32"] if "--dtype" not in words and "--quantized" not in words else []
     if name == "eval":
         words += ["--examples", SMALL["--examples"]] if "--examples" not in words else []
-    takes_run = name == "eval" and "--run" in words
-    if name in ("train", "eval", "plan") and "--model" not in words and "--resume" not in words and not takes_run:
-        words += ["--model", model]
+    fresh = "--resume" not in words and "--run" not in words and "--config" not in words
+    if name in ("train", "eval", "plan") and fresh:
+        words += ["--model", model] if "--model" not in words else []
+        words += ["--task", "mr"] if "--task" not in words and name != "plan" else []
     return words
-
-

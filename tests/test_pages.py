@@ -26,17 +26,15 @@ def names(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=names)
-def test_the_code_of_a_page_runs(
-    page: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Commands run at a small size: a tiny model, few steps, few examples."""
+def test_the_code_of_a_page_runs(page: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run at a small size: a tiny model, few steps, few examples, one process where torchrun starts several."""
     monkeypatch.chdir(tmp_path)
     pages.run(page, small)
 
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.parametrize("page", [p for p in WITH_CODE if pages.ALIAS in source(p) or "zograd train" in source(p)], ids=names)
+@pytest.mark.parametrize("page", [p for p in WITH_CODE if "```bash" in source(p)], ids=names)
 def test_the_commands_of_a_page_run_as_they_stand(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pages.run(page, None)

@@ -43,7 +43,9 @@ def as_markdown(text: str, names: set[str]) -> str:
 def escaped(line: str) -> str:
     """Text outside of backticks with nothing that Markdown or HTML would take for a sign of its own."""
     parts = line.split("`")
-    return "`".join(part if k % 2 else re.sub(r"([*_|\[\]])", r"\\\1", part).replace("<", "&lt;") for k, part in enumerate(parts))
+    return "`".join(
+        part if k % 2 else re.sub(r"([*_|\[\]])", r"\\\1", part).replace("<", "&lt;") for k, part in enumerate(parts)
+    )
 
 
 def said_by_entry(function: griffe.Function) -> list[str]:
