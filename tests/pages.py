@@ -19,7 +19,6 @@ import sys
 import tomllib
 import types
 from collections.abc import Iterator
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -27,7 +27,7 @@ def names(page: Path) -> str:
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=names)
 def test_the_code_of_a_page_runs(page: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run at a small size: a tiny model, few steps, few examples, one process where torchrun starts several."""
+    """Commands run at a small size: a tiny model, few steps and examples, one process in the place of several."""
     monkeypatch.chdir(tmp_path)
     pages.run(page, small)
 
