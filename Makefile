@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-gpu test-matrix mutants lint format coverage bench bench-check bench-gpu bench-methods clean
+.PHONY: quickstart test test-slow test-gpu test-matrix mutants lint format coverage files bench bench-check bench-gpu bench-methods clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
@@ -38,6 +38,10 @@ format: $(VENV)/.dev
 # docs/coverage.md from docs/coverage.yaml.
 coverage: $(VENV)/.dev
 	$(BIN)/python tools/coverage.py
+
+# A line for each file: the first line of its docstring.
+files: $(VENV)/.dev
+	$(BIN)/python tools/files.py
 
 bench: $(VENV)/.demo
 	$(BIN)/zograd bench step

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zograd import kernels, laws, methods
+from zograd.core.run import Run
 from zograd.noise import Kind, Term, backend, combine
 from zograd.oracles import batched, sequential
-from zograd.run import Run
 from zograd.stores import Store
 
 TRIES = 3

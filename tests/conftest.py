@@ -38,7 +38,7 @@ def _no_full_collections() -> Iterator[None]:
     """
     import gc
 
-    from zograd import memory
+    from zograd.runs import memory
 
     gc.collect()
     gc.freeze()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from zograd import memory
-from zograd.memory import Peak, available_bytes, resident_bytes
+from zograd.runs import memory
+from zograd.runs.memory import Peak, available_bytes, resident_bytes
 
 MIB = 1 << 20
 
@@ -94,5 +94,5 @@ def test_available_memory_is_a_size_or_unknown():
 
 
 def test_importing_does_not_import_torch():
-    code = "import sys, zograd.memory; sys.exit('torch' in sys.modules)"
+    code = "import sys, zograd.runs.memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from zograd import methods
-from zograd.plan import plan
-from zograd.stores.base import Bits, PerLeaf, PerRow
-from zograd.tape import Tape, TapeWriter
+from zograd.core.tape import Tape, TapeWriter
+from zograd.runs.plan import plan
+from zograd.stores.store import Bits, PerLeaf, PerRow
 
 pytest.importorskip("transformers")
 
@@ -121,7 +121,7 @@ def test_tape_bytes_are_those_of_a_real_tape(folder: str, tmp_path: Path):
 
 
 def advice_with(monkeypatch: pytest.MonkeyPatch, available: int | None, folder: str, **settings: object) -> list[str]:
-    monkeypatch.setattr("zograd.plan.available_bytes", lambda device: available)
+    monkeypatch.setattr("zograd.runs.plan.available_bytes", lambda device: available)
     out = plan(folder, **settings)
     assert out["available_bytes"] == available
     return out["advice"]

@@ -19,17 +19,17 @@ from typer.testing import CliRunner
 
 from zograd import methods
 from zograd.cli import app
+from zograd.core.run import Record
+from zograd.core.tape import Tape, TapeError, TapeWriter
+from zograd.core.vector import Vector
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
-from zograd.report import report
-from zograd.report.figures import letter, png
-from zograd.report.panels import GROUPS, panels_of, thinned
-from zograd.report.read import Margin, margin, read
-from zograd.run import Record
-from zograd.rundir import RunError
-from zograd.stores.base import Rate
-from zograd.tape import Tape, TapeError, TapeWriter
-from zograd.vector import Vector
+from zograd.runs.report import report
+from zograd.runs.report.figures import letter, png
+from zograd.runs.report.panels import GROUPS, panels_of, thinned
+from zograd.runs.report.read import Margin, margin, read
+from zograd.runs.rundir import RunError
+from zograd.stores.store import Rate
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 8, "batch_size": 2, "train_examples": 8, "eval_examples": 8, "mu": 1e-3, "dtype": "float32",

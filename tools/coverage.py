@@ -82,13 +82,13 @@ THINGS: dict[str, Callable[[str], bool]] = {
     "rule": exported("zograd.rules"),
     "space": exported("zograd.spaces"),
     "set": exported("zograd.sets"),
-    "schedule": exported("zograd.schedules"),
+    "schedule": exported("zograd.core.schedules"),
     "diagnostic": exported("zograd.diagnostics"),
-    "control": exported("zograd.control"),
+    "control": exported("zograd.learning_rate"),
     "door": door,
-    "oracle": exported("zograd.oracles", "zograd.stores.reuse"),
+    "oracle": exported("zograd.oracles", "zograd.oracles.feature_reuse"),
     "command": command,
-    "problem": exported("zograd.bench.problems"),
+    "problem": exported("zograd.problems.small"),
 }
 """Kinds of what a row may have, and whether a name of that kind exists."""
 

@@ -37,7 +37,7 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "the rounding key is taken from the domain of directions",
-        "src/zograd/run.py",
+        "src/zograd/core/run.py",
         "record.step, OfStep.ROUNDING",
         "record.step, OfStep.DIRECTION",
         ("tests/core/test_keys.py",),
@@ -58,7 +58,7 @@ MUTANTS = (
     ),
     Mutant(
         "a basis vector of the same name replaces another",
-        "src/zograd/vector.py",
+        "src/zograd/core/vector.py",
         "    if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):\n",
         "    if False:\n",
         ("tests/core/test_keys.py",),
@@ -86,14 +86,14 @@ MUTANTS = (
     ),
     Mutant(
         "a state that is ahead of the tape is loaded",
-        "src/zograd/rundir.py",
+        "src/zograd/runs/rundir.py",
         "not 0 <= step <= tape.steps",
         "not 0 <= step",
         ("tests/llm/test_run_folder.py::test_a_state_that_does_not_fit_is_left_aside_with_a_sentence",),
     ),
     Mutant(
         "the state of another run is loaded",
-        "src/zograd/rundir.py",
+        "src/zograd/runs/rundir.py",
         'if about["tape"] != str(tape.checksum(step)):',
         "if False:",
         ("tests/llm/test_run_folder.py::test_a_state_that_does_not_fit_is_left_aside_with_a_sentence",),
@@ -107,21 +107,21 @@ MUTANTS = (
     ),
     Mutant(
         "the rest of a move is dropped when a forward raises midway",
-        "src/zograd/stores/base.py",
+        "src/zograd/stores/store.py",
         "            if move.done < leaf.numel:\n",
         "            if False:\n",
         ("tests/core/test_batched.py::test_what_passing_leaves_of_a_move_is_made",),
     ),
     Mutant(
         "moves with weight decay ride along",
-        "src/zograd/stores/base.py",
+        "src/zograd/stores/store.py",
         "or not of_signs(direction.terms[0][0]) or rate.weight_decay:",
         "or not of_signs(direction.terms[0][0]):",
         ("tests/core/test_batched.py::test_moves_with_weight_decay_do_not_ride_along",),
     ),
     Mutant(
         "a state of another dtype is accepted",
-        "src/zograd/stores/base.py",
+        "src/zograd/stores/store.py",
         "tensor.shape != state[name].shape or tensor.dtype != state[name].dtype",
         "tensor.shape != state[name].shape",
         ("tests/core/test_copies.py::test_a_state_of_another_dtype_is_refused_and_changes_nothing",),
@@ -142,7 +142,7 @@ MUTANTS = (
     ),
     Mutant(
         "every epoch has the same order of examples",
-        "src/zograd/llm/task.py",
+        "src/zograd/llm/scoring/scorer.py",
         "np.random.Philox(fold(self.seed, epoch))",
         "np.random.Philox(fold(self.seed, 0))",
         ("tests/llm/test_llm_scoring.py::test_each_epoch_has_an_order_of_its_own",),
@@ -184,7 +184,7 @@ MUTANTS = (
     ),
     Mutant(
         "the tape is not forced to the disk",
-        "src/zograd/tape.py",
+        "src/zograd/core/tape.py",
         "        os.fsync(self._file.fileno())\n",
         "        pass\n",
         ("tests/core/test_one_writer.py::test_a_tape_is_forced_to_the_disk_when_asked_and_at_the_end",),
@@ -205,14 +205,14 @@ MUTANTS = (
     ),
     Mutant(
         "a second writer cuts off what the first one wrote",
-        "src/zograd/tape.py",
+        "src/zograd/core/tape.py",
         "if not ends or ends[-1] != (self._seen.end, self._seen.crc):",
         "if False:",
         ("tests/core/test_one_writer.py::test_a_tape_that_grew_since_it_was_read_is_not_cut",),
     ),
     Mutant(
         "a method with a rate of its own goes on measuring",
-        "src/zograd/run.py",
+        "src/zograd/core/run.py",
         "if not isinstance(self.lr, AutoRate) or isinstance(self.estimator, Measured):",
         "if isinstance(self.estimator, Measured):",
         ("tests/core/test_auto.py::test_a_rate_of_ones_own_drops_the_measurements",),
@@ -226,7 +226,7 @@ MUTANTS = (
     ),
     Mutant(
         "a run that made f larger is a success",
-        "src/zograd/faces/verdict.py",
+        "src/zograd/api/verdict.py",
         "    if up:\n",
         "    if False:\n",
         ("tests/core/test_success.py::test_a_runaway_is_no_success_and_a_rate_that_works_is_named",),

@@ -4,7 +4,7 @@
     python tools/vendor_data.py WHEELS
 
 Every file is a gzipped CSV with the columns split, label, text, in shuffled order. Rules, in this order: rows without a
-label are dropped; of texts with equal fingerprints (`zograd.hub.text`) and equal labels the first is kept, with
+label are dropped; of texts with equal fingerprints (`zograd.hub.split_rules`) and equal labels the first is kept, with
 different labels none; an official test set is kept intact and its fingerprints are removed from the rest; then test and
 validation are drawn in proportion to the classes.
 """
@@ -20,7 +20,7 @@ import zipfile
 from collections import defaultdict
 from pathlib import Path
 
-from zograd.hub.text import fingerprint, rank
+from zograd.hub.split_rules import fingerprint, rank
 
 Row = tuple[int, str]  # label, text
 

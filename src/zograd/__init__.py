@@ -1,7 +1,7 @@
 """zograd: zeroth-order optimization, from evaluations alone, in the memory of inference.
 
-The doors are `minimize`, `AskTell`, `ZOOptimizer` and `Hybrid`; the menu is `methods`; the parts to build a method of
-your own are `estimators`, `laws`, `rules`, `spaces`, `sets` and `schedules`, put together by `Method`.
+Entry points: `minimize`, `AskTell`, `ZOOptimizer` and `Hybrid`. The menu of methods is `methods`. The parts of a method
+of your own are `estimators`, `laws`, `rules`, `spaces`, `sets` and `schedules`; `Method` puts them together.
 """
 
 from __future__ import annotations
@@ -11,62 +11,66 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
-_HOMES = {
-    "AskTell": "zograd.faces.asktell",
-    "minimize": "zograd.faces.minimize",
-    "Result": "zograd.faces.minimize",
-    "ZOOptimizer": "zograd.faces.torch_optim",
-    "Hybrid": "zograd.faces.hybrid",
-    "Method": "zograd.run",
-    "Record": "zograd.run",
-    "Run": "zograd.run",
-    "Store": "zograd.stores",
-    "Tape": "zograd.tape",
-    "batched": "zograd.oracles",
-    "TapeWriter": "zograd.tape",
-    "Vector": "zograd.vector",
-    "check_space": "zograd.spaces",
-    "Query": "zograd.vector",
-    "Estimate": "zograd.vector",
-    "Ask": "zograd.vector",
+_NAMES = {
+    "zograd.api.ask_tell": ("AskTell",),
+    "zograd.api.hybrid": ("Hybrid",),
+    "zograd.api.minimize": ("Result", "minimize"),
+    "zograd.api.torch_optimizer": ("ZOOptimizer",),
+    "zograd.core.run": ("Method", "Record", "Run"),
+    "zograd.core.tape": ("Tape", "TapeWriter"),
+    "zograd.core.vector": ("Ask", "Basis", "Estimate", "Query", "Routine", "Vector", "basis", "combination"),
+    "zograd.estimators.differences": ("pairs", "slopes"),
+    "zograd.oracles": ("batched",),
+    "zograd.spaces": ("check_space",),
+    "zograd.stores": ("Store",),
 }
-_MODULES = (
-    "control", "diagnostics", "estimators", "faces", "hub", "laws", "llm", "methods", "noise", "oracles", "rules",
-    "schedules", "sets", "spaces", "stores", "tape", "vector",
-)  # fmt: skip
+_MODULES = {
+    **{
+        name: f"zograd.{name}"
+        for name in (
+            "api", "bench", "cli", "core", "diagnostics", "distributed", "errors", "estimators", "hub", "kernels",
+            "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems", "quantized",
+            "rules", "runs", "sets", "spaces", "stores",
+        )
+    },
+    **{name: f"zograd.core.{name}" for name in ("schedules", "tape", "vector")},
+}  # fmt: skip
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 if TYPE_CHECKING:
     from zograd import (
-        control,
         diagnostics,
+        distributed,
         estimators,
         laws,
+        learning_rate,
         methods,
         noise,
         oracles,
+        problems,
         rules,
-        schedules,
         sets,
         spaces,
         stores,
-        tape,
-        vector,
     )
-    from zograd.faces.asktell import AskTell
-    from zograd.faces.hybrid import Hybrid
-    from zograd.faces.minimize import Result, minimize
-    from zograd.faces.torch_optim import ZOOptimizer
+    from zograd.api.ask_tell import AskTell
+    from zograd.api.hybrid import Hybrid
+    from zograd.api.minimize import Result, minimize
+    from zograd.api.torch_optimizer import ZOOptimizer
+    from zograd.core import schedules, tape, vector
+    from zograd.core.run import Method, Record, Run
+    from zograd.core.tape import Tape, TapeWriter
+    from zograd.core.vector import Ask, Basis, Estimate, Query, Routine, Vector, basis, combination
+    from zograd.estimators.differences import pairs, slopes
     from zograd.oracles import batched
-    from zograd.run import Method, Record, Run
     from zograd.spaces import check_space
     from zograd.stores import Store
-    from zograd.tape import Tape, TapeWriter
-    from zograd.vector import Ask, Estimate, Query, Vector
 
 __all__ = [
-    "Ask", "AskTell", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Run", "Store", "Tape", "TapeWriter",
-    "Vector", "ZOOptimizer", "__version__", "batched", "check_space", "control", "diagnostics", "estimators", "laws",
-    "methods", "minimize", "noise", "oracles", "rules", "schedules", "sets", "spaces", "stores", "tape", "vector",
+    "Ask", "AskTell", "Basis", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Routine", "Run", "Store",
+    "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched", "check_space", "combination",
+    "diagnostics", "distributed", "estimators", "laws", "learning_rate", "methods", "minimize", "noise", "oracles",
+    "pairs", "problems", "rules", "schedules", "sets", "slopes", "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 
@@ -75,7 +79,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name in _MODULES:
-        return importlib.import_module(f"zograd.{name}")
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'zograd' has no attribute {name!r}")
 
 

@@ -376,7 +376,7 @@ def report(
 
     Example: zograd report runs/a runs/b --out report.html --png
     """
-    from zograd.report import report as go
+    from zograd.runs.report import report as go
 
     result = go(runs, out, image=png)
     files = " and ".join(result[key] for key in ("html", "png") if key in result)
@@ -482,7 +482,7 @@ def plan(
 
     Example: zograd plan --model smollm2-135m --batch-size 8 --seq-len 512
     """
-    from zograd.plan import plan as go
+    from zograd.runs.plan import plan as go
 
     result = go(
         model, method=method, batch_size=batch_size, seq_len=seq_len, device=device, dtype=dtype, train=train,
@@ -692,8 +692,8 @@ def bench_gpu(
 
     Example: zograd bench gpu --model tiny --device cpu
     """
-    from zograd.bench.gpu import as_text, missing
-    from zograd.bench.gpu import bench_gpu as go
+    from benchmarks.gpu import as_text, missing
+    from benchmarks.gpu import bench_gpu as go
 
     if (why := missing(device)) is not None:
         emit({"measured": False, "why": why}, json, why)
@@ -760,7 +760,7 @@ def bench_offload(
 
     Example: zograd bench offload --gib 2 --limit 1
     """
-    from zograd.bench.offload import bench_offload as go
+    from benchmarks.offload import bench_offload as go
 
     emit(
         go(
@@ -788,7 +788,7 @@ def bench_auto(
 
     Example: zograd bench auto --budget 5000
     """
-    from zograd.bench.auto import measure
+    from benchmarks.auto import measure
 
     emit(measure(budget, seeds, method=method, progress=lambda line: typer.echo(line, err=True)), json)
 
@@ -811,7 +811,7 @@ def bench_ranks(
 
     Example: zograd bench ranks --batch-size 16 --seq-len 64
     """
-    from zograd.bench.ranks import bench_ranks as go
+    from benchmarks.ranks import bench_ranks as go
 
     emit(
         go(
@@ -855,8 +855,9 @@ def bench_methods(
 
     Example: zograd bench methods --problems a,b --methods mezo,fzoo --budget 2000 --page
     """
-    from zograd.bench.methods import Plan, compare, half_decades, problem_names
-    from zograd.bench.page import write
+    from benchmarks.methods import Plan, compare, problem_names
+    from benchmarks.methods_page import write
+    from zograd.problems.base import half_decades
 
     result: dict[str, Any] = {}
     if problems is not None or not page:
@@ -889,8 +890,8 @@ def bench_geometry(
 
     Example: zograd bench geometry --problems mesh-poisson,gp-diabetes --page
     """
-    from zograd.bench.geometry.contest import Plan, compare
-    from zograd.bench.geometry.page import at_a_glance, write
+    from benchmarks.geometry import Plan, compare
+    from benchmarks.geometry_page import at_a_glance, write
 
     result: dict[str, Any] = {}
     if problems is not None or not page:

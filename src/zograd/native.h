@@ -1,5 +1,4 @@
-// What the three files of compiled loops share: how a function is exported, inlined and vectorised, and for which
-// instruction sets it is compiled.
+// What the three files of compiled loops share: export, inlining, vectors and instruction sets.
 
 #pragma once
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from zograd import methods
-from zograd.bench.geometry import GeometryProblem, View, Walk, near_boundary, problem_named
-from zograd.bench.geometry.base import OUTSIDE, leaving
-from zograd.bench.geometry.gaussian_process import Likelihood, data
-from zograd.bench.geometry.mesh import Equation, Net, Walls, interpolate, locate, net, reference, require_skfem
-from zograd.bench.geometry.simplex import on_plane, project
-from zograd.bench.geometry.stiefel import orthogonality, polar
+from zograd.problems import GeometryProblem, View, Walk, near_boundary, problem_named
+from zograd.problems.base import OUTSIDE, leaving
+from zograd.problems.gaussian_process import Likelihood, data
+from zograd.problems.mesh import Equation, Net, Walls, interpolate, locate, net, reference, require_skfem
+from zograd.problems.simplex import on_plane, project
+from zograd.problems.stiefel import orthogonality, polar
 
 
 def walked(problem: GeometryProblem, view: str, method: str, lr: float, steps: int, outside: str = "never") -> Walk:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from zograd.bench.geometry import PROBLEMS, contest, problem_named
-from zograd.bench.geometry.contest import TUNING_SEED, Plan, cell, compare, digest, tune, walk, ways_on
-from zograd.bench.geometry.page import at_a_glance, page, pictured, rows_of, write
-from zograd.bench.methods import Results, load
-from zograd.bench.page import fingerprint
+from benchmarks import geometry as contest
+from benchmarks.geometry import TUNING_SEED, Plan, cell, compare, digest, tune, walk, ways_on
+from benchmarks.geometry_page import at_a_glance, page, pictured, rows_of, write
+from benchmarks.methods import Results, load
+from benchmarks.methods_page import fingerprint
 from zograd.cli import app
+from zograd.problems import PROBLEMS, problem_named
 
 TINY = Plan(budget=60, seeds=2, fraction=0.3)
 DOCS = Path(__file__).parents[2] / "docs"

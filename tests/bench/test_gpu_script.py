@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from zograd.bench import gpu
+from benchmarks import gpu
 from zograd.cli import app
 
 pytest.importorskip("transformers")

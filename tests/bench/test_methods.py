@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from zograd import methods
-from zograd.bench import methods as bench
-from zograd.bench.language import LoraTask
-from zograd.bench.methods import (
+from benchmarks import methods as bench
+from benchmarks.language import LoraTask
+from benchmarks.methods import (
     NEEDS,
     Meter,
     Plan,
@@ -30,9 +29,10 @@ from zograd.bench.methods import (
     tune,
     unfit,
 )
-from zograd.bench.page import cells_of, columns_of, fingerprint, page, write
-from zograd.bench.problems import METHOD_PROBLEMS, Problem, Session, method_problem
+from benchmarks.methods_page import cells_of, columns_of, fingerprint, page, write
+from zograd import methods
 from zograd.cli import app
+from zograd.problems.small import METHOD_PROBLEMS, Problem, Session, method_problem
 
 TINY = Plan(budget=100, seeds=2, fraction=0.2, grid=half_decades(1e-3, 1e-1))
 DOCS = Path(__file__).parents[2] / "docs"
@@ -368,8 +368,8 @@ def test_lora_on_a_tiny_model(tiny_model: Path) -> None:
 
 
 def test_lora_batches_change_with_steps_and_are_shared_within_one(tiny_model: Path) -> None:
+    from zograd.core.vector import Query
     from zograd.spaces import Euclidean
-    from zograd.vector import Query
 
     p = LoraTask("lora-tiny", "mr", model=str(tiny_model), layers=1, batch=4, train_examples=12, eval_examples=10)
     session = p.begin(Euclidean(), 0)
@@ -386,7 +386,7 @@ def test_a_meter_stops_before_the_budget_is_passed() -> None:
     problem = method_problem("quadratic-100")
     session = problem.begin(bench.methods.make("mezo").space, 0)
     meter = Meter(session, 5, marks=1)
-    from zograd.vector import Query
+    from zograd.core.vector import Query
 
     meter(session.store, [Query()] * 3, 1)
     with pytest.raises(bench.Spent):

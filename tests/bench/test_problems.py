@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from zograd import methods
-from zograd.bench.problems import (
+from zograd.core.run import Run
+from zograd.core.vector import Noise, Query, Vector
+from zograd.problems.small import (
     METHOD_PROBLEMS,
     FlatStore,
     L1Projection,
@@ -23,9 +25,7 @@ from zograd.bench.problems import (
     softmax_digits,
     sparse_logistic,
 )
-from zograd.run import Run
 from zograd.spaces import Euclidean
-from zograd.vector import Noise, Query, Vector
 
 
 def gradient(f, x: np.ndarray, h: float = 1e-6) -> np.ndarray:

@@ -14,9 +14,9 @@ from zograd import laws, methods
 from zograd.bench import profile as profiling
 from zograd.bench.profile import PARTS, STEP, as_text, bench_profile, seconds_by_part, watched
 from zograd.cli import app
-from zograd.llm import loss
+from zograd.core.run import Run
+from zograd.llm.scoring import loss
 from zograd.oracles import batched, sequential
-from zograd.run import Run
 from zograd.stores import Store
 
 pytest.importorskip("transformers")

@@ -19,12 +19,12 @@ from benchmarks import check
 from benchmarks.check import cases, sides, step_and_forwards
 from zograd import kernels, laws, methods
 from zograd.bench.profile import Pass, watched
+from zograd.core.run import Run
+from zograd.lens.lens import TILE
 from zograd.noise import Kind, Term, backend, combine
 from zograd.oracles import Oracle, batched, sequential
-from zograd.run import Run
 from zograd.stores import Store
-from zograd.stores.base import CHUNK
-from zograd.stores.lens import TILE
+from zograd.stores.store import CHUNK
 
 native = pytest.mark.skipif(backend() != "native", reason="the compiled loops are counted")
 

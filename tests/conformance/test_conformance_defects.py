@@ -15,8 +15,8 @@ from problems import digest, values_oracle
 from small_problems import CASES
 
 from zograd import methods
-from zograd.run import Run
-from zograd.vector import Slot, Vector
+from zograd.core.run import Run
+from zograd.core.vector import Slot, Vector
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 

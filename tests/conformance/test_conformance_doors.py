@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from small_problems import CASES, DTYPES, LAWS, dense, digest, loss_of, records_of, smooth, start, tensors
 
 from zograd import AskTell, ZOOptimizer, methods, minimize
+from zograd.core.run import Method, Run
+from zograd.core.vector import Address, Ask, Estimate, Noise, Query, Slot, Vector, combination, fill_
 from zograd.laws import Draw
 from zograd.noise import Kind
 from zograd.oracles import sequential
 from zograd.rules import SGD
-from zograd.run import Method, Run
 from zograd.stores import Store
-from zograd.vector import Address, Ask, Estimate, Noise, Query, Slot, Vector, combination, fill_
 
 STEPS = 15
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)

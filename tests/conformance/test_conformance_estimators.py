@@ -16,6 +16,8 @@ import torch
 from small_problems import CASES, ESTIMATORS, dense, loss_of, smooth, start
 
 from zograd import methods
+from zograd.core.run import Run
+from zograd.core.vector import Address, Ask, Estimate, Slot, Vector, combination
 from zograd.estimators import (
     SVRG,
     Central,
@@ -34,9 +36,7 @@ from zograd.estimators import (
 )
 from zograd.laws import Draw, Rademacher, Unit
 from zograd.oracles import sequential
-from zograd.run import Run
 from zograd.stores import Store
-from zograd.vector import Address, Ask, Estimate, Slot, Vector, combination
 
 D = 4
 SIGNS = np.array(list(itertools.product((1.0, -1.0), repeat=D)))

@@ -17,6 +17,9 @@ import torch
 from hypothesis import given, settings
 
 from zograd import methods
+from zograd.core.run import Record, Run
+from zograd.core.tape import _PREAMBLE, Tape, TapeError, _frame, pack_record, unpack_record
+from zograd.core.vector import BASES, Address, Noise, Slot, Vector
 from zograd.estimators.population import Product
 from zograd.laws.coordinate import Unit
 from zograd.laws.cosine import DCT, Waves
@@ -26,10 +29,7 @@ from zograd.laws.orthogonal import WalshSigns
 from zograd.laws.rank_one import SignOuter
 from zograd.noise import NOISE_VERSION, Kind
 from zograd.patterns import PatternError, matching, searching
-from zograd.run import Record, Run
 from zograd.stores import Rate, Store
-from zograd.tape import _PREAMBLE, Tape, TapeError, _frame, pack_record, unpack_record
-from zograd.vector import BASES, Address, Noise, Slot, Vector
 
 NOISE = Noise(Kind.SIGN, 7)
 EVERY = [
@@ -201,7 +201,7 @@ def test_numbers_that_are_not_finite_are_refused_in_both_directions(
     with pytest.raises(TapeError, match="finite numbers only"):
         pack_record(record)
     with monkeypatch.context() as patch:
-        patch.setattr("zograd.tape._check", lambda record: None)
+        patch.setattr("zograd.core.tape._check", lambda record: None)
         data = pack_record(record)
     with pytest.raises(TapeError, match="finite numbers only"):
         read(framed(HEADER, data))

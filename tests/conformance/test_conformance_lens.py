@@ -18,11 +18,11 @@ from small_problems import digest
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.core.run import Run
+from zograd.core.vector import Slot, Vector
 from zograd.oracles import sequential
-from zograd.run import Run
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
-from zograd.vector import Slot, Vector
 
 MU = 0.05  # large, so that a weight that is read unperturbed shows far above rounding
 
@@ -408,7 +408,7 @@ def test_gradients_with_respect_to_the_inputs_are_those_of_the_copy() -> None:
 
 def test_gradients_with_respect_to_the_inputs_through_tiles(monkeypatch) -> None:
     """The same where a layer is larger than a tile."""
-    from zograd.stores import lens
+    from zograd.lens import lens
 
     monkeypatch.setattr(lens, "TILE", 8)
     test_gradients_with_respect_to_the_inputs_are_those_of_the_copy()

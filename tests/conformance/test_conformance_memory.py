@@ -11,12 +11,12 @@ from small_problems import CASES, DTYPES, digest, records_of, tensors, values_or
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zograd import noise
+from zograd.core.run import Run
+from zograd.lens import lens as stores_lens
 from zograd.oracles import sequential
-from zograd.run import Run
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
-from zograd.stores import base as stores_base
-from zograd.stores import lens as stores_lens
+from zograd.stores import store as stores_base
 
 
 class LargestNewStorage(TorchDispatchMode):

@@ -21,8 +21,8 @@ from small_problems import (
     values_oracle,
 )
 
-from zograd import keys
-from zograd.run import Run
+from zograd.core import keys
+from zograd.core.run import Run
 from zograd.stores import Store
 
 STEPS = 100
@@ -88,7 +88,7 @@ def test_follows_its_paper_under_every_law(case: Case, law) -> None:
 def test_the_schedules_of_lr_and_mu_are_read_at_the_step_they_belong_to() -> None:
     """zo_sgd with lr_t and mu_t equals one paper step at a time with those numbers."""
     from zograd import methods
-    from zograd.schedules import cosine, linear
+    from zograd.core.schedules import cosine, linear
 
     lr, mu = cosine(1e-2, 20, warmup=3), linear(1e-2, 20, end=0.1)
     method = methods.zo_sgd(lr=lr, mu=mu)

@@ -12,7 +12,7 @@ from small_problems import CASES, ESTIMATORS, LAWS, SPACES
 
 import zograd
 from zograd import estimators, laws, methods, rules, spaces
-from zograd.run import Run
+from zograd.core.run import Run
 
 
 def parts_in(module: ModuleType) -> set[str]:
@@ -102,6 +102,6 @@ def test_every_public_name_can_be_imported() -> None:
 
 
 def test_dtypes_of_the_suite_are_those_of_the_store() -> None:
-    from zograd.stores.base import SUPPORTED
+    from zograd.stores.store import SUPPORTED
 
     assert {dtype for dtype, _ in small_problems.DTYPES.values()} == set(SUPPORTED)

@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from small_problems import CASES, DTYPES, digest, loss_of, records_of, tensors, values_oracle
 
 from zograd import methods
+from zograd.core.run import Method, Record, Run
+from zograd.core.tape import Tape, TapeError, TapeWriter, pack_record, unpack_record
+from zograd.core.vector import Noise, Slot, Vector
 from zograd.noise import Kind
 from zograd.oracles import sequential
 from zograd.rules import SGD, Adam
-from zograd.run import Method, Record, Run
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Rate, Store
-from zograd.tape import Tape, TapeError, TapeWriter, pack_record, unpack_record
-from zograd.vector import Noise, Slot, Vector
 
 vanishing = pytest.mark.filterwarnings("ignore:this step changed")
 STEPS = 6
@@ -185,7 +185,7 @@ def test_bases_that_have_no_name_on_disk_are_refused() -> None:
 
 
 def test_a_two_point_record_takes_the_bytes_that_the_docstring_states(tmp_path) -> None:
-    from zograd import tape as module
+    from zograd.core import tape as module
 
     path = tmp_path / "tape.zo"
     record = Record(0, Vector(((Noise(Kind.SIGN, 1), 0.5),)), 1.0, (Rate(1e-3),), None)
@@ -242,7 +242,7 @@ def test_a_cut_gives_a_prefix_of_the_records(taped) -> None:
 
 def test_a_record_that_is_lost_doubled_or_swapped_is_found(taped) -> None:
     """The checksums are chained, so whole frames cannot be exchanged either."""
-    from zograd.tape import _PREAMBLE, _frames
+    from zograd.core.tape import _PREAMBLE, _frames
 
     path, _ = taped
     data = path.read_bytes()
@@ -264,7 +264,7 @@ def test_a_writer_goes_on_behind_a_torn_end(taped) -> None:
 
 
 def test_foreign_files_other_versions_and_other_noise_are_named(taped, tmp_path) -> None:
-    from zograd import tape as module
+    from zograd.core import tape as module
 
     path, _ = taped
     data = path.read_bytes()

@@ -9,14 +9,14 @@ from places import dimension, inside, metric
 from small_problems import CASES, SPACES
 
 from zograd import AskTell, check_space, methods
+from zograd.core.run import Method, Run
 from zograd.estimators import Central
 from zograd.laws import Gaussian, Rademacher
 from zograd.rules import SGD, Adam, Momentum
-from zograd.run import Method, Run
 from zograd.spaces import Box, Diagonal, Domain, Euclidean, Oblique, Polytope, PositiveOrthant, Simplex, Sphere, Stiefel
 from zograd.stores import Store
-from zograd.stores import base as stores_base
-from zograd.stores.base import part_of
+from zograd.stores import store as stores_base
+from zograd.stores.store import part_of
 
 by_space = pytest.mark.parametrize("space", SPACES, ids=lambda s: f"{type(s).__name__}{getattr(s, 'metric', '')}")
 

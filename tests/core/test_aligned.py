@@ -11,15 +11,15 @@ import torch
 from small_problems import dense, loss_of, tensors
 
 from zograd import AskTell, methods
+from zograd.core.run import Method, Run
+from zograd.core.vector import Ask, Noise, Slot, Vector
 from zograd.estimators import Aligned, Central
 from zograd.estimators.aligned import align
 from zograd.laws import Draw, Gaussian, Rademacher, Sphere
 from zograd.noise import Kind
 from zograd.oracles import sequential
 from zograd.rules import SGD
-from zograd.run import Method, Run
 from zograd.stores import Store
-from zograd.vector import Ask, Noise, Slot, Vector
 
 D = 12
 G = np.cos(np.arange(D)) * np.linspace(0.3, 1.5, D)

@@ -11,11 +11,11 @@ import torch
 from problems import digest, smooth, tensors, values_oracle
 
 from zograd import AskTell, Method, Run, Store, ZOOptimizer, methods, minimize
-from zograd.control import AutoRate, Measured, lr_bounds
+from zograd.core.schedules import linear
 from zograd.estimators import Central, Forward, OneSided
 from zograd.laws import Gaussian, Rademacher
+from zograd.learning_rate import AutoRate, Measured, lr_bounds
 from zograd.rules import SGD, Adam, ReplayMomentum
-from zograd.schedules import linear
 
 
 def quadratic(lam: np.ndarray):
@@ -259,7 +259,7 @@ def test_smooth_is_minimised() -> None:
 @pytest.mark.slow
 def test_auto_is_within_a_factor_two_of_a_grid_over_five_decades() -> None:
     """At least 8 of 10 problems, and never divergence: `zograd bench auto`."""
-    from zograd.bench.auto import measure
+    from benchmarks.auto import measure
 
     result = measure()
     assert result["within_factor_2"] >= 8, result["rows"]

@@ -9,14 +9,14 @@ import pytest
 import torch
 from small_problems import directions
 
+from zograd.core.run import Method, Run
 from zograd.estimators import Central
 from zograd.laws import Gaussian, Rademacher
 from zograd.oracles import sequential
 from zograd.rules import SGD, Adam, Balanced, Momentum, ReplayMomentum
-from zograd.run import Method, Run
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
-from zograd.stores import base as stores_base
+from zograd.stores import store as stores_base
 
 N, M, RANK = 12, 10, 3
 

@@ -15,20 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.core.run import Method, Record, Run
+from zograd.core.vector import Noise, Query, Vector
 from zograd.estimators import Central, Forward
 from zograd.laws import Gaussian, LowRank, Rademacher, RankOne
-from zograd.llm.loss import causal_losses
+from zograd.lens import lens as stores_lens
+from zograd.lens.branches import LARGE
+from zograd.lens.lens import Lens
+from zograd.llm.scoring.loss import causal_losses
 from zograd.noise import Kind
 from zograd.oracles import batched, sequential
 from zograd.rules import SGD
-from zograd.run import Method, Record, Run
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Rate, Store
-from zograd.stores import lens as stores_lens
-from zograd.stores.base import MERGE
-from zograd.stores.branches import LARGE
-from zograd.stores.lens import Lens
-from zograd.vector import Noise, Query, Vector
+from zograd.stores.store import MERGE
 
 LAWS = [Rademacher(), Gaussian(), RankOne(), LowRank(2, 1)]
 by_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
@@ -414,7 +414,7 @@ def test_causal_losses_are_those_of_transformers(
     make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In tiles of the vocabulary that do not divide it, with labels that do not count."""
-    monkeypatch.setattr("zograd.stores.lens.TILE", 16 * 10)
+    monkeypatch.setattr("zograd.lens.lens.TILE", 16 * 10)
     torch.manual_seed(0)
     model = make().eval()
     labels = IDS.clone()

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zograd.core.vector import Noise, Query, Vector
 from zograd.noise import Kind
 from zograd.oracles import batched, sequential
 from zograd.stores import Store
-from zograd.vector import Noise, Query, Vector
 
 ROWS, WIDTH = 3, 4
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from zograd import AskTell, methods
+from zograd.core.run import Method, Run
+from zograd.core.vector import Address, Noise, Slot, Vector, fill_
 from zograd.estimators import Consensus
 from zograd.estimators.population import Product
 from zograd.laws import Gaussian
 from zograd.noise import Kind
 from zograd.rules import SGD
-from zograd.run import Method, Run
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
-from zograd.vector import Address, Noise, Slot, Vector, fill_
 
 
 def rastrigin(x: np.ndarray) -> float:

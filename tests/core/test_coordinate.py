@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from zograd import methods
+from zograd.core.run import Method, Run
+from zograd.core.vector import Ask, Query, Vector
 from zograd.estimators import Coordinates, grasp_densities
 from zograd.laws import Coordinate
+from zograd.lens import lens as stores_lens
 from zograd.oracles import sequential
+from zograd.oracles.feature_reuse import reusing
 from zograd.rules import SGD, Momentum
-from zograd.run import Method, Run
 from zograd.stores import Store
-from zograd.stores import lens as stores_lens
-from zograd.stores.reuse import reusing
-from zograd.vector import Ask, Query, Vector
 
 
 def network(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from zograd import AskTell, methods
+from zograd.core.run import Method, Run
+from zograd.core.schedules import constant
 from zograd.estimators import Central, Curved
 from zograd.laws import Gaussian, Rademacher
 from zograd.oracles import sequential
 from zograd.rules import DiagonalNewton, PublishedHiZOO
-from zograd.run import Method, Run
-from zograd.schedules import constant
 from zograd.spaces import Diagonal, Euclidean
 from zograd.stores import Store
 

@@ -14,12 +14,12 @@ import torch
 from small_problems import smooth, start
 
 from zograd import AskTell, methods
+from zograd.core.run import Method, Run
+from zograd.core.vector import Ask, Estimate, Vector
 from zograd.estimators import Central, Curvatures, Curved, ProbeWeighted, Richardson
 from zograd.laws import Rademacher
 from zograd.rules import SGD
-from zograd.run import Method, Run
 from zograd.stores import Store
-from zograd.vector import Ask, Estimate, Vector
 
 D = 4
 SIGNS = np.array(list(itertools.product((1.0, -1.0), repeat=D)))

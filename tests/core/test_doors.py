@@ -18,16 +18,16 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
 from zograd import AskTell, Method, ZOOptimizer, methods, minimize
+from zograd.core.run import Run
+from zograd.core.schedules import cosine, linear
+from zograd.core.vector import Estimate, Noise, Query, Slot, Vector
 from zograd.estimators import Central
 from zograd.laws import Rademacher, Sphere
 from zograd.noise import Kind
 from zograd.rules import SGD
-from zograd.run import Run
-from zograd.schedules import cosine, linear
 from zograd.sets import L1Ball
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Rate, Store
-from zograd.vector import Estimate, Noise, Query, Slot, Vector
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 on_arrays = pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from zograd import methods
+from zograd.core.run import Run
 from zograd.noise import Kind, Term, combine
 from zograd.oracles import sequential
-from zograd.run import Run
 from zograd.stores import Store
 
 pytestmark = [

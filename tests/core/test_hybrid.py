@@ -11,10 +11,10 @@ from torch import nn
 
 import zograd
 from zograd import Hybrid, ZOOptimizer, methods
+from zograd.core.run import Method
 from zograd.estimators import Forward
 from zograd.laws import Gaussian
 from zograd.rules import SGD
-from zograd.run import Method
 
 DATA = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 LABELS = (DATA[:, 0] * DATA[:, 1] > 0).long()

@@ -13,14 +13,15 @@ import pytest
 import torch
 
 import zograd
-from zograd import diagnostics, estimators, keys, laws, methods, vector
+from zograd import diagnostics, estimators, laws, methods
+from zograd.core import keys, vector
+from zograd.core.keys import OfStep, Part, Shared
+from zograd.core.run import Run
+from zograd.core.vector import BASES, Noise, Query, Regenerated, Vector, basis, name_of_basis
 from zograd.diagnostics.problem import Problem
-from zograd.keys import OfStep, Part, Shared
 from zograd.noise import fold
 from zograd.oracles import sequential
-from zograd.run import Run
 from zograd.stores import Store
-from zograd.vector import BASES, Noise, Query, Regenerated, Vector, basis, name_of_basis
 
 SEED = 5
 SOURCE = Path(zograd.__file__).parent
@@ -46,7 +47,7 @@ def test_keys_are_made_in_one_place() -> None:
     below_a_key_of_their_own = {
         "laws/factors.py", "laws/coordinate.py", "laws/lowrank.py", "laws/cosine.py",  # of a direction or a shared key
         "estimators/coordinate.py", "vector.py", "distributed/shared.py",
-        "llm/task.py",  # NumPy's Philox, of 64-bit words: the order of examples
+        "llm/scoring/scorer.py",  # NumPy's Philox, of 64-bit words: the order of examples
     }  # fmt: skip
     found = {
         str(path.relative_to(SOURCE))
@@ -191,7 +192,9 @@ def test_a_class_of_a_user_never_takes_the_place_of_one_of_zograd() -> None:
 
 @pytest.mark.usefixtures("restored")
 def test_two_classes_of_one_name_are_refused_and_the_first_one_stays() -> None:
-    with pytest.raises(TypeError, match=r"named 'Noise' already, zograd.vector.Noise.*give zograd.elsewhere.Noise ano"):
+    with pytest.raises(
+        TypeError, match=r"named 'Noise' already, zograd.core.vector.Noise.*give zograd.elsewhere.Noise"
+    ):
         basis(mine("zograd.elsewhere"))
     assert BASES["Noise"] is Noise
 
@@ -205,7 +208,7 @@ def test_a_class_that_is_defined_again_replaces_itself() -> None:
 
 @pytest.mark.usefixtures("restored")
 def test_both_classes_of_one_name_go_over_the_tape_as_themselves() -> None:
-    from zograd.tape import pack_record, unpack_record
+    from zograd.core.tape import pack_record, unpack_record
 
     kind = basis(mine("my_laws", "Outer"))
     ours = BASES["Outer"](1, 2, 3)

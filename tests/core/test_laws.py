@@ -12,8 +12,11 @@ from bases import dct, orthonormal
 from small_problems import DTYPES, LAWS, dense, loss_of, tensors
 
 from zograd import AskTell, methods
+from zograd.core.keys import Shared
+from zograd.core.run import Method, Run
+from zograd.core.tape import pack_record
+from zograd.core.vector import Noise, Vector
 from zograd.estimators import Central, Forward
-from zograd.keys import Shared
 from zograd.laws import (
     DCT,
     Components,
@@ -40,10 +43,7 @@ from zograd.noise import Kind
 from zograd.oracles import sequential
 from zograd.rules import SGD, FactorMomentum, Momentum, SubspaceMuon
 from zograd.rules.lowrank import msign_newton_schulz5
-from zograd.run import Method, Run
 from zograd.stores import Store
-from zograd.tape import pack_record
-from zograd.vector import Noise, Vector
 
 CPU = torch.device("cpu")
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from zograd import Store, Tape, TapeWriter, methods
+from zograd.core.run import Record, Run
+from zograd.core.tape import TapeError, never_began
+from zograd.core.vector import Noise, Vector
 from zograd.files import atomic_write
 from zograd.hub.cache import locked
 from zograd.locks import FileLock, LockedError
 from zograd.noise import Kind
-from zograd.run import Record, Run
 from zograd.stores import Rate
-from zograd.tape import TapeError, never_began
-from zograd.vector import Noise, Vector
 
 RECORDS = [Record(k, Vector(((Noise(Kind.SIGN, k), 0.5),)), 1.0, (Rate(1e-3),), None) for k in range(12)]
 

@@ -10,17 +10,17 @@ import torch
 from scipy.optimize import minimize as scipy_minimize
 
 from zograd import methods
+from zograd.core.run import Method, Run
+from zograd.core.sums import Sum, row_sums_
+from zograd.core.vector import Estimate, Slot, Vector
 from zograd.estimators import Central
 from zograd.laws import Rademacher
 from zograd.oracles import sequential
 from zograd.rules import Proximal
-from zograd.run import Method, Run
 from zograd.sets import L1, Box, GroupL2, L2Ball, LInfBall, Nuclear
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Rate, Store
-from zograd.stores import base as stores_base
-from zograd.sums import Sum, row_sums_
-from zograd.vector import Estimate, Slot, Vector
+from zograd.stores import store as stores_base
 
 VALUES = {
     L1: lambda r, z: r.weight * z.abs().sum(),

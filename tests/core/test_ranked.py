@@ -8,12 +8,12 @@ import torch
 from small_problems import dense, smooth, start
 
 from zograd import methods
+from zograd.core.run import Run
+from zograd.core.vector import Ask, Noise, Vector
 from zograd.estimators import Mirrored, Preference, Ranked
 from zograd.laws import Gaussian, Rademacher
 from zograd.noise import Kind
-from zograd.run import Run
 from zograd.stores import Store
-from zograd.vector import Ask, Noise, Vector
 
 
 def coefficients(estimator, losses: list[float], mu: float = 1.0) -> np.ndarray:

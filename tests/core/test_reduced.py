@@ -13,14 +13,14 @@ import torch
 from small_problems import start
 
 from zograd import methods
+from zograd.core.run import Method, Run
+from zograd.core.vector import Ask, Estimate, Noise, Query, Slot, Vector
 from zograd.estimators import SVRG, ZPDVR, Central, Coordinates, LooplessSVRG, Recentred
 from zograd.laws import Gaussian, Rademacher, Unit
 from zograd.rules import SGD, FrankWolfe, Momentum, Proximal
-from zograd.run import Method, Run
 from zograd.sets import L1, L1Ball
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
-from zograd.vector import Ask, Estimate, Noise, Query, Slot, Vector
 
 Array = np.ndarray
 

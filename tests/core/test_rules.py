@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from zograd.core.run import Method, Run
+from zograd.core.vector import Estimate, Noise, Slot, Vector
 from zograd.estimators import Central, Recentred, SimulatedMomentum, Spread
 from zograd.estimators.simulated import Anneal
 from zograd.laws import Gaussian, Rademacher
@@ -31,12 +33,10 @@ from zograd.rules import (
     Sign,
     SpreadSGD,
 )
-from zograd.run import Method, Run
 from zograd.sets import L1, GroupL2, L1Ball
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Rate, Store
-from zograd.stores import base as stores_base
-from zograd.vector import Estimate, Noise, Slot, Vector
+from zograd.stores import store as stores_base
 
 SHAPES = ((4, 3), (5,), (2, 2, 2))
 STEPS = 25

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from zograd import AskTell, methods
+from zograd.core.run import Method, Run
+from zograd.core.vector import Estimate, Slot, Vector
 from zograd.estimators import Central
 from zograd.laws import Gaussian, Orthogonal
 from zograd.oracles import sequential
 from zograd.rules import FrankWolfe, Proximal
-from zograd.run import Method, Run
 from zograd.sets import Box, L1Ball, L2Ball, LInfBall, NonNegative, NuclearBall, Place, Simplex
 from zograd.sets.spectral import top_singular_pair
 from zograd.stores import Rate, Store
-from zograd.stores import base as stores_base
-from zograd.vector import Estimate, Slot, Vector
+from zograd.stores import store as stores_base
 
 SETS = [L1Ball(1.5), L2Ball(1.5), LInfBall(0.4), Simplex(1.5), NuclearBall(1.5)]
 by_set = pytest.mark.parametrize("C", SETS, ids=lambda c: type(c).__name__)

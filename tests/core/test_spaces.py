@@ -11,11 +11,11 @@ import torch
 from places import inside, two_walls
 
 from zograd import AskTell, check_space
+from zograd.core.run import Method, Run
 from zograd.estimators import Central
 from zograd.laws import Gaussian, Rademacher
 from zograd.oracles import sequential
 from zograd.rules import SGD, Adam, Momentum
-from zograd.run import Method, Run
 from zograd.spaces import (
     Box,
     Domain,

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from zograd import AskTell, check_space
+from zograd.core.run import Method
 from zograd.estimators import Central
 from zograd.laws import Gaussian
 from zograd.rules import SGD
-from zograd.run import Method
 from zograd.spaces import (
     Oblique,
     PositiveOrthant,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from zograd import Method, Run, Store
-from zograd.control import MOMENTS, critical_lr, lr_bounds, moments, second_moment_map, second_moment_radius
 from zograd.estimators import Central
 from zograd.laws import Gaussian, Rademacher, Sphere
+from zograd.learning_rate import MOMENTS, critical_lr, lr_bounds, moments, second_moment_map, second_moment_radius
 from zograd.rules import SGD, Momentum
 
 HARMONIC = 1 / np.arange(1, 31)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from zograd import methods, minimize
-from zograd.control import AutoRate
+from zograd.core.run import Method
 from zograd.estimators import Central
 from zograd.laws import Rademacher
+from zograd.learning_rate import AutoRate
 from zograd.methods.defaults import BLACK_BOX_LR, FULL, LORA, SCALES, black_box, language_model
 from zograd.rules import SGD
-from zograd.run import Method
 from zograd.sets import L1Ball
 from zograd.spaces import PositiveOrthant
 

@@ -25,9 +25,9 @@ from zograd.estimators import Central
 from zograd.laws import Rademacher, RankOne
 from zograd.noise import fold
 from zograd.oracles import as_number, batched
+from zograd.oracles.feature_reuse import reusing
 from zograd.rules import SGD
 from zograd.spaces import Domain, Polytope, Product
-from zograd.stores.reuse import reusing
 
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from zograd import methods
+from zograd.core.vector import Ask, Vector
 from zograd.estimators import Central, Forward, Geometric, Unbiased, Zipf, deepest_level
 from zograd.estimators.unbiased import zeta_tail
-from zograd.vector import Ask, Vector
 
 D = 4
 SIGNS = np.array(list(itertools.product((1.0, -1.0), repeat=D)))

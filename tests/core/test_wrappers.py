@@ -10,12 +10,12 @@ import torch
 from small_problems import smooth, start
 
 from zograd import AskTell, methods
+from zograd.core.run import Method, Run
+from zograd.core.vector import Query
 from zograd.estimators import SAM, Central, Conservative, OneSided, Recentred, Spread
 from zograd.laws import Gaussian, Rademacher
 from zograd.rules import SGD, Momentum, SpreadSGD
-from zograd.run import Method, Run
 from zograd.stores import Store
-from zograd.vector import Query
 
 
 def trained(method: Method, f, steps: int, seed: int = 0) -> np.ndarray:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from zograd.cli import main
+from zograd.core.run import Record
 from zograd.distributed import Peers
-from zograd.run import Record
 
 deaths = [tuple(map(int, death.split("@"))) for death in sys.argv[1].split(",")]
 marks = Path(sys.argv[2])

@@ -17,12 +17,12 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 from zograd import Hybrid, Method, Record, Run, Store, ZOOptimizer, methods
+from zograd.core.tape import Tape, TapeWriter, pack_record
+from zograd.core.vector import Noise, Query, Vector
 from zograd.distributed import Peers, PeersDisagree, PeersError, shared
 from zograd.distributed.shards import follow
 from zograd.noise import Kind
 from zograd.oracles import sequential
-from zograd.tape import Tape, TapeWriter, pack_record
-from zograd.vector import Noise, Query, Vector
 
 X = torch.linspace(-1, 1, 72).view(12, 6)
 Y = torch.linspace(0, 1, 36).view(12, 3).square()

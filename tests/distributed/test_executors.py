@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from zograd import Run, Store, methods, minimize
+from zograd.core.vector import Query
 from zograd.distributed import from_pool, parallel
 from zograd.oracles import sequential
-from zograd.vector import Query
 
 
 def quartic(x: Any, *rest: Any) -> float:

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from zograd.core.tape import Tape
 from zograd.distributed import PeersError
 from zograd.distributed.joining import meeting
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import replay, resolve, train
-from zograd.rundir import RunError
-from zograd.tape import Tape
+from zograd.runs.rundir import RunError
 
 SETTINGS: dict[str, Any] = {
     "task": "mr", "steps": 10, "batch_size": 4, "train_examples": 40, "eval_examples": 40, "lr": 1e-3, "mu": 1e-3,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from zograd.hub import fetch, load_task, models, resolve_model
-from zograd.hub.text import fingerprint
+from zograd.hub.split_rules import fingerprint
 
 pytestmark = pytest.mark.model
 SENTENCE = "The capital of France is Paris, and the capital of Germany is Berlin."

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zograd.hub import Example, TaskError, load_task, parse_label_words, tasks
-from zograd.hub.text import fingerprint, split_of
+from zograd.hub.split_rules import fingerprint, split_of
 
 BUNDLED = [info.name for info in tasks() if info.bundled]
 

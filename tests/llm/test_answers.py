@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from zograd.core.vector import Noise, Vector
 from zograd.hub import Example, Task
+from zograd.lens.branches import Branches
 from zograd.llm import loading
-from zograd.llm.answers import Answers
-from zograd.llm.packing import Layout
-from zograd.llm.packing import in_rows_of_their_own as padded
+from zograd.llm.scoring.packing import Layout
+from zograd.llm.scoring.packing import in_rows_of_their_own as padded
+from zograd.llm.scoring.scorer import Scorer
+from zograd.llm.scoring.shared_answers import Answers
 from zograd.llm.settings import TrainSettings
-from zograd.llm.task import Scorer
 from zograd.llm.train import train
 from zograd.noise import Kind
 from zograd.stores import Store
-from zograd.stores.branches import Branches
-from zograd.vector import Noise, Vector
 
 EXAMPLES = [Example(f"{'very ' * k}good {'maybe ' * (k // 2)}It was", k % 4) for k in range(9, 33)]
 WORDS = (" very bad", " very good maybe", " good", " no great yes")

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.core.run import Run
+from zograd.lens.lens import Lens
 from zograd.llm import compiled as under_test
 from zograd.llm.compiled import CompileError, check, compiled, trial
-from zograd.llm.loss import causal_losses
+from zograd.llm.scoring.loss import causal_losses
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.train import replay, train
 from zograd.oracles import batched, sequential
-from zograd.run import Run
 from zograd.stores import Store
-from zograd.stores.lens import Lens
 
 SIZES: dict[str, Any] = {"vocab_size": 96}
 LLAMA: dict[str, Any] = SIZES | {

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
-from zograd.llm.encoding import Encoder, _end
 from zograd.llm.loading import ModelError
-from zograd.llm.task import Scorer
+from zograd.llm.scoring.encoding import Encoder, _end
+from zograd.llm.scoring.scorer import Scorer
 
 TEXTS = ["a fine film It was great", "a dull film It was terrible", "very bad, not good: No", "Answer:\nYes or No"] * 40
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]

@@ -11,20 +11,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from zograd.core.vector import Noise, Vector
 from zograd.hub import Example, Task
-from zograd.llm import head as heads
+from zograd.lens.branches import Branches
 from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
 from zograd.llm.loading import ModelError
-from zograd.llm.loss import causal_losses
-from zograd.llm.prefix import first_trained_block
+from zograd.llm.scoring import head as heads
+from zograd.llm.scoring.loss import causal_losses
+from zograd.llm.scoring.prefix import first_trained_block
+from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import TrainSettings
-from zograd.llm.task import Scorer
 from zograd.llm.train import replay, train
 from zograd.noise import Kind
 from zograd.stores import Store
-from zograd.stores.branches import Branches
-from zograd.vector import Noise, Vector
 
 EXAMPLES = [Example(f"{'very ' * k}good {'maybe ' * (k // 2)}It was", k % 2) for k in range(1, 9)]
 SINGLE, SEVERAL = (" terrible", " great"), (" very bad", " no great yes")

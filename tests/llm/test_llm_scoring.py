@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from zograd.hub import Example, Task, TaskError, load_task
 from zograd.llm import loading
-from zograd.llm.task import Batches, Scorer
+from zograd.llm.scoring.scorer import Batches, Scorer
 
 EXAMPLES = [Example(f"{'very ' * k}good It was", k % 2) for k in range(1, 9)]
 

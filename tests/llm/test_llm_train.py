@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from zograd.core.tape import Tape, TapeError
 from zograd.llm import loading
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import DivergenceError, replay, restore, train
-from zograd.rundir import RunError
-from zograd.tape import Tape, TapeError
+from zograd.runs.rundir import RunError
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 12, "batch_size": 4, "train_examples": 40, "eval_examples": 20, "lr": 1e-3, "mu": 1e-3,
@@ -82,7 +82,7 @@ def test_biases_are_in_the_group_without_decay() -> None:
 
 def cut_tape(source: Path, target: Path, records: int) -> None:
     """A copy of a run as a kill after so many steps would leave it."""
-    from zograd.tape import TapeWriter
+    from zograd.core.tape import TapeWriter
 
     target.mkdir()
     (target / "run.json").write_text((source / "run.json").read_text())
@@ -166,7 +166,7 @@ def test_a_run_that_runs_away_ends_with_a_sentence(tiny_model: Path, tmp_path: P
 def test_a_run_that_diverges_stops_and_says_so(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zograd.llm.task import Scorer
+    from zograd.llm.scoring.scorer import Scorer
 
     finite = Scorer.copy_losses
     calls = iter(range(1000))
@@ -255,7 +255,7 @@ def test_sigterm_stops_between_steps_with_the_run_intact(tiny_model: Path, tmp_p
 def test_a_full_disk_leaves_the_tape_as_it_was(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zograd.tape import TapeWriter
+    from zograd.core.tape import TapeWriter
 
     written = TapeWriter._write
     calls = {"n": 0}
@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_the_tape_as_it_was(
 
 def test_dev_full_refuses_a_record_cleanly(tmp_path: Path) -> None:
     """A real full device: the write fails as a whole."""
-    from zograd.tape import TapeWriter
+    from zograd.core.tape import TapeWriter
 
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full on this system")

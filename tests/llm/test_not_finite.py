@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from zograd.cli import app
 from zograd.jsons import dumps, finite
 from zograd.llm import loading
+from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import TrainSettings
-from zograd.llm.task import Scorer
 from zograd.llm.train import train
 
 WEIGHT = "model.layers.1.mlp.up_proj.weight"

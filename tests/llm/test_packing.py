@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_answers import EXAMPLES, family
 
+from zograd.core.vector import Noise, Vector
 from zograd.hub import Example, Task, load_task
+from zograd.lens.branches import Branches
 from zograd.llm import loading
-from zograd.llm.packing import TAILS, in_rows_of_their_own, packed, packs
-from zograd.llm.task import Batches, Scorer
+from zograd.llm.scoring.packing import TAILS, in_rows_of_their_own, packed, packs
+from zograd.llm.scoring.scorer import Batches, Scorer
 from zograd.noise import Kind
 from zograd.stores import Store
-from zograd.stores.branches import Branches
-from zograd.vector import Noise, Vector
 
 CPU = torch.device("cpu")
 

@@ -26,17 +26,17 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import zograd.llm.train as train_module
-import zograd.rundir as rundir_module
+import zograd.runs.rundir as rundir_module
 from zograd.cli import app, explain
+from zograd.core.run import Run
+from zograd.core.tape import Tape, TapeWriter, writer_lock
 from zograd.llm import loading
+from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.task import Scorer
 from zograd.llm.train import Loop, check_data, fixed, merged, metrics_before, replay, resolve, stored_settings, train
 from zograd.locks import LockedError
 from zograd.oracles import Batched
-from zograd.run import Run
-from zograd.rundir import CHANGEABLE, RunDirectory, RunError, _read_state, _write_state
-from zograd.tape import Tape, TapeWriter, writer_lock
+from zograd.runs.rundir import CHANGEABLE, RunDirectory, RunError, _read_state, _write_state
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 6, "batch_size": 4, "train_examples": 40, "eval_examples": 20, "lr": 1e-3, "mu": 1e-3,
@@ -469,7 +469,7 @@ def test_a_forward_of_one_point_that_does_not_fit_ends_the_run(
 def test_a_run_that_gave_branches_up_keeps_to_it(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zograd.stores.watched import Unbranchable
+    from zograd.lens.parameters import Unbranchable
 
     s = settings(tiny_model, steps=4, method="fzoo", set={"n": 3}, together=4)
 

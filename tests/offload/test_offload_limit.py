@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from zograd.bench.offload import bench_offload
+from benchmarks.offload import bench_offload
 
 
 @pytest.mark.slow

@@ -19,16 +19,17 @@ import torch
 from safetensors.torch import load_file
 
 from zograd import methods
-from zograd.llm import loading, offloading
+from zograd.core.run import Run
+from zograd.core.tape import Tape
+from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
 from zograd.llm.loading import ModelError
+from zograd.llm.loading import offloaded as offloading
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.train import replay, train
-from zograd.memory import Peak, resident_bytes
 from zograd.oracles import sequential
-from zograd.run import Run
+from zograd.runs.memory import Peak, resident_bytes
 from zograd.stores import Store
-from zograd.tape import Tape
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 6, "batch_size": 4, "train_examples": 20, "eval_examples": 10, "lr": 1e-3, "mu": 1e-3,
@@ -203,7 +204,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(models: dict[str, Path], tmp_path
         "from pathlib import Path\n"
         "from zograd.llm.settings import TrainSettings\n"
         "from zograd.llm.train import Loop, train\n"
-        "from zograd.stores.base import Iterate\n"
+        "from zograd.stores.store import Iterate\n"
         "moves = []\n"
         "write = Iterate._write\n"
         "def killed(self, *args, **named):\n"

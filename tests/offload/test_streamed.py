@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zograd import methods
+from zograd.core.run import Record, Run
+from zograd.offload.streamed import Lane, Streamed
 from zograd.oracles import sequential
-from zograd.run import Record, Run
 from zograd.stores import Store
-from zograd.stores.streamed import Lane, Streamed
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zograd.quantized import native
-from zograd.quantized.formats import FORMATS, Format
+from zograd.quantized.gguf_blocks import FORMATS, Format
 
 gguf = pytest.importorskip("gguf")
 

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from zograd import methods
+from zograd.core.run import Run
 from zograd.llm import loading
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.train import replay, restore, train
 from zograd.oracles import sequential
 from zograd.quantized import libraries
-from zograd.run import Run
-from zograd.rundir import RunError
+from zograd.runs.rundir import RunError
 from zograd.stores import Store
 
 LIBRARY = {
@@ -384,7 +384,7 @@ def test_a_quantized_head_scores_single_tokens(tiny_model: Path) -> None:
     """Rows of a packed head cannot be looked up: the scores are those of the whole head."""
     pytest.importorskip("bitsandbytes")
     from zograd.hub import load_task
-    from zograd.llm.task import Scorer
+    from zograd.llm.scoring.scorer import Scorer
 
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     task = load_task("mr")

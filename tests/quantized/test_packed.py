@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 
 from zograd import methods
+from zograd.core.run import Run
 from zograd.llm import loading
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import build_method, replay, restore, train
 from zograd.oracles import sequential
-from zograd.quantized import gguf_file, layers
-from zograd.quantized.formats import FORMATS
-from zograd.quantized.layers import PackedEmbedding, PackedLinear
-from zograd.run import Run
+from zograd.quantized import gguf_file
+from zograd.quantized import packed_layers as layers
+from zograd.quantized.gguf_blocks import FORMATS
+from zograd.quantized.packed_layers import PackedEmbedding, PackedLinear
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
 
@@ -229,7 +230,7 @@ def test_a_run_trains_resumes_and_replays_into_a_file(tiny_gguf: TinyGguf, tmp_p
 
 
 def test_replay_onto_other_blocks_is_refused(tiny_gguf: TinyGguf, tmp_path: Path) -> None:
-    from zograd.rundir import RunError
+    from zograd.runs.rundir import RunError
 
     train(settings(tiny_gguf("Q4_1"), steps=1), tmp_path / "run", quiet=True)
     with pytest.raises(RunError, match="is not the base model of this run"):
@@ -271,7 +272,7 @@ def test_methods_of_scales_are_on_the_menu() -> None:
 
 def test_a_packed_run_can_be_planned(tiny_gguf: TinyGguf) -> None:
     """Weights are the bytes of the blocks, and training scales adds their masters."""
-    from zograd.plan import plan
+    from zograd.runs.plan import plan
 
     folder = tiny_gguf("Q4_1")
     model, _ = packed(folder)

@@ -14,7 +14,7 @@ import numpy as np
 from bases import gaussian, orthonormal
 from papers import Array, Directions, Loss, two_point, zo_sgd
 
-from zograd.keys import Shared
+from zograd.core.keys import Shared
 from zograd.laws import Draw
 
 zo_orthogonal = zo_sgd  # the same recurrence; what differs is the law of the rows of V

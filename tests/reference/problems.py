@@ -15,11 +15,11 @@ from bases import expand
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.core.run import Method, Record, Run
+from zograd.core.vector import Ask, Query, Vector
 from zograd.laws import Draw
-from zograd.run import Method, Record, Run
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
-from zograd.vector import Ask, Query, Vector
 
 Array = npt.NDArray[Any]
 VECTORS: tuple[tuple[int, ...], ...] = ((12,), (8,))

@@ -8,9 +8,9 @@ Each function returns plain data for JSON; progress goes to stderr.
 
 from __future__ import annotations
 
+from benchmarks.ranks import bench_ranks
 from zograd.bench.exact import bench_exact
 from zograd.bench.memory import bench_memory
-from zograd.bench.ranks import bench_ranks
 from zograd.bench.step import bench_step
 
 __all__ = ["bench_exact", "bench_memory", "bench_ranks", "bench_step"]

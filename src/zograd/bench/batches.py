@@ -10,12 +10,12 @@ import torch
 
 from zograd.bench.step import CLOCKS, clock_of, interleaved, ratio
 from zograd.bench.workload import method_named, quiet_machine
+from zograd.core.run import Run
 from zograd.errors import UsageError
 from zograd.hub import load_task
 from zograd.llm import loading
-from zograd.llm.task import Batches, Scorer
+from zograd.llm.scoring.scorer import Batches, Scorer
 from zograd.oracles import batched
-from zograd.run import Run
 from zograd.stores import Store
 
 EXAMPLES = 1000

@@ -11,14 +11,14 @@ import torch
 
 from zograd.bench.step import CLOCKS, clock_of, interleaved, ratio
 from zograd.bench.workload import LR, Workload, quiet_machine
+from zograd.core.run import Method, Run
 from zograd.errors import UsageError
 from zograd.estimators import Forward
 from zograd.llm.compiled import compiled
-from zograd.llm.loss import causal_losses
+from zograd.llm.scoring.loss import causal_losses
 from zograd.methods.menu import law_named
 from zograd.oracles import batched, sequential
 from zograd.rules import SGD
-from zograd.run import Method, Run
 from zograd.stores import Store
 
 

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from zograd.bench.baseline import cycle_, update_
 from zograd.bench.workload import quiet_machine
+from zograd.core.vector import Address, Noise, Vector, combination, fill_
 from zograd.errors import UsageError
 from zograd.llm.loading import dtype_named
 from zograd.noise import Kind, backend, fold
 from zograd.stores import Rate, Rounding, Store
-from zograd.vector import Address, Noise, Vector, combination, fill_
 
 MU = 2.0**-10
 STD = 0.02

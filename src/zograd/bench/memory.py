@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from zograd.bench.workload import Workload, quiet_machine
 from zograd.errors import UsageError
-from zograd.memory import Peak, resident_bytes, trim
+from zograd.runs.memory import Peak, resident_bytes, trim
 
 REPEATS = 3
 

@@ -20,11 +20,12 @@ from tqdm import tqdm
 
 from zograd import kernels, noise
 from zograd.bench.workload import Workload, quiet_machine
-from zograd.llm import loading, loss
+from zograd.lens.lens import Lens
+from zograd.llm import loading
+from zograd.llm.scoring import loss
 from zograd.noise import device as cuda
 from zograd.noise import native, portable
-from zograd.stores.base import Iterate
-from zograd.stores.lens import Lens
+from zograd.stores.store import Iterate
 
 Part: TypeAlias = Literal["probes", "move"]
 

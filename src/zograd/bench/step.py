@@ -16,8 +16,8 @@ from zograd.bench.workload import Workload, quiet_machine
 from zograd.errors import UsageError
 from zograd.llm.compiled import compiled
 from zograd.llm.train import ride_along
-from zograd.memory import keep_freed, settled_objects
-from zograd.stores.base import MERGE
+from zograd.runs.memory import keep_freed, settled_objects
+from zograd.stores.store import MERGE
 
 
 def bench_step(

@@ -18,16 +18,16 @@ import torch
 
 from zograd import methods
 from zograd.bench.baseline import mezo_step
+from zograd.core.run import Method, Run
 from zograd.errors import UsageError
 from zograd.llm.loading import load
-from zograd.llm.loss import causal_losses
-from zograd.llm.task import SATURATED
+from zograd.llm.scoring.loss import causal_losses
+from zograd.llm.scoring.scorer import SATURATED
 from zograd.llm.train import ride_along
 from zograd.noise import backend, fold
 from zograd.oracles import Oracle, batched
-from zograd.run import Method, Run
 from zograd.stores import Store
-from zograd.stores.base import MERGE
+from zograd.stores.store import MERGE
 
 LR = 1e-9
 """Small enough that the weights stay where they are over a benchmark, and not 0, so that every pass is made."""

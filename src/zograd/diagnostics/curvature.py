@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from zograd.core.vector import Array, Slot, Vector
 from zograd.diagnostics.problem import Measurement, Problem, mean
 from zograd.laws import Law, Rademacher
 from zograd.laws.coordinate import unit
-from zograd.stores.base import Leaf
-from zograd.vector import Array, Slot, Vector
+from zograd.stores.store import Leaf
 
 Product: TypeAlias = Callable[[Array], Array]
 

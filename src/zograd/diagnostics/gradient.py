@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from zograd import keys
+from zograd.core import keys
+from zograd.core.vector import Estimator
 from zograd.diagnostics.problem import Measurement, Problem, mean
-from zograd.estimators.alone import answered, asking
+from zograd.estimators.standalone import answered, asking
 from zograd.laws import Law, Rademacher
-from zograd.vector import Estimator
 
 
 def gradient_cosine(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zograd.core.vector import Array, Vector
 from zograd.diagnostics.problem import Measurement, Problem, mean
 from zograd.laws import Law, Rademacher
-from zograd.vector import Array, Vector
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from zograd import keys
+from zograd.core import keys
+from zograd.core.vector import Array, Query, Vector
 from zograd.laws import Draw, Law
 from zograd.oracles import Oracle, as_number, sequential
 from zograd.spaces import Euclidean
-from zograd.stores.base import Store
-from zograd.vector import Array, Query, Vector
+from zograd.stores.store import Store
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def problem(f: Callable[..., float | Tensor], x: npt.ArrayLike | Mapping[str, Te
         if items and all(isinstance(t, Tensor) for t in items):
             return Problem(Store({f"p{i}": t for i, t in enumerate(items)}, space=Euclidean()), sequential(f))
         x = np.asarray(items, dtype=np.float64)
-    from zograd.faces.minimize import ArrayStore
+    from zograd.api.minimize import ArrayStore
 
     store = ArrayStore(x, Euclidean())
 

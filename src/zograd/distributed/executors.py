@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from zograd.core.vector import Query
 from zograd.oracles import Oracle, as_number, reseed_host
-from zograd.stores.base import Store
-from zograd.vector import Query
+from zograd.stores.store import Store
 
 WATCHED = 0.5
 """Seconds between two looks at the workers of a pool."""

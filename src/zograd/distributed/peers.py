@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from zograd.run import Record
-from zograd.tape import pack_record
+from zograd.core.run import Record
+from zograd.core.tape import pack_record
 
 FAILED, STOP = 1, 2
 """Flags of a block: the process raised in its evaluations; it was told to stop and wants to, after this step."""

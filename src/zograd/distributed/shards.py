@@ -1,6 +1,6 @@
 """Weights that are split over processes: FSDP2 (`fully_shard`) and tensor parallelism (`DTensor`).
 
-A store takes them as it takes others (`stores/portions.py`). Nothing but weights is split: every process of a mesh
+A store takes them as it takes others (`stores/sharding.py`). Nothing but weights is split: every process of a mesh
 takes the same steps, with the same losses.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from zograd.stores.base import Leaf, Store
+    from zograd.stores.store import Leaf, Store
 
 
 def follow(model: nn.Module, store: Store) -> None:

@@ -14,11 +14,11 @@ from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
+from zograd.core.vector import Query
 from zograd.distributed.peers import Peers
 from zograd.noise import fold
 from zograd.oracles import Oracle, sequential
-from zograd.stores.base import Store
-from zograd.vector import Query
+from zograd.stores.store import Store
 
 Deal: TypeAlias = Literal["data", "directions", "both"]
 

@@ -1,7 +1,7 @@
 """Estimators: generators that yield points, receive losses and return a gradient estimate."""
 
 from zograd.estimators.aligned import Aligned
-from zograd.estimators.compared import Compared
+from zograd.estimators.comparison import Compared
 from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
 from zograd.estimators.differences import Central, Forward, OneSided, Richardson, Spread

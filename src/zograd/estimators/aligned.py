@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from zograd.core.vector import Array, Ask, Estimate, Query, Routine, Slot, Vector, combination
 from zograd.estimators.differences import pairs, positive_count, slopes
-from zograd.vector import Array, Ask, Estimate, Query, Routine, Slot, Vector, combination
 
 GUIDE = Vector(((Slot("guide"), 1.0),))
 

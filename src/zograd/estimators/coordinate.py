@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zograd import keys
-from zograd.estimators.alone import answered, asking
+from zograd.core import keys
+from zograd.core.vector import Ask, Estimate, Query, Routine, Slot, Vector, combination
 from zograd.estimators.differences import Forward, pairs, positive_count, slopes
+from zograd.estimators.standalone import answered, asking
 from zograd.estimators.wrappers import moved
 from zograd.laws import Rademacher
 from zograd.laws.coordinate import Unit
 from zograd.noise import fold
 from zograd.oracles import sequential
-from zograd.stores.base import Store
-from zograd.vector import Ask, Estimate, Query, Routine, Slot, Vector, combination
+from zograd.stores.store import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zograd.core.vector import Ask, Estimate, Query, Routine, combination
 from zograd.estimators.differences import pairs, positive_count, slopes
-from zograd.vector import Ask, Estimate, Query, Routine, combination
 
 
 class Curvatures(tuple[float, ...]):

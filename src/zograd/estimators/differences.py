@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zograd.vector import Array, Ask, Estimate, Query, Routine, Vector, combination
+from zograd.core.vector import Array, Ask, Estimate, Query, Routine, Vector, combination
 
 
 def positive_count(n: int, least: int = 1) -> None:

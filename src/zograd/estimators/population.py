@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zograd.core.vector import Address, Ask, Basis, Estimate, Query, Routine, Slot, Vector, basis, combination, fill_
 from zograd.estimators.differences import positive_count
-from zograd.vector import Address, Ask, Basis, Estimate, Query, Routine, Slot, Vector, basis, combination, fill_
 
 
 @basis

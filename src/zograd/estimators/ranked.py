@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from zograd.core.vector import Array, Ask, Estimate, Query, Routine, combination
 from zograd.estimators.differences import pairs, positive_count
-from zograd.vector import Array, Ask, Estimate, Query, Routine, combination
 
 Weights: TypeAlias = Literal["linear", "log", "top"]
 

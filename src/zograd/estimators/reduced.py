@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from zograd.core.vector import Ask, Estimate, Estimator, Query, Routine, Slot, Vector, combination
 from zograd.estimators.differences import Central, pairs, positive_count, slopes
-from zograd.vector import Ask, Estimate, Estimator, Query, Routine, Slot, Vector, combination
 
 Memory: TypeAlias = Literal["momentum", "snapshot", "tracker"]
 

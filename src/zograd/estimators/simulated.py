@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from zograd.core.vector import Ask, Estimate, Query, Routine, Slot, Vector
 from zograd.laws import Gaussian
-from zograd.vector import Ask, Estimate, Query, Routine, Slot, Vector
 
 
 @dataclass(frozen=True, slots=True)

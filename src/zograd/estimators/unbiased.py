@@ -8,8 +8,8 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from zograd.core.vector import Array, Ask, Estimate, Query, Routine, Vector, combination
 from zograd.estimators.differences import positive_count
-from zograd.vector import Array, Ask, Estimate, Query, Routine, Vector, combination
 
 
 class Radii(Protocol):

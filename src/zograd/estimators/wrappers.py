@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from zograd.core.vector import Ask, Estimate, Estimator, Query, Routine, Vector
 from zograd.estimators.differences import Central
-from zograd.vector import Ask, Estimate, Estimator, Query, Routine, Vector
 
 
 def moved(routine: Routine[Any], by: Vector) -> Routine[Any]:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from zograd.hub.errors import FetchError
-from zograd.hub.text import fingerprint, rank
+from zograd.hub.split_rules import fingerprint, rank
 from zograd.hub.wheels import sha256_of
 
 __all__ = ["RECIPES", "copy_licences"]

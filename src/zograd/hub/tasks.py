@@ -2,7 +2,7 @@
 
 A task turns each record into a prompt by a template, and each class into a label word; a language model classifies by
 comparing the probabilities of the label words after the prompt. Splits are stored, never drawn, and no text occurs in
-two of them (`zograd.hub.text.fingerprint`).
+two of them (`zograd.hub.split_rules.fingerprint`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Final
 
 from zograd.hub.errors import TaskError, UnknownTaskError
 from zograd.hub.fetching import fetch
+from zograd.hub.split_rules import rank
 from zograd.hub.template import Template
-from zograd.hub.text import rank
 from zograd.hub.userfile import Record, read_records
 
 __all__ = ["SPLITS", "Example", "Task", "TaskInfo", "load_task", "parse_label_words", "select", "tasks"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zograd.hub.errors import TaskError
-from zograd.hub.text import split_of
+from zograd.hub.split_rules import split_of
 
 __all__ = ["Record", "read_records"]
 

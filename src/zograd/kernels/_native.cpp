@@ -1,4 +1,4 @@
-// Loops that torch has no single operation for: side branches of rank one, matrices plus products of rank one, log-sum-exp in pieces.
+// Loops that torch has no single operation for: side branches and moves of rank one, log-sum-exp in pieces.
 //
 // Plain loops that vectorise; sums run over 16 fixed lanes, so that results depend neither on the number of threads nor on
 // the instruction set. Compiled with -ffp-contract=off. C ABI, called by __init__.py through ctypes.

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
-from zograd import keys
+from zograd.core import keys
+from zograd.core.vector import Gram, Noise, Vector
 from zograd.noise import Kind
-from zograd.vector import Gram, Noise, Vector
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from zograd.core.vector import Address, Regenerated, Vector, basis
 from zograd.laws.base import Draw
 from zograd.noise import fold
-from zograd.vector import Address, Regenerated, Vector, basis
 
 
 @basis

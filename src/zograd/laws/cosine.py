@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zograd.keys import Shared
+from zograd.core.keys import Shared
+from zograd.core.vector import Address, Regenerated, Vector, basis
 from zograd.laws.base import Draw
 from zograd.laws.factors import Factor, add_product_, factor, is_matrix, noise_factor, normals, part, product
 from zograd.laws.lowrank import add_plain_, check_rank
 from zograd.noise import Kind, Term, combine, fold
-from zograd.vector import Address, Regenerated, Vector, basis
 
 
 @lru_cache(maxsize=16)

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zograd.core.vector import Address
 from zograd.laws.orthogonal import gram_schmidt
 from zograd.noise import Kind, Term, combine, fold, gram
-from zograd.vector import Address
 
 PANEL = 1 << 15
 """The most elements that are multiplied out at a time (256 KiB of float64)."""

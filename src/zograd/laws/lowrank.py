@@ -21,7 +21,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from zograd.keys import Shared
+from zograd.core.keys import Shared
+from zograd.core.vector import Address, Regenerated, Vector, basis
 from zograd.laws.base import Draw
 from zograd.laws.factors import (
     NORMAL,
@@ -38,7 +39,6 @@ from zograd.laws.factors import (
     side,
 )
 from zograd.noise import Kind, Term, combine, fold
-from zograd.vector import Address, Regenerated, Vector, basis
 
 MOST = 1 << 14
 """The largest rank of a law whose factors are not cut to the sides of a matrix."""

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zograd.keys import Shared
+from zograd.core.keys import Shared
+from zograd.core.vector import Address, Basis, Regenerated, Vector, basis
 from zograd.laws.base import Draw, Gaussian, Law
 from zograd.noise import Kind, Term, combine
-from zograd.stores.base import Bits, Leaf, PerLeaf, Store
-from zograd.vector import Address, Basis, Regenerated, Vector, basis
+from zograd.stores.store import Bits, Leaf, PerLeaf, Store
 
 
 @basis

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zograd.core.vector import Address, Array, Noise, Regenerated, Vector, basis
 from zograd.laws.base import Draw
 from zograd.noise import Kind, Term, combine
-from zograd.vector import Address, Array, Noise, Regenerated, Vector, basis
 
 
 def gram_schmidt(gram: Array) -> Array:

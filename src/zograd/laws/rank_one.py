@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zograd.core.vector import Address, Regenerated, Vector, basis
 from zograd.laws.base import Draw
 from zograd.laws.factors import is_matrix, panels
 from zograd.noise import Kind, Term, combine, signs
-from zograd.vector import Address, Regenerated, Vector, basis
 
 
 @basis

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zograd import keys
+from zograd.core import keys
+from zograd.core.vector import Query, combination
 from zograd.laws.base import Draw, Law, Rademacher
-from zograd.vector import Query, combination
 
 if TYPE_CHECKING:
     from zograd.oracles import Oracle
-    from zograd.stores.base import Leaf, Store
+    from zograd.stores.store import Leaf, Store
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """Blocks of a language model through torch.compile, where that was measured to pay.
 
-Only what lies between the reads of trained weights is compiled (`stores/watched.py`): norms, rotary embeddings,
+Only what lies between the reads of trained weights is compiled (`lens/parameters.py`): norms, rotary embeddings,
 activations and residuals are fused. Blocks of the same class and shapes share one compilation, for inputs of any size,
 so that the last bits of a loss do not depend on which batch came first.
 """
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from zograd.lens.parameters import lenses
 from zograd.llm.loading import blocks, first_line, plain_model
-from zograd.stores.watched import lenses
 
 ROUNDS = 5
 """Interleaved rounds of a trial."""

@@ -13,8 +13,8 @@ from zograd.hub import FetchError, Task, TaskError, load_task, select
 from zograd.hub.template import Template
 from zograd.jsons import finite
 from zograd.llm import loading
+from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.task import Scorer
 from zograd.llm.train import digest, examples_of, merged_model, restore
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
-from zograd.rundir import RunError, began
+from zograd.runs.rundir import RunError, began
 
 RECIPE: dict[str, Any] = {
     "model": "smollm2-135m",

@@ -20,24 +20,29 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
-from zograd.control import AutoRate
+from zograd.core.run import Method, Record, Run
+from zograd.core.schedules import Schedule
+from zograd.core.tape import Tape
 from zograd.distributed import Peers, shared
 from zograd.files import atomic_write, sync_file
 from zograd.hub import Example, Task, load_task, select
 from zograd.jsons import finite
 from zograd.laws import RankOne
-from zograd.llm import loading, offloading
+from zograd.learning_rate import AutoRate
+from zograd.llm import loading
 from zograd.llm.compiled import WORTH, CompileError, check, compiled, trial
+from zograd.llm.loading import offloaded as offloading
+from zograd.llm.scoring.scorer import Batches, Metrics, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings, parse
-from zograd.llm.task import Batches, Metrics, Scorer
-from zograd.memory import Peak, keep_freed, settled_objects
 from zograd.methods.defaults import FULL, LORA, SCALES, language_model
+from zograd.offload.mapped import Offloaded, Pages
+from zograd.offload.streamed import Streamed
 from zograd.oracles import Oracle, batched
 from zograd.quantized import libraries
-from zograd.quantized.feasible import Probes
+from zograd.quantized.infeasible import Probes
 from zograd.rules import SGD
-from zograd.run import Method, Record, Run
-from zograd.rundir import (
+from zograd.runs.memory import Peak, keep_freed, settled_objects
+from zograd.runs.rundir import (
     CHANGEABLE,
     Follower,
     RunDirectory,
@@ -49,13 +54,9 @@ from zograd.rundir import (
     read_metrics,
     restarted,
 )
-from zograd.schedules import Schedule
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
-from zograd.stores.base import MERGE
-from zograd.stores.offload import Offloaded, Pages
-from zograd.stores.streamed import Streamed
-from zograd.tape import Tape
+from zograd.stores.store import MERGE
 
 METERS = ("trace", "cosine", "gap")
 """Meters that the progress bar shows, where a method measures them; all are in metrics.jsonl."""

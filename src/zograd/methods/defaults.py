@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from zograd.core.run import Method
 from zograd.methods.menu import describe, make
-from zograd.run import Method
 
 BLACK_BOX_LR = 1e-2
 """For names whose move has a length of its own (signs, ranks, Adam) or whose edge of stability is not known."""

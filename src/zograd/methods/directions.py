@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from zograd.core.run import Method
 from zograd.estimators import Aligned, Central, Forward, Mirrored
 from zograd.laws import (
     DCT,
@@ -24,8 +25,7 @@ from zograd.laws import (
 )
 from zograd.methods.menu import MU, Rate, entry
 from zograd.rules import SGD, FactorMomentum, SubspaceMuon
-from zograd.run import Method
-from zograd.stores.base import Leaf
+from zograd.stores.store import Leaf
 
 __all__ = [
     "dap",

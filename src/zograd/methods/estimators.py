@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from zograd.core.run import Method
+from zograd.core.vector import Estimator
 from zograd.estimators import (
     SAM,
     SVRG,
@@ -27,8 +29,6 @@ from zograd.laws import Coordinate, Gaussian, Law, Rademacher, Sphere
 from zograd.methods.menu import MU, Rate, entry
 from zograd.rules import SGD, Momentum
 from zograd.rules.base import Rule
-from zograd.run import Method
-from zograd.vector import Estimator
 
 __all__ = [
     "cge",
@@ -294,8 +294,8 @@ def deepzero(
 
     count: coordinates a step, in the paper a tenth of the weights: count = d / 10, a cost that should be seen.
     densities: `zograd.estimators.grasp_densities(loss, tensors)` measures them as ZO-GraSP does. refresh: the paper
-    draws new coordinates every 5 epochs. The decay is decoupled here. `zograd.stores.reuse` evaluates sequential models
-    from the layer that a coordinate lies in."""
+    draws new coordinates every 5 epochs. The decay is decoupled here. `zograd.oracles.feature_reuse` evaluates
+    sequential models from the layer that a coordinate lies in."""
     estimator = Coordinates(count, densities, False, refresh)
     rule = Momentum(beta)
     return Method(estimator, Coordinate(), rule, mu=mu, lr=lr, weight_decay=weight_decay, name="deepzero")

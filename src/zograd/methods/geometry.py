@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from zograd.core.run import Method
 from zograd.estimators import Central
 from zograd.laws import Gaussian, Law, Rademacher
 from zograd.methods.menu import Rate, entry
 from zograd.rules import SGD, Bounded, Proximal
-from zograd.run import Method
 from zograd.sets import NonNegative
 from zograd.spaces import PositiveOrthant
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from zograd.core.run import Method
 from zograd.estimators import Central, OneSided, Ranked, Spread
 from zograd.estimators.ranked import Weights
 from zograd.laws import Gaussian, Law, Rademacher
 from zograd.methods.menu import MU, Rate, entry
 from zograd.rules import SGD, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
-from zograd.run import Method
 from zograd.sets import L1Ball, LinearMinimizer
 
 __all__ = ["frank_wolfe", "fzoo", "mezo", "mezo_momentum", "rank", "zo_adam", "zo_sgd", "zo_sign"]

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from zograd import laws
+from zograd.core.run import Method
+from zograd.core.schedules import Schedule
 from zograd.errors import UsageError
 from zograd.laws import Law
-from zograd.run import Method
-from zograd.schedules import Schedule
 
 __all__ = ["MENU", "MU", "Entry", "Rate", "describe", "entry", "law_named", "make", "names", "plain"]
 

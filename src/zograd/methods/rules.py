@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zograd.core.run import Method
 from zograd.estimators import (
     ZPDVR,
     Central,
@@ -27,7 +28,6 @@ from zograd.rules import (
     Proximal,
     PublishedHiZOO,
 )
-from zograd.run import Method
 from zograd.sets import L1, L1Ball, LinearMinimizer, Projection, Prox
 from zograd.spaces import Diagonal
 

@@ -1,6 +1,6 @@
 // De-quantization of blocks of GGUF tensors, with scales (and mins) taken from the blocks or from float32 masters.
 //
-// The formats are those of ggml (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K); formats.py says where scales lie in
+// The formats are those of ggml (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K); gguf_blocks.py says where scales lie in
 // their blocks and is the readable statement in torch. Values are the same bits as there: the order of the products is
 // fixed, and the file is compiled with -ffp-contract=off. C ABI, called by native.py through ctypes.
 

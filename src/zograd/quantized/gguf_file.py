@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from zograd.files import replace
 from zograd.hub.gguf_header import check_header
 from zograd.patterns import searching
-from zograd.quantized.formats import FORMATS, Format
-from zograd.quantized.layers import Packed, PackedEmbedding, PackedLinear
+from zograd.quantized.gguf_blocks import FORMATS, Format
+from zograd.quantized.packed_layers import Packed, PackedEmbedding, PackedLinear
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

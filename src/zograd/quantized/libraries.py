@@ -34,9 +34,9 @@ import torch
 from torch import Tensor, nn
 
 from zograd.patterns import searching
-from zograd.quantized.forms import FORMS, Form, LibraryError, check, steady
-from zograd.quantized.layers import storable
-from zograd.stores.base import tensor_bytes
+from zograd.quantized.library_layers import FORMS, Form, LibraryError, check, steady
+from zograd.quantized.packed_layers import storable
+from zograd.stores.store import tensor_bytes
 
 __all__ = [
     "KNOWN",

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from zograd.core.vector import Estimate
 from zograd.rules.sgd import check_beta
-from zograd.stores.base import Iterate
-from zograd.vector import Estimate
+from zograd.stores.store import Iterate
 
 
 @dataclass(frozen=True, slots=True)

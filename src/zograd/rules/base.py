@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
-from zograd.stores.base import Iterate
-from zograd.vector import Estimate
+from zograd.core.vector import Estimate
+from zograd.stores.store import Iterate
 
 A_contra = TypeVar("A_contra", contravariant=True)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
+from zograd.core.sums import row_sums_
+from zograd.core.vector import Estimate, Vector
 from zograd.estimators.curved import Curvatures
 from zograd.laws import Gaussian
 from zograd.spaces import Diagonal
-from zograd.stores.base import Iterate
-from zograd.sums import row_sums_
-from zograd.vector import Estimate, Vector
+from zograd.stores.store import Iterate
 
 TINY = 1e-6
 """The least factor by which a step may shrink h, where an estimate is negative and alpha large."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zograd.core.vector import Estimate, Slot, Vector
 from zograd.sets import LinearMinimizer, Place
-from zograd.stores.base import Iterate
-from zograd.vector import Estimate, Slot, Vector
+from zograd.stores.store import Iterate
 
 X, AVERAGE = (Vector(((Slot(name), 1.0),)) for name in ("x", "average"))
 

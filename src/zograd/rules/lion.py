@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zograd.core.vector import Estimate, Slot, Vector
 from zograd.rules.sgd import check_beta
-from zograd.stores.base import Iterate
-from zograd.vector import Estimate, Slot, Vector
+from zograd.stores.store import Iterate
 
 
 @dataclass(frozen=True, slots=True)

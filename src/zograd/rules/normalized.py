@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zograd.core.vector import Estimate
 from zograd.estimators.differences import Spread
-from zograd.stores.base import Iterate
-from zograd.vector import Estimate
+from zograd.stores.store import Iterate
 
 
 @dataclass(frozen=True, slots=True)

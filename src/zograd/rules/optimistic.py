@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zograd.core.vector import Estimate, Vector
 from zograd.rules.sgd import replayable
-from zograd.stores.base import Iterate
-from zograd.vector import Estimate, Vector
+from zograd.stores.store import Iterate
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from zograd.core.vector import Estimate, Slot, Vector
 from zograd.sets import Projection, Prox
-from zograd.stores.base import Block, Iterate
-from zograd.vector import Estimate, Slot, Vector
+from zograd.stores.store import Block, Iterate
 
 X = Vector(((Slot("x"), 1.0),))
 

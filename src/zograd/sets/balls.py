@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zograd.core.sums import Sum
 from zograd.sets.base import Gathered, OneTensor, Place, Unit, positive
-from zograd.sums import Sum
 
 ROUNDING = 1 + 1e-6
 """How far outside a point may lie and still count as inside: weights are rounded after each step."""

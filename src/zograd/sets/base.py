@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from zograd.sums import Sum
+from zograd.core.sums import Sum
 
 Unit: TypeAlias = Literal["element", "row", "leaf"]
 """What has to be seen at once: single elements, rows of a leaf (its first axis by the rest), or whole leaves."""

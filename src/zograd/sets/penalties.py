@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from zograd.core.sums import Sum, row_sums_
 from zograd.sets.base import OneTensor, Place, Unit, positive
-from zograd.sums import Sum, row_sums_
 
 
 @dataclass(frozen=True, slots=True)

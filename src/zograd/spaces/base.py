@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from zograd.sums import Sum, row_sums_
+from zograd.core.sums import Sum, row_sums_
 
 Unit: TypeAlias = Literal["element", "row", "leaf"]
 """What a geometry couples: nothing but an element with itself, the elements along the last axis, or a whole leaf."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from zograd.vector import Array
+from zograd.core.vector import Array
 
 
 def tangents(A: Array, n: int, rng: np.random.Generator, how: Literal["root", "rejection"] = "root") -> Array:

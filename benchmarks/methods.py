@@ -1,0 +1,502 @@
+"""`zograd bench methods`: the whole menu at equal evaluations, on problems of six kinds.
+
+A cell is one method on one problem: its learning rate is tuned (every method with the same grid, share of the budget
+and seed), then it runs once for each seed. A line of the results file is one tuning, one run, or the reason why a
+method has no place on a problem. Lines carry `setup`, a digest of all that fixes their numbers: what stands in the file
+under the same setup is not computed again. `benchmarks/methods_page.py` makes the page from the file alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.language import LANGUAGE
+from zograd import methods
+from zograd.core.run import Method, Run
+from zograd.core.vector import Query
+from zograd.errors import UsageError
+from zograd.laws import sensitivity
+from zograd.problems.base import half_decades
+from zograd.problems.small import METHOD_PROBLEMS, L1Projection, Session, Workload, method_problem
+from zograd.sets import L1Ball
+
+Line = dict[str, Any]
+
+TUNING_SEED = 1000
+REFUSED = 20
+"""Steps in a row without a finite value after which a run counts as diverged."""
+WORSE = 1e3
+"""A run whose clean value stands this many times as far above the minimum as the start has diverged."""
+DENSITY = 0.1
+SCORES_SHARE = 0.05
+
+
+# ---- what entries of the menu need -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a menu entry needs beyond its defaults; entries that are not in `NEEDS` need nothing.
+
+    settings(problem): in place of the entry's defaults. tuned: whether its lr is a scale to be tuned; if not, the
+    default stays. sums: it draws terms of a finite sum itself. matrices: it acts on matrices, and is another entry on
+    a vector. only, never: kinds of problems. constrained: it stays in the set by itself, where others are projected
+    after each step. own_mu: mu means something else here, the entry's default stays. scores: the mask is chosen by
+    `laws.sensitivity`, at the cost of a share of the budget. why: it has no place where it does not run. note: what
+    the page says of its settings.
+    """
+
+    settings: Callable[[Workload], Mapping[str, Any]] = field(default=lambda problem: {})
+    tuned: bool = True
+    sums: bool = False
+    matrices: bool = False
+    only: str = "abcdefg"
+    never: str = ""
+    constrained: bool = False
+    own_mu: bool = False
+    scores: bool = False
+    why: str = ""
+    note: str = ""
+
+
+def _ball(problem: Workload) -> L1Ball:
+    return L1Ball(problem.radius or 1.0)
+
+
+LOW_RANK = Need(matrices=True, why="it acts on matrices; on a vector it is another entry")
+SET = "it needs a set or a penalty"
+POSITIVE = "it trains positive numbers"
+EIGHTH = "as many terms a step as an eighth of an evaluation takes"
+
+NEEDS: dict[str, Need] = {
+    **{name: LOW_RANK for name in ("eggroll", "lozo", "lozo_m", "subzero", "tezo", "zo_dct", "zo_muon")},
+    "cbo": Need(
+        tuned=False,
+        never="e",
+        own_mu=True,
+        why="a projection of the consensus would move all particles",
+        note="no learning rate, and its own mu, the width of the first population",
+    ),
+    "deepzero": Need(lambda p: {"count": max(1, p.dim // 10)}, note="count = d / 10 coordinates a step, as the paper"),
+    "frank_wolfe": Need(
+        lambda p: {"set": _ball(p)}, tuned=False, only="e", constrained=True, why=SET, note="lr = 1, its own step"
+    ),
+    "frank_wolfe_vr": Need(
+        lambda p: {"set": _ball(p)},
+        tuned=False,
+        sums=True,
+        only="e",
+        constrained=True,
+        why=SET,
+        note="lr = 1, its own step",
+    ),
+    "hozo": Need(only="g", own_mu=True, why=POSITIVE),
+    "qzo": Need(
+        only="g",
+        own_mu=True,
+        constrained=True,
+        why=POSITIVE,
+        note="additive, projected, with its own mu; all others on (g) are on log s",
+    ),
+    "senszoq": Need(
+        lambda p: {"density": DENSITY},
+        scores=True,
+        note=f"{DENSITY:.0%} of the weights (0.1 % in the paper, of billions), chosen by differences that take "
+        f"{SCORES_SHARE:.0%} of the budget",
+    ),
+    "sparse_mezo": Need(note="its thresholds are those of the start: where that is 0, only the first step moves"),
+    "zo_lsvrg": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),
+    "zo_prox": Need(lambda p: {"prox": L1Projection(p.radius or 1.0)}, only="e", constrained=True, why=SET),
+    "zo_richardson": Need(lambda p: {"mu": 16 * p.mu}, note="16 times the mu of the others, as on the menu"),
+    "zo_svrg": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),
+    "zpdvr": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),
+}
+
+
+def _batch(problem: Workload) -> int:
+    return max(1, problem.unit // 8)
+
+
+def need_of(name: str) -> Need:
+    return NEEDS.get(name, Need())
+
+
+def settings_of(problem: Workload, name: str) -> dict[str, Any]:
+    """What the entry is made with on this problem, but for its learning rate and its scores."""
+    need = need_of(name)
+    mu = {} if need.own_mu else {"mu": problem.mu}
+    example = methods.MENU[name].example if need.scores else {}
+    return {**example, **mu, **need.settings(problem)}
+
+
+def method_of(problem: Workload, name: str, **more: Any) -> Method[Any]:
+    """The entry as it runs on this problem: with its settings, and in the space that the problem asks for."""
+    method = methods.make(name, **{**settings_of(problem, name), **more})
+    fitted = getattr(problem, "fitted", None)
+    return method if fitted is None else fitted(method)
+
+
+# ---- plans, cells, trials --------------------------------------------------------------------------------------------
+
+
+GRID = half_decades(1e-6, 10.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How methods are compared.
+
+    budget: evaluations of a run; None takes that of the problem's group. seeds: runs. grid: learning rates tried.
+    fraction: share of the budget that a run has for each of them, from the same start, with a seed of its own.
+    """
+
+    budget: int | None = None
+    seeds: int = 5
+    fraction: float = 0.2
+    grid: tuple[float, ...] = GRID
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or not 0 < self.fraction <= 1 or not self.grid or min(self.grid) <= 0:
+            raise UsageError(
+                f"a comparison needs seeds >= 1, 0 < fraction <= 1 and positive learning rates, got "
+                f"seeds={self.seeds}, fraction={self.fraction}, grid={self.grid}"
+            )
+        if self.budget is not None and self.budget * self.fraction < 1:
+            raise UsageError(f"budget={self.budget} leaves nothing to tune with; use at least {1 / self.fraction:.0f}")
+
+    def budget_on(self, problem: Workload) -> int:
+        return self.budget if self.budget is not None else BUDGETS[problem.kind]
+
+
+BUDGETS = {"a": 4_000, "b": 2_000, "c": 4_000, "d": 4_000, "e": 2_500, "f": 6_000, "g": 2_000}
+"""Evaluations of a run on problems of each kind."""
+
+KINDS = {
+    "a": "ill-conditioned quadratics in random rotation",
+    "b": "logistic regression, softmax regression and a network on scikit-learn's data",
+    "c": "noisy and heavy-tailed losses",
+    "d": "ordinal feedback: only the ranks of the values are told",
+    "e": "sparse logistic regression over an l1 ball",
+    "f": "LoRA on a language model",
+    "g": "scales of a 4-bit language model",
+}
+
+
+def problem_named(name: str) -> Workload:
+    """A problem of the comparison by its name."""
+    return LANGUAGE[name] if name in LANGUAGE else method_problem(name)
+
+
+def problem_names(chosen: str = "a,b,c,d,e") -> list[str]:
+    """Names for a comma-separated list of names and of letters of groups, in the order of the page."""
+    kinds = {name: method_problem(name).kind for name in METHOD_PROBLEMS} | {
+        name: p.kind for name, p in LANGUAGE.items()
+    }
+    wanted = [part.strip() for part in chosen.split(",") if part.strip()]
+    if unknown := [part for part in wanted if part not in kinds and part not in KINDS]:
+        raise UsageError(f"there is no problem {unknown[0]!r}; use letters a to g, or names of {', '.join(kinds)}")
+    return [name for name, kind in kinds.items() if name in wanted or kind in wanted]
+
+
+class Spent(Exception):
+    """The next queries do not fit into the budget."""
+
+
+class Diverged(Exception):
+    """The iterate has left every region of interest."""
+
+
+class Meter:
+    """An oracle that counts evaluations, keeps to a budget, and judges the iterate at equally spaced points of it.
+
+    Counts in terms of the finite sum for methods that draw terms, `unit` of which are one evaluation. The value of
+    mark k is that of the last iterate reached with at most k/marks of the budget.
+    """
+
+    def __init__(self, session: Session, budget: int, *, marks: int, unit: int = 1, terms: int = 1) -> None:
+        self.session, self.unit, self.terms, self.marks = session, unit, terms, marks
+        self.limit = budget * unit
+        self.spent = 0
+        self.curve: list[float] = []
+
+    def __call__(self, store: Any, queries: Sequence[Query], key: int) -> Sequence[float]:
+        cost = sum(self.terms if query.rows is None else len(query.rows) for query in queries)
+        while self.passed(self.spent + cost):
+            self.judge()
+        if self.spent + cost > self.limit:
+            raise Spent
+        self.spent += cost
+        return self.session.oracle(store, queries, key)
+
+    def passed(self, spent: int) -> bool:
+        """Whether the next mark lies before `spent`."""
+        return len(self.curve) < self.marks and spent > (len(self.curve) + 1) * self.limit / self.marks
+
+    def judge(self) -> dict[str, float]:
+        """Value of the iterate; appended to the curve. Raises Diverged."""
+        found = self.session.judge()
+        if self.lost(found["value"]):
+            raise Diverged
+        self.curve.append(found["value"])
+        return found
+
+    def lost(self, value: float) -> bool:
+        return not math.isfinite(value) or value > WORSE * abs(self.session.start)
+
+    @property
+    def evaluations(self) -> float:
+        return self.spent / self.unit
+
+
+def trial(problem: Workload, name: str, lr: float | None, budget: int, seed: int, *, marks: int) -> Line:
+    """One run: evaluations, steps, start, value, diverged, curve of clean values, and what else the problem judges.
+
+    The value is that of the last iterate, never of the best one. A run that diverges ends with value None: when the
+    clean value at a mark is not finite or `WORSE` times the start's, after `REFUSED` refused steps in a row, or when
+    the method fails on numbers that are not finite. lr None: the entry's own.
+    """
+    need = need_of(name)
+    whole = need.sums and problem.terms > 0
+    settings = {} if lr is None else {"lr": lr}
+    method = method_of(problem, name, **settings)
+    session = problem.begin(method.space, seed, whole)
+    unit, terms = (problem.unit, problem.terms) if whole else (1, 1)
+    meter = Meter(session, budget, marks=marks, unit=unit, terms=terms)
+    steps, found, diverged = 0, {}, False
+    try:
+        with np.errstate(all="ignore"):
+            if need.scores:
+                method = method_of(problem, name, **settings, scores=_scores(problem, session, meter, budget, seed))
+            run: Run[Any] = Run(session.store, method, seed, terms=problem.terms if whole else 0)
+            while not diverged:
+                run.step(meter)
+                steps = run.moves
+                if session.project is not None and not need.constrained:
+                    session.project()
+                diverged = run.refused_in_a_row >= REFUSED
+    except Spent:
+        pass
+    except Diverged:
+        diverged = True
+    except (ArithmeticError, ValueError, RuntimeError):
+        if not meter.lost(session.judge()["value"]):
+            raise
+        diverged = True
+    if not diverged:
+        found = session.judge()
+        diverged = meter.lost(found["value"])
+    value = None if diverged else found.pop("value")
+    curve = [*meter.curve, *[value] * (marks - len(meter.curve))]
+    more = {} if diverged else {key: significant(v) for key, v in found.items()}
+    return {
+        "evaluations": significant(meter.evaluations), "steps": steps, "start": significant(session.start),
+        "value": significant(value), "diverged": diverged, "curve": [significant(v) for v in curve], **more,
+    }  # fmt: skip
+
+
+def _scores(problem: Workload, session: Session, meter: Meter, budget: int, seed: int, n: int = 16) -> Any:
+    """Sensitivities from a share of the budget, several batches of n directions."""
+    batches = max(1, round(SCORES_SHARE * budget / (n + 1)))
+    return sensitivity(session.store, [meter] * batches, n=n, mu=problem.mu, seed=seed)
+
+
+def significant(value: float | None, digits: int = 5) -> float | None:
+    """Rounded, so that lines stay short; None for what is not a number."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
+
+
+def tune(problem: Workload, name: str, budget: int, plan: Plan) -> tuple[float | None, dict[str, float | None]]:
+    """(the learning rate whose last iterate is best, the value of each); equal values take the smaller rate."""
+    part, marks = int(budget * plan.fraction), max(1, problem.marks // 5)
+    values = {lr: trial(problem, name, lr, part, TUNING_SEED, marks=marks)["value"] for lr in sorted(plan.grid)}
+    best = min(values, key=lambda lr: (math.inf if values[lr] is None else values[lr], lr))
+    return best, {f"{lr:g}": value for lr, value in values.items()}
+
+
+def unfit(problem: Workload, name: str, budget: int, plan: Plan) -> str | None:
+    """Why this entry has no place on this problem, or None."""
+    need = need_of(name)
+    if problem.kind not in need.only or problem.kind in need.never:
+        return need.why
+    if need.matrices and not problem.matrices:
+        return need.why
+    try:
+        method = method_of(problem, name)
+    except (TypeError, ValueError) as e:  # a part does not work in the space of the problem
+        return str(e)
+    whole = need.sums and problem.terms > 0
+    most = getattr(method.estimator, "most_evaluations", None)
+    cost = most(problem.terms) / problem.unit if whole and most is not None else method.evaluations
+    part = int(budget * plan.fraction) if need.tuned else budget
+    if cost > part:
+        return f"one step takes {cost:,.0f} evaluations, more than the {part:,} that a run has for tuning"
+    return None
+
+
+def digest(problem: Workload, name: str, budget: int, plan: Plan) -> str:
+    """16 digits that change with anything that changes the numbers of a cell, but for the code itself."""
+    method = method_of(problem, name)
+    parts = re.sub(r" at 0x[0-9a-f]+", "", repr(method))
+    need = need_of(name)
+    tuning = [plan.fraction, [f"{lr:g}" for lr in plan.grid], TUNING_SEED] if need.tuned else []
+    text = json.dumps([problem.name, problem.about(), parts, need.scores, budget, tuning])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cell(problem_name: str, name: str, plan: Plan, have: Sequence[Line] = ()) -> Iterator[Line]:
+    """The lines of one method on one problem that are not in `have` yet."""
+    problem = problem_named(problem_name)
+    budget = plan.budget_on(problem)
+    why = unfit(problem, name, budget, plan)
+    setup = digest(problem, name, budget, plan) if why is None else ""
+    known = [line for line in have if line["setup"] == setup]
+    head: Line = {
+        "problem": problem_name, "kind": problem.kind, "method": name, "budget": budget, "setup": setup,
+    }  # fmt: skip
+    if why is not None:
+        if not any(line["type"] == "skip" and line["why"] == why and line["budget"] == budget for line in have):
+            yield {"type": "skip", **head, "why": why}
+        return
+    need = need_of(name)
+    tuned = next((line for line in known if line["type"] == "tuning"), None)
+    if tuned is None:
+        lr, values = tune(problem, name, budget, plan) if need.tuned else (None, {})
+        tuned = {
+            "type": "tuning", **head, "lr": lr, "grid": values, "fraction": plan.fraction, "seed": TUNING_SEED,
+            **_description(problem, name), "versions": versions(),
+        }  # fmt: skip
+        yield tuned
+    done = {line["seed"] for line in known if line["type"] == "run"}
+    for seed in range(plan.seeds):
+        if seed not in done:
+            found = trial(problem, name, tuned["lr"], budget, seed, marks=problem.marks)
+            yield {"type": "run", **head, "seed": seed, "lr": tuned["lr"], **found, "versions": versions()}
+
+
+def _description(problem: Workload, name: str) -> Line:
+    """What the page says of a method and its problem."""
+    method = methods.make(name, **settings_of(problem, name))
+    return {
+        "about": problem.about(),
+        "slots": sorted(method.slots),
+        "note": need_of(name).note,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides the last digits."""
+    found = {"python": platform.python_version()}
+    for package in ("zograd", "torch", "numpy", "scikit-learn", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> list[Line]:
+    """The lines of a results file; a last line that was cut off while it was written does not count."""
+    if not path.exists():
+        return []
+    lines: list[Line] = []
+    texts = path.read_text(encoding="utf-8").split("\n")
+    for number, text in enumerate(texts, 1):
+        if not text:
+            continue
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            if number < len(texts):
+                raise ValueError(f"{path} line {number} is not JSON; take it out, it will be computed again") from None
+    return lines
+
+
+class Results:
+    """A results file open for more lines, each written at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lines = path, load(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = path.read_bytes() if path.exists() else b""
+        if not whole.endswith(b"\n") and whole:
+            os.truncate(path, whole.rfind(b"\n") + 1)
+
+    def append(self, line: Line) -> None:
+        self.lines.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+    def of(self, problem: str, name: str) -> list[Line]:
+        return [line for line in self.lines if line["problem"] == problem and line["method"] == name]
+
+
+def compare(
+    problems: Sequence[str],
+    names: Sequence[str] | None,
+    plan: Plan,
+    out: Path,
+    *,
+    jobs: int = 1,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Compute what the results file lacks for these problems and methods (None: the whole menu).
+
+    Returns counts: cells, new tunings, runs and skips. Lines are written as they come, so that an interrupted
+    comparison goes on where it was. With jobs > 1 cells are computed in as many processes, and written whole.
+    """
+    if unknown := sorted(set(names or ()) - set(methods.names())):
+        methods.describe(unknown[0])  # raises, with the names of the menu
+    results = Results(out)
+    cells = [(problem, name) for problem in problems for name in names or methods.names()]
+    counts = {"cells": len(cells), "tuning": 0, "run": 0, "skip": 0, "diverged": 0}
+
+    def take(lines: Iterable[Line]) -> None:
+        for line in lines:
+            results.append(line)
+            counts[line["type"]] += 1
+            counts["diverged"] += bool(line.get("diverged"))
+            progress(_shown(line))
+
+    if jobs <= 1:
+        for problem, name in cells:
+            take(cell(problem, name, plan, results.of(problem, name)))
+        return {**counts, "out": str(out)}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_whole_cell, p, name, plan, results.of(p, name)) for p, name in cells]
+        try:
+            for future in as_completed(futures):
+                take(future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {**counts, "out": str(out)}
+
+
+def _whole_cell(problem: str, name: str, plan: Plan, have: Sequence[Line]) -> list[Line]:
+    return list(cell(problem, name, plan, have))
+
+
+def _shown(line: Line) -> str:
+    place = f"{line['problem']:22s} {line['method']:18s}"
+    if line["type"] == "skip":
+        return f"{place} not applicable: {line['why']}"
+    if line["type"] == "tuning":
+        return f"{place} lr {line['lr']}"
+    return f"{place} seed {line['seed']}  {'diverged' if line['diverged'] else line['value']}"

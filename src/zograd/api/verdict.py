@@ -1,0 +1,131 @@
+"""Whether a run brought its function down, in one sentence where it did not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zograd.core.run import Method, Record
+from zograd.core.schedules import as_schedule
+from zograd.learning_rate import AutoRate
+from zograd.methods.defaults import BLACK_BOX_LR
+
+CLEAR = 3.0
+"""Standard errors by which two noisy values have to differ."""
+
+FEW = 10
+"""Steps below which it is not said that they were too short."""
+
+
+def failure(
+    method: Method[Any], tape: Sequence[Record], at_start: Sequence[float], final: float, *, moved: bool
+) -> str | None:
+    """Why a run is no success, with the remedy; None where f came down.
+
+    at_start: f(x0), twice where it may be noisy; empty: the first step stands for it. final: f at the result.
+    moved: whether x has changed.
+
+    Where the two values of f(x0) are equal, f repeats, and values are compared as they are; steps that all together
+    lower f by less than 1 %, and by less than one probe of radius mu changes it, are called too short. Otherwise single
+    values have to differ by three standard errors; where they do not, the mean losses of some first steps, at most a
+    tenth, and of the last tenth have to. The noise is read off the two values and off the losses of single steps, whose
+    points lie a radius mu apart.
+    """
+    taken = [r for r in tape if not r.refused]
+    mu = as_schedule(method.mu)(0)
+    if not math.isfinite(final):
+        return f"f is {final} at the result"
+    if not taken:
+        return (
+            f"all {len(tape)} steps had a non-finite value; start where f is finite within mu={mu:.3g} of x0, or pass "
+            f"a smaller mu"
+        )
+    f0 = at_start[0] if at_start else taken[0].loss
+    if all(f == f0 for r in taken for f in r.losses):
+        return (
+            f"f did not change within mu={mu:.3g} of x in any of {len(taken)} steps; pass a larger mu, or scale x so "
+            f"that f feels such a change"
+        )
+    if not moved:
+        return f"x did not move: {_stuck(method, taken)}"
+    finite = [f for f in at_start or [f0] if math.isfinite(f)]
+    if not finite:
+        return None
+    f0 = float(np.mean(finite))
+    values = f"from {f0:.6g} at x0 to {final:.6g} at the result"
+    if max(finite) > min(finite):
+        down, up = _beyond_noise(taken, finite, final)
+        if not (down or up):
+            return (
+                f"f did not come down by more than its noise, {values}; pass a larger mu than {mu:.3g}, or a "
+                f"larger budget"
+            )
+    else:
+        down, up = final < f0, final > f0
+        if down and f0 - final < 0.01 * max(abs(f0), abs(final)) and _too_short(taken, f0 - final):
+            lr = taken[-1].rates[0].lr
+            return f"f hardly came down, {values}: steps are too short; pass a larger lr than {lr:.3g}"
+    if up:
+        return f"f rose, {values}: steps were too long; {_shorter(method, taken, f0)}"
+    return None if down else f"f is as it was, {final:.6g} at x0 and at the result; pass another mu or lr"
+
+
+def _tenths(taken: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:
+    """The first and the last tenth of the steps."""
+    part = max(len(taken) // 10, 1)
+    return taken[:part], taken[-part:]
+
+
+def _too_short(taken: Sequence[Record], drop: float) -> bool:
+    """Whether all steps together lowered f by less than a probe changes it, and the slope has not gone."""
+    first, last = (float(np.mean([max(r.losses) - min(r.losses) for r in part])) / 2 for part in _tenths(taken))
+    return len(taken) >= FEW and drop < first and last > first / 4
+
+
+def _stuck(method: Method[Any], taken: Sequence[Record]) -> str:
+    """Why steps left x where it was."""
+    if isinstance(method.lr, AutoRate) and not any(r.rates[0].lr for r in taken):
+        return (
+            "lr='auto' needs positive curvature and found none (f is linear, concave or has kinks here); pass a number "
+            "for lr"
+        )
+    if any(c for r in taken for _, c in r.vector.terms):
+        return "the steps are smaller than the spacing of its numbers; pass a larger lr, or x0 in float64"
+    return "no step found a way down from x0; pass a smaller lr or mu, or start elsewhere if x0 is no minimum"
+
+
+def _shorter(method: Method[Any], taken: Sequence[Record], f0: float) -> str:
+    """The remedy for steps that were too long: a tenth of the rates up to where f rose, at most the default."""
+    before = next((k for k, r in enumerate(taken) if not r.loss <= f0), len(taken))
+    rates = [r.rates[0].lr for r in taken[: before + 1] if r.rates[0].lr > 0]
+    if not rates:
+        return "pass a smaller lr"
+    lr = f"lr={min(0.1 * float(np.median(rates)), BLACK_BOX_LR):.1g}"
+    return f"pass a smaller lr, such as {lr}" if method.name == "custom" else f"try methods.{method.name}({lr})"
+
+
+def _beyond_noise(taken: Sequence[Record], at_start: Sequence[float], final: float) -> tuple[bool, bool]:
+    """(f came down, f rose), each only where the noise of the values leaves no doubt."""
+    part = max(len(taken) // 10, 1)
+    early, late = (_scatter(taken[:10]), _scatter(taken[-max(part, 10) :]))
+    noise = max(min(early, late), abs(at_start[0] - at_start[-1]) / math.sqrt(2))  # of a value at x0
+    rise = final - float(np.mean(at_start))
+    if abs(rise) > CLEAR * math.hypot(noise / math.sqrt(len(at_start)), late):
+        return rise < 0, rise > 0
+    end = [r.loss for r in taken[-part:]]
+    values = sum(len(r.losses) for r in taken) / len(taken)
+    for n in (2**k for k in range(part.bit_length())):
+        drop = float(np.mean([r.loss for r in taken[:n]]) - np.mean(end))
+        if drop > CLEAR * math.hypot(noise / math.sqrt(n), late / math.sqrt(part)) / math.sqrt(values):
+            return True, False
+    return False, False
+
+
+def _scatter(taken: Sequence[Record]) -> float:
+    """Standard deviation of the losses within a step: that of the noise, and of the slope over a radius mu."""
+    with np.errstate(over="ignore"):
+        variances = [float(np.var(r.losses, ddof=1)) for r in taken if len(r.losses) > 1]
+    return math.sqrt(float(np.mean(variances))) if variances else 0.0

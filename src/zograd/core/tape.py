@@ -1,0 +1,512 @@
+"""The tape: an append-only file of what each step did, from which the weights follow exactly.
+
+Layout (little endian), version 2:
+
+    b"ZOTAPE" u16 version | frame(header JSON) | frame(record) frame(record) ...
+    frame(p) = u32 len(p) | u32 crc of the length and all before it | p | u32 crc of p and all before it
+
+Every checksum continues the one before, so a flipped bit, a lost, doubled or swapped record is found and named. A
+frame that ends with the file, or in zero bytes up to its end (after a power loss), is a torn write: it is dropped with
+a warning. A two-point record takes 94 bytes.
+
+A checksum shows damage, not good will: every field is bounded when it is read, and no number that steers a move may be
+NaN or infinite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import struct
+import typing
+import warnings
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from zograd.core.run import Record
+from zograd.core.vector import BASES, Basis, Noise, Vector, name_of_basis
+from zograd.files import sync_folder
+from zograd.locks import FileLock, LockedError
+from zograd.noise import NOISE_VERSION, Kind
+from zograd.stores.store import Rate
+
+TAPE_VERSION = 2
+_MAGIC = b"ZOTAPE"
+_PREAMBLE = _MAGIC + struct.pack("<H", TAPE_VERSION)
+_U32 = struct.Struct("<I")
+_HEAD = struct.Struct("<QBdIdd")  # step, flags, loss, evaluations, mu, moved
+_NOISE = struct.Struct("<BBQd")  # tag, kind, key, coefficient
+_REFUSED = 1
+_ZEROS = 8
+"""So many zero bytes at the end of a file are no part of a frame: what a power loss leaves."""
+DEPTH = 16
+"""How deep basis vectors may stand inside of each other."""
+
+
+class TapeError(ValueError):
+    """The file is no tape of this version, or it is damaged: the message says where and how."""
+
+
+# ---- records as bytes ------------------------------------------------------------------------------------------------
+
+
+def _pack_vector(v: Vector) -> bytes:
+    parts = [_U32.pack(len(v.terms))]
+    for e, c in v.terms:
+        if isinstance(e, Noise):
+            parts.append(_NOISE.pack(0, int(e.kind), e.key, c))
+        else:
+            name = json.dumps(named(e), separators=(",", ":")).encode()
+            parts.append(struct.pack("<BHd", 1, len(name), c) + name)
+    return b"".join(parts)
+
+
+def named(value: Any) -> Any:
+    """A basis vector as plain data: {kind: [fields]}, nested; numbers, strings and lists as they are."""
+    if isinstance(value, IntEnum):
+        return int(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = name_of_basis(type(value))
+        if BASES.get(kind) is not type(value):
+            raise TypeError(f"a tape stores basis vectors registered with @basis, and {kind} is not")
+        return {kind: [named(getattr(value, f.name)) for f in dataclasses.fields(value)]}
+    if isinstance(value, tuple):
+        return [named(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a tape stores basis vectors of numbers, strings and other basis vectors, not {value!r}")
+
+
+def renamed(value: Any, depth: int = 0) -> Any:
+    """The inverse of `named`."""
+    if depth > 2 * DEPTH:
+        raise TapeError(f"a basis vector of more than {DEPTH} others inside of each other")
+    if isinstance(value, list):
+        return tuple(renamed(v, depth + 1) for v in value)
+    if isinstance(value, dict):
+        ((kind, fields),) = value.items()
+        if kind not in BASES:
+            raise TapeError(f"a basis vector of unknown kind {kind!r}; import the module that defines it first")
+        values = [renamed(v, depth + 1) for v in fields]
+        if kind == "Noise":
+            values[0] = Kind(values[0])
+        for v, (name, wanted) in zip(values, _fields(BASES[kind]), strict=True):
+            if not _fits(v, wanted):
+                raise TapeError(f"a basis vector {kind} whose {name} is {str(v)[:40]!r}")
+        return BASES[kind](*values)
+    return value
+
+
+@cache
+def _fields(kind: type) -> list[tuple[str, Any]]:
+    """The fields of a kind of basis vector with their types; Any where they cannot be told."""
+    try:
+        types = typing.get_type_hints(kind)
+    except NameError:
+        types = {}
+    return [(f.name, types.get(f.name, Any)) for f in dataclasses.fields(kind)]
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value that was read may stand in a field: of its type, finite, integers in 64 bits."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        return False
+    if wanted is Basis:
+        return type(value) in BASES.values()
+    if wanted in (int, float, str, bool, Kind):
+        return isinstance(value, wanted | int if wanted is float else wanted) and (
+            wanted is bool or not isinstance(value, bool)
+        )
+    if typing.get_origin(wanted) is tuple and isinstance(value, tuple):
+        parts = typing.get_args(wanted)
+        parts = parts[:1] * len(value) if parts[1:] == (...,) else parts
+        return len(parts) == len(value) and all(map(_fits, value, parts))
+    return typing.get_origin(wanted) is not tuple
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, layout: str | struct.Struct) -> tuple[Any, ...]:
+        s = layout if isinstance(layout, struct.Struct) else struct.Struct(layout)
+        values = s.unpack_from(self.data, self.at)
+        self.at += s.size
+        return values
+
+    def text(self, length: int) -> str:
+        self.at += length
+        if self.at > len(self.data):
+            raise TapeError("a name that goes on behind the end")
+        return self.data[self.at - length : self.at].decode()
+
+    def vector(self) -> Vector:
+        terms: list[tuple[Basis, float]] = []
+        for _ in range(self.take(_U32)[0]):
+            tag = self.data[self.at]
+            if tag == 0:
+                _, kind, key, c = self.take(_NOISE)
+                e: Basis = Noise(Kind(kind), key)
+            elif tag == 1:
+                _, length, c = self.take("<BHd")
+                e = renamed(json.loads(self.text(length)))
+                if type(e) not in BASES.values():
+                    raise TapeError(f"a term that is no basis vector: {str(e)[:40]!r}")
+            else:
+                raise TapeError(f"a term of unknown kind {tag}")
+            terms.append((e, c))
+        return Vector(tuple(terms))
+
+
+def _check(record: Record) -> None:
+    """Raise TapeError where a number that steers a move is not finite. A refused step moves nothing."""
+    if record.refused:
+        return
+    numbers = [("a learning rate or weight decay", [x for rate in record.rates for x in rate])]
+    numbers += [("a coefficient", [c for _, c in v.terms]) for v in (record.vector, *dict(record.writes).values())]
+    numbers += [("a scalar for the rule", list(record.aux or ())), ("mu", [record.mu])]
+    for what, values in numbers:
+        for value in values:
+            if not math.isfinite(value):
+                raise TapeError(f"step {record.step}: {what} is {value}, and a step moves by finite numbers only")
+
+
+def pack_record(record: Record) -> bytes:
+    """A record as bytes (without its frame). Raises TapeError for one that could not be read again."""
+    _check(record)
+    aux = record.aux
+    parts = [
+        _HEAD.pack(
+            record.step,
+            _REFUSED if record.refused else 0,
+            record.loss,
+            record.evaluations,
+            record.mu,
+            record.moved,
+        ),
+        struct.pack("<B", len(record.rates)),
+        *(struct.pack("<dd", *rate) for rate in record.rates),
+        struct.pack("<i", -1 if aux is None else len(aux)),
+        struct.pack(f"<{len(aux or ())}d", *(aux or ())),
+        _pack_vector(record.vector),
+        struct.pack("<B", len(record.writes)),
+    ]
+    for slot, vector in record.writes:
+        name = slot.encode()
+        parts.append(struct.pack("<B", len(name)) + name + _pack_vector(vector))
+    parts.append(struct.pack("<B", len(record.meters)))
+    for meter, value in record.meters:
+        name = meter.encode()
+        parts.append(struct.pack("<B", len(name)) + name + struct.pack("<d", value))
+    return b"".join(parts)
+
+
+def unpack_record(data: bytes) -> Record:
+    """The inverse of `pack_record` (the individual losses are not stored). Raises TapeError for other bytes."""
+    try:
+        record = _unpack(data)
+    except TapeError:
+        raise
+    except (struct.error, ValueError, TypeError, IndexError, OverflowError, RecursionError) as e:
+        raise TapeError(f"a record does not parse ({type(e).__name__}: {str(e)[:80]})") from e
+    _check(record)
+    return record
+
+
+def _unpack(data: bytes) -> Record:
+    r = _Reader(data)
+    step, flags, loss, evaluations, mu, moved = r.take(_HEAD)
+    rates = tuple(Rate(*r.take("<dd")) for _ in range(r.take("<B")[0]))
+    n_aux = r.take("<i")[0]
+    aux = None if n_aux < 0 else r.take(f"<{n_aux}d")
+    vector = r.vector()
+    writes = tuple((r.text(r.take("<B")[0]), r.vector()) for _ in range(r.take("<B")[0]))
+    meters = tuple((r.text(r.take("<B")[0]), r.take("<d")[0]) for _ in range(r.take("<B")[0]))
+    if r.at != len(data):
+        raise TapeError("a record is longer than its contents")
+    return Record(step, vector, loss, rates, aux, writes, evaluations, bool(flags & _REFUSED), (), mu, moved, meters)
+
+
+# ---- the file --------------------------------------------------------------------------------------------------------
+
+
+def _frame(payload: bytes, crc: int) -> tuple[bytes, int]:
+    length = _U32.pack(len(payload))
+    crc = zlib.crc32(length, crc)
+    head = length + _U32.pack(crc)
+    crc = zlib.crc32(payload, crc)
+    return head + payload + _U32.pack(crc), crc
+
+
+def _frames(data: bytes, path: Path) -> Iterator[tuple[bytes, int, int]]:
+    """(payload, end offset, running crc) of each complete frame; TapeError on damage; stops at a torn end."""
+    at, crc, number = len(_PREAMBLE), zlib.crc32(_PREAMBLE), 0
+    while at < len(data):
+        what = "the header" if number == 0 else f"record {number - 1}"
+        if at + 8 > len(data):
+            return
+        length, given = struct.unpack_from("<II", data, at)
+        crc = zlib.crc32(data[at : at + 4], crc)
+        if given != crc:
+            if _ends_in_zeros(data, at + 8):
+                return
+            raise TapeError(f"{path}: {what}, at byte {at}, has a damaged length; {_REMEDY}")
+        if at + 12 + length > len(data):
+            return
+        payload = data[at + 8 : at + 8 + length]
+        crc = zlib.crc32(payload, crc)
+        if _U32.unpack_from(data, at + 8 + length)[0] != crc:
+            if _ends_in_zeros(data, at + 12 + length):
+                return
+            raise TapeError(f"{path}: {what}, at byte {at}, fails its checksum; {_REMEDY}")
+        at += 12 + length
+        number += 1
+        yield payload, at, crc
+
+
+_REMEDY = "restore the file from a copy, or `zograd replay --salvage` the steps before"
+
+
+def _ends_in_zeros(data: bytes, before: int) -> bool:
+    """Whether the file is zero from a place before `before` on."""
+    zeros = len(data) - len(data.rstrip(b"\0"))
+    return zeros >= _ZEROS and len(data) - zeros < before
+
+
+def never_began(path: Path) -> bool:
+    """Whether the file ends inside of its header: the disk was full, or the power went, before the first step."""
+    data = path.read_bytes()
+    if not data.strip(b"\0") or _PREAMBLE.startswith(data):
+        return True
+    try:
+        return data.startswith(_PREAMBLE) and next(_frames(data, path), None) is None
+    except TapeError:
+        return False
+
+
+class Tape:
+    """A tape that was read: its header, its records, and where it ends."""
+
+    def __init__(self, path: str | os.PathLike[str], data: bytes | None = None, *, salvage: bool = False) -> None:
+        """Read and verify a tape; with `data`, those bytes of a tape that lies at `path` in another process.
+
+        salvage: stop at the first damage behind the header, with a warning that says what is kept, and not raise.
+        Raises TapeError for a file of another kind or version, and for damage anywhere but in a torn last record.
+        """
+        self.path = Path(path)
+        data = self.path.read_bytes() if data is None else data
+        if not data.strip(b"\0") or _PREAMBLE.startswith(data):
+            raise TapeError(f"{self.path} ends inside its header: no step was recorded; start the run again")
+        if data[:6] != _MAGIC:
+            raise TapeError(f"{self.path} is not a zograd tape (it does not begin with {_MAGIC.decode()})")
+        if data[:8] != _PREAMBLE:
+            version = int.from_bytes(data[6:8], "little")
+            raise TapeError(
+                f"{self.path} is a tape of version {version}; this zograd reads version {TAPE_VERSION}. "
+                f"Use the release that wrote it (run.json names it)."
+            )
+        frames = _frames(data, self.path)
+        if (first := next(frames, None)) is None:
+            raise TapeError(f"{self.path} ends inside its header: no step was recorded; start the run again")
+        payload, self.end, self.crc = first
+        self.header = self._parsed(payload)
+        self.records: list[Record] = []
+        self._checksums = array("L", [self.crc])
+        damage = ""
+        try:
+            for payload, end, crc in frames:
+                try:
+                    self.records.append(unpack_record(payload))
+                except TapeError as e:
+                    where = f"record {len(self.records)}, at byte {self.end}"
+                    raise TapeError(f"{self.path}: {where}, was written by no zograd: {e}; {_REMEDY}") from e
+                self.end, self.crc = end, crc
+                self._checksums.append(crc)
+        except TapeError as e:
+            if not salvage:
+                raise
+            damage = str(e).partition(";")[0]
+        self.torn = len(data) - self.end
+        if damage:
+            warnings.warn(
+                f"{damage}: the {self.steps} steps before it are kept ({self.end} of {len(data)} bytes), what comes "
+                f"after is left out",
+                stacklevel=2,
+            )
+        elif self.torn:
+            warnings.warn(
+                f"{self.path}: the last record is torn ({self.torn} bytes); dropped, the run goes on from "
+                f"step {len(self.records)}",
+                stacklevel=2,
+            )
+
+    def _parsed(self, header: bytes) -> dict[str, Any]:
+        try:
+            found = json.loads(header)
+        except (ValueError, RecursionError) as e:
+            raise TapeError(f"{self.path}: the header was written by no zograd ({str(e)[:80]})") from e
+        if not isinstance(found, dict):
+            raise TapeError(f"{self.path}: the header was written by no zograd (it is {type(found).__name__})")
+        if found.get("noise_version") != NOISE_VERSION:
+            raise TapeError(
+                f"{self.path} was written with noise version {str(found.get('noise_version'))[:40]}, this zograd has "
+                f"{NOISE_VERSION}: the directions would differ. Use the release that wrote it."
+            )
+        return found
+
+    @property
+    def steps(self) -> int:
+        return len(self.records)
+
+    def checksum(self, steps: int) -> int:
+        """The running checksum behind so many records: of all that comes before."""
+        return self._checksums[steps]
+
+    def bytes(self) -> bytes:
+        """The file without a torn end, for a process that does not have it."""
+        return self.path.read_bytes()[: self.end]
+
+    @property
+    def evaluations(self) -> int:
+        return sum(record.evaluations for record in self.records)
+
+
+class TapeWriter:
+    """Appends records; each is one write, so a killed process loses at most the record under way.
+
+    A tape has one writer, which holds the lock of `path` + ".lock" until it is closed or its process ends.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        header: Mapping[str, Any] | Tape | None = None,
+        *,
+        lock: FileLock | None = None,
+    ) -> None:
+        """Start a new tape with `header`, or continue one (None, or a `Tape` already read), cutting a torn end off.
+
+        Raises LockedError when another writer has the tape; FileExistsError for a new tape where there is one. A tape
+        to continue is taken here if it is free, otherwise with the first record, which raises LockedError while the
+        other writer is there, and TapeError when it has changed the tape that was read. Nothing is cut before.
+
+        lock: of this tape, where the caller holds it already, and lets go of it.
+        """
+        self.path = Path(path)
+        self._file: BinaryIO
+        self._lock, self._given = lock, lock is not None
+        self._ready = False
+        self._seen = header if isinstance(header, Tape) else None
+        if header is None or isinstance(header, Tape):
+            self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+            try:
+                with suppress(LockedError):  # the holder may be at its end: the first record tries again
+                    self._take()
+            except BaseException:
+                self._file.close()
+                raise
+            return
+        full = {"noise_version": NOISE_VERSION, **header}
+        frame, self.crc = _frame(json.dumps(full, sort_keys=True).encode(), zlib.crc32(_PREAMBLE))
+        self._acquire()
+        try:
+            self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115
+        except BaseException:
+            self._release()
+            raise
+        try:
+            self._write(_PREAMBLE + frame)
+            sync_folder(self.path.parent)
+        except BaseException:  # no tape without a header
+            self._file.close()
+            self.path.unlink()
+            self._release()
+            raise
+        self._ready = True
+
+    def _acquire(self) -> None:
+        if self._lock is None:
+            self._lock = writer_lock(self.path, str(self.path))
+
+    def _release(self) -> None:
+        if self._lock is not None and not self._given:
+            self._lock.close()
+            self._lock = None
+
+    def _take(self) -> None:
+        """Lock the tape to continue, see that it is the one that was read, and go to its end."""
+        self._acquire()
+        try:
+            if self._seen is None:
+                self._seen = Tape(self.path)
+            else:
+                ends = [(end, crc) for _, end, crc in _frames(self.path.read_bytes(), self.path)]
+                if not ends or ends[-1] != (self._seen.end, self._seen.crc):
+                    raise TapeError(
+                        f"{self.path} has {len(ends) - 1} steps now, and is no longer the tape of {self._seen.steps} "
+                        f"steps that was read: another writer went on with it. Read it again"
+                    )
+            self._file.truncate(self._seen.end)
+            self._file.seek(self._seen.end)
+        except BaseException:
+            self._release()
+            raise
+        self.crc = self._seen.crc
+        self._seen, self._ready = None, True
+
+    def _write(self, data: bytes) -> None:
+        start = self._file.tell()
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(28, "no space left: a record was written only in part", str(self.path))
+        except OSError as e:
+            with suppress(OSError):
+                self._file.truncate(start)
+                self._file.seek(start)
+            raise OSError(e.errno, e.strerror, str(self.path)) from e
+
+    def append(self, record: Record) -> None:
+        """Add a record. When the disk is full, the tape stays as it was and OSError is raised."""
+        if not self._ready:
+            self._take()
+        frame, crc = _frame(pack_record(record), self.crc)
+        self._write(frame)
+        self.crc = crc
+
+    def sync(self) -> None:
+        """Force what was written to the disk (against power loss; a killed process needs no sync)."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        try:
+            if not self._file.closed:
+                self.sync()
+        finally:
+            self._file.close()
+            self._release()
+
+    def __enter__(self) -> TapeWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def writer_lock(tape: Path, what: str) -> FileLock:
+    """The lock that the writer of a tape holds; LockedError names `what` and its holder."""
+    lock = FileLock(tape.with_name(tape.name + ".lock"), what)
+    if not lock.works:
+        warnings.warn(f"the file system of {tape} has no locks: make sure that nobody else writes there", stacklevel=3)
+    return lock

@@ -1,0 +1,216 @@
+"""`lr="auto"`: the learning rate from the curvature that the probes see, below the edge of stability.
+
+A central pair and the value between them give v^T H v, whose mean over directions is tr H. So a step that evaluates
+f(x + mu v), f(x - mu v) anyway measures the trace of the Hessian with one more evaluation, now and then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from zograd.core.schedules import Schedule
+from zograd.core.vector import Array, Ask, Estimate, Estimator, Query, Routine, Vector
+
+A = TypeVar("A")
+
+LEVEL = Schedule(1.0)
+
+
+@dataclass(frozen=True)
+class Measured(Generic[A]):
+    """The inner estimator, with curvature and slope measured from its own pairs.
+
+    On measuring steps (the first `warm`, then one in `every`) f(x) is evaluated as well where the inner estimator does
+    not, and f(x - mu v) for one direction where it has no pairs; an estimator that has both measures always. Meters:
+        slope2      mean over the pairs of ((f(x + mu v) - f(x - mu v)) / 2 mu)^2, unbiased for |grad f|^2
+        trace       mean of v^T H v = (f(x + mu v) - 2 f(x) + f(x - mu v)) / mu^2, unbiased for tr H
+        curvature2  mean of its square
+    The estimate itself is the inner one's, bit for bit. Costs up to 2 evaluations more on measuring steps.
+    """
+
+    inner: Estimator[A]
+    every: int = 4
+    warm: int = 8
+
+    @property
+    def evaluations(self) -> int:
+        return self.inner.evaluations + 2
+
+    def most_evaluations(self, terms: int) -> int:
+        """The most that a step costs, where f is a sum of so many terms."""
+        most = getattr(self.inner, "most_evaluations", None)
+        inner = int(most(terms)) if most is not None else self.inner.evaluations * max(terms, 1)
+        return inner + 2 * max(terms, 1)
+
+    @property
+    def n(self) -> int:
+        return int(getattr(self.inner, "n", 1))
+
+    @property
+    def aux(self) -> Any:
+        return getattr(self.inner, "aux", None)
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        return getattr(self.inner, "slots", {})
+
+    def __call__(self, ask: Ask) -> Routine[A]:
+        routine = self.inner(ask)
+        queries = list(next(routine))
+        measures = ask.moves < self.warm or ask.step % self.every == 0
+        pairs = _pairs(queries)
+        extra, center, completed = _complete(queries, pairs)
+        if extra and not measures:
+            extra, center, completed = [], -1, pairs
+        f = yield [*queries, *extra]
+        meters = _meters(np.array(f), center, completed, ask.mu)
+        answers: Sequence[float] = f[: len(queries)]
+        while True:
+            try:
+                queries = list(routine.send(answers))
+            except StopIteration as stop:
+                estimate: Estimate[A] = stop.value
+                return replace(estimate, meters={**meters, **estimate.meters})
+            answers = yield queries
+
+
+def _pairs(queries: Sequence[Query]) -> list[tuple[int, int]]:
+    """Positions of the queries that lie opposite to each other."""
+    position = {query: i for i, query in enumerate(queries)}
+    found = []
+    for query, i in position.items():
+        j = position.get(replace(query, at=-query.at), -1)
+        if query.at and j > i:
+            found.append((i, j))
+    return found
+
+
+def _complete(queries: list[Query], pairs: list[tuple[int, int]]) -> tuple[list[Query], int, list[tuple[int, int]]]:
+    """(points to add, position of f(x), positions of the pairs) so that there is a pair and the value between."""
+    extra: list[Query] = []
+    if not pairs:
+        i = next(i for i, query in enumerate(queries) if query.at)
+        pairs = [(i, len(queries))]
+        extra.append(replace(queries[i], at=-queries[i].at))
+    here = Query(Vector(), queries[pairs[0][0]].rows)
+    if here in queries:
+        return extra, queries.index(here), pairs
+    return [*extra, here], len(queries) + len(extra), pairs
+
+
+def _meters(f: Array, center: int, pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
+    if not pairs:
+        return {}
+    plus, minus = f[[i for i, _ in pairs]], f[[j for _, j in pairs]]
+    meters = {"slope2": float(np.mean(((plus - minus) / (2 * mu)) ** 2))}
+    if center >= 0:
+        second = (plus - 2 * f[center] + minus) / mu**2
+        meters |= {"trace": float(np.mean(second)), "curvature2": float(np.mean(second**2))}
+    return meters
+
+
+@dataclass(frozen=True)
+class AutoRate:
+    """lr_t = safety * signal * eta_cap * shape(t), with eta_cap the lower bound of the edge of stability (Gaussian):
+
+        eta_cap = 2q (1 - beta) / (T + (q + 1) L),   T ~ tr H,   L ~ sqrt(Var(v^T H v) / 2) >= lambda_max,
+
+    T (never below twice its standard error: noise makes steps smaller) and L from the last `window` measurements.
+
+    signal, in (0, 1], is the share of the measured slope |g|^2 that belongs to the loss itself and not to the noise of
+    its values or batches. A step at a share c of eta_cap lowers a quadratic by (signal - c) lr |g|^2 in the mean, so
+    the slope of the loss over sum_t lr_t |g_t|^2, by least squares, is c - signal; it is read whenever its standard
+    error falls below `resolution`, and moves `signal` by a factor 2 at most. At a noise floor the loss stands still,
+    so the rate shrinks until it falls again. A loss three standard deviations above its first values halves the rate.
+
+    shape: a `Schedule` with peak 1. limit: never a larger lr than this. The state is a few numbers.
+    """
+
+    safety: float = 0.7
+    shape: Schedule = LEVEL
+    window: int = 24
+    patience: int = 10
+    resolution: float = 0.1
+    limit: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 < self.safety < 1:
+            raise ValueError(f"safety is a share of the largest stable learning rate, in (0, 1); got {self.safety}")
+
+    @property
+    def peak(self) -> float:
+        return math.inf
+
+    def initial(self) -> dict[str, Any]:
+        """The state before the first step: plain numbers and lists of them."""
+        return {"seen": [], "slopes": [], "signal": 1.0, "first": [], "recent": [], "wait": 0, "fit": [0.0] * 7}
+
+    def observe(self, state: dict[str, Any], loss: float, meters: Mapping[str, float]) -> None:
+        """Take in what a step showed, before its rate is chosen (live, and when a tape is replayed)."""
+        if "curvature2" in meters:
+            state["seen"] = [*state["seen"], (meters["trace"], meters["curvature2"])][-self.window :]
+        if "slope2" in meters:
+            state["slopes"] = [*state["slopes"], meters["slope2"]][-self.window :]
+        if len(state["first"]) < self.patience:
+            state["first"] = [*state["first"], loss]
+        state["recent"] = [*state["recent"], loss][-self.patience :]
+        state["fit"] = _add(state["fit"], loss)
+
+    def moved(self, state: dict[str, Any], lr: float) -> None:
+        """Take in the rate that the step then used: progress expected and made, and signs of divergence."""
+        slope2 = float(np.mean(state["slopes"])) if state["slopes"] else 0.0
+        fit = list(state["fit"])
+        fit[6] += lr * slope2
+        state["fit"] = fit
+        state["wait"] = max(state["wait"] - 1, 0)
+        if len(state["first"]) == self.patience and state["wait"] == 0:
+            edge = float(np.mean(state["first"]) + 3 * np.std(state["first"]))
+            if float(np.median(state["recent"])) > edge + 1e-3 * abs(edge):
+                state["signal"], state["wait"], state["fit"] = state["signal"] / 2, self.patience, [0.0] * 7
+                return
+        slope, error = _slope(fit)
+        if error < self.resolution:
+            found = self.safety * state["signal"] - slope
+            state["signal"] = min(max(found, state["signal"] / 2, 2.0**-10), 2 * state["signal"], 1.0)
+            state["fit"] = [0.0] * 7
+
+    def rate(self, state: dict[str, Any], step: int, q: int, beta: float) -> float:
+        """The learning rate of a step; 0 as long as nothing was measured."""
+        if not state["seen"]:
+            return 0.0
+        trace, largest = self.curvature(state, q)
+        if trace <= 0:
+            return 0.0
+        cap = 2 * q * (1 - beta) / (trace + (q + 1) * largest)
+        return float(min(self.limit, self.safety * state["signal"] * cap * self.shape(step)))
+
+    def curvature(self, state: dict[str, Any], q: int) -> tuple[float, float]:
+        """(T, L) from the measurements so far."""
+        seen = np.array(state["seen"])
+        trace = float(seen[:, 0].mean())
+        spread = float(np.sqrt(max(float(seen[:, 1].mean()) - trace**2, 0.0)))
+        error = spread / math.sqrt(q * len(seen))
+        trace = max(trace, 2 * error)
+        return trace, min(spread / math.sqrt(2) + trace / len(seen), trace)
+
+
+def _add(fit: list[float], y: float) -> list[float]:
+    """Sums of the least-squares line of y over the running total x = fit[6]."""
+    n, sx, sxx, sy, syy, sxy, x = fit
+    return [n + 1, sx + x, sxx + x * x, sy + y, syy + y * y, sxy + x * y, x]
+
+
+def _slope(fit: list[float], least: int = 20) -> tuple[float, float]:
+    """(slope, its standard error) of the line; infinite error for fewer than `least` points."""
+    n, sx, sxx, sy, syy, sxy, _ = fit
+    across = sxx - sx * sx / n if n else 0.0
+    if n < least or across <= 0:
+        return 0.0, math.inf
+    slope = (sxy - sx * sy / n) / across
+    residual = max((syy - sy * sy / n) - slope**2 * across, 0.0) / (n - 2)
+    return slope, math.sqrt(residual / across)

@@ -1,0 +1,76 @@
+"""Losses over a vocabulary without its logits: log-sum-exp over tiles of the output matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zograd.kernels import log_sum_exp_
+from zograd.lens.lens import linear_rows, tile_elements
+from zograd.llm import loading
+from zograd.llm.scoring import head as heads
+
+
+def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -> Tensor:
+    """-log softmax(W h + b)[target] in float32, [N], for hidden states [N, d] and targets [N] (negative: 0).
+
+    Tile by tile of the vocabulary: log sum_j exp l_j = m + log s with m <- max(m, max_j l_j) and
+    s <- s e^(m_old - m) + sum_j e^(l_j - m). In memory are the logits of
+    one tile at a time, [N, tile], and not all in float32.
+
+    Of a model whose logits are not W h + b (`llm/scoring/head.py`), its own logits of a few rows at a time, of so many
+    copies of them.
+    """
+    base = loading.plain_model(model)
+    if not heads.plain(base) or hasattr(base.get_output_embeddings(), "lookup"):
+        wanted = targets.view(copies, -1)
+        found, start = [], 0
+        for part in heads.in_parts(base, hidden, copies):
+            own = heads.logits(base, part, copies=copies)
+            stop = start + len(part) // copies
+            here = wanted[:, start:stop].flatten()
+            found.append(F.cross_entropy(own, here.clamp(min=-1), ignore_index=-1, reduction="none").view(copies, -1))
+            start = stop
+        return torch.cat(found, 1).flatten()
+    head, cap = base.get_output_embeddings(), heads.cap_of(base)
+    weight, bias, hidden = head.weight, head.bias, heads.fitting(head, hidden)
+    rows, columns = weight.shape
+    top = torch.full((hidden.shape[0],), -torch.inf, device=hidden.device)
+    total = torch.zeros_like(top)
+    picked = torch.zeros_like(top)
+    size = max(1, tile_elements(weight.device) // columns)
+    for start in range(0, rows, size):
+        stop = min(start + size, rows)
+        logits = linear_rows(hidden, weight, start, stop)
+        if bias is not None:
+            logits = logits + bias[start:stop]
+        if cap:
+            logits = torch.tanh(logits.float() / cap) * cap
+        here = (targets >= start) & (targets < stop)
+        column = torch.where(here, targets - start, 0)
+        picked = torch.where(here, logits.gather(1, column[:, None])[:, 0].float(), picked)
+        log_sum_exp_(top, total, logits)
+    return torch.where(targets >= 0, top + total.log() - picked, 0.0)
+
+
+def causal_losses(model: Any, ids: Tensor, labels: Tensor | None = None, *, copies: int = 1, **inputs: Any) -> Tensor:
+    """Mean next-token loss of a causal language model on each of `copies` copies of a batch, float32 [copies].
+
+    What `model(input_ids=ids, labels=labels).loss` is (labels below 0 do not count; None: the ids), to rounding. The
+    logits of one tile of the vocabulary are in memory at a time. ids: int64 [B, T]; other inputs (attention_mask) are
+    repeated too.
+    For `zograd.batched`: `batched(lambda n: causal_losses(model, ids, copies=n))`.
+    """
+    base = loading.plain_model(model)
+    backbone = heads.backbone_of(base)
+    labels = ids if labels is None else labels
+    repeated = {
+        name: torch.cat([value] * copies) if isinstance(value, Tensor) else value for name, value in inputs.items()
+    }
+    hidden = backbone(input_ids=ids.repeat(copies, 1), use_cache=False, **repeated).last_hidden_state[:, :-1]
+    targets = labels[:, 1:].repeat(copies, 1)
+    losses = token_losses(model, hidden.flatten(0, 1), targets.flatten(), copies)
+    return losses.view(copies, -1).sum(1) / (targets[: len(ids)] >= 0).sum()

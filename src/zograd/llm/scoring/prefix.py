@@ -1,0 +1,221 @@
+"""The frozen prefix: when only upper parts are trained, what the parts below compute never changes.
+
+`record` keeps what enters the first trained block, once for each example; inside of `recall`, the blocks below are
+replaced by one that hands out the kept states. When everything trained comes after the attention of the last block and
+only the last position is scored, the attention's output at that position is kept as well, and a forward is one token
+an example. The same numbers as the full forward, up to the rounding of differently shaped matrix products.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from zograd.llm.loading import blocks
+from zograd.llm.scoring.head import backbone_of
+from zograd.llm.scoring.packing import Layout
+
+
+def first_trained_block(model: nn.Module, trained: Iterable[Tensor]) -> int:
+    """How many blocks at the bottom hold no trained tensor; 0 when anything outside of the upper blocks is trained."""
+    ids = {id(p) for p in trained}
+    layers = blocks(model)
+    below = 0
+    for block in layers:
+        if any(id(p) in ids for p in block.parameters()):
+            break
+        below += 1
+    inside = {id(p) for p in layers.parameters()}
+    outside = ids - inside
+    return min(below, len(layers) - 1) if below and outside <= _after_blocks(model) else 0
+
+
+@torch.no_grad()
+def _after_blocks(model: Any) -> set[int]:
+    """Parameters used after the last block only (the final norm): found in a forward of two tokens."""
+    layers = blocks(model)
+    owner = next(m for m in model.modules() if any(child is layers for child in m.children()))
+    called: list[nn.Module] = []
+    with ExitStack() as stack:
+        for module in (*owner.children(), *layers):
+            stack.callback(module.register_forward_pre_hook(lambda module, _: called.append(module)).remove)
+        device = next(layers.parameters()).device
+        backbone_of(model)(input_ids=torch.ones(1, 2, dtype=torch.int64, device=device), use_cache=False)
+    last = max((k for k, module in enumerate(called) if module in set(layers)), default=len(called))
+    before = {id(p) for module in called[: last + 1] for p in module.parameters()}
+    return {id(p) for module in called[last + 1 :] for p in module.parameters()} - before
+
+
+def attention_of(block: nn.Module) -> tuple[str, nn.Module] | None:
+    """The child of a block that mixes positions, by its name; None when there is not exactly one."""
+    found = [(name, child) for name, child in block.named_children() if name.endswith(("attn", "attention"))]
+    return found[0] if len(found) == 1 else None
+
+
+def trained_after_attention(block: nn.Module, trained: Iterable[Tensor]) -> bool:
+    """Whether no trained tensor is in the block's attention or in what feeds it, taken to be its first norm."""
+    ids = {id(p) for p in trained}
+    attention = attention_of(block)
+    if attention is None:
+        return False
+    norms = [m for m in block.children() if "norm" in type(m).__name__.lower()]
+    before = [attention[1], *norms[:1]]
+    return not any(id(p) in ids for m in before for p in m.parameters())
+
+
+class _Recorded(Exception):
+    """Ends a forward at the last module whose output was wanted."""
+
+
+class _Recall(nn.Module):
+    """Stands for a module whose output is known: returns the kept states, whatever comes in."""
+
+    def __init__(self, hidden: Tensor | None, like: Any) -> None:
+        super().__init__()
+        self.hidden, self.like = hidden, like
+
+    def forward(self, hidden_states: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        out = hidden_states if self.hidden is None else self.hidden
+        return (out, *(None for _ in range(self.like - 1))) if self.like else out
+
+
+def _length(output: Any) -> int:
+    """0 for a plain tensor, else the length of the tuple."""
+    return len(output) if isinstance(output, tuple) else 0
+
+
+class States:
+    """Tensors by number: those of a GPU in its memory, those of the CPU in an unnamed temporary file.
+
+    A file is read through the system's cache, which the system takes back when it needs the memory: the states of all
+    examples do not count as memory of the process.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+        self._where: dict[int, tuple[int, torch.Size, torch.dtype]] = {}
+        self._file: BinaryIO | None = None
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._held or number in self._where
+
+    def keep(self, number: int, states: Tensor) -> None:
+        """Store a copy under a number that has none yet."""
+        if number in self:
+            return
+        if states.device.type != "cpu":
+            self._held[number] = states.clone()
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # lives as long as this
+            weakref.finalize(self, self._file.close)
+        where = self._file.seek(0, os.SEEK_END)
+        left = states.contiguous().view(torch.uint8).numpy().reshape(-1).data
+        while left:
+            left = left[self._file.write(left) :]
+        self._where[number] = where, states.shape, states.dtype
+
+    def __getitem__(self, number: int) -> Tensor:
+        if number in self._held:
+            return self._held[number]
+        where, shape, dtype = self._where[number]
+        assert self._file is not None
+        out = torch.empty(shape, dtype=dtype)
+        self._file.seek(where)
+        left = out.view(torch.uint8).numpy().reshape(-1).data
+        while left:
+            read = self._file.readinto(left)  # type: ignore[attr-defined]
+            if not read:
+                raise OSError("the temporary file of kept activations ended early; is the disk full?")
+            left = left[read:]
+        return out
+
+
+class Prefix:
+    """Kept states of `model` above its `below` frozen blocks, by the caller's example number.
+
+    last_only: keep and compute the last position alone (see the module's first lines).
+    Storage: tokens x width x bytes of the dtype; with last_only 2 x width x bytes an example.
+    """
+
+    def __init__(self, model: nn.Module, below: int, *, last_only: bool = False) -> None:
+        self.model, self.below, self.last_only = model, below, last_only
+        self.kept, self.attended = States(), States()
+        self._block_like = self._attention_like = 0
+
+    @contextmanager
+    def record(self, numbers: Sequence[int], layout: Layout) -> Iterator[None]:
+        """Inside, one forward over sequences in this layout keeps the states of each example without its padding."""
+        layers = blocks(self.model)
+
+        def keep(output: Any, into: States) -> int:
+            hidden = output[0] if isinstance(output, tuple) else output
+            for number, (row, here) in zip(numbers, layout.cells, strict=True):
+                states = hidden[row, here]
+                into.keep(number, states[-1:] if self.last_only else states)
+            return _length(output)
+
+        def block_done(module: nn.Module, args: Any, output: Any) -> None:
+            self._block_like = keep(output, self.kept)
+            if not self.last_only:
+                raise _Recorded
+
+        def attention_done(module: nn.Module, args: Any, output: Any) -> None:
+            self._attention_like = keep(output, self.attended)
+            raise _Recorded
+
+        with ExitStack() as stack:
+            handles = [layers[self.below - 1].register_forward_hook(block_done)]
+            if self.last_only:
+                attention = attention_of(layers[self.below])
+                assert attention is not None
+                handles.append(attention[1].register_forward_hook(attention_done))
+            for handle in handles:
+                stack.callback(handle.remove)
+            stack.enter_context(suppress(_Recorded))  # nothing above the last hook has anything to add
+            yield
+
+    @contextmanager
+    def recall(self, numbers: Sequence[int], layout: Layout, copies: int = 1) -> Iterator[None]:
+        """Inside, a forward over so many copies of these examples starts at the first trained part."""
+        layers = blocks(self.model)
+        frozen = list(layers[: self.below])
+        for i, block in enumerate(frozen):
+            hidden = _batch(self.kept, numbers, layout, copies) if i == self.below - 1 else None
+            stand_in = _Recall(hidden, self._block_like)
+            _copy_attributes(block, stand_in)
+            layers[i] = stand_in
+        attention = attention_of(layers[self.below]) if self.last_only else None
+        try:
+            if attention is not None:
+                kept = _batch(self.attended, numbers, layout, copies)
+                setattr(layers[self.below], attention[0], _Recall(kept, self._attention_like))
+            yield
+        finally:
+            for i, block in enumerate(frozen):
+                layers[i] = block
+            if attention is not None:
+                setattr(layers[self.below], *attention)
+
+
+def _batch(kept: States, numbers: Sequence[int], layout: Layout, copies: int) -> Tensor:
+    """The states of several examples, each at its place in the batch, 0 elsewhere."""
+    first = kept[numbers[0]]
+    out = torch.zeros(layout.count, layout.width, first.shape[-1], dtype=first.dtype, device=first.device)
+    for number, (row, here) in zip(numbers, layout.cells, strict=True):
+        out[row, here] = kept[number]
+    return torch.cat([out] * copies)
+
+
+def _copy_attributes(block: nn.Module, stand_in: nn.Module) -> None:
+    """Copy the plain attributes that models read from a block (`attention_type` and the like)."""
+    for name, value in vars(block).items():
+        if isinstance(value, str | int | float | bool) and not name.startswith("_") and name != "training":
+            setattr(stand_in, name, value)

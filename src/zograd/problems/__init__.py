@@ -1,0 +1,40 @@
+"""Problems with a domain: simplices, meshes, positive hyper-parameters, orthonormal frames.
+
+Each is a loss in the coordinates of the space that its domain suggests and in flat ones (`base.GeometryProblem`), so
+that what a geometry buys can be measured: `zograd bench geometry`. Files: base.py (what a problem is, and a run that
+counts points outside), simplex.py, mesh.py (Poisson and Helmholtz by scikit-fem), gaussian_process.py, stiefel.py,
+contest.py (tuning, runs, results file), page.py (docs/geometry.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from zograd.problems.base import GeometryProblem, View, Walk
+from zograd.problems.gaussian_process import hyperparameters
+from zograd.problems.mesh import helmholtz, poisson
+from zograd.problems.simplex import near_boundary
+from zograd.problems.stiefel import trace
+
+__all__ = [
+    "PROBLEMS", "GeometryProblem", "View", "Walk", "helmholtz", "hyperparameters", "near_boundary", "poisson",
+    "problem_named", "trace",
+]  # fmt: skip
+
+PROBLEMS: dict[str, Callable[[], GeometryProblem]] = {
+    "simplex-kl-20": lambda: near_boundary("kl", 20),
+    "simplex-kl-50": lambda: near_boundary("kl", 50),
+    "simplex-square-20": lambda: near_boundary("square", 20),
+    "mesh-poisson": poisson,
+    "mesh-helmholtz": helmholtz,
+    "gp-diabetes": hyperparameters,
+    "stiefel-trace": trace,
+}
+"""The problems of docs/geometry.md, by name."""
+
+
+@cache
+def problem_named(name: str) -> GeometryProblem:
+    """A problem by its name. Raises ImportError where its library is not installed."""
+    return PROBLEMS[name]()
