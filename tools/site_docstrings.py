@@ -12,7 +12,7 @@ from typing import Any
 
 import griffe
 
-NAMED = re.compile(r"^([a-z_]\w*(?:, [a-z_]\w*)*): (?=\S)")
+NAMED = re.compile(r"^([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*):(?: |$)")
 """`budget: text` and `x, fun: text` at the start of a line."""
 
 SAID = {"formula": "Formula", "source": "Source", "extra_memory": "Extra memory"}
@@ -20,6 +20,8 @@ SAID = {"formula": "Formula", "source": "Source", "extra_memory": "Extra memory"
 
 def as_markdown(text: str, names: set[str]) -> str:
     """The docstring as Markdown; lines that begin with some of `names` and a colon become items of a list."""
+    if names:  # names in the middle of a line begin one of their own
+        text = re.sub(rf"(?<=[.;]) ({'|'.join(map(re.escape, sorted(names)))})(?=:\s)", r"\n\1", text)
     lines: list[str] = []
     item = False
     for line in text.splitlines():
