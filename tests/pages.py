@@ -200,7 +200,7 @@ def shrunk(arguments: list[str], small: Small | None) -> list[str]:
         words += ["--dtype", "float32"] if "--dtype" not in words and "--quantized" not in words else []
     if name == "eval":
         words += ["--examples", SMALL["--examples"]] if "--examples" not in words else []
-    fresh = "--resume" not in words and "--run" not in words and "--config" not in words
+    fresh = "--resume" not in words and "--run" not in words
     if name in ("train", "eval", "plan") and fresh:
         words += ["--model", model] if "--model" not in words else []
         words += ["--task", "mr"] if "--task" not in words and name != "plan" else []
