@@ -93,3 +93,10 @@ def page(tmp_path: Path, text: str) -> Path:
 def test_a_block_that_is_wrong_fails(tmp_path: Path, small: Small, text: str, says: str) -> None:
     with pytest.raises(AssertionError, match=says):
         pages.run(page(tmp_path, text), small)
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=names)
+def test_lines_of_code_fit_on_the_page(page: Path) -> None:
+    """84 characters; what programs print may be longer."""
+    code = [block for block in blocks(source(page)) if block.language in ("python", "bash")]
+    assert [line for block in code for line in block.code.splitlines() if len(line) > 84] == []

@@ -145,7 +145,7 @@ def test_docstrings_become_markdown() -> None:
 
     text = "x <- x - lr <m, s>_k, `a_b` stays.\n\n    f(x) < 1\n\nn: directions. mu: the\n    radius.\nThat is *all*."
     assert as_markdown(text, {"n", "mu"}) == (
-        "x &lt;- x - lr &lt;m, s>\\_k, `a_b` stays.\n\n    f(x) < 1\n\n- `n`: directions.\n- `mu`: the\n  radius.\n"
+        "x &lt;- x - lr &lt;m, s&gt;\\_k, `a_b` stays.\n\n    f(x) < 1\n\n- `n`: directions.\n- `mu`: the\n  radius.\n"
         "  That is \\*all\\*."
     )
 

@@ -46,7 +46,8 @@ def escaped(line: str) -> str:
     """Text outside of backticks with nothing that Markdown or HTML would take for a sign of its own."""
     parts = line.split("`")
     return "`".join(
-        part if k % 2 else re.sub(r"([*_|\[\]])", r"\\\1", part).replace("<", "&lt;") for k, part in enumerate(parts)
+        part if k % 2 else re.sub(r"([*_|\[\]])", r"\\\1", part).replace("<", "&lt;").replace(">", "&gt;")
+        for k, part in enumerate(parts)
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
 from html import escape
+from pathlib import Path
 from posixpath import join, normpath
 from typing import Any
 
@@ -12,7 +14,12 @@ OUTSIDE = re.compile(r"\[([^\]\n]+)\]\(((?:\.\./)+[^)\s#]+|(?:src|tests|tools|be
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links to files of the repository that are no pages become names that show the file on hover."""
+    """Links to files of the repository that are no pages become names that show the file on hover.
+
+    The page on architecture gets the table of all files, as `make files` prints it.
+    """
+    if page.file.src_uri == "architecture.md":
+        markdown += "\n" + runpy.run_path(str(Path(__file__).with_name("files.py")))["table"]()
     folder = page.file.src_uri.rpartition("/")[0]
 
     def named(match: re.Match[str]) -> str:
