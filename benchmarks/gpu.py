@@ -38,7 +38,7 @@ from zograd.oracles import batched, sequential
 from zograd.rules import SGD
 from zograd.runs.memory import Peak
 from zograd.stores import Store
-from zograd.stores.store import MERGE
+from zograd.stores.deferred import LIMIT
 
 MOST_RATIO = 1.02
 """The gate on the time of a step over its forwards, and on its peak over that of inference."""
@@ -140,7 +140,7 @@ def bench_gpu(
                  `peak_ratio_transformers` to those of a forward. Ways: "forward", "transformers" (a forward of each
                  kind), two-point steps along each law one point at a time and both at once ("rank_one batched"),
                  one-sided steps along n rank-one directions at once ("rank_one x n", the evaluations of FZOO), "mezo"
-                 (`bench.baseline`, with the model's own loss). Moves are made in passing (`Store.lazily`).
+                 (`bench.baseline`, with the model's own loss). Moves are made in passing (`Store.deferring`).
     `numerics`   on a cut of the model: `trace_free` (bits after `queries`, of which `felt` moved the loss), `replayed`
                  (bits of a replay of `replayed_steps`), `slope_correlation` and `slope_error` (relative, root mean
                  square) of two-point slopes in bfloat16 against float32 ones, on the same weights and directions.
@@ -351,14 +351,13 @@ class _Bench:
 
         def step(method: Method[Any], together: int) -> Callable[[], object]:
             store = Store(parameters)
-            stack.enter_context(store.lazily())
             run = Run(store, method, self.seed)
-            store.sides = ride_along(run.method)  # as in training
+            stack.enter_context(store.deferring(merge=ride_along(method)))  # as in training
             oracle = sequential(loss) if together == 1 else batched(losses, together)
 
             def go() -> None:
-                if run.step_number % MERGE == 0:
-                    store.catch_up()
+                if run.step_number % LIMIT == 0:
+                    store.make_moves()
                 run.step(oracle)
 
             return go

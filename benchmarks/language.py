@@ -16,7 +16,7 @@ from zograd.oracles import Oracle, sequential
 from zograd.problems.small import Session
 from zograd.quantized.infeasible import Probes
 from zograd.spaces import PositiveOrthant, Space
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 
 class LanguageTask:

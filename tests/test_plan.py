@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from zograd import methods
+from zograd.core.slots import Bits, PerLeaf, PerRow
 from zograd.core.tape import Tape, TapeWriter
 from zograd.runs.plan import plan
-from zograd.stores.store import Bits, PerLeaf, PerRow
 
 pytest.importorskip("transformers")
 

@@ -29,7 +29,7 @@ from zograd.runs.report.figures import letter, png
 from zograd.runs.report.panels import GROUPS, panels_of, thinned
 from zograd.runs.report.read import Margin, margin, read
 from zograd.runs.rundir import RunError
-from zograd.stores.store import Rate
+from zograd.stores import Rate
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 8, "batch_size": 2, "train_examples": 8, "eval_examples": 8, "mu": 1e-3, "dtype": "float32",

@@ -101,20 +101,20 @@ MUTANTS = (
     Mutant(
         "moves of rank one wait beyond an evaluation",
         "src/zograd/llm/train.py",
-        "for every in (MERGE, s.eval_every) if every)",
-        "for every in (MERGE,) if every)",
+        "for every in (LIMIT, s.eval_every) if every)",
+        "for every in (LIMIT,) if every)",
         ("tests/llm/test_run_folder.py::test_a_run_whose_bits_depend_on_evaluations_keeps_them",),
     ),
     Mutant(
         "the rest of a move is dropped when a forward raises midway",
-        "src/zograd/stores/store.py",
+        "src/zograd/stores/deferred.py",
         "            if move.done < leaf.numel:\n",
         "            if False:\n",
         ("tests/core/test_batched.py::test_what_passing_leaves_of_a_move_is_made",),
     ),
     Mutant(
-        "moves with weight decay ride along",
-        "src/zograd/stores/store.py",
+        "moves with weight decay stay pending",
+        "src/zograd/stores/deferred.py",
         "or not of_signs(direction.terms[0][0]) or rate.weight_decay:",
         "or not of_signs(direction.terms[0][0]):",
         ("tests/core/test_batched.py::test_moves_with_weight_decay_do_not_ride_along",),
@@ -149,7 +149,7 @@ MUTANTS = (
     ),
     Mutant(
         "biases and norm gains decay",
-        "src/zograd/llm/loading.py",
+        "src/zograd/llm/loading/__init__.py",
         "{name: int(p.ndim <= 1) for name, p in chosen.items()}",
         "{name: 0 for name, p in chosen.items()}",
         (

@@ -93,7 +93,7 @@ def passes_of(law: laws.Law, together: int, lazily: bool = False) -> list[profil
         with watched() as passes:
             run.step(oracle)
         return passes
-    with store.lazily():
+    with store.deferring():
         run.step(oracle)
         with watched() as passes:
             run.step(oracle)

@@ -24,7 +24,7 @@ from zograd.lens.lens import TILE
 from zograd.noise import Kind, Term, backend, combine
 from zograd.oracles import Oracle, batched, sequential
 from zograd.stores import Store
-from zograd.stores.store import CHUNK
+from zograd.stores.leaf import CHUNK
 
 native = pytest.mark.skipif(backend() != "native", reason="the compiled loops are counted")
 

@@ -102,6 +102,6 @@ def test_every_public_name_can_be_imported() -> None:
 
 
 def test_dtypes_of_the_suite_are_those_of_the_store() -> None:
-    from zograd.stores.store import SUPPORTED
+    from zograd.stores.leaf import SUPPORTED
 
     assert {dtype for dtype, _ in small_problems.DTYPES.values()} == set(SUPPORTED)

@@ -16,7 +16,7 @@ from zograd.rules import SGD, Adam, Momentum
 from zograd.spaces import Box, Diagonal, Domain, Euclidean, Oblique, Polytope, PositiveOrthant, Simplex, Sphere, Stiefel
 from zograd.stores import Store
 from zograd.stores import store as stores_base
-from zograd.stores.store import part_of
+from zograd.stores.leaf import part_of
 
 by_space = pytest.mark.parametrize("space", SPACES, ids=lambda s: f"{type(s).__name__}{getattr(s, 'metric', '')}")
 

@@ -28,7 +28,7 @@ from zograd.oracles import batched, sequential
 from zograd.rules import SGD
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Rate, Store
-from zograd.stores.store import MERGE
+from zograd.stores.deferred import LIMIT as MERGE
 
 LAWS = [Rademacher(), Gaussian(), RankOne(), LowRank(2, 1)]
 by_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
@@ -256,7 +256,7 @@ def test_training_in_branches_follows_training_one_at_a_time(law: object) -> Non
         store = Store(dict(model.named_parameters()))
         run = Run(store, Method(Central(2), law, SGD(), mu=2.0**-6, lr=1e-4), 3)  # type: ignore[arg-type]
         oracle = sequential(lambda losses=losses: losses(1).sum()) if way == "alone" else batched(losses, 4)
-        with store.lazily():
+        with store.deferring():
             for _ in range(10):
                 run.step(oracle)
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
@@ -279,7 +279,7 @@ def test_moves_in_passing_have_the_same_bits(dtype: torch.dtype, law: object) ->
         oracle = sequential(lambda losses=losses: losses(1).sum())
         trail = []
         if lazy:
-            with store.lazily():
+            with store.deferring():
                 trail = [run.step(oracle) for _ in range(4)]
         else:
             trail = [run.step(oracle) for _ in range(4)]
@@ -302,7 +302,7 @@ def test_moves_in_the_pass_that_makes_a_pair_have_the_same_bits(dtype: torch.dty
         run = Run(store, method, 3)
         oracle = batched(losses, 2)
         trail = []
-        with store.lazily() if lazy else nullcontext():
+        with store.deferring() if lazy else nullcontext():
             for step in range(4):
                 if step == 2:
                     hook = model.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
@@ -470,15 +470,15 @@ def test_a_resumed_run_has_the_losses_of_one_that_goes_on_to_the_bit(together: i
         oracle, records = batched(losses, together), []
         while run.step_number < 18:
             if run.step_number % MERGE == 0:
-                store.catch_up()
+                store.make_moves()
             records.append(run.step(oracle))
         return records
 
     store, run, losses = made()
-    with store.lazily(sides=True):
+    with store.deferring(merge=True):
         whole = steps(store, run, losses)
     again, run, losses = made()
-    with again.lazily(sides=True):
+    with again.deferring(merge=True):
         run.replay(whole[:cut], since=cut - cut % MERGE)
         assert [r.losses for r in steps(again, run, losses)] == [r.losses for r in whole[cut:]]
     assert again.digest() == store.digest()
@@ -509,18 +509,18 @@ def test_moves_ride_along_whatever_reads_the_weights(dtype: torch.dtype) -> None
         oracle, records = batched(losses, 2), []
         while run.step_number < len(rows):
             if run.step_number % MERGE == 0:
-                store.catch_up()
+                store.make_moves()
             records.append(run.step(oracle))
         return records
 
     store, run, losses = made()
     before = [leaf.tensor.clone() for leaf in store.leaves]
-    with store.lazily(sides=True):
+    with store.deferring(merge=True):
         whole = steps(store, run, losses)
     for cut in range(1, len(rows)):
         again, run, losses = made()
         assert all(map(torch.equal, before, [leaf.tensor for leaf in again.leaves]))
-        with again.lazily(sides=True):
+        with again.deferring(merge=True):
             run.replay(whole[:cut], since=cut - cut % MERGE)
             assert [r.losses for r in steps(again, run, losses)] == [r.losses for r in whole[cut:]]
         assert again.digest() == store.digest()
@@ -562,7 +562,7 @@ def test_a_forward_that_raises_within_a_matrix_leaves_no_move_half_made(
         return real(*args, **named)
 
     found = []
-    with again.lazily():
+    with again.deferring():
         for step in range(4):
             if step == 2:
                 with monkeypatch.context() as broken:
@@ -583,15 +583,15 @@ def test_what_passing_leaves_of_a_move_is_made(done: int, error: type[BaseExcept
     for lazy in (False, True):
         w = torch.linspace(-1, 1, 256).view(32, 8)
         store = Store({"w": w})
-        with store.lazily() if lazy else nullcontext():
+        with store.deferring() if lazy else nullcontext():
             store.iterate([Rate(0.1, 0.5)], 1).step_(Vector(((Noise(Kind.NORMAL, 3), 1.0),)))
             if lazy:
-                with pytest.raises(error) if error else nullcontext(), store.passing(store.leaves[0]) as move:
+                with pytest.raises(error) if error else nullcontext(), store.deferred.fused(store.leaves[0]) as move:
                     if done:
                         move.pair(torch.empty(done), torch.empty(done), [])
                     if error:
                         raise error
-                assert not store._due
+                assert not store.deferred._pending
         ends.append(store.digest())
     assert ends[0] == ends[1]
 
@@ -609,7 +609,7 @@ def test_moves_with_weight_decay_do_not_ride_along(dtype: torch.dtype, together:
         store = Store({"w": w})
         run = Run(store, methods.zo_sgd(lr=1e-2, law=RankOne(), weight_decay=5.0), 3)
         oracle = batched(lambda n, w=w: F.linear(x.repeat(n, 1), w).double().square().view(n, -1).mean(1), together)
-        with store.lazily(sides=True) if lazy else nullcontext():
+        with store.deferring(merge=True) if lazy else nullcontext():
             records = [run.step(oracle) for _ in range(6)]
         ends.append(([r.losses for r in records], store.digest()))
     assert ends[0] == ends[1]

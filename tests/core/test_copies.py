@@ -148,7 +148,7 @@ def test_a_run_with_moves_that_wait_and_tied_16_bit_weights(way: str) -> None:
     def oracle(t: Any) -> Any:
         return sequential(lambda: F.linear(t[2].float(), t[0].float()).square().mean() + t[1].float().square().mean())
 
-    with run.store.lazily(sides=True):
+    with run.store.deferring(merge=True):
         for _ in range(3):
             run.step(oracle(tensors))
         run2, tensors2 = COPIES[way]((run, tensors))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zograd.noise import Kind, Term, combine
+from zograd.stores import Leaf
 from zograd.stores.sharding import Portion, portion_of
-from zograd.stores.store import Leaf
 
 
 @st.composite

@@ -20,9 +20,13 @@ NVDISASM = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdis
 FLOAT32, BFLOAT16, FLOAT16 = 0, 2, 3
 
 
-def test_bits_in_the_interpreter():
-    """The interpreter must be on before triton is imported, hence a process of its own."""
-    script = Path(__file__).with_name("interpreted.py")
+@pytest.mark.parametrize("script", ["interpreted.py", "interpreted_steps.py"])
+def test_bits_in_the_interpreter(script: str):
+    """The interpreter must be on before triton is imported, hence a process of its own.
+
+    The second script also counts the launches of a step: as many with five layers as with one.
+    """
+    script = Path(__file__).with_name(script)
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout[-300:] + run.stderr[-3000:]

@@ -204,7 +204,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(models: dict[str, Path], tmp_path
         "from pathlib import Path\n"
         "from zograd.llm.settings import TrainSettings\n"
         "from zograd.llm.train import Loop, train\n"
-        "from zograd.stores.store import Iterate\n"
+        "from zograd.stores import Iterate\n"
         "moves = []\n"
         "write = Iterate._write\n"
         "def killed(self, *args, **named):\n"

@@ -148,14 +148,14 @@ def test_a_move_waits_for_its_block_and_is_made_once() -> None:
     run = Run(store, methods.zo_sgd(lr=1e-2))
     x = torch.ones(1, 8)
     run.step(sequential(lambda: model(x)))
-    waiting = {store.leaves[index].name for index in store._due}
+    waiting = {store.leaves[index].name for index in store.deferred._pending}
     assert waiting == {f"blocks.{k}.{part}.weight" for k in range(4) for part in ("inner", "outer")}
     seen: list[int] = []
     for k, block in enumerate(model.blocks):
-        block.register_forward_pre_hook(lambda *_, k=k: seen.append(len(store._due) - 2 * (3 - k)))
+        block.register_forward_pre_hook(lambda *_, k=k: seen.append(len(store.deferred._pending) - 2 * (3 - k)))
     model(x)
     assert seen == [0, 0, 0, 0]  # each block's moves were made when it began, those of later blocks not yet
-    assert not store._due
+    assert not store.deferred._pending
 
 
 def test_only_the_block_that_runs_is_on_the_device_in_two_buffers() -> None:

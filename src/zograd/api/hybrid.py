@@ -13,7 +13,7 @@ from torch import Tensor
 from zograd.api.torch_optimizer import ZOOptimizer
 from zograd.core.vector import Query
 from zograd.oracles import as_number, seeded, sequential
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 
 class Hybrid:

@@ -20,7 +20,7 @@ from zograd.distributed.executors import gather
 from zograd.methods.defaults import black_box
 from zograd.oracles import as_number
 from zograd.spaces import Space
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 
 @dataclass

@@ -17,7 +17,7 @@ from zograd.core.schedules import as_schedule
 from zograd.core.seeds import Seed, as_seed
 from zograd.learning_rate import AutoRate
 from zograd.oracles import Oracle, sequential
-from zograd.stores.store import Rate, Rounding, Store
+from zograd.stores import Rate, Rounding, Store
 
 
 class ZOOptimizer(torch.optim.Optimizer):

@@ -64,7 +64,7 @@ def bench_batches(
             if not pack:
                 scorer.packs, scorer.answers = False, None
             run = Run(Store(chosen), menu, seed)
-            run.store.late = {leaf.index for leaf in run.store.leaves}  # as in training
+            run.store.deferred.start(run.store.leaves)  # as in training
             batch: list[Any] = []
             points = batched(lambda n: scorer.copy_losses(batch, n), lambda: scorer.together(batch))
 

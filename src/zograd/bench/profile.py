@@ -25,7 +25,7 @@ from zograd.llm import loading
 from zograd.llm.scoring import loss
 from zograd.noise import device as cuda
 from zograd.noise import native, portable
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 Part: TypeAlias = Literal["probes", "move"]
 
@@ -117,7 +117,7 @@ def watched(enter: Callable[[str], Any] = record_function) -> Iterator[list[Pass
             stack.enter_context(replaced(kernels, name, noted(name, getattr(kernels, name))))
         stack.enter_context(replaced(Lens, "__enter__", looking(Lens.__enter__, 1)))
         stack.enter_context(replaced(Lens, "__exit__", looking(Lens.__exit__, -1)))
-        stack.enter_context(replaced(Iterate, "_add", moving(Iterate._add)))
+        stack.enter_context(replaced(Iterate, "add", moving(Iterate.add)))
         yield passes
 
 
@@ -208,7 +208,7 @@ def bench_profile(
 ) -> dict[str, Any]:
     """Shares of the wall time of a step, over `rounds` profiled steps after a warm-up. law, together: see `Workload`.
 
-    Moves may wait for up to 8 steps (`stores.base.MERGE`), so that multiples of 8 rounds have their just share of them.
+    Moves may stay pending for up to 8 steps (`stores.deferred.LIMIT`): a multiple of 8 rounds has its share of them.
 
     `shares` and `seconds` (a step) have the keys of `PARTS`; the shares sum to 1:
         matmul        matrix products in front of the loss head

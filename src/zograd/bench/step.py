@@ -17,7 +17,7 @@ from zograd.errors import UsageError
 from zograd.llm.compiled import compiled
 from zograd.llm.train import ride_along
 from zograd.runs.memory import keep_freed, settled_objects
-from zograd.stores.store import MERGE
+from zograd.stores.deferred import LIMIT
 
 
 def bench_step(
@@ -37,7 +37,7 @@ def bench_step(
 ) -> dict[str, Any]:
     """ratio = median over rounds of (time of a step) / (time of as many plain forwards as the step evaluates).
 
-    Where the moves of several steps are made together (`ride_along`), a step is the mean of `MERGE` steps.
+    Where the moves of several steps are made together (`ride_along`), a step is the mean of `LIMIT` steps.
 
     Plain forwards, step and baseline step take turns in one process, in an order that reverses every round, after one
     warm-up of each; so what else runs on the machine hits all three. Seconds of different processes do not compare.
@@ -64,7 +64,7 @@ def bench_step(
             law=law, together=together,
         )  # fmt: skip
         clock = clock_of(work.device)
-        window = MERGE if ride_along(work.run.method) else 1  # steps that share the pass over the weights
+        window = LIMIT if ride_along(work.run.method) else 1  # steps that share the pass over the weights
 
         def steps() -> None:
             with compiled(work.model) if compile else nullcontext():

@@ -27,7 +27,7 @@ from zograd.llm.train import ride_along
 from zograd.noise import backend, fold
 from zograd.oracles import Oracle, batched
 from zograd.stores import Store
-from zograd.stores.store import MERGE
+from zograd.stores.deferred import LIMIT
 
 LR = 1e-9
 """Small enough that the weights stay where they are over a benchmark, and not 0, so that every pass is made."""
@@ -83,7 +83,7 @@ class Workload:
         """Made with the first step, so that its slots are no part of what inference needs."""
         store = Store(self.parameters, space=self.method.space)
         run = Run(store, self.method, self.seed)
-        store.late, store.sides = {leaf.index for leaf in store.leaves}, ride_along(run.method)  # as in training
+        store.deferred.start(store.leaves, merge=ride_along(run.method))  # as in training
         return run
 
     @cached_property
@@ -104,8 +104,8 @@ class Workload:
     def step(self) -> None:
         with warnings.catch_warnings():  # that such a small lr vanishes in 16 bits is meant
             warnings.filterwarnings("ignore", "this step changed", UserWarning)
-            if self.run.step_number % MERGE == 0:
-                self.run.store.catch_up()
+            if self.run.step_number % LIMIT == 0:
+                self.run.store.make_moves()
             self.run.step(self.oracle)
         self._finish()
 

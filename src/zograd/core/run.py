@@ -21,8 +21,8 @@ from zograd.learning_rate import AutoRate, Measured
 from zograd.oracles import Oracle, as_number
 from zograd.rules.base import Rule
 from zograd.spaces import Euclidean, Space
+from zograd.stores import Rate, Store
 from zograd.stores.sharding import misfit
-from zograd.stores.store import Rate, Store
 
 A = TypeVar("A")
 
@@ -322,20 +322,19 @@ class Run(Generic[A]):
     def replay(self, tape: Iterable[Record], *, since: int | None = None) -> None:
         """Take the steps of a tape again, without evaluating anything: bit-identical weights, slots and state.
 
-        since: moves from this step on are left to wait (`Store.lazily`), as in a run that has not been interrupted.
+        since: moves from this step on are left to wait (`Store.deferring`), as in a run that has not been interrupted.
         """
         store = self.store
         records = list(tape)
         made = sum(since is None or record.step < since for record in records)
-        with store.lazily():
+        with store.deferring():
             for k, record in enumerate(records[:made], 1):
                 self._take_again(record)
                 if k % REPLAYED == 0:
-                    store.catch_up()
-        before, store.late = store.late, {leaf.index for leaf in store.leaves}
-        for record in records[made:]:
-            self._take_again(record)
-        store.late = before
+                    store.make_moves()
+        with store.deferring(finish=False):
+            for record in records[made:]:
+                self._take_again(record)
 
     def _take_again(self, record: Record) -> None:
         if record.step != self.step_number:

@@ -37,7 +37,7 @@ from zograd.core.vector import BASES, Basis, Noise, Vector, name_of_basis
 from zograd.files import sync_folder
 from zograd.locks import FileLock, LockedError
 from zograd.noise import NOISE_VERSION, Kind
-from zograd.stores.store import Rate
+from zograd.stores import Rate
 
 TAPE_VERSION = 2
 _MAGIC = b"ZOTAPE"

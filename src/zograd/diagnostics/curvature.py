@@ -13,7 +13,7 @@ from zograd.core.vector import Array, Slot, Vector
 from zograd.diagnostics.problem import Measurement, Problem, mean
 from zograd.laws import Law, Rademacher
 from zograd.laws.coordinate import unit
-from zograd.stores.store import Leaf
+from zograd.stores import Leaf
 
 Product: TypeAlias = Callable[[Array], Array]
 

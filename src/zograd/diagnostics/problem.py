@@ -16,7 +16,7 @@ from zograd.core.vector import Array, Query, Vector
 from zograd.laws import Draw, Law
 from zograd.oracles import Oracle, as_number, sequential
 from zograd.spaces import Euclidean
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 
 @dataclass(frozen=True)

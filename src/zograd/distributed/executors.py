@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zograd.core.vector import Query
 from zograd.oracles import Oracle, as_number, reseed_host
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 WATCHED = 0.5
 """Seconds between two looks at the workers of a pool."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from zograd.stores.store import Leaf, Store
+    from zograd.stores import Leaf, Store
 
 
 def follow(model: nn.Module, store: Store) -> None:

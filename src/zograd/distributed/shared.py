@@ -18,7 +18,7 @@ from zograd.core.vector import Query
 from zograd.distributed.peers import Peers
 from zograd.noise import fold
 from zograd.oracles import Oracle, sequential
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 Deal: TypeAlias = Literal["data", "directions", "both"]
 

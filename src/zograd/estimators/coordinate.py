@@ -20,7 +20,7 @@ from zograd.laws import Rademacher
 from zograd.laws.coordinate import Unit
 from zograd.noise import fold
 from zograd.oracles import sequential
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 
 @dataclass(frozen=True, slots=True)

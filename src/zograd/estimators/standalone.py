@@ -8,7 +8,7 @@ from zograd.core import keys
 from zograd.core.vector import Ask, Estimate, Routine
 from zograd.laws import Draw, Law
 from zograd.oracles import Oracle
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 A = TypeVar("A")
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from zograd.core.keys import Shared
+from zograd.core.slots import Bits, PerLeaf
 from zograd.core.vector import Address, Basis, Regenerated, Vector, basis
 from zograd.laws.base import Draw, Gaussian, Law
 from zograd.noise import Kind, Term, combine
-from zograd.stores.store import Bits, Leaf, PerLeaf, Store
+from zograd.stores import Leaf, Store
 
 
 @basis

@@ -17,7 +17,7 @@ from zograd.laws.base import Draw, Law, Rademacher
 
 if TYPE_CHECKING:
     from zograd.oracles import Oracle
-    from zograd.stores.store import Leaf, Store
+    from zograd.stores import Leaf, Store
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,10 +28,11 @@ from zograd.core.vector import Basis, Vector, noise_terms
 from zograd.kernels import Side
 from zograd.lens.lens import CASTS, Lens, linear_rows
 from zograd.lens.parameters import ELEMENTWISE, Unbranchable, WatchedStack, half_gain, shape_only
-from zograd.stores.store import Drawn
+from zograd.stores.low_rank import Drawn
 
 if TYPE_CHECKING:
-    from zograd.stores.store import Leaf, Passing, Store
+    from zograd.stores import Leaf, Store
+    from zograd.stores.deferred import FusedMove
 
 
 _UNARY = ("exp", "log", "neg", "abs", "sigmoid", "tanh", "relu", "sqrt", "rsqrt", "square", "reciprocal")
@@ -57,7 +58,7 @@ class Branches(Lens):
     def __init__(self, store: Store, points: Sequence[Vector], *, everywhere: bool = False) -> None:
         super().__init__(store, Vector(), everywhere=everywhere)
         self.n = len(points)
-        self.one = [Lens(store, point) for point in points]
+        self.one = [Lens(store, point, copies=len(points)) for point in points]
         self.rows = 0
         """Rows of all branches together, of the last branched tensor that was seen."""
         self.stacks: dict[int, tuple[Tensor, int]] = {}
@@ -76,7 +77,7 @@ class Branches(Lens):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self.store.recent = self._drawn if self.store.sides else {}
+        self.store.deferred.factors = self._drawn if self.store.deferred.merge else {}
 
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is F.linear and len(args) > 1 and id(args[1]) in self.leaves:  # most calls: straight to the answer
@@ -230,10 +231,13 @@ class Branches(Lens):
         dtype = torch.float32 if wide else leaf.dtype
         if leaf.index in self.store.escaped:
             return leaf.tensor.to(dtype).expand(self.n, *leaf.shape)
+        made = [part for one in self.one if (part := one.made(leaf)) is not None]
+        if len(made) == self.n and dtype in (leaf.dtype, made[0].dtype):
+            return torch.stack(made).to(dtype).view(self.n, *leaf.shape)
         out = torch.empty(self.n, leaf.numel, dtype=dtype, device=leaf.tensor.device)
         terms, others = noise_terms(self.one[0].point, on_vector=leaf.matrix_shape[1] == 1)
         if self._one_pair and not others and leaf.low is None and leaf.space.flat and not wide:
-            with self.store.passing(leaf) as move:
+            with self.store.deferred.fused(leaf) as move:
                 self._pair(out[0], out[1], leaf, 0, terms, move)
             return out.view(self.n, *leaf.shape)
         for row, one in zip(out, self.one, strict=True):
@@ -272,7 +276,7 @@ class Branches(Lens):
             sides.append([])
             for e, c in one.point.terms:
                 if e not in self._drawn:
-                    self._drawn[e] = self.store.recent.get(e) or Drawn(self.store.leaves, e)
+                    self._drawn[e] = self.store.deferred.factors.get(e) or Drawn(self.store.leaves, e)
                 factors = self._drawn[e][leaf.index]
                 if factors is None:
                     return None
@@ -312,7 +316,7 @@ class Branches(Lens):
             out = x.new_empty(*x.shape[:2], stop - start)
             self._tiles(out, x, leaf, start, stop)
             return out.view(shape)
-        waiting = self.store.riding(leaf)
+        waiting = self.store.deferred.sides(leaf)
         y = F.linear(x, leaf.tensor.detach()[start:stop])
         side = [[*waiting, *terms] for terms in side] if waiting else side
         return kernels.add_sides_(y, x.contiguous(), side, start).view(shape)
@@ -324,7 +328,7 @@ class Branches(Lens):
         large = (stop - start) * x.shape[2] >= LARGE
         turned = large and x.shape[1] <= FEW and x.dtype == torch.float32 and x.device.type == "cpu"
         columns = self._columns(x) if turned else []
-        with self.store.passing(leaf) if whole else nullcontext() as move:
+        with self.store.deferred.fused(leaf) if whole else nullcontext() as move:
             for a, b in next((one for one in self.one if one.point), self.one[0]).tiles(leaf, start, stop):
                 for k, tile in self._made(leaf, a, b, move):
                     to = outs[k] if b - a == stop - start else outs[k][:, a - start : b - start]
@@ -343,7 +347,7 @@ class Branches(Lens):
             self._turned = same, x, [xk.t().contiguous() for xk in x]
         return self._turned[2]
 
-    def _made(self, leaf: Leaf, a: int, b: int, move: Passing | None) -> Iterator[tuple[int, Tensor]]:
+    def _made(self, leaf: Leaf, a: int, b: int, move: FusedMove | None) -> Iterator[tuple[int, Tensor]]:
         """Rows a .. b of a matrix in each branch, in workspace that the next one overwrites.
 
         move: a move of the weights that is to be made in the same pass, where there are the two sides of one pair.
@@ -354,7 +358,8 @@ class Branches(Lens):
             if k in done:
                 continue
             other = self._mirrored.get(k)
-            if other is None or leaf.low is not None or not leaf.space.flat or not one.noise_only:
+            apart = leaf.low is not None or not leaf.space.flat or not one.noise_only or one.made(leaf) is not None
+            if other is None or apart:
                 yield k, one.tile(leaf, a, b)
                 continue
             done.add(other)
@@ -364,13 +369,13 @@ class Branches(Lens):
             yield other, minus
 
     def _pair(
-        self, plus: Tensor, minus: Tensor, leaf: Leaf, start: int, terms: list[noise.Term], move: Passing | None
+        self, plus: Tensor, minus: Tensor, leaf: Leaf, start: int, terms: list[noise.Term], move: FusedMove | None
     ) -> None:
         """x + v and x - v at the elements of a leaf from `start` on, which a move that is given makes first."""
         if move is not None:
             move.pair(plus, minus, terms)
             return
-        self.store.catch_up([leaf])
+        self.store.make_moves([leaf])
         x = leaf.flat[start : start + plus.numel()]
         noise.combine_pair(plus, minus, x, terms=terms, leaf=leaf.index, start=start)
 
@@ -387,7 +392,7 @@ class Branches(Lens):
             parts = zip(self.one, input.chunk(self.n), strict=True)
             return torch.cat([one._embedding(ids, weight, *rest, **named) for one, ids in parts])
         self.store.seen.add(self.leaves[id(weight)].index)
-        waiting = self.store.riding(self.leaves[id(weight)])
+        waiting = self.store.deferred.sides(self.leaves[id(weight)])
         ids = input.reshape(self.n, -1)
         y = F.embedding(ids, weight.detach())
         wide = torch.promote_types(y.dtype, torch.float32)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,16 +27,20 @@ from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_
 from zograd import noise
 from zograd.core.vector import HALF, Vector, accumulation_dtype, noise_terms, of_signs
 from zograd.lens.parameters import ELEMENTWISE, WATCHED, half_gain, lenses, shape_only
-from zograd.stores.store import sign_side, sign_sides
+from zograd.stores.low_rank import sign_side, sign_sides
+from zograd.stores.master_weights import expand
 
 if TYPE_CHECKING:
-    from zograd.stores.store import Leaf, Store
+    from zograd.stores import Leaf, Store
 
 TILE = 1 << 20
 """Elements of a weight matrix that are regenerated at a time (4 MiB of float32)."""
 
 DEVICE_TILE = 1 << 26
 """The same on a device with launches: few of them a matrix."""
+
+AT_ONCE = 1 << 24
+"""Elements of small leaves that a query makes in one launch, where launches cost more than elements (64 MiB)."""
 
 _WRITING_OPERATORS = frozenset(
     {"__set__", "__setitem__"} | {f"__i{op}__" for op in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
@@ -79,11 +84,11 @@ class _Everywhere(TorchFunctionMode):
 class Lens:
     """Shows Retr_x(point) in place of the weights of `store` to every torch function called in this thread.
 
-    everywhere: look at every torch call, not only at those that name a weight.
+    everywhere: look at every torch call, not only at those that name a weight. copies: lenses that share one forward.
     """
 
-    def __init__(self, store: Store, point: Vector, *, everywhere: bool = False) -> None:
-        self.store, self.point, self.everywhere = store, point, everywhere
+    def __init__(self, store: Store, point: Vector, *, everywhere: bool = False, copies: int = 1) -> None:
+        self.store, self.point, self.everywhere, self.copies = store, point, everywhere, copies
         self.terms, others = noise_terms(point)
         self.noise_only = not others
         self.leaves = store.by_id
@@ -182,8 +187,41 @@ class Lens:
         leaf = self._leaf(a)
         return a if leaf is None else self._shown(leaf, leaf.dtype)
 
+    def made(self, leaf: Leaf) -> Tensor | None:
+        """A small leaf at the point, made with all others in a few launches; None where it is made alone.
+
+        Flat, in the dtype of the leaf, or in float32 where its weights are split. For reading: nobody writes to it.
+        """
+        return self._at_once.get(leaf.index) if self.point and self.store.grouped(leaf) else None
+
+    @cached_property
+    def _at_once(self) -> dict[int, Tensor]:
+        """The smallest leaves, up to `AT_ONCE` elements, by number."""
+        left = AT_ONCE // self.copies
+        alike: dict[tuple[torch.device, torch.dtype, bool, tuple[noise.Term, ...]], list[Leaf]] = {}
+        for leaf in sorted(self.store.leaves, key=lambda leaf: leaf.numel):
+            if (left := left - leaf.numel) < 0:
+                break
+            terms, others = noise_terms(self.point, on_vector=leaf.matrix_shape[1] == 1)
+            free = leaf.index not in self.store.escaped and not self.store.deferred.moves(leaf)
+            if free and not others and self.store.grouped(leaf):
+                kind = leaf.tensor.device, leaf.dtype, leaf.low is not None, tuple(terms)
+                alike.setdefault(kind, []).append(leaf)
+        made: dict[int, Tensor] = {}
+        for (*_, terms_), leaves in alike.items():
+            low = [leaf.low for leaf in leaves if leaf.low is not None]
+            x = torch.cat([leaf.flat for leaf in leaves])
+            parts = (expand(x, torch.cat(low)) if low else x).split_with_sizes([leaf.numel for leaf in leaves])
+            noise.combine_group(
+                [noise.Job(part, part, leaf.index) for leaf, part in zip(leaves, parts, strict=True)], terms=terms_
+            )
+            made |= {leaf.index: part for leaf, part in zip(leaves, parts, strict=True)}
+        return made
+
     def _shown(self, leaf: Leaf, dtype: torch.dtype) -> Tensor:
         """A fresh tensor with the leaf at the point."""
+        if (made := self.made(leaf)) is not None and dtype in (leaf.dtype, made.dtype):
+            return made.to(dtype, copy=True).view(leaf.shape)
         out = torch.empty(leaf.numel, dtype=dtype, device=leaf.tensor.device)
         self.store.point_(out, leaf, self.point)
         return out.view(leaf.shape) if leaf.portion is None else leaf.portion.wrap(out.view(leaf.portion.sizes))
@@ -274,11 +312,13 @@ class Lens:
 
     def _as_it_is(self, leaf: Leaf) -> bool:
         """Whether the matrix is at the point already, once moves that may not wait are made."""
-        return not self.point and leaf.low is None and not self.store.riding(leaf)
+        return not self.point and leaf.low is None and not self.store.deferred.sides(leaf)
 
     def tile(self, leaf: Leaf, start: int, stop: int) -> Tensor:
         """Rows start .. stop of a matrix at the point, flat; in workspace that the next tile overwrites."""
         columns = leaf.shape[1]
+        if (made := self.made(leaf)) is not None:
+            return made[start * columns : stop * columns].to(leaf.dtype)
         if self._as_it_is(leaf):
             return leaf.flat[start * columns : stop * columns]
         if leaf.space.unit == "leaf":
@@ -308,14 +348,14 @@ class Lens:
         if leaf.space.flat and leaf.low is None and all(of_signs(e) for e, _ in self.point.terms):
             dtype = accumulation_dtype(leaf.dtype)
             add = torch.zeros((), dtype=dtype, device=weight.device)
-            sides = [*map(sign_side, self.store.riding(leaf)), *sign_sides(self.point.terms, leaf)]
+            sides = [*map(sign_side, self.store.deferred.sides(leaf)), *sign_sides(self.point.terms, leaf)]
             for c, u, v in sides:
                 add = add + (u[rows].to(dtype) * c)[:, None] * v.to(dtype)
             shown = F.embedding(rows, weight.detach()).to(dtype) + add
             return shown.to(leaf.dtype).view(*input.shape, weight.shape[1])
         if not (leaf.space.flat and self.noise_only) or leaf.low is not None:
             return self._rows(leaf, rows).view(*input.shape, weight.shape[1])
-        self.store.catch_up([leaf])
+        self.store.make_moves([leaf])
         out = torch.empty((*input.shape, weight.shape[1]), dtype=leaf.dtype, device=weight.device)
         noise.combine_rows(out.view(-1, weight.shape[1]), weight.detach(), rows, terms=self.terms, leaf=leaf.index)
         return out

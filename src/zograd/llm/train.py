@@ -56,7 +56,7 @@ from zograd.runs.rundir import (
 )
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
-from zograd.stores.store import MERGE
+from zograd.stores.deferred import LIMIT
 
 METERS = ("trace", "cosine", "gap")
 """Meters that the progress bar shows, where a method measures them; all are in metrics.jsonl."""
@@ -585,7 +585,7 @@ def ride_along(method: Method[Any]) -> bool:
 
 def merged(s: TrainSettings, step: int) -> int:
     """The last step up to `step` before which all moves are made, whatever interrupts a run."""
-    return max(step - step % every for every in (MERGE, s.eval_every) if every)
+    return max(step - step % every for every in (LIMIT, s.eval_every) if every)
 
 
 class _Stopped(Exception):
@@ -668,7 +668,7 @@ class Loop:
         sides = ride_along(self.p.run.method)
         if self.p.run.method.slots or (self.p.settings.offload == "cpu" and not sides):
             return nullcontext()
-        return self.p.run.store.lazily(sides=sides)
+        return self.p.run.store.deferring(merge=sides)
 
     def _merge(self, now: bool) -> None:
         """Make the moves that have waited for several steps, in a block that visits the device when it does."""
@@ -676,7 +676,7 @@ class Loop:
         if isinstance(pages, Streamed):
             pages.merging = now
         if now:
-            store.catch_up(
+            store.make_moves(
                 [leaf for leaf in store.leaves if not (isinstance(pages, Streamed) and leaf.tensor in pages)]
             )
 
@@ -748,7 +748,7 @@ class Loop:
         stopped = self.peers.stopping(bool(self.caught))
         last = run.step_number == s.steps
         if not stopped and (last or (s.eval_every and run.step_number % s.eval_every == 0)):
-            run.store.catch_up()
+            run.store.make_moves()
             with suppress(_Stopped):
                 self.last_metrics = self.scorer.evaluate(self.held_out, progress=self._heed, peers=self.peers)
                 line |= _shown(self.last_metrics)

@@ -25,7 +25,7 @@ from zograd.laws import (
 )
 from zograd.methods.menu import MU, Rate, entry
 from zograd.rules import SGD, FactorMomentum, SubspaceMuon
-from zograd.stores.store import Leaf
+from zograd.stores import Leaf
 
 __all__ = [
     "dap",

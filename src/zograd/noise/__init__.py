@@ -51,8 +51,10 @@ __all__ = [
     "combine_group",
     "combine_pair",
     "combine_rows",
+    "counter",
     "fold",
     "gram",
+    "grouped",
     "move_and_pair",
     "signs",
 ]
@@ -102,6 +104,16 @@ def _engine(device: torch.device) -> ModuleType:
 def backend(device: torch.device | str = "cpu") -> str:
     """ "native", "triton" or "torch": what computes noise for tensors on this device."""
     return {native: "native", cuda: "triton", portable: "torch"}[_engine(torch.device(device))]
+
+
+def grouped(device: torch.device) -> bool:
+    """Whether a pass over several leaves is one launch on this device, and a loop over them is not."""
+    return _engine(device) is cuda
+
+
+def counter(device: torch.device) -> Tensor | None:
+    """A count on the device, for `combine_group(..., counter=...)`; None where a count costs no synchronisation."""
+    return cuda.counter(device) if grouped(device) else None
 
 
 def combine(
@@ -191,6 +203,7 @@ def combine_group(
     terms: Sequence[Term] = (),
     dense_coef: float = 1.0,
     rounding: int | None = None,
+    counter: Tensor | None = None,
 ) -> int:
     """`combine` for each of `jobs`, a `Job(out, x, leaf, start, dense, low)` for each tensor, with the same numbers.
 
@@ -199,8 +212,10 @@ def combine_group(
     the count. Elsewhere one call after the other. Jobs must not overlap; this is not looked for.
 
     rounding: a key rounds float16 and bfloat16 tensors without `low` stochastically; all others ignore it.
+    counter: what `zograd.noise.counter` gave for the device. The count is added to it there, without synchronisation.
 
-    Returns the number of elements in place whose bits changed. Raises like `combine`, before anything is written.
+    Returns the number of elements in place whose bits changed (0 where `counter` took it). Raises like `combine`,
+    before anything is written.
 
     >>> a, b = torch.zeros(2), torch.zeros(3, dtype=torch.bfloat16)
     >>> combine_group([Job(a, a, leaf=0), Job(b, b, leaf=1)], terms=[Term(Kind.SIGN, key=7, coef=0.5)])
@@ -217,7 +232,7 @@ def combine_group(
         here = [job for job in jobs if job.out.device == device]
         engine = _engine(device)
         if engine is cuda:
-            moved += cuda.combine_group(here, scale, terms, dense_coef, rounding)
+            moved += cuda.combine_group(here, scale, terms, dense_coef, rounding, counter)
             continue
         for out, x, leaf, start, dense, low in here:
             key = rounding if out.dtype in _HALF and low is None else None

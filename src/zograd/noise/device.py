@@ -65,8 +65,8 @@ class Pass:
     Jobs of one device; `kinds` of the terms in order. `set` gives the numbers (no synchronisation), `launch` runs the
     kernels: one for each combination of dtype, rounding and parts present among the jobs, two where some tensors do not
     lie on 16-byte boundaries. `changed`: int64 on the device, counts elements in place whose bits changed, from all
-    launches since it was last zeroed. Tensors of the jobs must outlive the pass; overlaps between jobs are not looked
-    for. scaled=False compiles the multiplication by `scale` away, counted=False the count.
+    launches since it was last zeroed; give one to count into it. Tensors of the jobs must outlive the pass; overlaps
+    between jobs are not looked for. scaled=False compiles the multiplication by `scale` away, counted=False the count.
     pair: out gets x + v, and `low` of the jobs, of the dtype of x, gets x - v.
 
     Memory: 64 bytes a job and 24 a term on the device.
@@ -81,11 +81,12 @@ class Pass:
         scaled: bool = True,
         counted: bool = True,
         pair: bool = False,
+        changed: Tensor | None = None,
     ):
         self.kinds = tuple(kinds)
         self.scaled, self.counted = scaled, counted
         self.device = jobs[0].out.device
-        self.changed = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.changed = counter(self.device) if changed is None else changed
         self._knobs = _to_device(knobs_of(1.0, [(kind, 0, 0.0) for kind in kinds], 0.0, 0), self.device)
         self._groups: list[_Group] = []
         sorted_jobs: dict[tuple[Any, ...], list[Job]] = {}
@@ -200,13 +201,27 @@ def _aligned(job: Job) -> bool:
 # --------------------------------------------------------------------------------------------------------- entry points
 
 
-def combine_group(jobs: Sequence[Job], scale: float, terms: Terms, dense_coef: float, rounding: int | None) -> int:
+def counter(device: torch.device) -> Tensor:
+    """A count of changed elements, on the device: int64, 0."""
+    return torch.zeros((), dtype=torch.int64, device=device)
+
+
+def combine_group(
+    jobs: Sequence[Job],
+    scale: float,
+    terms: Terms,
+    dense_coef: float,
+    rounding: int | None,
+    changed: Tensor | None = None,
+) -> int:
     """`zograd.noise.combine_group` on checked arguments."""
-    whole = Pass(jobs, [kind for kind, _, _ in terms], rounding=rounding is not None, scaled=scale != 1.0)
+    kinds = [kind for kind, _, _ in terms]
+    whole = Pass(jobs, kinds, rounding=rounding is not None, scaled=scale != 1.0, changed=changed)
     with _on(whole.device):
         whole.set(scale, terms, dense_coef, rounding)
         whole.launch()
-    return int(whole.changed.item()) if any(job.in_place for job in jobs) else 0
+    wanted = changed is None and any(job.in_place for job in jobs)
+    return int(whole.changed.item()) if wanted else 0
 
 
 def combine(

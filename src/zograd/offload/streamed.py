@@ -2,7 +2,7 @@
 
     upload   block k + 1: RAM -> buffer, on a stream of its own, once the block that used the buffer is done with it
     run      block k on the device; a move of the last step that waits for it is made there first, once, unless it
-             rides along with the probes of the next steps (`Store.lazily`)
+             rides along with the probes of the next steps (`Store.deferring`)
     write    block k, if it was moved: buffer -> RAM, on a third stream, while block k + 1 runs
 
 So a step takes each weight to the device once an evaluation, and back once a step, and the device holds two blocks and
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from zograd.stores.store import Store
+    from zograd.stores import Store
 
 _ALIGNMENT = 256
 """Bytes at which tensors begin in a buffer: what a CUDA allocator aligns to."""
@@ -105,7 +105,7 @@ class Streamed:
     def serve(self, store: Store) -> None:
         """Let the moves of `store` wait for their block. Leaves that are not ours move at once."""
         self.store = store
-        store.late = {leaf.index for leaf in store.leaves if leaf.tensor in self}
+        store.deferred.start([leaf for leaf in store.leaves if leaf.tensor in self])
 
     # ---- a block comes and goes ------------------------------------------------------------------------------------
 
@@ -146,7 +146,9 @@ class Streamed:
         if self.store is None:
             return
         leaves = [leaf for p in self.parts[number] if (leaf := self.store.by_id.get(id(p))) is not None]
-        moved = self.store.catch_up([leaf for leaf in leaves if self.merging or not self.store.waiting_sides(leaf)])
+        moved = self.store.make_moves(
+            [leaf for leaf in leaves if self.merging or not self.store.deferred.mergeable(leaf)]
+        )
         if not moved:
             return
         self.down.after(self.main.mark())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zograd.core.vector import Query
 from zograd.lens.parameters import Unbranchable
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 Loss: TypeAlias = Callable[[], "float | Tensor"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zograd.core.vector import Query, Vector
 from zograd.laws.coordinate import Unit
 from zograd.oracles import Oracle, as_number, seeded
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 Stage: TypeAlias = nn.Module
 

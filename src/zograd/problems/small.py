@@ -22,7 +22,7 @@ from zograd.core.vector import Array, Query, Vector
 from zograd.oracles import Oracle
 from zograd.sets.base import Unit
 from zograd.spaces import Euclidean, Space
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 Clean = Callable[[Array], float]
 Rows = npt.NDArray[np.intp]

@@ -8,7 +8,7 @@ import torch
 
 from zograd.core.vector import Query
 from zograd.oracles import Oracle
-from zograd.stores.store import Store
+from zograd.stores import Store
 
 
 class Probes:

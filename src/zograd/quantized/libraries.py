@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from zograd.patterns import searching
 from zograd.quantized.library_layers import FORMS, Form, LibraryError, check, steady
 from zograd.quantized.packed_layers import storable
-from zograd.stores.store import tensor_bytes
+from zograd.stores.leaf import tensor_bytes
 
 __all__ = [
     "KNOWN",

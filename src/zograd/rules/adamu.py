@@ -9,7 +9,7 @@ from typing import Any
 
 from zograd.core.vector import Estimate, Noise, Slot, Vector
 from zograd.estimators.simulated import Mixture
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 
 from zograd.core.vector import Estimate
 from zograd.rules.sgd import check_beta
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)

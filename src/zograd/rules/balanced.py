@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zograd.core.vector import HALF, Estimate, Vector
 from zograd.sets.base import one_thread
-from zograd.stores.store import Iterate, Leaf, Rate, Store
+from zograd.stores import Iterate, Leaf, Rate, Store
 
 BALANCED = 1e-6
 """|B^T B - A A^T| relative to |B^T B| + |A A^T| below which nothing is done: balancing twice is balancing once."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 from zograd.core.vector import Estimate
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 A_contra = TypeVar("A_contra", contravariant=True)
 

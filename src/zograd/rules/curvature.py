@@ -14,7 +14,7 @@ from zograd.core.vector import Estimate, Vector
 from zograd.estimators.curved import Curvatures
 from zograd.laws import Gaussian
 from zograd.spaces import Diagonal
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 TINY = 1e-6
 """The least factor by which a step may shrink h, where an estimate is negative and alpha large."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from zograd.core.vector import Estimate, Slot, Vector
 from zograd.sets import LinearMinimizer, Place
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 X, AVERAGE = (Vector(((Slot(name), 1.0),)) for name in ("x", "average"))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from zograd.core.vector import Estimate, Slot, Vector
 from zograd.rules.sgd import check_beta
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)

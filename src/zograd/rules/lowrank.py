@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zograd import noise
+from zograd.core.slots import PerRow
 from zograd.core.vector import Address, Estimate, Vector, fill_
 from zograd.laws.factors import (
     Factor,
@@ -30,7 +31,7 @@ from zograd.laws.factors import (
 from zograd.laws.lowrank import Lifted, LowRank, Outer, Projected
 from zograd.noise import Kind, Term
 from zograd.rules.sgd import check_beta
-from zograd.stores.store import Block, Iterate, Leaf, PerRow
+from zograd.stores import Block, Iterate, Leaf
 
 
 def _plain(block: Block, vector: Vector) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from zograd.core.vector import Estimate
 from zograd.estimators.differences import Spread
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from zograd.core.vector import Estimate, Vector
 from zograd.rules.sgd import replayable
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)

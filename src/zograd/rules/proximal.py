@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zograd.core.vector import Estimate, Slot, Vector
 from zograd.sets import Projection, Prox
-from zograd.stores.store import Block, Iterate
+from zograd.stores import Block, Iterate
 
 X = Vector(((Slot("x"), 1.0),))
 

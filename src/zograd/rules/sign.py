@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zograd.core.vector import Estimate
-from zograd.stores.store import Iterate
+from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from zograd import methods
 from zograd.core.run import Method, Run
+from zograd.core.slots import Bits, PerLeaf, PerRow
 from zograd.core.tape import pack_record
 from zograd.core.vector import HALF, accumulation_dtype
 from zograd.errors import UsageError
@@ -64,7 +65,7 @@ from zograd.llm.scoring.scorer import SATURATED
 from zograd.quantized.gguf_file import linear_layers, packed_layers
 from zograd.runs.memory import available_bytes
 from zograd.stores import Rounding, Store
-from zograd.stores.store import CHUNK, Bits, PerLeaf, PerRow
+from zograd.stores.leaf import CHUNK
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -30,7 +30,7 @@ from zograd.files import atomic_write, replace
 from zograd.locks import FileLock
 from zograd.noise import NOISE_VERSION
 from zograd.offload.mapped import Offloaded, Pages
-from zograd.stores.store import tensor_bytes
+from zograd.stores.leaf import tensor_bytes
 
 CHANGEABLE = ("steps", "parallel", "timeout", "eval_every", "save_every", "max_failures")
 """Settings on which no bit of a run depends, so that --resume may change them. Of some runs the number of steps and

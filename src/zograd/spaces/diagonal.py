@@ -27,7 +27,7 @@ class Diagonal:
 
     @property
     def slots(self) -> Mapping[str, float]:
-        from zograd.stores.store import PerRow  # stores stand in spaces
+        from zograd.core.slots import PerRow  # stores stand in spaces
 
         return {"log_curvature": PerRow(0.0) if self.by_row else 0.0}
 

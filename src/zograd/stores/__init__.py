@@ -1,5 +1,8 @@
 """Stores own every d-sized tensor and are the only place where a Vector becomes numbers."""
 
-from zograd.stores.store import Block, Iterate, Leaf, Rate, Rounding, Store
+from zograd.stores.iterate import Iterate, Rate
+from zograd.stores.leaf import Block, Leaf
+from zograd.stores.leaves import Rounding
+from zograd.stores.store import Store
 
 __all__ = ["Block", "Iterate", "Leaf", "Rate", "Rounding", "Store"]
