@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tomllib
 import types
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def run(page: Path, small: Small | None) -> None:
             Path(block.title).write_text(shrunk_text(block.code, small), encoding="utf-8")
         elif block.language == "python":
             padded = "\n" * (block.line - 1) + shrunk_text(block.code, small)  # tracebacks show the line of the page
-            with contextlib.redirect_stdout(io.StringIO()) as out:
+            with contextlib.redirect_stdout(io.StringIO()) as out, warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of libraries among themselves
                 exec(compile(padded, str(page), "exec"), module.__dict__)
             printed = out.getvalue()
         elif block.language == "bash":
@@ -147,8 +149,6 @@ def alone() -> Iterator[None]:
 
 def zograd(arguments: list[str]) -> tuple[int, str]:
     """Exit code and output of the command line, run in this process."""
-    import warnings
-
     from typer.testing import CliRunner
 
     from zograd.cli import app

@@ -64,6 +64,23 @@ def test_every_public_name_has_a_page_with_an_example(name: str) -> None:
     assert re.search(rf"\bzo\.{name}\b", code), f"the page of zograd.{name} has no example that uses it"
 
 
+TYPES = {
+    "Check", "Curvatures", "Draw", "Law", "LinearMinimizer", "Measurement", "Mixture", "Moments", "NoiseFloor", "Place",
+    "Problem", "Projection", "Prox", "Rule", "Space", "SpaceReport", "Spread", "Unit",
+}  # fmt: skip
+"""Public names that nobody makes by hand: protocols, and what functions return."""
+
+
+@pytest.mark.parametrize(
+    "module", ["diagnostics", "estimators", "laws", "learning_rate", "methods", "rules", "sets", "spaces"]
+)
+def test_every_part_stands_in_an_example_of_its_page(module: str) -> None:
+    code = "\n".join(block.code for block in blocks(REFERENCE[module]) if block.language == "python")
+    public = zo.methods.names() if module == "methods" else getattr(zo, module).__all__
+    used = set(re.findall(rf"\bzo\.(?:{module}\.)?(\w+)", code))
+    assert set(public) - TYPES - used == set()
+
+
 @pytest.mark.parametrize("name", sorted(documented()))
 def test_nothing_is_documented_that_is_not_there(name: str) -> None:
     assert hasattr(zo, name)
