@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from zograd import addresses
+
 __version__ = "0.1.0.dev0"
 
 _NAMES = {
@@ -35,6 +37,7 @@ _MODULES = {
     },
     **{name: f"zograd.core.{name}" for name in ("schedules", "tape", "vector")},
 }  # fmt: skip
+addresses.install()
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 if TYPE_CHECKING:
