@@ -12,6 +12,8 @@ from tests.quantized.conftest import write
 
 WITH_CODE = sorted(page for page in (*DOCS.rglob("*.md"), ROOT / "README.md") if "```" in source(page))
 
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
+
 NOT_RUN = 4
 """Blocks that are not run, on all pages together. Each says why."""
 
@@ -36,8 +38,9 @@ def test_the_code_of_a_page_runs(page: Path, small: Small, tmp_path: Path, monke
 
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.parametrize("page", [p for p in WITH_CODE if "```bash" in source(p)], ids=names)
-def test_the_commands_of_a_page_run_as_they_stand(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [p for p in TUTORIALS if "```bash" in source(p)], ids=names)
+def test_a_tutorial_runs_as_it_stands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real model, and several processes; about half an hour in all."""
     monkeypatch.chdir(tmp_path)
     pages.run(page, None)
 
