@@ -1,15 +1,15 @@
 """Branches: one forward that evaluates the loss at several points, each on its own copy of the batch.
 
 The caller repeats its inputs n times along the first axis, branch after branch. Where a torch function reads a trained
-weight, branch k sees Retr_x(point_k); whatever reads no trained weight is one call on all n copies.
+weight, branch k sees Retr_x(point_k). A function that reads no trained weight is one call on all n copies.
 
     directions of low rank, sum_j c_j U_j^T V_j    x W^T once for all branches, then (x V^T)(c U) for each: the weights
                                                    are neither copied nor regenerated
-    all others                                     tile by tile, each regenerated for every branch in turn, while the
-                                                   weights that it is made of are in the cache
+    all others                                     tile by tile: each is regenerated for every branch in turn, while
+                                                   its weights are in the cache
 
-What a branch gives is what the lens gives one at a time, to rounding: matrix products of another shape add in another
-order, and in 16 bits a side branch does not round x + v. Dropout masks are shared by the branches.
+A branch gives the value that the lens gives for its point alone, up to rounding: matrix products of another shape
+add in another order, and in 16 bits a side branch does not round x + v. All branches share the dropout masks.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ POINTWISE = CASTS | {F.softplus, F.silu} | {getattr(home, name) for home in (tor
 
 
 SIDE = 4
-"""Elements of its inputs and outputs that a side branch passes in the time in which one weight is regenerated."""
+"""Elements of inputs and outputs that a side branch handles in the time that one regenerated weight takes."""
 
 
 FEW, LARGE = 64, 1 << 19
-"""Rows of x and elements of a tile up to and from which (W x^T)^T takes less time than x W^T in float32 on the CPU."""
+"""(W x^T)^T is faster than x W^T for at most FEW rows of x and at least LARGE elements of a tile (float32, CPU)."""
 
 
 class Branches(Lens):

@@ -1,10 +1,10 @@
 """The lens: while it is on, every torch function that reads a trained weight reads Retr_x(point) instead.
 
-Each call that names a trained tensor is seen, whoever makes it: the module that owns the weight, another one that
-borrows it (`nn.MultiheadAttention` and its `out_proj`), a tied head, a loop over `parameters()`. The weights are never
-written, so there is nothing to restore. To that end a parameter changes its class for as long as the lens is on, to one
-with `__torch_function__`: calls that name no weight cost nothing. Tensors of other classes, and lenses within lenses
-and in several threads, are seen through a `TorchFunctionMode`, which looks at every call.
+The lens sees each call that has a trained tensor among its arguments, whoever makes the call: the module that owns the
+weight, a module that borrows it (`nn.MultiheadAttention` and its `out_proj`), a tied head, a loop over `parameters()`.
+The weights are never written, so nothing has to be restored. While the lens is on, each parameter has a class with
+`__torch_function__`; calls without a weight cost nothing. A `TorchFunctionMode`, which looks at every call, covers
+tensors of other classes, nested lenses, and lenses in several threads.
 
 `F.linear` regenerates the weight in tiles that stay in the cache, and `F.embedding` only the rows that are looked up;
 other functions get a fresh tensor of the leaf's size. So the memory of a query is one tile above that of inference.
@@ -37,7 +37,7 @@ TILE = 1 << 20
 """Elements of a weight matrix that are regenerated at a time (4 MiB of float32)."""
 
 DEVICE_TILE = 1 << 26
-"""The same on a device with launches: few of them a matrix."""
+"""The same on a device where each tile is a launch: a matrix takes few of them."""
 
 AT_ONCE = 1 << 24
 """Elements of small leaves that a query makes in one launch, where launches cost more than elements (64 MiB)."""
@@ -136,7 +136,7 @@ class Lens:
             return func(*args, **kwargs)
         if func is Tensor.type and len(args) == 1 and not kwargs:  # the name; w.type(dtype) asks for values
             return func(*args, **kwargs)
-        if func in _POINTERS:  # somebody reads the memory itself: this leaf must be perturbed there
+        if func in _POINTERS:  # the caller reads the memory itself: this leaf must be perturbed in place
             self.store.pointed.add(self.leaves[id(args[0])].index)
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
@@ -174,7 +174,7 @@ class Lens:
     # ---- what a leaf looks like --------------------------------------------------------------------------------
 
     def _leaf(self, a: object) -> Leaf | None:
-        """The leaf that `a` is, marked as seen; None when it is no leaf, or one whose memory is perturbed already."""
+        """The leaf of tensor `a`, marked as seen; None where `a` is no leaf, or its memory is perturbed in place."""
         leaf = self.leaves.get(id(a))
         if leaf is None or leaf.index in self.store.escaped:
             return None
@@ -278,7 +278,7 @@ class Lens:
             y = self._linear(input, weight)
             return (y.float() + self._float32(self.leaves[id(bias)])).to(y.dtype)
         leaf = self._leaf(weight)
-        # Whoever keeps the weight (autograd, the cache of autocast) needs a tensor of its own.
+        # Autograd and the cache of autocast keep the weight: they need a tensor of their own.
         if leaf is None or weight.ndim != 2 or torch.is_grad_enabled() or torch.is_autocast_enabled(weight.device.type):
             return F.linear(*self._replace((input, weight, bias)))
         x, bias = self._replace_one(input), self._replace_one(bias)

@@ -1,14 +1,14 @@
-"""The classes that trained tensors have under a lens, so that torch calls which name one come to it.
+"""The classes that trained tensors have while a lens is on, so that torch hands their calls to the lens.
 
-Where torch.compile traces a call, each read of a weight becomes one opaque operation. It asks the lens that is on in
-the thread when the compiled code runs; so one compilation serves every point, every way to show it, and every block
-of the same shape.
+Where torch.compile traces a call, each read of a weight becomes one opaque operation. When the compiled code runs, the
+operation asks the lens that is on in its thread. One compilation therefore serves every point, every way to show it,
+and every block of the same shape.
 
     zograd::linear(x, w, b)    what the lens answers to F.linear
     zograd::addmm(b, x, w)     what it answers to torch.addmm
     zograd::rows(x, w)         w at the point, for each row of x: for elementwise functions, which then are fused
 
-A call that reads a weight in another way is not traced: torch.compile breaks its graph there, and the lens answers.
+Any other read of a weight causes a graph break, and the lens answers it outside of the graph.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from zograd.core.vector import HALF
 if TYPE_CHECKING:
     from zograd.lens.lens import Lens
 
-# Calls that read no elements: the real tensor answers them, and they do not count as seeing the leaf.
+# Calls that read no elements: the real tensor answers them, and the leaf does not count as seen.
 SHAPE_ONLY = frozenset(
     {
         Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.storage_offset,

@@ -38,8 +38,22 @@ from torch import Tensor
 
 from . import device as cuda
 from . import native, portable
+from .checks import (
+    HALF,
+    SUPPORTED,
+    check_job,
+    check_key,
+    check_kind,
+    check_like,
+    check_overlap,
+    check_pair,
+    check_place,
+    check_rounding,
+    check_terms,
+    strided,
+)
 from .device import Job
-from .format import MAX_INDEX, NOISE_VERSION, Kind, Term, fold
+from .format import NOISE_VERSION, Kind, Term, fold
 
 __all__ = [
     "NOISE_VERSION",
@@ -60,8 +74,6 @@ __all__ = [
 ]
 
 _ENVIRONMENT = "ZOGRAD_BACKEND"
-_DTYPES = frozenset(native.DTYPES)
-_HALF = frozenset((torch.bfloat16, torch.float16))
 _GRAM_COUNT = 1 << 24  # |z_j z_k| < 2^38 in integer units: sums of 2^24 stay in int64
 
 
@@ -169,10 +181,10 @@ def combine(
     tensor([-0.5000,  0.5000, -0.5000, -0.5000])
     """
     job = Job(out, x, leaf, start, dense, low)
-    _check_job(job)
+    check_job(job)
     if rounding is not None:
-        _check_rounding(job, rounding)
-    _check_terms(terms)
+        check_rounding(job, rounding)
+    check_terms(terms)
     if out.numel() == 0:
         return 0
     moved: int = _engine(out.device).combine(out, x, scale, terms, dense, dense_coef, leaf, start, rounding, low)
@@ -222,10 +234,10 @@ def combine_group(
     5
     """
     for job in jobs:
-        _check_job(job)
+        check_job(job)
     if rounding is not None:
-        _check_key("rounding", rounding)
-    _check_terms(terms)
+        check_key("rounding", rounding)
+    check_terms(terms)
     jobs = [job for job in jobs if job.out.numel()]
     moved = 0
     for device in {job.out.device: None for job in jobs}:
@@ -235,7 +247,7 @@ def combine_group(
             moved += cuda.combine_group(here, scale, terms, dense_coef, rounding, counter)
             continue
         for out, x, leaf, start, dense, low in here:
-            key = rounding if out.dtype in _HALF and low is None else None
+            key = rounding if out.dtype in HALF and low is None else None
             changed = engine.combine(out, x, scale, terms, dense, dense_coef, leaf, start, key, low)
             moved += changed if x is not None and x.data_ptr() == out.data_ptr() else 0
     return moved
@@ -260,7 +272,7 @@ def combine_pair(
     >>> plus, minus
     (tensor([-0.5000,  0.5000]), tensor([ 0.5000, -0.5000]))
     """
-    _check_pair(plus, minus, x, terms, leaf, start)
+    check_pair(plus, minus, x, terms, leaf, start)
     if not x.numel():
         return
     if not terms:
@@ -287,10 +299,10 @@ def move_and_pair(
     The bits are those of the two calls; on the CPU both are done tile by tile, so that the weights are read from memory
     once. Returns the number of elements of x whose bits changed. Raises like both, before anything is written.
     """
-    _check_pair(plus, minus, x, terms, leaf, start)
+    check_pair(plus, minus, x, terms, leaf, start)
     if rounding is not None:
-        _check_rounding(Job(x, x, leaf, start), rounding)
-    _check_terms(move)
+        check_rounding(Job(x, x, leaf, start), rounding)
+    check_terms(move)
     if _engine(x.device) is native and terms and x.numel():
         return native.move_and_pair(plus, minus, x, scale, move, rounding, terms, leaf, start)
     moved = combine(x, x, scale=scale, terms=move, leaf=leaf, start=start, rounding=rounding)
@@ -316,20 +328,20 @@ def combine_rows(out: Tensor, x: Tensor, rows: Tensor, *, terms: Sequence[Term],
     if x.dim() != 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected [num_rows, row_len]. Write x.view(num_rows, -1)")
     num_rows, row_len = x.shape
-    if x.dtype not in _DTYPES:
+    if x.dtype not in SUPPORTED:
         raise TypeError(f"x is {x.dtype}; expected float32, float64, bfloat16 or float16. Convert it with x.float()")
     if not x.is_contiguous():
-        raise ValueError(_strided("x", x))
+        raise ValueError(strided("x", x))
     if rows.dtype != torch.int64:
         raise TypeError(f"rows is {rows.dtype}; expected int64. Write rows.long()")
     if rows.device != x.device:
         raise ValueError(f"rows is on {rows.device} and x on {x.device}; write rows.to(x.device)")
     if not rows.is_contiguous():
-        raise ValueError(_strided("rows", rows))
-    _check_like("out", out, x, rows.numel() * row_len, x.dtype)
-    _check_overlap("out", out, x, same_allowed=False)
-    _check_terms(terms)
-    _check_place(leaf, 0, x.numel())
+        raise ValueError(strided("rows", rows))
+    check_like("out", out, x, rows.numel() * row_len, x.dtype)
+    check_overlap("out", out, x, same_allowed=False)
+    check_terms(terms)
+    check_place(leaf, 0, x.numel())
     if out.numel() == 0:
         return
     if rows.device.type == "cpu":
@@ -350,11 +362,11 @@ def gram(keys: Sequence[tuple[Kind, int]], leaf: int, start: int, count: int) ->
     Cost: the noise of n keys, then n^2 / 2 dot products (sign with sign: 32 elements per word operation).
     """
     for kind, key in keys:
-        _check_kind(kind)
-        _check_key("key", key)
+        check_kind(kind)
+        check_key("key", key)
     if count < 0:
         raise ValueError(f"count={count} is negative; expected the number of elements, count >= 0")
-    _check_place(leaf, start, count)
+    check_place(leaf, start, count)
     engine = native if _use_native() else portable
     total = np.zeros((len(keys), len(keys)), dtype=object)
     if not len(keys):
@@ -364,116 +376,3 @@ def gram(keys: Sequence[tuple[Kind, int]], leaf: int, start: int, count: int) ->
         lower = np.tril(part.numpy())
         total += (lower + np.tril(lower, -1).T).astype(object)
     return total
-
-
-# ------------------------------------------------------------------------------------------------------------ checks
-
-
-def _strided(name: str, tensor: Tensor) -> str:
-    return (
-        f"{name} is not contiguous (shape {tuple(tensor.shape)}, strides {tensor.stride()}); noise is indexed in "
-        f"memory order. Pass a contiguous tensor, for example {name}.contiguous() and copy the result back"
-    )
-
-
-def _check_job(job: Job) -> None:
-    """What `combine` expects of its tensors and of their place in the leaf."""
-    out, x, leaf, start, dense, low = job
-    dtype, n = out.dtype, out.numel()
-    if dtype not in _DTYPES:
-        raise TypeError(f"out is {dtype}; expected float32, float64, bfloat16 or float16. Convert it with out.float()")
-    if not out.is_contiguous():
-        raise ValueError(_strided("out", out))
-    if x is not None and x is not out:
-        _check_like("x", x, out, n, dtype)
-        _check_overlap("x", x, out)
-    if dense is not None:
-        _check_like("dense", dense, out, n, torch.float64 if dtype == torch.float64 else torch.float32)
-        _check_overlap("dense", dense, out)
-    if low is not None:
-        if dtype not in _HALF:
-            raise ValueError(f"low is given for {dtype}; it applies to bfloat16 and float16 only. Leave it out")
-        if not job.in_place:
-            raise ValueError(
-                "low is given but x is not out; split weights update in place: combine(w, w, low=low, ...)"
-            )
-        _check_like("low", low, out, n, torch.int16)
-        _check_overlap("low", low, out)
-    _check_place(leaf, start, n)
-
-
-def _check_pair(plus: Tensor, minus: Tensor, x: Tensor, terms: Sequence[Term], leaf: int, start: int) -> None:
-    _check_job(Job(plus, x, leaf, start))
-    _check_like("minus", minus, x, x.numel(), x.dtype)
-    for name, out, other in (("plus", plus, x), ("minus", minus, x), ("minus", minus, plus)):
-        _check_overlap(name, out, other, same_allowed=False)
-    _check_terms(terms)
-
-
-def _check_rounding(job: Job, rounding: int) -> None:
-    _check_key("rounding", rounding)
-    if job.out.dtype not in _HALF:
-        raise ValueError(
-            f"rounding is given for {job.out.dtype}; it applies to bfloat16 and float16 only. Leave it out"
-        )
-    if job.low is not None:
-        raise ValueError("both rounding and low are given; split weights need no stochastic rounding: leave one out")
-
-
-def _check_like(name: str, tensor: Tensor, other: Tensor, numel: int, dtype: torch.dtype) -> None:
-    if tensor.dtype != dtype:
-        short = str(dtype).removeprefix("torch.")
-        raise TypeError(f"{name} is {tensor.dtype}; expected {dtype}. Write {name}.to(torch.{short})")
-    if tensor.numel() != numel:
-        raise ValueError(f"{name} has {tensor.numel()} elements (shape {tuple(tensor.shape)}); expected {numel}")
-    if tensor.device != other.device:
-        raise ValueError(
-            f"{name} is on {tensor.device}; expected {other.device}. Write {name}.to({str(other.device)!r})"
-        )
-    if not tensor.is_contiguous():
-        raise ValueError(_strided(name, tensor))
-
-
-def _check_overlap(name: str, tensor: Tensor, out: Tensor, *, same_allowed: bool = True) -> None:
-    """Same memory is in place; partly the same memory would read elements that are already overwritten."""
-    a, b = tensor.data_ptr(), out.data_ptr()
-    if a == b and same_allowed and tensor.dtype == out.dtype:
-        return
-    if a < b + out.numel() * out.element_size() and b < a + tensor.numel() * tensor.element_size():
-        raise ValueError(f"{name} and the tensor it is combined with share part of their memory; pass {name}.clone()")
-
-
-def _check_key(name: str, key: object) -> None:
-    if not isinstance(key, int) or not 0 <= key < 1 << 64:
-        raise ValueError(
-            f"{name}={key!r} is not a 64-bit key; expected an int, 0 <= {name} < 2**64. Write fold(seed, step)"
-        )
-
-
-def _check_kind(kind: object) -> None:
-    if kind not in (0, 1):
-        raise ValueError(f"kind={kind!r} is not a law of noise; expected Kind.SIGN or Kind.NORMAL")
-
-
-def _check_terms(terms: Sequence[Term]) -> None:
-    for term in terms:
-        if len(term) != 3:
-            raise ValueError(f"term {term!r} has {len(term)} fields; expected Term(kind, key, coef)")
-        kind, key, coef = term
-        if kind not in (0, 1):
-            _check_kind(kind)
-        if type(key) is not int or not 0 <= key < 1 << 64:
-            _check_key("key", key)
-        if not isinstance(coef, (float, int)):
-            raise TypeError(f"coef is {type(coef).__name__}; expected a float. Write float(coef)")
-
-
-def _check_place(leaf: int, start: int, count: int) -> None:
-    if not 0 <= leaf < 1 << 32:
-        raise ValueError(
-            f"leaf={leaf} is out of range; expected 0 <= leaf < 2**32, the number of the tensor in its model"
-        )
-    if start < 0 or start + count > MAX_INDEX:
-        raise ValueError(
-            f"start={start} with {count} elements is out of range; expected 0 <= start, start + n <= 2**40"
-        )

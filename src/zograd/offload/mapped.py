@@ -1,14 +1,14 @@
-"""Weights that stay in files: mapped into the address space, asked for in advance, given back behind.
+"""Weights that stay in files: mapped into memory, read ahead of their use, dropped after it.
 
-A tensor that is a view of a mapped file takes physical memory only for the pages that somebody has read. The system
-reads them when they are touched and keeps them until it is told otherwise, so three calls bound what is resident:
+A tensor that is a view of a mapped file takes physical memory only for the pages that were read. The system reads a
+page when it is touched, and keeps it until it is told to drop it. Three calls bound the resident memory:
 
     want(t)     the system starts to read t from the disk, and returns at once (MADV_WILLNEED)
     drop(t)     the process no longer holds t's pages; what was written goes to the file (MADV_DONTNEED)
-    walk(t)     t in pieces: the next one is wanted while one is used, and dropped after it
+    walk(t)     goes over t in pieces: wants the next piece while one is in use, and drops each piece after use
 
-None of them changes a value: what is dropped is read again when it is touched. Where the system knows no such advice
-(Windows) they do nothing, and the system decides alone.
+None of them changes a value: a dropped page is read again when it is touched. Where the system has no such calls
+(Windows) they do nothing.
 
 The format is that of safetensors: u64 n | n bytes of JSON {name: {dtype, shape, data_offsets}} | data, little endian.
 """
@@ -129,15 +129,15 @@ class _Place:
 
 
 class Offloaded(Protocol):
-    """What passes over offloaded weights need: `Pages` here, `Streamed` in `offload/streamed.py`."""
+    """What a pass over offloaded weights needs: `Pages` here, `Streamed` in `offload/streamed.py`."""
 
     def __contains__(self, tensor: Tensor) -> bool: ...
 
     def walk(self, tensor: Tensor, size: int | None = None, *, write: bool = False) -> Iterator[tuple[int, int]]:
-        """0..numel in pieces; `write` where all of them will be written."""
+        """0..numel in pieces; `write` says that all elements will be written."""
 
     def forget(self) -> None:
-        """Weights were written outside of a walk: copies of them on a device are void."""
+        """Drop copies on a device: weights were written outside of a walk."""
 
 
 class Pages:
@@ -155,7 +155,7 @@ class Pages:
         return id(tensor) in self._where
 
     def writable(self, tensor: Tensor) -> bool:
-        """Whether a tensor may be written to: always where it is not ours."""
+        """Whether a tensor may be written to: true for tensors that are no views of a file here."""
         place = self._where.get(id(tensor))
         return place is None or place.file.writable
 
@@ -173,7 +173,7 @@ class Pages:
             at.file.advise(option, at.offset + start * at.itemsize, at.offset + stop * at.itemsize)
 
     def forget(self) -> None:
-        """There are no copies."""
+        """Nothing to do: there are no copies."""
 
     def walk(self, tensor: Tensor, size: int | None = None, *, write: bool = False) -> Iterator[tuple[int, int]]:
         """0..numel in pieces of `size` elements (None: of `PIECE` bytes); other tensors than ours in one, when None.

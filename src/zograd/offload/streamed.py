@@ -1,13 +1,13 @@
 """Weights in RAM that visit a device block by block, in two buffers: while one block runs, the next one is uploaded.
 
     upload   block k + 1: RAM -> buffer, on a stream of its own, once the block that used the buffer is done with it
-    run      block k on the device; a move of the last step that waits for it is made there first, once, unless it
-             rides along with the probes of the next steps (`Store.deferring`)
+    run      block k on the device; a pending move of the last step is made there first, once, unless it
+             stays pending for some steps (`Store.deferring(merge=True)`)
     write    block k, if it was moved: buffer -> RAM, on a third stream, while block k + 1 runs
 
-So a step takes each weight to the device once an evaluation, and back once a step, and the device holds two blocks and
-what is outside of them. ZO2 (arXiv 2503.12668) does this for models that it knows; here it is hooks on any list of
-blocks, and a noise key says which move is due, so that no random state has to be kept.
+So each weight is copied to the device once an evaluation and back once a step. The device holds two blocks and the rest
+of the model. ZO2 (arXiv 2503.12668) does this for models that it knows. Here it is hooks on any list of blocks, and a
+noise key says which move is pending, so no random state has to be kept.
 
 On a device that is the CPU the same code copies instead of uploading, in order, without streams.
 """
@@ -68,9 +68,8 @@ class Lane:
 class Streamed:
     """The matrices of a list of blocks, kept in RAM (pinned for CUDA) and shown on `device` while their block runs.
 
-    Parameters keep their identity; outside of their block their data is that in RAM. `serve(store)` makes moves along
-    noise wait until their block is on the device. Everything else of the model belongs on the device, which is the
-    caller's business.
+    Parameters keep their identity; while their block does not run, their data is in RAM. `serve(store)` defers moves
+    along noise until their block is on the device. The caller puts the rest of the model on the device.
 
     keep: tensors that do not travel, beside vectors (norm gains and biases, which are small).
     """
@@ -94,7 +93,7 @@ class Streamed:
         self.up, self.down, self.main = Lane(self.device), Lane(self.device), Lane(self.device, main=True)
         self.store: Store | None = None
         self.merging = False
-        """Whether moves that ride along are made at the visits of this step."""
+        """Whether moves that may stay pending are made in this step, when their block is on the device."""
         for number, block in enumerate(blocks):
             block.register_forward_pre_hook(lambda *_, k=number: self._begin(k))
             block.register_forward_hook(lambda *_, k=number: self._end(k), always_call=True)
@@ -103,7 +102,7 @@ class Streamed:
         return id(tensor) in self.homes
 
     def serve(self, store: Store) -> None:
-        """Let the moves of `store` wait for their block. Leaves that are not ours move at once."""
+        """Defer the moves of `store` until their block is on the device. All other leaves move at once."""
         self.store = store
         store.deferred.start([leaf for leaf in store.leaves if leaf.tensor in self])
 
@@ -142,7 +141,7 @@ class Streamed:
             self._move(number)
 
     def _move(self, number: int) -> None:
-        """Make the moves that wait for this block, and write it back to RAM."""
+        """Make the pending moves of this block, and write it back to RAM."""
         if self.store is None:
             return
         leaves = [leaf for p in self.parts[number] if (leaf := self.store.by_id.get(id(p))) is not None]

@@ -40,25 +40,25 @@ class Leaf:
 
     @property
     def flat(self) -> Tensor:
-        """The elements held here in order, sharing memory; looked up afresh because users replace `param.data`."""
+        """The elements that this process holds, sharing memory. Looked up each time: users replace `param.data`."""
         return (self.tensor.detach() if self.portion is None else local(self.tensor)).view(-1)
 
     @property
     def numel(self) -> int:
-        """Elements held here."""
+        """Number of elements that this process holds."""
         return self.total if self.portion is None else math.prod(self.portion.sizes)
 
     @cached_property
     def total(self) -> int:
-        """Elements of the whole tensor."""
+        """Number of elements of the whole tensor."""
         return self.tensor.numel()
 
     def place(self, element: int) -> int:
-        """Number in the whole tensor of an element held here."""
+        """Index in the whole tensor of an element that this process holds."""
         return element if self.portion is None else self.portion.place(element)
 
     def runs(self, start: int, stop: int, size: int | None = None) -> Iterator[tuple[int, int]]:
-        """Pieces of start..stop, of at most `size` elements, that each follow each other in the whole tensor."""
+        """Pieces of start..stop of at most `size` elements, each contiguous in the whole tensor."""
         run = max(self.numel, 1) if self.portion is None else self.portion.run
         while start < stop:
             end = min(start + (size or run), (start // run + 1) * run, stop)
@@ -66,7 +66,7 @@ class Leaf:
             start = end
 
     def gathered(self, whole: Tensor) -> Leaf:
-        """The same leaf with all its elements, as a process sees them that gathered a split tensor to read it."""
+        """The same leaf with all its elements, for a process that gathered a split tensor to read it."""
         return Leaf(self.name, whole, self.index, self.group, space=self.space)
 
     @property
@@ -84,7 +84,7 @@ class Leaf:
         return rows, self.total // rows if rows else 0
 
     def seen(self, block: Tensor) -> Tensor:
-        """A block of elements in the shape in which the leaf's space sees it."""
+        """A block of elements in the shape that the leaf's space works on."""
         if self.space.unit == "leaf":
             return block.view(self.shape)
         return block.view(-1, self.shape[-1] if self.shape else 1) if self.space.unit == "row" else block

@@ -1,7 +1,7 @@
 """The part of a tensor that a process holds, when torch splits it over several (`DTensor`).
 
-Noise is addressed by the element of the whole tensor, so that a process draws exactly the noise of its part. Moves and
-replay of split weights are those of the whole ones, bit for bit, without any exchange.
+Noise is addressed by the element of the whole tensor, so a process draws exactly the noise of its part. Split weights
+move, and replay, as the whole weights do, bit for bit, without communication.
 """
 
 from __future__ import annotations

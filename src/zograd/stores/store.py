@@ -52,10 +52,10 @@ class Store:
         Vectors and scalars (norm gains, biases) in 16 bits are always split: a gain of 1 would not feel a probe.
     groups: the group of each tensor (for its own learning rate), by name; default all in group 0.
     decays: factor on the weight decay of each group.
-    pages: where tensors are offloaded. Views of mapped files (`offload/mapped.py`): passes over the weights ask for
-        pages in advance and give them back behind. Tensors in RAM that visit a device (`offload/streamed.py`).
+    pages: where tensors are offloaded. Views of mapped files (`offload/mapped.py`): a pass over the weights reads pages
+        ahead and drops them after use. Or tensors in RAM that are copied to a device (`offload/streamed.py`).
 
-    Buffers are not the store's: BatchNorm in train mode updates its running statistics at every evaluation.
+    The store does not hold buffers: BatchNorm in train mode updates its running statistics at every evaluation.
     Memory beyond the weights: slots that rules declare, `low`, one tile of weights in use (`lens/lens.py`).
     """
 
