@@ -1,4 +1,6 @@
-"""The output of a command as a picture for the site: `zograd quickstart | python tools/picture.py docs/assets/x.svg`.
+"""The output of a command as a picture for the site.
+
+    zograd quickstart | python tools/picture.py docs/assets/quickstart.svg
 
 The first line of the picture is the command, given by --command. The SVG uses fonts of the reader's machine.
 """
