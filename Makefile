@@ -64,11 +64,11 @@ bench-check: $(VENV)/.dev
 
 # A model of 8 billion weights on a CUDA device: minutes. Without one it says so.
 bench-gpu: $(VENV)/.demo
-	$(BIN)/zograd bench gpu
+	$(BIN)/python -m benchmarks.gpu
 
 # The menu at equal evaluations: hours. Results that docs/methods/results.jsonl has already are not computed again.
 bench-methods: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/zograd bench methods --problems a,b,c,d,e --jobs 2 --page
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.methods --problems a,b,c,d,e --jobs 2 --page
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,16 +1,20 @@
-"""`zograd bench auto`: lr="auto" against the best of a grid over five decades, counted in evaluations."""
+"""`python -m benchmarks.auto`: lr="auto" against the best of a grid over five decades, counted in evaluations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from zograd import methods
+from zograd.bench.arguments import MethodName
+from zograd.cli.options import script
+from zograd.cli.output import say
 from zograd.core.run import Run
-from zograd.problems.small import Problem, as_store, auto_problems
+from zograd.problems.problem import Problem, as_store
+from zograd.problems.small import auto_problems
 
 GRID = tuple(float(v) for v in 10.0 ** np.arange(-4.0, 1.01, 0.5))
 
@@ -42,18 +46,22 @@ def reached(points: list[tuple[int, float]], target: float) -> float:
 
 
 def measure(
-    budget: int = 20_000,
-    seeds: int = 3,
+    budget: Annotated[int, "Evaluations of each run of the grid."] = 20_000,
+    seeds: Annotated[int, "Runs of lr=auto per problem."] = 3,
     *,
-    method: str = "zo_sgd",
+    method: MethodName = "zo_sgd",
     problems: list[Problem] | None = None,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = say,
 ) -> dict[str, Any]:
-    """One row a problem: the best of the grid, and lr="auto" from the same start.
+    """lr="auto" against the best learning rate of a grid over five decades, on ten problems.
+
+    One row a problem: the best of the grid, and lr="auto" from the same start.
 
     The target of a problem is the value that the grid's best learning rate (by its value at the end of the budget,
     seed 0) has at 60 % of the budget. `ratio` = evaluations of auto over those of the grid's fastest learning rate,
     median over the seeds. auto may use 3 budgets, so ratios above 5 show as infinite.
+
+    Example: python -m benchmarks.auto --budget 5000
     """
     rows: list[dict[str, Any]] = []
     for p in problems or auto_problems():
@@ -80,3 +88,9 @@ def measure(
         "problems": len(rows),
         "diverged": sum(r["diverged"] for r in rows),
     }
+
+
+app = script(measure)
+
+if __name__ == "__main__":
+    app()

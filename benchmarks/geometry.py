@@ -1,4 +1,4 @@
-"""`zograd bench geometry`: ways to move on problems with a domain, at equal evaluations.
+"""`python -m benchmarks.geometry`: ways to move on problems with a domain, at equal evaluations.
 
 A way is a method of the menu on one of the two views of a problem, with what it does about the outside. Its learning
 rate falls to 0 as a cosine over each run, from a value that is tuned: every way with as many values, the same share of
@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from benchmarks import methods as bench
 from benchmarks.methods import Line, Results, significant
 from zograd import methods
+from zograd.cli.options import script
+from zograd.cli.output import say
 from zograd.core.run import Method
 from zograd.core.schedules import cosine
 from zograd.errors import UsageError
@@ -84,7 +86,7 @@ def ways_on(problem: GeometryProblem) -> dict[str, Way]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GeometryComparison:
     """budget: evaluations of a run, None for the problem's. fraction: share of it for each rate that tuning tries.
 
     grid: the rates; None takes those of the view.
@@ -136,7 +138,9 @@ def walk(problem: GeometryProblem, way: Way, lr: float, budget: int, seed: int) 
     return here, line
 
 
-def tune(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> tuple[float, dict[str, float | None], Census]:
+def tune(
+    problem: GeometryProblem, way: Way, budget: int, plan: GeometryComparison
+) -> tuple[float, dict[str, float | None], Census]:
     """(the learning rate whose last iterate is best, the value of each, all points that were stood at)."""
     part, total = int(budget * plan.fraction), Census()
     values: dict[float, float | None] = {}
@@ -147,7 +151,7 @@ def tune(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> tuple[f
     return best, {f"{lr:g}": value for lr, value in values.items()}, total
 
 
-def digest(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> str:
+def digest(problem: GeometryProblem, way: Way, budget: int, plan: GeometryComparison) -> str:
     """16 digits that change with anything that changes the numbers of a cell, but for the code itself."""
     view = way.on(problem)
     parts = re.sub(r" at 0x[0-9a-f]+", "", repr(way.build(view, 1.0, budget)))
@@ -157,7 +161,7 @@ def digest(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cell(name: str, way_name: str, plan: Plan, have: Sequence[Line] = ()) -> Iterator[Line]:
+def cell(name: str, way_name: str, plan: GeometryComparison, have: Sequence[Line] = ()) -> Iterator[Line]:
     """The lines of one way on one problem that are not in `have` yet."""
     problem = problem_named(name)
     way, budget = ways_on(problem)[way_name], plan.budget_on(problem)
@@ -192,7 +196,7 @@ def cell(name: str, way_name: str, plan: Plan, have: Sequence[Line] = ()) -> Ite
         yield {"type": "sweep", **head, **sweep(problem, way, budget, plan), "seed": 0, "versions": versions()}
 
 
-def sweep(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> Line:
+def sweep(problem: GeometryProblem, way: Way, budget: int, plan: GeometryComparison) -> Line:
     """Where a way stands after a tuning run at each rate: value, points outside, a picture of the first one lost."""
     rates: dict[str, Line] = {}
     picture = None
@@ -207,7 +211,10 @@ def sweep(problem: GeometryProblem, way: Way, budget: int, plan: Plan) -> Line:
 
 
 def compare(
-    names: Sequence[str] | None, plan: Plan, out: Path, progress: Callable[[str], None] = lambda line: None
+    names: Sequence[str] | None,
+    plan: GeometryComparison,
+    out: Path,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Compute what the results file lacks for these problems (None: all); lines are written as they come."""
     names = list(PROBLEMS) if names is None else names
@@ -239,3 +246,40 @@ def shown(line: Mapping[str, Any]) -> str:
     stood = line["probes"] + line["iterates"]
     outside = line["probes_outside"] + line["iterates_outside"]
     return f"{place} seed {line['seed']}  {value:10s} {stood - outside} of {stood} points inside"
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def measure(
+    problems: Annotated[str | None, "Names of problems, with commas. [all]"] = None,
+    budget: Annotated[int | None, "Evaluations of a run. [800 to 3,000, by problem]"] = None,
+    seeds: Annotated[int, "Runs with the tuned learning rate."] = 5,
+    fraction: Annotated[float, "Share of the budget for each learning rate that is tried."] = 0.3,
+    out: Annotated[Path, "Results, one per line; those in the file are kept."] = Path("docs/geometry/results.jsonl"),
+    page: Annotated[bool, "Write the page and figures from the results; alone: only that."] = False,
+) -> dict[str, Any]:
+    """Spaces against flat coordinates on simplices, adaptive meshes, positive parameters, orthonormal frames.
+
+    Example: python -m benchmarks.geometry --problems mesh-poisson,gp-diabetes --page
+    """
+    from benchmarks.geometry_page import write
+
+    result: dict[str, Any] = {"out": str(out)}
+    if problems is not None or not page:
+        names = [name.strip() for name in problems.split(",") if name.strip()] if problems else None
+        result |= compare(names, GeometryComparison(budget, seeds, fraction), out, progress=say)
+    return result | (write(out) if page else {})
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The table at a glance, and where the page or the results are."""
+    from benchmarks.geometry_page import at_a_glance
+
+    return f"{at_a_glance(Path(result['out']))}\n\n{result.get('page', result['out'])}"
+
+
+app = script(measure, as_text)
+
+if __name__ == "__main__":
+    app()

@@ -1,4 +1,4 @@
-"""`zograd bench gpu`: what a step costs on a CUDA device, beside its forwards and beside what the device can do.
+"""`python -m benchmarks.gpu`: a step on a CUDA device, beside its forwards and beside what the device can do.
 
 Stages: ceilings (copy, matrix product), noise (passes over weights, bits), steps (time, memory), numerics (exactness).
 Models have the shape of a known one and random bfloat16 weights, made on the device; nothing is fetched.
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from zograd import methods
 from zograd.bench.baseline import mezo_step
 from zograd.bench.step import comparison, interleaved
 from zograd.bench.workload import LR, quiet_machine
+from zograd.cli.options import script
+from zograd.cli.output import say
 from zograd.core.run import Method, Run
 from zograd.core.vector import Noise, Vector
 from zograd.errors import UsageError
@@ -502,7 +504,7 @@ def gates(result: dict[str, Any]) -> list[dict[str, Any]]:
 def as_text(result: dict[str, Any]) -> str:
     """The result as Markdown, to paste into benchmarks/records.md."""
     about = ", ".join(f"{key} {result[key]}" for key in ("device", "backend", "torch", "transformers", "triton"))
-    lines = [f"`zograd bench gpu --model {result['model']}`: {result['params']:,} weights; {about}."]
+    lines = [f"`python -m benchmarks.gpu --model {result['model']}`: {result['params']:,} weights; {about}."]
     if c := result.get("ceilings"):
         lines += ["", f"Copy {c['copy_gb_per_s']:,.0f} GB/s, bfloat16 product {c['gemm_tflop_per_s']:,.1f} TFLOP/s."]
     if rows := result.get("noise"):
@@ -541,3 +543,23 @@ def as_text(result: dict[str, Any]) -> str:
     lines += [f"\nNote: {note}" for note in result["notes"]]
     lines += [f"\nFAILED: {stage}: {error}" for stage, error in result["failed"].items()]
     return "\n".join(lines)
+
+
+def measure(
+    model: Annotated[str, "Shape, with random weights: llama-8b, opt-13b or tiny."] = "llama-8b",
+    device: Annotated[str, "cuda, cuda:1, ... or cpu."] = "cuda",
+) -> dict[str, Any]:
+    """Steps of a large model on a CUDA device against its forwards, with every gate. Without a device: says so.
+
+    Example: python -m benchmarks.gpu --model tiny --device cpu
+    """
+    if (why := missing(device)) is not None:
+        return {"measured": False, "why": why}
+    result = bench_gpu(model, device=device, say=say)
+    return result | ({"failure": f"not measured: {', '.join(result['failed'])}"} if result["failed"] else {})
+
+
+app = script(measure, lambda result: result.get("why") or as_text(result))
+
+if __name__ == "__main__":
+    app()

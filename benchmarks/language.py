@@ -13,7 +13,7 @@ from torch import Tensor
 from zograd.core.run import Method
 from zograd.core.vector import Query
 from zograd.oracles import Oracle, sequential
-from zograd.problems.small import Session
+from zograd.problems.problem import Session
 from zograd.quantized.infeasible import Probes
 from zograd.spaces import PositiveOrthant, Space
 from zograd.stores import Store

@@ -1,4 +1,4 @@
-"""`zograd bench methods`: the whole menu at equal evaluations, on problems of six kinds.
+"""`python -m benchmarks.methods`: the whole menu at equal evaluations, on problems of six kinds.
 
 A cell is one method on one problem: its learning rate is tuned (every method with the same grid, share of the budget
 and seed), then it runs once for each seed. A line of the results file is one tuning, one run, or the reason why a
@@ -20,18 +20,21 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from benchmarks.language import LANGUAGE
 from zograd import methods
+from zograd.cli.options import script
+from zograd.cli.output import say
 from zograd.core.run import Method, Run
 from zograd.core.vector import Query
 from zograd.errors import UsageError
 from zograd.laws import sensitivity
 from zograd.problems.base import half_decades
-from zograd.problems.small import METHOD_PROBLEMS, L1Projection, Session, Workload, method_problem
+from zograd.problems.problem import ComparedProblem, L1Projection, Session
+from zograd.problems.small import METHOD_PROBLEMS, method_problem
 from zograd.sets import L1Ball
 
 Line = dict[str, Any]
@@ -60,7 +63,7 @@ class Need:
     the page says of its settings.
     """
 
-    settings: Callable[[Workload], Mapping[str, Any]] = field(default=lambda problem: {})
+    settings: Callable[[ComparedProblem], Mapping[str, Any]] = field(default=lambda problem: {})
     tuned: bool = True
     sums: bool = False
     matrices: bool = False
@@ -73,7 +76,7 @@ class Need:
     note: str = ""
 
 
-def _ball(problem: Workload) -> L1Ball:
+def _ball(problem: ComparedProblem) -> L1Ball:
     return L1Ball(problem.radius or 1.0)
 
 
@@ -127,7 +130,7 @@ NEEDS: dict[str, Need] = {
 }
 
 
-def _batch(problem: Workload) -> int:
+def _batch(problem: ComparedProblem) -> int:
     return max(1, problem.unit // 8)
 
 
@@ -135,7 +138,7 @@ def need_of(name: str) -> Need:
     return NEEDS.get(name, Need())
 
 
-def settings_of(problem: Workload, name: str) -> dict[str, Any]:
+def settings_of(problem: ComparedProblem, name: str) -> dict[str, Any]:
     """What the entry is made with on this problem, but for its learning rate and its scores."""
     need = need_of(name)
     mu = {} if need.own_mu else {"mu": problem.mu}
@@ -143,7 +146,7 @@ def settings_of(problem: Workload, name: str) -> dict[str, Any]:
     return {**example, **mu, **need.settings(problem)}
 
 
-def method_of(problem: Workload, name: str, **more: Any) -> Method[Any]:
+def method_of(problem: ComparedProblem, name: str, **more: Any) -> Method[Any]:
     """The entry as it runs on this problem: with its settings, and in the space that the problem asks for."""
     method = methods.make(name, **{**settings_of(problem, name), **more})
     fitted = getattr(problem, "fitted", None)
@@ -157,7 +160,7 @@ GRID = half_decades(1e-6, 10.0)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Comparison:
     """How methods are compared.
 
     budget: evaluations of a run; None takes that of the problem's group. seeds: runs. grid: learning rates tried.
@@ -178,7 +181,7 @@ class Plan:
         if self.budget is not None and self.budget * self.fraction < 1:
             raise UsageError(f"budget={self.budget} leaves nothing to tune with; use at least {1 / self.fraction:.0f}")
 
-    def budget_on(self, problem: Workload) -> int:
+    def budget_on(self, problem: ComparedProblem) -> int:
         return self.budget if self.budget is not None else BUDGETS[problem.kind]
 
 
@@ -196,7 +199,7 @@ KINDS = {
 }
 
 
-def problem_named(name: str) -> Workload:
+def problem_named(name: str) -> ComparedProblem:
     """A problem of the comparison by its name."""
     return LANGUAGE[name] if name in LANGUAGE else method_problem(name)
 
@@ -262,7 +265,7 @@ class Meter:
         return self.spent / self.unit
 
 
-def trial(problem: Workload, name: str, lr: float | None, budget: int, seed: int, *, marks: int) -> Line:
+def trial(problem: ComparedProblem, name: str, lr: float | None, budget: int, seed: int, *, marks: int) -> Line:
     """One run: evaluations, steps, start, value, diverged, curve of clean values, and what else the problem judges.
 
     The value is that of the last iterate, never of the best one. A run that diverges ends with value None: when the
@@ -308,7 +311,7 @@ def trial(problem: Workload, name: str, lr: float | None, budget: int, seed: int
     }  # fmt: skip
 
 
-def _scores(problem: Workload, session: Session, meter: Meter, budget: int, seed: int, n: int = 16) -> Any:
+def _scores(problem: ComparedProblem, session: Session, meter: Meter, budget: int, seed: int, n: int = 16) -> Any:
     """Sensitivities from a share of the budget, several batches of n directions."""
     batches = max(1, round(SCORES_SHARE * budget / (n + 1)))
     return sensitivity(session.store, [meter] * batches, n=n, mu=problem.mu, seed=seed)
@@ -319,7 +322,9 @@ def significant(value: float | None, digits: int = 5) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
-def tune(problem: Workload, name: str, budget: int, plan: Plan) -> tuple[float | None, dict[str, float | None]]:
+def tune(
+    problem: ComparedProblem, name: str, budget: int, plan: Comparison
+) -> tuple[float | None, dict[str, float | None]]:
     """(the learning rate whose last iterate is best, the value of each); equal values take the smaller rate."""
     part, marks = int(budget * plan.fraction), max(1, problem.marks // 5)
     values = {lr: trial(problem, name, lr, part, TUNING_SEED, marks=marks)["value"] for lr in sorted(plan.grid)}
@@ -327,7 +332,7 @@ def tune(problem: Workload, name: str, budget: int, plan: Plan) -> tuple[float |
     return best, {f"{lr:g}": value for lr, value in values.items()}
 
 
-def unfit(problem: Workload, name: str, budget: int, plan: Plan) -> str | None:
+def unfit(problem: ComparedProblem, name: str, budget: int, plan: Comparison) -> str | None:
     """Why this entry has no place on this problem, or None."""
     need = need_of(name)
     if problem.kind not in need.only or problem.kind in need.never:
@@ -347,7 +352,7 @@ def unfit(problem: Workload, name: str, budget: int, plan: Plan) -> str | None:
     return None
 
 
-def digest(problem: Workload, name: str, budget: int, plan: Plan) -> str:
+def digest(problem: ComparedProblem, name: str, budget: int, plan: Comparison) -> str:
     """16 digits that change with anything that changes the numbers of a cell, but for the code itself."""
     method = method_of(problem, name)
     parts = re.sub(r" at 0x[0-9a-f]+", "", repr(method))
@@ -357,7 +362,7 @@ def digest(problem: Workload, name: str, budget: int, plan: Plan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def cell(problem_name: str, name: str, plan: Plan, have: Sequence[Line] = ()) -> Iterator[Line]:
+def cell(problem_name: str, name: str, plan: Comparison, have: Sequence[Line] = ()) -> Iterator[Line]:
     """The lines of one method on one problem that are not in `have` yet."""
     problem = problem_named(problem_name)
     budget = plan.budget_on(problem)
@@ -387,7 +392,7 @@ def cell(problem_name: str, name: str, plan: Plan, have: Sequence[Line] = ()) ->
             yield {"type": "run", **head, "seed": seed, "lr": tuned["lr"], **found, "versions": versions()}
 
 
-def _description(problem: Workload, name: str) -> Line:
+def _description(problem: ComparedProblem, name: str) -> Line:
     """What the page says of a method and its problem."""
     method = methods.make(name, **settings_of(problem, name))
     return {
@@ -450,7 +455,7 @@ class Results:
 def compare(
     problems: Sequence[str],
     names: Sequence[str] | None,
-    plan: Plan,
+    plan: Comparison,
     out: Path,
     *,
     jobs: int = 1,
@@ -489,7 +494,7 @@ def compare(
     return {**counts, "out": str(out)}
 
 
-def _whole_cell(problem: str, name: str, plan: Plan, have: Sequence[Line]) -> list[Line]:
+def _whole_cell(problem: str, name: str, plan: Comparison, have: Sequence[Line]) -> list[Line]:
     return list(cell(problem, name, plan, have))
 
 
@@ -500,3 +505,39 @@ def _shown(line: Line) -> str:
     if line["type"] == "tuning":
         return f"{place} lr {line['lr']}"
     return f"{place} seed {line['seed']}  {'diverged' if line['diverged'] else line['value']}"
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def measure(
+    problems: Annotated[str | None, "Letters of groups, a to g, or names of problems, with commas. [a,b,c,d,e]"] = None,
+    methods: Annotated[str | None, "Names on the menu, with commas. [all]"] = None,
+    budget: Annotated[int | None, "Evaluations of a run. [2,000 to 6,000, by group]"] = None,
+    seeds: Annotated[int, "Runs with the tuned learning rate."] = 5,
+    fraction: Annotated[float, "Share of the budget for each learning rate that is tried."] = 0.2,
+    grid: Annotated[str, "Smallest and largest learning rate that is tried, in half decades."] = "1e-6,10",
+    jobs: Annotated[int, "Processes."] = 1,
+    out: Annotated[Path, "Results, one per line; those in the file are kept."] = Path("docs/methods/results.jsonl"),
+    page: Annotated[bool, "Write the page and figures from the results; alone: only that."] = False,
+) -> dict[str, Any]:
+    """The whole menu at equal evaluations, with tuned learning rates and several seeds.
+
+    Example: python -m benchmarks.methods --problems a,b --methods mezo,fzoo --budget 2000 --page
+    """
+    from benchmarks.methods_page import write
+
+    result: dict[str, Any] = {}
+    if problems is not None or not page:
+        low, _, high = grid.partition(",")
+        comparison = Comparison(budget, seeds, fraction, half_decades(float(low), float(high or low)))
+        names = [name.strip() for name in methods.split(",") if name.strip()] if methods else None
+        chosen = problem_names(problems or "a,b,c,d,e")
+        result |= compare(chosen, names, comparison, out, jobs=jobs, progress=say)
+    return result | (write(out) if page else {})
+
+
+app = script(measure)
+
+if __name__ == "__main__":
+    app()

@@ -1,4 +1,4 @@
-"""Training a model that is larger than the memory: from the disk under a limit, beside the same steps in memory.
+"""`python -m benchmarks.offload`: a model larger than its memory limit, trained from the disk and beside it in memory.
 
 Each run is a process of its own. The limit is the system's own on private memory (`RLIMIT_DATA`), set before Python
 starts: an allocation beyond it fails. Pages of mapped files are not private, so they are measured instead: the peak is
@@ -15,12 +15,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from zograd.bench.arguments import BatchSize, SeqLen
+from zograd.cli.options import script
 from zograd.errors import UsageError
 from zograd.offload.mapped import write
 from zograd.runs.memory import Peak
@@ -65,17 +67,19 @@ def make_model(folder: Path, gib: float, seed: int) -> int:
 
 
 def bench_offload(
-    gib: float = 2.0,
+    gib: Annotated[float, "GiB of the weights of the model, random float32."] = 2.0,
     *,
-    limit_gib: float = 1.0,
-    steps: int = 3,
-    batch_size: int = 2,
-    seq_len: int = 32,
-    threads: int = 1,
+    limit: Annotated[float, "GiB of private memory that the run from the disk may take."] = 1.0,
+    steps: Annotated[int, "Steps of each run."] = 3,
+    batch_size: BatchSize = 2,
+    seq_len: SeqLen = 32,
+    threads: Annotated[int, "CPU threads."] = 1,
     seed: int = 0,
-    folder: Path | None = None,
+    folder: Annotated[Path | None, "Where twice the model has room. [a temporary folder]"] = None,
 ) -> dict[str, Any]:
-    """Steps of zo_sgd on a random Llama of `gib` GiB: in memory; in memory under the limit; from the disk under it.
+    """A model larger than its memory limit, trained from the disk, beside the same steps in memory.
+
+    Steps of zo_sgd on a random Llama of `gib` GiB: in memory; in memory under the limit; from the disk under it.
 
     Keys: `model_bytes`, `limit_bytes`; `peak_bytes` and `resident_peak_bytes` (whole process); `idle_bytes`, what the
     process holds before the model; `seconds_per_step`, `resident_seconds_per_step` (wall, medians) and their `ratio`;
@@ -83,12 +87,14 @@ def bench_offload(
 
     folder: where the model and the working copy go, twice `gib` GiB; None: a temporary one, removed at the end.
     Cost: minutes. Raises ValueError for sizes that show nothing, RuntimeError when a run fails that must not.
+
+    Example: python -m benchmarks.offload --gib 2 --limit 1
     """
-    if not (gib > 0 and limit_gib > 0 and steps >= 1 and threads >= 1):
-        raise UsageError(f"sizes must be positive, got gib={gib}, limit_gib={limit_gib}, {steps=}, {threads=}")
+    if not (gib > 0 and limit > 0 and steps >= 1 and threads >= 1):
+        raise UsageError(f"sizes must be positive, got gib={gib}, limit={limit}, {steps=}, {threads=}")
     root = Path(tempfile.mkdtemp(prefix="zograd-offload-", dir=folder))
     try:
-        model_bytes, limit = make_model(root / "model", gib, seed), int(limit_gib * GIB)
+        model_bytes, limit_bytes = make_model(root / "model", gib, seed), int(limit * GIB)
         job = {
             "model": str(root / "model"), "scratch": str(root), "steps": steps, "batch_size": batch_size,
             "seq_len": seq_len, "threads": threads, "seed": seed,
@@ -96,9 +102,9 @@ def bench_offload(
         with tqdm(total=3, unit="run", file=sys.stderr, disable=None, leave=False) as bar:
             resident = _run(job | {"offload": False}, None)
             bar.update()
-            starved = _run(job | {"offload": False}, limit)
+            starved = _run(job | {"offload": False}, limit_bytes)
             bar.update()
-            offloaded = _run(job | {"offload": True}, limit)
+            offloaded = _run(job | {"offload": True}, limit_bytes)
             bar.update()
     finally:
         shutil.rmtree(root, ignore_errors=True)
@@ -107,7 +113,7 @@ def bench_offload(
             raise RuntimeError(f"the run {name} failed: {found['error']}")
     return {
         "model_bytes": model_bytes,
-        "limit_bytes": limit,
+        "limit_bytes": limit_bytes,
         "peak_bytes": offloaded["peak_bytes"],
         "resident_peak_bytes": resident["peak_bytes"],
         "idle_bytes": offloaded["idle_bytes"],
@@ -191,3 +197,9 @@ def steps_of(job: dict[str, Any]) -> dict[str, Any]:
         "losses": losses, "sha256": digest, "peak_bytes": peak.bytes, "idle_bytes": idle,
         "seconds": statistics.median(seconds),
     }  # fmt: skip
+
+
+app = script(bench_offload)
+
+if __name__ == "__main__":
+    app()

@@ -1,4 +1,4 @@
-"""Throughput of processes that share the evaluations of a step, against one process, each on one core."""
+"""`python -m benchmarks.ranks`: processes that share the evaluations of a step, against one, each on one core."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from tqdm import tqdm
 
-from zograd.bench.workload import Workload
+from zograd.bench.arguments import BatchSize, Dtype, MethodName, Model, Rounds, SeqLen
+from zograd.bench.workload import TimedModel
+from zograd.cli.options import script
 from zograd.core.run import Run
 from zograd.distributed import Deal, Peers, shared
 from zograd.errors import UsageError
@@ -25,18 +27,20 @@ from zograd.stores import Store
 
 
 def bench_ranks(
-    model: str = "smollm2-135m",
+    model: Model = "smollm2-135m",
     *,
-    batch_size: int = 16,
-    seq_len: int = 64,
-    dtype: str = "float32",
-    method: str = "zo_sgd",
-    parallel: Deal = "data",
-    ranks: int = 2,
-    rounds: int = 5,
-    steps: int = 1,
+    batch_size: BatchSize = 16,
+    seq_len: SeqLen = 64,
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
+    parallel: Annotated[Deal, "What the processes share."] = "data",
+    ranks: Annotated[int, "Processes, each on one core."] = 2,
+    rounds: Rounds = 5,
+    steps: Annotated[int, "Steps of a repeat."] = 1,
 ) -> dict[str, Any]:
-    """Steps of one process on one core and of `ranks` processes on a core each, by turns, from the same weights.
+    """Steps of several processes that share the evaluations, against one, each on one core.
+
+    Steps of one process on one core and of `ranks` processes on a core each, by turns, from the same weights.
 
     All have the same global batch. Three ways: "together" by all ranks; "alone" by rank 0, which evaluates the same
     parts one after the other; "whole" by rank 0 with the batch in one piece, as it runs without other ranks.
@@ -48,6 +52,8 @@ def bench_ranks(
         identical: whether "alone" and every rank of "together" end at the same bits. cores: that ranks were pinned to.
 
     Memory: twice the weights in each process. Raises ValueError for fewer than 2 ranks or a batch that they do not cut.
+
+    Example: python -m benchmarks.ranks --batch-size 16 --seq-len 64
     """
     if ranks < 2:
         raise UsageError(f"ranks={ranks}: one process has nobody to share with; use at least 2")
@@ -79,7 +85,7 @@ def _rank(
     core = _pin(rank)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks)
-    work = Workload(model, **settings, device="cpu", seed=0)
+    work = TimedModel(model, **settings, device="cpu", seed=0)
     start = {name: p.detach().clone() for name, p in work.parameters.items()}
     peers, alone = Peers(dist.group.WORLD), Peers()
     parts = [work.ids[part::ranks] for part in range(ranks)]
@@ -174,3 +180,9 @@ def _summary(
         "cpu_share": statistics.median(c / w for turn in together for w, c in turn),
         **{f"seconds_{way}": statistics.median(w for w, _ in times) / steps for way, times in spent.items()},
     }
+
+
+app = script(bench_ranks)
+
+if __name__ == "__main__":
+    app()

@@ -94,6 +94,7 @@ SPOILT = {
     "schedule": (add("has", {"schedule": "sawtooth"}), "there is no schedule 'sawtooth'"),
     "problem": (add("has", {"problem": "world_hunger"}), "there is no problem 'world_hunger'"),
     "command": (add("has", {"command": "bench nothing"}), "there is no command 'bench nothing'"),
+    "benchmark": (add("has", {"benchmark": "nothing"}), "there is no benchmark 'nothing'"),
     "kind": (add("has", {"miracle": "x"}), "'miracle' is no kind of thing"),
     "test": (add("tests", "tests/core/test_laws.py::test_nothing"), "there is no test tests/core/test_laws.py"),
     "test file": (add("tests", "tests/core/none.py::test_x"), "there is no test tests/core/none.py::test_x"),

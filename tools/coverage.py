@@ -63,6 +63,11 @@ def command(name: str) -> bool:
     return group is not None
 
 
+def benchmark(name: str) -> bool:
+    """Whether `python -m benchmarks.NAME` exists."""
+    return in_file(f"benchmarks/{name}.py::app")
+
+
 def door(name: str) -> bool:
     import zograd
 
@@ -88,6 +93,7 @@ THINGS: dict[str, Callable[[str], bool]] = {
     "door": door,
     "oracle": exported("zograd.oracles", "zograd.oracles.feature_reuse"),
     "command": command,
+    "benchmark": benchmark,
     "problem": exported("zograd.problems.small"),
 }
 """Kinds of what a row may have, and whether a name of that kind exists."""

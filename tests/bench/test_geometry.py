@@ -15,7 +15,8 @@ from zograd import methods
 from zograd.problems import GeometryProblem, View, Walk, near_boundary, problem_named
 from zograd.problems.base import OUTSIDE, leaving
 from zograd.problems.gaussian_process import Likelihood, data
-from zograd.problems.mesh import Equation, Net, Walls, interpolate, locate, net, reference, require_skfem
+from zograd.problems.mesh import Net, interpolate, locate, net, require_skfem
+from zograd.problems.pde import Equation, Walls, reference
 from zograd.problems.simplex import on_plane, project
 from zograd.problems.stiefel import orthogonality, polar
 

@@ -14,7 +14,7 @@ from zograd.cli import app
 
 def test_noise_reports_the_contract():
     threads = torch.get_num_threads()
-    out = bench_noise(dtypes=("float32", "bfloat16"), elements=4099, rounds=3, threads=1)
+    out = bench_noise(dtype="float32,bfloat16", elements=4099, rounds=3, threads=1)
     assert out["passes"]["float32"].keys() == {"add", "sign", "signs", "normal", "normals"}
     assert out["passes"]["bfloat16"].keys() == out["passes"]["float32"].keys() | {"stochastic", "split"}
     for ways in out["passes"].values():
@@ -34,7 +34,7 @@ def test_noise_reports_the_contract():
     [
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"elements": 0}, "elements must be at least 1"),
-        ({"dtypes": ("float64",)}, "'float64' is not measured"),
+        ({"dtype": "float64"}, "'float64' is not measured"),
         ({"threads": 0}, "threads must be at least 1"),
     ],
 )

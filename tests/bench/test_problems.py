@@ -11,16 +11,13 @@ import torch
 from zograd import methods
 from zograd.core.run import Run
 from zograd.core.vector import Noise, Query, Vector
+from zograd.problems.problem import FlatStore, L1Projection, Problem, project_l1
 from zograd.problems.small import (
     METHOD_PROBLEMS,
-    FlatStore,
-    L1Projection,
-    Problem,
     auto_problems,
     logistic,
     method_problem,
     mlp_digits,
-    project_l1,
     quadratic,
     softmax_digits,
     sparse_logistic,

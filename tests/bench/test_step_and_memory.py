@@ -12,7 +12,7 @@ from zograd.bench import bench_memory, bench_step
 from zograd.bench.batches import bench_batches
 from zograd.bench.directions import bench_directions
 from zograd.bench.step import comparison, interleaved
-from zograd.bench.workload import Workload
+from zograd.bench.workload import TimedModel
 
 pytest.importorskip("transformers")
 
@@ -91,7 +91,7 @@ def test_memory_reports_the_contract(tiny: str, capsys: pytest.CaptureFixture[st
 
 
 def test_the_three_ways_run_the_same_loss_and_leave_the_model_usable(tiny: str):
-    work = Workload(tiny, batch_size=2, seq_len=8, dtype="float32", method="zo_sgd", device="cpu", seed=0)
+    work = TimedModel(tiny, batch_size=2, seq_len=8, dtype="float32", method="zo_sgd", device="cpu", seed=0)
     with torch.no_grad():
         before = work.loss()
         work.forwards(2)

@@ -258,7 +258,7 @@ def test_smooth_is_minimised() -> None:
 
 @pytest.mark.slow
 def test_auto_is_within_a_factor_two_of_a_grid_over_five_decades() -> None:
-    """At least 8 of 10 problems, and never divergence: `zograd bench auto`."""
+    """At least 8 of 10 problems, and never divergence: `python -m benchmarks.auto`."""
     from benchmarks.auto import measure
 
     result = measure()

@@ -12,7 +12,7 @@ from benchmarks.offload import bench_offload
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit private memory")
 def test_a_model_twice_the_limit_trains_to_the_bits_of_the_resident_run() -> None:
-    found = bench_offload(2.0, limit_gib=1.0, steps=2)
+    found = bench_offload(2.0, limit=1.0, steps=2)
     assert found["model_bytes"] >= 2 * found["limit_bytes"]
     assert found["peak_bytes"] <= found["limit_bytes"]
     assert found["bit_equal"]

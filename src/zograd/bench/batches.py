@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 
+from zograd.bench.arguments import BatchSize, Device, Dtype, LabelWords, MethodName, Model, Rounds, Task, Threads
 from zograd.bench.step import CLOCKS, clock_of, interleaved, ratio
 from zograd.bench.workload import method_named, quiet_machine
 from zograd.core.run import Run
@@ -23,21 +24,23 @@ EXAMPLES = 1000
 
 
 def bench_batches(
-    model: str = "smollm2-135m",
-    task: str = "mr",
+    model: Model = "smollm2-135m",
+    task: Task = "mr",
     *,
-    batch_size: int = 16,
-    train: str = "full",
-    label_words: Mapping[str, str] | Sequence[str] | None = None,
-    dtype: str = "float32",
-    method: str = "zo_sgd",
-    steps: int = 4,
-    rounds: int = 5,
-    threads: int | None = None,
-    device: str = "cpu",
+    batch_size: BatchSize = 16,
+    train: Annotated[str, "full, lora, or a pattern of parameter names."] = "full",
+    label_words: LabelWords = None,
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
+    steps: Annotated[int, "Steps per round."] = 4,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    device: Device = "cpu",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """ratio = median over rounds of (time of `steps` steps on packed batches) / (time of as many on padded ones).
+    """Steps on text whose sequences share rows, against steps on padded batches.
+
+    ratio = median over rounds of (time of `steps` steps on packed batches) / (time of as many on padded ones).
 
     Both go through the same batches of the task, in as many forwards as cost least; they take turns in one process.
     label_words: in place of the task's. Where they have several tokens, they share one prompt in a packed batch, and
@@ -48,6 +51,8 @@ def bench_batches(
     `t_padded` (seconds of a step, medians); `clock`, and the settings.
 
     Raises ModelError, TaskError, or ValueError for a method not on the menu, before anything is timed.
+
+    Example: zograd bench batches --task trec --batch-size 8
     """
     if steps < 1 or rounds < 1:
         raise UsageError(f"steps and rounds must be at least 1, got {steps} and {rounds}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from zograd.bench.arguments import BatchSize, Compiled, Device, Dtype, Model, Rounds, SeqLen, Threads
 from zograd.bench.step import CLOCKS, clock_of, interleaved, ratio
-from zograd.bench.workload import LR, Workload, quiet_machine
+from zograd.bench.workload import LR, TimedModel, quiet_machine
 from zograd.core.run import Method, Run
 from zograd.errors import UsageError
 from zograd.estimators import Forward
@@ -23,20 +24,22 @@ from zograd.stores import Store
 
 
 def bench_directions(
-    model: str = "smollm2-135m",
-    n: int = 8,
+    model: Model = "smollm2-135m",
+    n: Annotated[int, "Directions."] = 8,
     *,
-    batch_size: int = 4,
-    seq_len: int = 32,
-    dtype: str = "float32",
-    law: str = "rankone",
-    compile: bool = False,
-    rounds: int = 7,
-    threads: int | None = None,
-    device: str = "cpu",
+    batch_size: BatchSize = 4,
+    seq_len: SeqLen = 32,
+    dtype: Dtype = "float32",
+    law: Annotated[str, "Law of directions, in lower case."] = "rankone",
+    compile: Compiled = False,
+    rounds: Rounds = 7,
+    threads: Threads = None,
+    device: Device = "cpu",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The n + 1 losses of a one-sided step (the centre and n points around it) in one forward, `zograd.batched`.
+    """Several directions in one forward pass, against as many separate passes.
+
+    The n + 1 losses of a one-sided step (the centre and n points around it) in one forward, `zograd.batched`.
 
     Keys: `ratio` = median over rounds of their time / that of n + 1 separate plain forwards; `ratio_stacked` = the same
     over one plain forward of the batch repeated n + 1 times, which is the limit; both with quartiles (`_quartiles`) and
@@ -46,11 +49,13 @@ def bench_directions(
     Plain forwards are those of the unmodified model with the loss of transformers. law: a law of directions by its
     lower-case name; `rankone` and `lowrank` need no pass over the weights. compile: the points are evaluated on blocks
     that are compiled (`llm/compiled.py`). Raises ModelError or ValueError.
+
+    Example: zograd bench directions -n 8
     """
     if n < 1 or rounds < 1:
         raise UsageError(f"n and rounds must be at least 1, got {n} and {rounds}")
     with quiet_machine(threads):
-        work = Workload(
+        work = TimedModel(
             model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method="zo_sgd", device=device, seed=seed,
             together=n + 1,
         )  # fmt: skip

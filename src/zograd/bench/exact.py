@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from zograd.bench.arguments import AnyDtype
 from zograd.bench.baseline import cycle_, update_
 from zograd.bench.workload import quiet_machine
 from zograd.core.vector import Address, Noise, Vector, combination, fill_
@@ -62,16 +63,18 @@ class Net(nn.Module):
 
 def bench_exact(
     *,
-    dtype: str | None = None,
-    queries: int = 1000,
-    updates: int = 100,
+    dtype: AnyDtype = None,
+    queries: Annotated[int, "Queries after which the weights are compared."] = 1000,
+    updates: Annotated[int, "Updates whose sum is compared with the intended one."] = 100,
     n: int = 1 << 20,
     lr: float = 1e-6,
     sizes: Sequence[float] = (1e-6, 1e-5),
     threads: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Exactness of queries and of small updates, for float32, bfloat16 and float16, or for the one `dtype` asked for.
+    """Are weights unchanged by queries, and do small updates arrive? For each rounding.
+
+    Exactness of queries and of small updates, for float32, bfloat16 and float16, or for the one `dtype` asked for.
 
     sizes: root mean square of the u = lr |g| of the updates, whose slopes g are normal. The published lr 1e-7 to 1e-6
         with slopes of 1 to 10 give 1e-7 to 1e-5. The top-level keys are of sizes[0].
@@ -87,6 +90,8 @@ def bench_exact(
 
     Cost: about a minute on one core for all dtypes, linear in (queries + updates) n. Raises ValueError for settings
     that measure nothing.
+
+    Example: zograd bench exact --dtype bfloat16
     """
     if queries < 1 or updates < 2 or n < 128 or not sizes or min(sizes) <= 0 or lr <= 0:
         raise UsageError(

@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from zograd.bench.workload import Workload, quiet_machine
+from zograd.bench.arguments import BatchSize, Device, Dtype, LawName, MethodName, Model, SeqLen, Threads, Together
+from zograd.bench.workload import TimedModel, quiet_machine
 from zograd.errors import UsageError
 from zograd.runs.memory import Peak, resident_bytes, trim
 
@@ -16,26 +17,28 @@ REPEATS = 3
 
 
 def bench_memory(
-    model: str = "smollm2-135m",
+    model: Model = "smollm2-135m",
     *,
-    batch_size: int = 16,
-    seq_len: int = 64,
-    dtype: str = "float32",
-    method: str = "zo_sgd",
+    batch_size: BatchSize = 16,
+    seq_len: SeqLen = 64,
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
     rounds: int = REPEATS,
-    threads: int | None = None,
-    device: str = "cpu",
+    threads: Threads = None,
+    device: Device = "cpu",
     seed: int = 0,
-    law: str | None = None,
-    together: int | None = None,
+    law: LawName = None,
+    together: Together = None,
     baseline: bool = True,
 ) -> dict[str, Any]:
-    """ratio = (peak of a step) / (peak of a plain forward with loss), as the operating system sees the process.
+    """Peak memory of a step, of inference, and of a MeZO-style loop.
+
+    ratio = (peak of a step) / (peak of a plain forward with loss), as the operating system sees the process.
 
     In the order inference, step, baseline: a warm-up of each, then medians of `rounds` peaks. Slots and low halves of
     the method come into being with the warm-up of the step: they count in it, not in inference.
 
-    law, together: see `Workload`. baseline: also measure the MeZO-style loop; without, its keys are left out.
+    law, together: see `TimedModel`. baseline: also measure the MeZO-style loop; without, its keys are left out.
 
     Keys: `inference_peak_bytes`, `step_peak_bytes`, `baseline_peak_bytes` (whole process, Python and torch included),
     `ratio`, `baseline_ratio`; `weights_bytes`; `process_bytes`, what the process holds besides weights when idle; and
@@ -43,11 +46,13 @@ def bench_memory(
     when the model is large; `measured_by`, see `Peak`. On a CUDA device only its tensors count, `process_bytes` is 0.
 
     Cost: (1 + rounds) x (a forward, a step and a baseline step). Raises ModelError or ValueError before that.
+
+    Example: zograd bench memory --dtype bfloat16
     """
     if rounds < 1:
         raise UsageError(f"rounds must be at least 1, got {rounds}")
     with quiet_machine(threads):
-        work = Workload(
+        work = TimedModel(
             model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed,
             law=law, together=together,
         )  # fmt: skip

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from zograd.bench.arguments import Device, Rounds, Seed, Threads
 from zograd.bench.step import CLOCKS, clock_of, comparison, interleaved
 from zograd.bench.workload import quiet_machine
 from zograd.errors import UsageError
@@ -21,14 +22,16 @@ COEF = 2.0**-20
 
 def bench_noise(
     *,
-    dtypes: Sequence[str] = DTYPES,
-    elements: int = 1 << 24,
-    rounds: int = 21,
-    threads: int | None = None,
-    device: str = "cpu",
-    seed: int = 0,
+    dtype: Annotated[str | None, "float32, bfloat16 or float16; several with commas. [all three]"] = None,
+    elements: Annotated[int, "Weights that a pass goes over."] = 1 << 24,
+    rounds: Rounds = 21,
+    threads: Threads = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
 ) -> dict[str, Any]:
-    """ratio = median over rounds of (time of a pass of `combine`, in place) / (time of `x.add_(c)` on the same x).
+    """A pass of noise over weights against a plain in-place addition to them, interleaved.
+
+    ratio = median over rounds of (time of a pass of `combine`, in place) / (time of `x.add_(c)` on the same x).
 
     The passes and `add_` take turns in one process, in an order that reverses every round, after one warm-up of each.
     With one thread on a CPU the clock is the CPU time of this thread, otherwise wall time.
@@ -42,11 +45,14 @@ def bench_noise(
 
     Cost: about 30 passes a round of `elements` elements, 20 seconds with the defaults on one core. Memory: 6 bytes an
     element. Raises ValueError before anything is timed.
+
+    Example: zograd bench noise --dtype bfloat16 --threads 1
     """
     if rounds < 1:
         raise UsageError(f"rounds must be at least 1, got {rounds}")
     if elements < 1:
         raise UsageError(f"elements must be at least 1, got {elements}")
+    dtypes = DTYPES if dtype is None else tuple(dtype.split(","))
     if unknown := sorted(set(dtypes) - set(DTYPES)):
         raise UsageError(f"dtype {unknown[0]!r} is not measured; expected one of {', '.join(DTYPES)}")
     place = torch.device(device)

@@ -12,14 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from torch.autograd.profiler import record_function
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from zograd import kernels, noise
-from zograd.bench.workload import Workload, quiet_machine
+from zograd.bench.arguments import BatchSize, Device, Dtype, LawName, MethodName, Model, SeqLen, Threads, Together
+from zograd.bench.workload import TimedModel, quiet_machine
 from zograd.lens.lens import Lens
 from zograd.llm import loading
 from zograd.llm.scoring import loss
@@ -193,20 +194,22 @@ def seconds_by_part(events: Any) -> dict[str, float]:
 
 
 def bench_profile(
-    model: str = "smollm2-135m",
+    model: Model = "smollm2-135m",
     *,
-    batch_size: int = 16,
-    seq_len: int = 64,
-    dtype: str = "float32",
-    method: str = "zo_sgd",
-    rounds: int = 8,
-    threads: int | None = None,
-    device: str = "cpu",
+    batch_size: BatchSize = 16,
+    seq_len: SeqLen = 64,
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
+    rounds: Annotated[int, "Profiled steps; best a multiple of 8."] = 8,
+    threads: Threads = None,
+    device: Device = "cpu",
     seed: int = 0,
-    law: str | None = None,
-    together: int | None = None,
+    law: LawName = None,
+    together: Together = None,
 ) -> dict[str, Any]:
-    """Shares of the wall time of a step, over `rounds` profiled steps after a warm-up. law, together: see `Workload`.
+    """Where the time of a step goes: products, attention, noise, the loss head, Python.
+
+    Shares of the wall time of a step, over `rounds` profiled steps after a warm-up. law, together: see `TimedModel`.
 
     Moves may stay pending for up to 8 steps (`stores.deferred.LIMIT`): a multiple of 8 rounds has its share of them.
 
@@ -225,13 +228,15 @@ def bench_profile(
 
     Cost: 2 rounds + 2 steps. A CUDA device needs CUDA_LAUNCH_BLOCKING=1 in the environment, so that an operator lasts
     as long as its kernels. Raises ValueError without, ModelError or ValueError as `bench_step` does.
+
+    Example: zograd bench profile --batch-size 2 --seq-len 32 --threads 1
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     if device.startswith("cuda") and os.environ.get("CUDA_LAUNCH_BLOCKING") != "1":
         raise ValueError("operators on a CUDA device return before their kernels end; set CUDA_LAUNCH_BLOCKING=1")
     with quiet_machine(threads):
-        work = Workload(
+        work = TimedModel(
             model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed,
             law=law, together=together,
         )  # fmt: skip

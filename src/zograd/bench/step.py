@@ -12,7 +12,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from zograd.bench.workload import Workload, quiet_machine
+from zograd.bench.arguments import (
+    BatchSize,
+    Compiled,
+    Device,
+    Dtype,
+    LawName,
+    MethodName,
+    Model,
+    Rounds,
+    SeqLen,
+    Threads,
+    Together,
+)
+from zograd.bench.workload import TimedModel, quiet_machine
 from zograd.errors import UsageError
 from zograd.llm.compiled import compiled
 from zograd.llm.train import ride_along
@@ -21,28 +34,30 @@ from zograd.stores.deferred import LIMIT
 
 
 def bench_step(
-    model: str = "smollm2-135m",
+    model: Model = "smollm2-135m",
     *,
-    batch_size: int = 16,
-    seq_len: int = 64,
-    dtype: str = "float32",
-    method: str = "zo_sgd",
-    rounds: int = 7,
-    threads: int | None = None,
-    device: str = "cpu",
+    batch_size: BatchSize = 16,
+    seq_len: SeqLen = 64,
+    dtype: Dtype = "float32",
+    method: MethodName = "zo_sgd",
+    rounds: Rounds = 7,
+    threads: Threads = None,
+    device: Device = "cpu",
     seed: int = 0,
-    law: str | None = None,
-    together: int | None = None,
-    compile: bool = False,
+    law: LawName = None,
+    together: Together = None,
+    compile: Compiled = False,
 ) -> dict[str, Any]:
-    """ratio = median over rounds of (time of a step) / (time of as many plain forwards as the step evaluates).
+    """One step against its forward passes and against a MeZO-style loop, interleaved.
+
+    ratio = median over rounds of (time of a step) / (time of as many plain forwards as the step evaluates).
 
     Where the moves of several steps are made together (`ride_along`), a step is the mean of `LIMIT` steps.
 
     Plain forwards, step and baseline step take turns in one process, in an order that reverses every round, after one
     warm-up of each; so what else runs on the machine hits all three. Seconds of different processes do not compare.
 
-    law, together: see `Workload`. compile: the step runs its blocks compiled (`llm/compiled.py`); plain forwards and
+    law, together: see `TimedModel`. compile: the step runs its blocks compiled (`llm/compiled.py`); plain forwards and
         baseline do not. Then `t_first_compiled` has the seconds of the first steps, with the compilation.
 
     threads: of torch and of the noise kernels; None keeps what is set. With one thread on a CPU the clock is the CPU
@@ -55,11 +70,13 @@ def bench_step(
 
     Cost: (2 + forwards + baseline) x (rounds + 1), about 5 minutes with the defaults on one core. Memory: see
     `bench_memory`. Raises ModelError or ValueError before anything is timed.
+
+    Example: zograd bench step --batch-size 2 --seq-len 32
     """
     if rounds < 1:
         raise UsageError(f"rounds must be at least 1, got {rounds}")
     with quiet_machine(threads):
-        work = Workload(
+        work = TimedModel(
             model, batch_size=batch_size, seq_len=seq_len, dtype=dtype, method=method, device=device, seed=seed,
             law=law, together=together,
         )  # fmt: skip

@@ -33,7 +33,7 @@ LR = 1e-9
 """Small enough that the weights stay where they are over a benchmark, and not 0, so that every pass is made."""
 
 
-class Workload:
+class TimedModel:
     """The model with its run.
 
     law: of directions, in place of the method's. together: points that share a forward (None: as many as make

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from zograd.hub.errors import FetchError, ModelNotFoundError, TaskError
 from zograd.hub.fetching import DEFAULT_MODEL, Fetched, ModelInfo, fetch, models, resolve_model
-from zograd.hub.tasks import Example, Task, TaskInfo, load_task, parse_label_words, select, tasks
+from zograd.hub.tasks import Example, Task, TaskInfo, load_task, parse_label_words, register_task, select, tasks
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -23,6 +23,7 @@ __all__ = [
     "load_task",
     "models",
     "parse_label_words",
+    "register_task",
     "resolve_model",
     "select",
     "tasks",

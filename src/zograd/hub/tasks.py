@@ -1,4 +1,4 @@
-"""Labelled tasks as prompts: vendored (`mr`, `trec`, `sms`), fetched (`boolq`), or from the user's own file.
+"""Labelled tasks as prompts: vendored (`mr`, `trec`, `sms`), fetched (`boolq`), registered, or from a user's own file.
 
 A task turns each record into a prompt by a template, and each class into a label word; a language model classifies by
 comparing the probabilities of the label words after the prompt. Splits are stored, never drawn, and no text occurs in
@@ -12,11 +12,11 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from zograd.hub.errors import TaskError, UnknownTaskError
 from zograd.hub.fetching import fetch
@@ -24,7 +24,9 @@ from zograd.hub.split_rules import rank
 from zograd.hub.template import Template
 from zograd.hub.userfile import Record, read_records
 
-__all__ = ["SPLITS", "Example", "Task", "TaskInfo", "load_task", "parse_label_words", "select", "tasks"]
+__all__ = [
+    "SPLITS", "Example", "Task", "TaskInfo", "load_task", "parse_label_words", "register_task", "select", "tasks",
+]  # fmt: skip
 
 SPLITS: Final = ("train", "validation", "test")
 
@@ -44,7 +46,8 @@ class Task:
 
     `kind` is `"classification"` (label words, `Example.label`) or `"completion"` (`Example.completion`, no label
     words). `splits` has the keys train, validation and test, in a fixed order of examples; `classes` names the classes
-    in the order of the label words. `own` says that it is a file of the user, `drawn` that this file names no splits.
+    in the order of the label words. `own` says that it is a file or a registered task of the user, `drawn` that it is a
+    file that names no splits.
     """
 
     name: str
@@ -123,12 +126,53 @@ _INFOS = (
     ),
 )
 _TASKS: Final = {info.name: info for info in _INFOS}
+Rows: TypeAlias = Callable[[], Iterable[Mapping[str, str]]]
+_OWN: Final[dict[str, Rows]] = {}
+"""What gives the records of each registered task."""
 _SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 def tasks() -> list[TaskInfo]:
     """The named tasks with sizes and licences. Reads no data and imports no heavy library."""
-    return list(_INFOS)
+    return list(_TASKS.values())
+
+
+def register_task(
+    *,
+    classes: Sequence[str],
+    label_words: Sequence[str],
+    template: str,
+    name: str | None = None,
+    sizes: Mapping[str, int] | None = None,
+    source: str = "the user's own",
+    licence: str = "the user's own data",
+    description: str = "",
+) -> Callable[[Rows], Rows]:
+    """Decorator: make a task of a function that gives its records, known by `name` (None: the function's own).
+
+    A record maps column -> text. It has the columns of the template, `label` (the index of its class, as text) and
+    `split` (train, validation or test). label_words: one for each class. sizes: split -> number of records, for
+    `tasks()`, which reads none.
+
+    Raises:
+        TaskError: a name that is taken, or label words that do not fit the classes.
+    """
+
+    def register(rows: Rows) -> Rows:
+        called = rows.__name__ if name is None else name
+        if called in _TASKS:
+            raise TaskError(f"There are two tasks named {called!r}; rename the one in {rows.__module__}.")
+        if called.endswith(_SUFFIXES):
+            raise TaskError(f"The task {called!r} has the name of a file; leave out its suffix.")
+        info = TaskInfo(
+            called, dict(sizes or {}), tuple(classes), tuple(label_words), template, source, licence, description
+        )
+        _check_words(label_words)
+        _words_of(info, label_words)
+        _TASKS[called], _OWN[called] = info, rows
+        return rows
+
+    return register
 
 
 def load_task(
@@ -224,7 +268,8 @@ def _check_words(words: Mapping[str, str] | Sequence[str] | None) -> None:
 def _named(info: TaskInfo, prompt_template: str | None, words: Mapping[str, str] | Sequence[str] | None) -> Task:
     text = info.template if prompt_template is None else prompt_template
     template = Template(text)
-    columns = ("passage", "question") if info.name == "boolq" else ("text",)
+    own = info.name in _OWN
+    columns = _own_columns(info) if own else ("passage", "question") if info.name == "boolq" else ("text",)
     template.check(columns, f"the task {info.name}")
     label_words = info.label_words if words is None else _words_of(info, words)
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
@@ -239,7 +284,25 @@ def _named(info: TaskInfo, prompt_template: str | None, words: Mapping[str, str]
         licence=info.licence,
         classes=info.classes,
         description=info.description,
+        own=own,
     )
+
+
+def _own_columns(info: TaskInfo) -> tuple[str, ...]:
+    """The columns of a registered task. Raises TaskError for its first record that does not fit."""
+    rows = _rows(info.name)
+    if not rows:
+        raise TaskError(f"The task {info.name} has no records.")
+    labels = [str(i) for i in range(len(info.classes))]
+    for number, row in enumerate(rows, 1):
+        if row.keys() != rows[0].keys() or not all(isinstance(value, str) for value in row.values()):
+            raise TaskError(f"The task {info.name}, record {number}: every record needs the same columns, all of text.")
+        if row.get("label") not in labels or row.get("split") not in SPLITS:
+            raise TaskError(
+                f"The task {info.name}, record {number}: label is {row.get('label')!r} and split is "
+                f"{row.get('split')!r}; expected a label of {', '.join(labels)} and a split of {', '.join(SPLITS)}."
+            )
+    return tuple(column for column in rows[0] if column not in ("label", "split"))
 
 
 def _words_of(info: TaskInfo, words: Mapping[str, str] | Sequence[str]) -> tuple[str, ...]:
@@ -262,10 +325,13 @@ def _words_of(info: TaskInfo, words: Mapping[str, str] | Sequence[str]) -> tuple
     return tuple(words)
 
 
-def _rows(name: str) -> list[dict[str, str]]:
+def _rows(name: str) -> Sequence[Mapping[str, str]]:
+    if name in _OWN:
+        return list(_OWN[name]())
     if name == "boolq":
         packed = (fetch("boolq").path / "boolq.jsonl.gz").read_bytes()
-        return [json.loads(line) for line in gzip.decompress(packed).decode("utf-8").splitlines()]
+        found: list[dict[str, str]] = [json.loads(x) for x in gzip.decompress(packed).decode("utf-8").splitlines()]
+        return found
     packed = (files("zograd") / "data" / f"{name}.csv.gz").read_bytes()
     return list(csv.DictReader(io.StringIO(gzip.decompress(packed).decode("utf-8"), newline="")))
 

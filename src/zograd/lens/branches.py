@@ -34,15 +34,12 @@ if TYPE_CHECKING:
     from zograd.stores import Leaf, Store
     from zograd.stores.deferred import FusedMove
 
-
 _UNARY = ("exp", "log", "neg", "abs", "sigmoid", "tanh", "relu", "sqrt", "rsqrt", "square", "reciprocal")
 POINTWISE = CASTS | {F.softplus, F.silu} | {getattr(home, name) for home in (torch, Tensor) for name in _UNARY}
 """Functions of one tensor, element by element."""
 
-
 SIDE = 4
 """Elements of inputs and outputs that a side branch handles in the time that one regenerated weight takes."""
-
 
 FEW, LARGE = 64, 1 << 19
 """(W x^T)^T is faster than x W^T for at most FEW rows of x and at least LARGE elements of a tile (float32, CPU)."""

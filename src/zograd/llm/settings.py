@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from zograd.errors import UsageError
+from zograd.hub.tasks import parse_label_words
 
 
 class SettingsError(UsageError):
@@ -50,53 +52,129 @@ def read_value(text: str) -> Any:
     return yaml.load(text, _Loader)  # it is a SafeLoader
 
 
+def setting(
+    default: Any,
+    help: str,
+    group: str,
+    *,
+    unset: str | None = None,
+    form: str | None = None,
+    factory: Callable[[], Any] | None = None,
+    **limits: Any,
+) -> Any:
+    """A field of `TrainSettings` with all that the command line says of it.
+
+    help: what it sets. group: the panel of `zograd train --help` that it stands in. unset: what holds where the default
+    is None. form: how a value is written, where its type does not tell. factory: makes a default that is mutable.
+    """
+    shown = {"group": group, "unset": unset, "form": form}
+    start: dict[str, Any] = {"default": default} if factory is None else {"default_factory": factory}
+    return Field(**start, description=help, json_schema_extra={k: v for k, v in shown.items() if v}, **limits)
+
+
+MODEL, DATA, METHOD, TRAINED = "Model", "Data", "Method", "What is trained"
+CHECKS, MACHINE = "Evaluation and saving", "Machine"
+
+
 class TrainSettings(BaseModel):
-    """Keys are those of `zograd train`, with underscores."""
+    """Keys are those of `zograd train`, with underscores; each is described here and nowhere else."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model: str = "smollm2-135m"
-    quantized: bool = False
-    quantize: Literal["nf4", "int8-bnb", "int8-torchao", "int4-torchao", "hqq4"] | None = None
-    task: str = "trec"
-    method: str = "zo_sgd"
-    method_settings: dict[str, Any] = Field(default_factory=dict, alias="set")
-    steps: int = Field(default=1000, ge=0)
-    batch_size: int = Field(default=16, ge=1)
-    lr: Annotated[float, Field(ge=0)] | Literal["auto"] | None = None
-    mu: float | None = Field(default=None, gt=0)
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    lr_end: float = Field(default=0.0, ge=0, le=1)
-    warmup: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    train: str = "full"
-    layers: int | None = Field(default=None, ge=1)
-    lora_r: int = Field(default=8, ge=1)
-    lora_alpha: float = Field(default=16.0, gt=0)
-    lora_targets: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj"])
-    rounding: Literal["stochastic", "split", "nearest"] = "stochastic"
-    dtype: str = "auto"
-    device: str = "cpu"
-    offload: Literal["disk", "cpu"] | None = None
-    threads: int | None = Field(default=None, ge=1)
-    shards: int | None = Field(default=None, ge=1)
-    parallel: Literal["data", "directions", "both"] = "data"
-    timeout: float = Field(default=300.0, gt=0)
-    together: int | None = Field(default=None, ge=1)
-    cache_prefix: bool = True
-    compile: bool | Literal["auto"] = False
-    train_examples: int | None = Field(default=1000, ge=1)
-    eval_examples: int | None = Field(default=500, ge=1)
-    eval_split: Literal["validation", "test"] = "validation"
-    draw: Literal["random", "first"] = "random"
-    eval_every: int = Field(default=0, ge=0)
-    save_every: int = Field(default=500, ge=1)
-    max_failures: int = Field(default=10, ge=1)
-    prompt_template: str | None = None
-    label_words: dict[str, str] | list[str] | None = None
-    text_column: str | None = None
-    label_column: str | None = None
+    model: str = setting("smollm2-135m", "Alias, folder, .gguf file, or hub name.", MODEL)
+    quantized: bool = setting(False, "Keep the matrices of a .gguf packed; --train scales trains their scales.", MODEL)
+    quantize: Literal["nf4", "int8-bnb", "int8-torchao", "int4-torchao", "hqq4"] | None = setting(
+        None, "Quantize a dense model first.", MODEL
+    )
+    task: str = setting("trec", "Name of a task, see `zograd tasks`, or a .jsonl, .csv or .parquet file.", DATA)
+    method: str = setting("zo_sgd", "Name of a method, see `zograd methods`.", METHOD)
+    method_settings: dict[str, Any] = setting(
+        None,
+        "A setting of the method, for example --set n=8. Repeatable.",
+        METHOD,
+        form="key=value",
+        factory=dict,
+        alias="set",
+    )
+    steps: int = setting(1000, "Steps in all.", METHOD, ge=0)
+    batch_size: int = setting(16, "Examples per step.", METHOD, ge=1)
+    lr: Annotated[float, Field(ge=0)] | Literal["auto"] | None = setting(
+        None, "Learning rate; auto measures it.", METHOD, unset="the method's; 100 times that for lora"
+    )
+    mu: float | None = setting(None, "Perturbation radius.", METHOD, unset="the method's; 2^-7 for lora", gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "How the learning rate changes over the run.", METHOD
+    )
+    lr_end: float = setting(
+        0.0, "Learning rate at the end of a linear or cosine schedule, as a fraction of --lr.", METHOD, ge=0, le=1
+    )
+    warmup: int = setting(0, "Steps over which the learning rate rises to --lr.", METHOD, ge=0)
+    weight_decay: float = setting(0.0, "Decoupled weight decay; biases and norms are left out.", METHOD, ge=0)
+    seed: int = setting(0, "Fixes directions, batches, rounding and adapters.", METHOD, ge=0, lt=2**63)
+    train: str = setting(
+        "full", "full, lora, scales, scales:PATTERN, or a pattern (regular expression) of parameter names.", TRAINED
+    )
+    layers: int | None = setting(None, "Train only this many of the last blocks.", TRAINED, unset="all", ge=1)
+    lora_r: int = setting(8, "Rank of LoRA adapters.", TRAINED, ge=1)
+    lora_alpha: float = setting(16.0, "Scale of LoRA adapters: their output is multiplied by alpha / r.", TRAINED, gt=0)
+    lora_targets: list[str] = setting(
+        None, "Modules that get LoRA adapters.", TRAINED, form="name,...", factory=lambda: ["q_proj", "v_proj"]
+    )
+    rounding: Literal["stochastic", "split", "nearest"] = setting(
+        "stochastic", "How 16-bit weights are updated.", TRAINED
+    )
+    dtype: str = setting("auto", "auto, float32, bfloat16 or float16.", MODEL)
+    device: str = setting("cpu", "cpu, cuda, cuda:1, ...", MACHINE)
+    offload: Literal["disk", "cpu"] | None = setting(
+        None,
+        "disk: keep the weights on the disk, for models larger than the RAM. cpu: keep them in RAM, for models larger "
+        "than the memory of --device.",
+        MACHINE,
+    )
+    threads: int | None = setting(None, "CPU threads.", MACHINE, unset="all", ge=1)
+    shards: int | None = setting(
+        None,
+        "Parts in which a batch is evaluated; with torchrun, its processes share them.",
+        MACHINE,
+        unset="one per process",
+        ge=1,
+    )
+    parallel: Literal["data", "directions", "both"] = setting("data", "What the processes of torchrun share.", MACHINE)
+    timeout: float = setting(300.0, "Seconds to wait for another process.", MACHINE, gt=0)
+    together: int | None = setting(
+        None, "Points evaluated in one forward pass.", MACHINE, unset="as many as pay, by the tokens of the batch", ge=1
+    )
+    cache_prefix: bool = setting(True, "Compute frozen blocks below the trained ones once per example.", MACHINE)
+    compile: bool | Literal["auto"] = setting(
+        False, "Compile the blocks with torch.compile; auto measures at the start whether that pays.", MACHINE
+    )
+    train_examples: int | None = setting(1000, "Training examples used; none: all.", DATA, ge=1)
+    eval_examples: int | None = setting(500, "Held-out examples used; none: all.", DATA, ge=1)
+    eval_split: Literal["validation", "test"] = setting("validation", "Split that is held out.", DATA)
+    draw: Literal["random", "first"] = setting(
+        "random", "Which examples of a file are used, where that is not all of them.", DATA
+    )
+    eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
+    save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)
+    max_failures: int = setting(10, "Failed steps in a row after which the run stops.", CHECKS, ge=1)
+    prompt_template: str | None = setting(
+        None, 'Prompt with columns in braces, for example "{text} It was".', DATA, unset="the task's"
+    )
+    label_words: dict[str, str] | list[str] | None = setting(
+        None,
+        'The word that stands for each label, for example "0= terrible,1= great".',
+        DATA,
+        unset="the task's",
+        form="label=word,...",
+    )
+    text_column: str | None = setting(None, "For files: the column that {text} stands for.", DATA, unset="text")
+    label_column: str | None = setting(None, "For files: the column of the label.", DATA, unset="label")
+
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """`q_proj,v_proj` is the list of both."""
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("method_settings", mode="before")
     @classmethod
@@ -111,8 +189,11 @@ class TrainSettings(BaseModel):
     def _words_are_text(cls, value: Any) -> Any:
         """Labels and words that a config holds as numbers are meant as text: {0: bad, 1: good}, and labels true, false.
 
-        A word that is a truth value was yes or no, on or off, and nothing tells which.
+        A word that is a truth value was yes or no, on or off, and nothing tells which. One text is read as
+        `parse_label_words` reads it.
         """
+        if isinstance(value, str):
+            return parse_label_words(value)
         words = list(value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ())
         if any(isinstance(word, bool) for word in words):
             raise ValueError("in YAML yes, no, on, off, true and false are truth values; write such a word in quotes")
@@ -123,15 +204,17 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _one_quantization(self) -> Self:
         if self.quantized and self.quantize is not None:
-            raise ValueError("quantized keeps a .gguf packed, quantize makes 4 or 8 bits of a dense model: choose one")
+            raise ValueError(
+                "quantized keeps a .gguf packed, quantize makes a dense model 4 or 8 bits wide: choose one"
+            )
         return self
 
     @model_validator(mode="after")
     def _compile_fits(self) -> Self:
         if self.compile and (self.quantized or self.quantize or self.offload):
             raise ValueError(
-                "compile does not go with quantized, quantize or offload: what takes the time there is nothing that "
-                "torch.compile sees; leave one out"
+                "compile does not go with quantized, quantize or offload: torch.compile cannot speed up what takes the "
+                "time there; leave one out"
             )
         return self
 
@@ -140,12 +223,12 @@ class TrainSettings(BaseModel):
         if self.offload is None:
             return self
         refused = {
-            "quantized": (self.quantized, "the blocks of a .gguf are no tensors that can be moved on the disk"),
-            "quantize": (self.quantize is not None, "a library holds its integers in memory"),
+            "quantized": (self.quantized, "the packed blocks of a .gguf cannot be offloaded"),
+            "quantize": (self.quantize is not None, "the library keeps its integers in memory"),
             "rounding = split": (self.rounding == "split", "the low halves of split weights are not offloaded"),
             f"device = {self.device}": (
                 self.offload == "disk" and self.device != "cpu",
-                "weights on the disk are read by the CPU",
+                "only the CPU reads weights from the disk",
             ),
         }
         for name, (given, why) in refused.items():
@@ -166,19 +249,37 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) else value
 
 
+def accepts(name: str) -> str:
+    """How a value of a setting is written: "integer", "number|auto", "data|directions|both"."""
+    field = TrainSettings.model_fields[name]
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "form" in extra:
+        return str(extra["form"])
+    words = {int: "integer", float: "number", str: "text", bool: "on|off"}
+    kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+    found: list[str] = []
+    for kind in kinds:
+        plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        found += map(str, get_args(plain)) if get_origin(plain) is Literal else [words[plain]] if plain in words else []
+    return "|".join(found)
+
+
 def parse(data: dict[str, Any]) -> TrainSettings:
     """Validated settings; SettingsError with one line that names the first mistake."""
     try:
         return TrainSettings.model_validate(data)
     except ValidationError as e:
         first = e.errors()[0]
+        text = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:  # settings that do not go together: the message says which
-            raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(field.alias or key for key, field in TrainSettings.model_fields.items())
-            raise SettingsError(f"there is no setting {name!r}; there are {known}") from None
-        raise SettingsError(f"{name} = {first['input']!r}: {first['msg']}") from None
+            raise SettingsError(text) from None
+        key = str(first["loc"][0])
+        known = {field.alias or name: name for name, field in TrainSettings.model_fields.items()}
+        if key not in known:
+            raise SettingsError(f"there is no setting {key!r}; there are {', '.join(known)}") from None
+        if first["type"].endswith(("_parsing", "_type", "literal_error")):
+            text = f"Input should be {accepts(known[key])}"
+        raise SettingsError(f"{key} = {data[key]!r}: {text}") from None
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -195,7 +296,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as e:
         raise SettingsError(f"the config {file} does not parse: {str(e).splitlines()[0]}") from None
     if not isinstance(data, dict):
-        raise SettingsError(f"the config {file} must hold keys and values, it holds {type(data).__name__}")
+        raise SettingsError(f"the config {file} must hold keys and values, but it holds {type(data).__name__}")
     return data
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zograd import methods
+from zograd import methods, plugins
 from zograd.core.run import Method, Record, Run
 from zograd.core.schedules import Schedule
 from zograd.core.tape import Tape
@@ -342,6 +342,7 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
                 out, s.stored(), work.base, trained=list(p.trained), metrics_before=finite(asdict(before)),
                 data=work.data,
                 **({"compile": compiling} if compiling else {}),
+                **({"plugins": used} if (used := plugins.recorded()) else {}),
             )  # fmt: skip
             closing.callback(directory.close)
             header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them

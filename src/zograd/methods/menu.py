@@ -13,10 +13,13 @@ from zograd.core.schedules import Schedule
 from zograd.errors import UsageError
 from zograd.laws import Law
 
-__all__ = ["MENU", "MU", "Entry", "Rate", "describe", "entry", "law_named", "make", "names", "plain"]
+__all__ = [
+    "MENU", "MU", "Entry", "Rate", "describe", "entry", "law_named", "make", "names", "plain", "register_law",
+]  # fmt: skip
 
 Rate: TypeAlias = float | Schedule
 Build = TypeVar("Build", bound=Callable[..., Method[Any]])
+Made = TypeVar("Made", bound=type)
 
 MU = 2.0**-10
 """Default radius: a power of two next to MeZO's 1e-3, so that adding it to a 16-bit weight rounds little."""
@@ -35,6 +38,12 @@ class Entry:
 
 
 MENU: dict[str, Entry] = {}
+LAWS: dict[str, Callable[[], Law]] = {}
+"""Laws of directions that are no part of zograd, by their names on the command line."""
+
+
+class DuplicateNameError(UsageError):
+    """Two methods, or two laws, of one name."""
 
 
 def entry(
@@ -44,10 +53,36 @@ def entry(
 
     def register(build: Build) -> Build:
         name = build.__name__
+        known = MENU.get(name)
+        if known is not None and not known.build.__module__ == build.__module__ == "__main__":  # a cell, run again
+            raise DuplicateNameError(
+                f"there are two methods {name!r}, in {_place(known.build)} and in {_place(build)}; rename one"
+            )
         MENU[name] = Entry(name, build, source, extra_memory, formula, example or {})
         return build
 
     return register
+
+
+def _place(build: Callable[..., Any]) -> str:
+    """Where a function is defined."""
+    return f"{build.__module__} ({inspect.getsourcefile(build)})"
+
+
+def register_law(law: Made) -> Made:
+    """Decorator: make a law known to `--law` and `--set law=` by the name of its class in lower case.
+
+    It is called without arguments.
+    """
+    name = law.__name__.lower()
+    if name in _built_in_laws() or name in LAWS:
+        raise DuplicateNameError(f"there are two laws {name!r}, and {law.__module__}.{law.__name__} is one; rename it")
+    LAWS[name] = law
+    return law
+
+
+def _built_in_laws() -> dict[str, Callable[[], Law]]:
+    return {n.lower(): getattr(laws, n) for n in laws.__all__ if "fixed_norm" in dir(getattr(laws, n)) and n != "Law"}
 
 
 def names() -> list[str]:
@@ -73,11 +108,10 @@ def make(name: str, **settings: Any) -> Method[Any]:
 
 def law_named(name: str) -> Law:
     """A law of directions, with its defaults, by its lower-case name as the command line gives it."""
-    kinds = {n.lower(): getattr(laws, n) for n in laws.__all__ if "fixed_norm" in dir(getattr(laws, n)) and n != "Law"}
+    kinds = _built_in_laws() | LAWS
     if name not in kinds:
         raise ValueError(f"there is no law {name!r}; use one of {', '.join(kinds)}")
-    law: Law = kinds[name]()
-    return law
+    return kinds[name]()
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Problems with a domain: simplices, meshes, positive hyper-parameters, orthonormal frames.
 
 Each is a loss in the coordinates of the space that its domain suggests and in flat ones (`base.GeometryProblem`), so
-that what a geometry buys can be measured: `zograd bench geometry`. Files: base.py (what a problem is, and a run that
-counts points outside), simplex.py, mesh.py (Poisson and Helmholtz by scikit-fem), gaussian_process.py, stiefel.py,
-contest.py (tuning, runs, results file), page.py (docs/geometry.md).
+that what a geometry buys can be measured: `python -m benchmarks.geometry`.
+
+Files: base.py (what such a problem is, and a run that counts points outside), simplex.py, mesh.py and pde.py (Poisson
+and Helmholtz by scikit-fem), gaussian_process.py, stiefel.py. Problems without a domain: problem.py and small.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cache
 
 from zograd.problems.base import GeometryProblem, View, Walk
 from zograd.problems.gaussian_process import hyperparameters
-from zograd.problems.mesh import helmholtz, poisson
+from zograd.problems.pde import helmholtz, poisson
 from zograd.problems.simplex import near_boundary
 from zograd.problems.stiefel import trace
 

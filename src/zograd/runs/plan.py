@@ -130,6 +130,8 @@ def plan(
         raise UsageError(f"batch_size and seq_len must be at least 1, got {batch_size} and {seq_len}")
     if rounding not in ("stochastic", "split", "nearest"):
         raise UsageError(f"unknown rounding {rounding!r}; use 'stochastic', 'split' or 'nearest'")
+    if offload not in (None, "disk"):
+        raise UsageError(f"offload={offload!r} is not planned; use 'disk', or leave it out")
     if offload is not None and quantized:
         raise UsageError("offload does not go with quantized: leave one out")
     method_named(method)

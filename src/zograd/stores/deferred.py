@@ -28,7 +28,7 @@ from zograd.stores.leaf import CHUNK, Leaf
 from zograd.stores.low_rank import Drawn, SignSide, sign_side
 
 if TYPE_CHECKING:
-    from zograd.stores.store import Store
+    from zograd.stores import Store
 
 LIMIT = 8
 """Steps whose moves of rank one may be pending at a matrix."""

@@ -13,7 +13,7 @@ from zograd.core.sums import Sum
 from zograd.core.vector import Array, Basis, Noise, Vector
 
 if TYPE_CHECKING:
-    from zograd.stores.store import Store
+    from zograd.stores import Store
 
 
 def gram(store: Store, vectors: Sequence[Vector]) -> Array:

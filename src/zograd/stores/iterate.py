@@ -14,7 +14,7 @@ from zograd.stores.leaf import CHUNK, Block, Leaf
 from zograd.stores.low_rank import SignSide, sign_sides
 
 if TYPE_CHECKING:
-    from zograd.stores.store import Store
+    from zograd.stores import Store
 
 
 class Rate(NamedTuple):

@@ -1,4 +1,4 @@
-"""`bench gpu` from end to end on a tiny model on the CPU: keys, exactness, gates, and what it says without a device."""
+"""`python -m benchmarks.gpu` on a tiny model on the CPU: keys, exactness, gates, and what it says without a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks import gpu
-from zograd.cli import app
 
 pytest.importorskip("transformers")
 
@@ -133,7 +132,7 @@ def test_the_large_shapes_have_their_size(name: str, weights: int) -> None:
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_without_a_device_one_line_says_so(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run = CliRunner().invoke(app, ["bench", "gpu", *arguments])
+    run = CliRunner().invoke(gpu.app, [*arguments])
     assert run.exit_code == 0
     assert len(run.stdout.splitlines()) == 1
     assert "no CUDA device" in run.stdout
@@ -148,6 +147,6 @@ def test_an_unknown_shape_is_named() -> None:
 
 def test_the_command_ends_in_1_when_a_stage_failed(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any]) -> None:
     monkeypatch.setattr(gpu, "bench_gpu", lambda *_, **__: {**found, "failed": {"steps": "RuntimeError: broken"}})
-    run = CliRunner().invoke(app, ["bench", "gpu", "--model", "tiny", "--device", "cpu"])
+    run = CliRunner().invoke(gpu.app, ["--model", "tiny", "--device", "cpu"])
     assert run.exit_code == 1
     assert "FAILED: steps: RuntimeError: broken" in run.stdout

@@ -1,4 +1,4 @@
-"""`zograd bench methods`: budgets, tuning, resumption, divergence, and a page that the file alone decides."""
+"""`python -m benchmarks.methods`: budgets, tuning, resumption, divergence, and a page that the file alone decides."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from benchmarks import methods as bench
 from benchmarks.language import LoraTask
 from benchmarks.methods import (
     NEEDS,
+    Comparison,
     Meter,
-    Plan,
     Results,
     compare,
     half_decades,
@@ -31,10 +31,10 @@ from benchmarks.methods import (
 )
 from benchmarks.methods_page import cells_of, columns_of, fingerprint, page, write
 from zograd import methods
-from zograd.cli import app
-from zograd.problems.small import METHOD_PROBLEMS, Problem, Session, method_problem
+from zograd.problems.problem import Problem, Session
+from zograd.problems.small import METHOD_PROBLEMS, method_problem
 
-TINY = Plan(budget=100, seeds=2, fraction=0.2, grid=half_decades(1e-3, 1e-1))
+TINY = Comparison(budget=100, seeds=2, fraction=0.2, grid=half_decades(1e-3, 1e-1))
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -45,7 +45,7 @@ def test_every_entry_has_its_needs_met_on_some_problem() -> None:
     for name in methods.names():
         if name not in NEEDS:
             assert not methods.describe(name)["required"], f"{name} needs settings; give it a line in NEEDS"
-        assert any(unfit(p, name, 10_000, Plan()) is None for p in problems), name
+        assert any(unfit(p, name, 10_000, Comparison()) is None for p in problems), name
 
 
 def test_what_the_table_says_of_entries_is_what_they_are() -> None:
@@ -120,7 +120,7 @@ def test_divergence_is_a_result(tmp_path: Path) -> None:
     assert found["value"] is None
     assert found["curve"][-1] is None
     assert found["evaluations"] < 400, "a run that is lost is not paid for to the end"
-    plan = Plan(budget=200, seeds=2, fraction=0.5, grid=(10.0,))
+    plan = Comparison(budget=200, seeds=2, fraction=0.5, grid=(10.0,))
     counts = compare(["quadratic-100"], ["mezo"], plan, tmp_path / "m" / "r.jsonl")
     assert counts["diverged"] == 2
     text = page(load(tmp_path / "m" / "r.jsonl"))
@@ -173,12 +173,12 @@ def test_results_resume_without_computing_anything_twice(tmp_path: Path, monkeyp
     again = compare(["quadratic-100", "logistic-cancer"], names, TINY, out)
     assert (again["tuning"], again["run"], again["skip"], calls) == (0, 0, 0, [])
     assert out.read_bytes() == before
-    more = Plan(TINY.budget, 3, TINY.fraction, TINY.grid)
+    more = Comparison(TINY.budget, 3, TINY.fraction, TINY.grid)
     compare(["quadratic-100"], names, more, out)
     assert [(name, seed) for name, _, _, seed in calls] == [("mezo", 2), ("lozo", 2), ("cbo", 2)]
     assert out.read_bytes().startswith(before)
     calls.clear()
-    compare(["quadratic-100"], ["mezo"], Plan(120, 1, TINY.fraction, TINY.grid), out)
+    compare(["quadratic-100"], ["mezo"], Comparison(120, 1, TINY.fraction, TINY.grid), out)
     assert len(calls) == len(TINY.grid) + 1, "another budget is another cell"
 
 
@@ -197,8 +197,8 @@ def test_an_interrupted_line_is_computed_again(tmp_path: Path) -> None:
 
 def test_processes_give_the_same_lines(tmp_path: Path) -> None:
     one, two = tmp_path / "a" / "r.jsonl", tmp_path / "b" / "r.jsonl"
-    compare(["quadratic-100"], ["mezo", "zo_sgd"], Plan(40, 1, 0.5, (0.01,)), one)
-    compare(["quadratic-100"], ["mezo", "zo_sgd"], Plan(40, 1, 0.5, (0.01,)), two, jobs=2)
+    compare(["quadratic-100"], ["mezo", "zo_sgd"], Comparison(40, 1, 0.5, (0.01,)), one)
+    compare(["quadratic-100"], ["mezo", "zo_sgd"], Comparison(40, 1, 0.5, (0.01,)), two, jobs=2)
     assert sorted(one.read_text().splitlines()) == sorted(two.read_text().splitlines())
 
 
@@ -209,7 +209,7 @@ def test_the_setup_changes_with_what_decides_the_numbers() -> None:
         for p in (a, b)
         for name in ("mezo", "zo_sgd", "senszoq")
         for budget in (100, 200)
-        for plan in (TINY, Plan(fraction=0.5))
+        for plan in (TINY, Comparison(fraction=0.5))
     }
     assert len(setups) == 24
     assert bench.digest(a, "senszoq", 100, TINY) == bench.digest(a, "senszoq", 100, TINY)
@@ -296,14 +296,14 @@ def test_the_published_page_shows_the_published_results() -> None:
     from PIL import Image
 
     lines = load(DOCS / "methods" / "results.jsonl")
-    assert (DOCS / "methods.md").read_text() == page(lines), "run: zograd bench methods --page"
+    assert (DOCS / "methods.md").read_text() == page(lines), "run: python -m benchmarks.methods --page"
     kinds = {cell.kind for cell in cells_of(lines)}
     total = 0
     for kind in kinds:
         path = DOCS / "methods" / f"{kind}.png"
         total += path.stat().st_size
         with Image.open(path) as image:
-            assert image.text["Description"] == fingerprint(lines), "run: zograd bench methods --page"
+            assert image.text["Description"] == fingerprint(lines), "run: python -m benchmarks.methods --page"
     assert total < 400_000
 
 
@@ -314,13 +314,13 @@ def test_an_empty_file_has_no_page(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "methods" / "results.jsonl"
-    args = ["bench", "methods", "--problems", "quadratic-100", "--methods", "mezo,zo_sgd", "--budget", "50"]
+    args = ["--problems", "quadratic-100", "--methods", "mezo,zo_sgd", "--budget", "50"]
     args += ["--seeds", "1", "--grid", "1e-2,1e-1", "--out", str(out), "--json"]
     runner = CliRunner()
-    result = runner.invoke(app, args)
+    result = runner.invoke(bench.app, args)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[-1])["run"] == 2
-    result = runner.invoke(app, ["bench", "methods", "--page", "--out", str(out), "--json"])
+    result = runner.invoke(bench.app, ["--page", "--out", str(out), "--json"])
     assert json.loads(result.stdout.splitlines()[-1])["page"] == str(tmp_path / "methods.md")
     assert len(load(out)) == 4, "--page alone computes nothing"
 
@@ -335,7 +335,7 @@ def test_the_command(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(args: list[str], message: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", "methods", *args, "--out", str(tmp_path / "m" / "r.jsonl")])
+    result = CliRunner().invoke(bench.app, [*args, "--out", str(tmp_path / "m" / "r.jsonl")])
     assert result.exit_code == 2
     assert message in result.stderr
 

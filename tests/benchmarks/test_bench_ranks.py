@@ -1,4 +1,4 @@
-"""`bench ranks` on a tiny model: its keys, exact equality, and what it refuses. Speed is not asserted here."""
+"""`python -m benchmarks.ranks` on a tiny model: its keys, exact equality, what it refuses. Speed is not asserted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zograd.bench import bench_ranks
+from benchmarks.ranks import bench_ranks
 
 
 @pytest.mark.slow  # loads the libraries in two processes more

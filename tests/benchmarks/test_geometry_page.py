@@ -1,4 +1,4 @@
-"""`zograd bench geometry`: equal budgets and tuning, resumption, and a page that the file alone decides."""
+"""`python -m benchmarks.geometry`: equal budgets and tuning, resumption, and a page that the file alone decides."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import geometry as contest
-from benchmarks.geometry import TUNING_SEED, Plan, cell, compare, digest, tune, walk, ways_on
+from benchmarks.geometry import TUNING_SEED, GeometryComparison, cell, compare, digest, tune, walk, ways_on
 from benchmarks.geometry_page import at_a_glance, page, pictured, rows_of, write
 from benchmarks.methods import Results, load
 from benchmarks.methods_page import fingerprint
-from zograd.cli import app
 from zograd.problems import PROBLEMS, problem_named
 
-TINY = Plan(budget=60, seeds=2, fraction=0.3)
+TINY = GeometryComparison(budget=60, seeds=2, fraction=0.3)
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -93,7 +92,7 @@ def test_the_setup_changes_with_what_decides_the_numbers() -> None:
         for problem in map(problem_named, ("simplex-kl-20", "simplex-square-20"))
         for way in ways_on(problem).values()
         for budget in (60, 90)
-        for plan in (TINY, Plan(fraction=0.5))
+        for plan in (TINY, GeometryComparison(fraction=0.5))
     }
     assert len(setups) == 2 * 9 * 2 * 2
 
@@ -138,7 +137,7 @@ def test_the_page_is_a_function_of_the_file(tmp_path: Path) -> None:
     from PIL import Image
 
     out = tmp_path / "geometry" / "results.jsonl"
-    results, plan = Results(out), Plan(budget=31, seeds=1, fraction=0.3, grid=(0.01, 0.1))
+    results, plan = Results(out), GeometryComparison(budget=31, seeds=1, fraction=0.3, grid=(0.01, 0.1))
     for way in ("space, sgd", "flat reverted, sgd", "flat naive, sgd"):
         for found in cell("mesh-poisson", way, plan):
             results.append(found)
@@ -161,13 +160,13 @@ def test_the_published_page_shows_the_published_results() -> None:
     from PIL import Image
 
     lines = load(DOCS / "geometry" / "results.jsonl")
-    assert (DOCS / "geometry.md").read_text() == page(lines), "run: zograd bench geometry --page"
+    assert (DOCS / "geometry.md").read_text() == page(lines), "run: python -m benchmarks.geometry --page"
     found = rows_of(lines)
     figures = [f"{name}.png" for name in found] + [f"{n}-meshes.png" for n, rows in found.items() if pictured(rows)]
     assert {path.name for path in (DOCS / "geometry").glob("*.png")} == set(figures)
     for name in figures:
         with Image.open(DOCS / "geometry" / name) as image:
-            assert image.text["Description"] == fingerprint(lines), "run: zograd bench geometry --page"
+            assert image.text["Description"] == fingerprint(lines), "run: python -m benchmarks.geometry --page"
     assert sum((DOCS / "geometry" / name).stat().st_size for name in figures) < 500_000
 
 
@@ -191,12 +190,12 @@ def test_what_the_published_results_show() -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "geometry" / "results.jsonl"
-    args = ["bench", "geometry", "--problems", "stiefel-trace", "--budget", "40", "--seeds", "1", "--out", str(out)]
-    result = CliRunner().invoke(app, [*args, "--page", "--json"])
+    args = ["--problems", "stiefel-trace", "--budget", "40", "--seeds", "1", "--out", str(out)]
+    result = CliRunner().invoke(contest.app, [*args, "--page", "--json"])
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout.splitlines()[-1])
     assert (told["run"], told["page"]) == (7, str(tmp_path / "geometry.md"))
-    shown = CliRunner().invoke(app, ["bench", "geometry", "--page", "--out", str(out)])
+    shown = CliRunner().invoke(contest.app, ["--page", "--out", str(out)])
     assert shown.stdout.splitlines()[0].startswith("| problem | start | best on the space |")
 
 
@@ -210,6 +209,6 @@ def test_the_command(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named(args: list[str], message: str, code: int, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", "geometry", *args, "--out", str(tmp_path / "g" / "r.jsonl")])
+    result = CliRunner().invoke(contest.app, [*args, "--out", str(tmp_path / "g" / "r.jsonl")])
     assert result.exit_code == code
     assert message in result.stderr

@@ -1,0 +1,150 @@
+"""Commands that make runs: quickstart, train, replay."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zograd.cli.options import Plugins, later, with_settings
+from zograd.cli.output import Debug, Json, app, conclude, emit, guarded, mib, number, percent, say
+
+Out = Annotated[Path, typer.Option(help="Folder of the run.")]
+Threads = Annotated[int | None, typer.Option(help=r"CPU threads. \[all]")]
+
+
+def register() -> None:
+    app.command()(guarded(quickstart))
+    later(app, "train", inspect.getdoc(train) or "", lambda: with_settings(train))
+    app.command()(guarded(replay))
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def quickstart(
+    out: Out = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option(help="Fixes directions, batches and rounding.")] = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a real language model on real data, with forward passes only, in a few minutes.
+
+    Example: zograd quickstart --seed 1
+    """
+    from zograd.llm.quickstart import quickstart as go
+
+    result = go(out, seed=seed, say=say)
+    table = "\n".join(
+        [
+            "",
+            f"  {result['model']} on {result['task']}, {result['examples']} test questions never trained on",
+            "",
+            f"    zero-shot                        {percent(result['accuracy_before'])}",
+            f"    calibrated zero-shot             {percent(result['accuracy_calibrated'])}   (label bias removed)",
+            f"    trained, forward passes only     {percent(result['accuracy_after'])}",
+            "",
+            f"  {result['steps']} steps of {result['method']}, {result['evaluations']} evaluations, "
+            f"{result['seconds']:.0f} s; {result['trained']:,} weights trained",
+            f"  peak memory {mib(result['peak_bytes'])}, inference alone {mib(result['inference_peak_bytes'])} "
+            f"(ratio {result['peak_bytes'] / result['inference_peak_bytes']:.3f})",
+            f"  the run: {result['run']}, a tape of {result['run_bytes'] / 1024:,.0f} KiB that rebuilds the weights",
+            f"  rebuild them: zograd replay {result['run']} --out my-model",
+        ]
+    )
+    conclude(result, json, table)
+
+
+def train(
+    out: Out,
+    given: dict[str, Any],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or TOML file with the same settings; options here win.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the run in --out; takes a new --steps or --eval-every."),
+    ] = False,
+    plugin: Plugins = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a model on a task.
+
+    On several processes, which exchange losses only: torchrun --standalone --nproc-per-node 2 -m zograd train ...
+
+    Example: zograd train --model smollm2-135m --task trec --train lora --method fzoo --steps 500 --out runs/a
+    """
+    from zograd import plugins
+    from zograd.distributed import joined
+    from zograd.llm.settings import parse, read_config
+    from zograd.llm.train import resumed
+    from zograd.llm.train import train as go
+
+    plugins.load(plugin or ())
+    data = read_config(config) if config else {}
+    if "set" in given and isinstance(data.get("set"), dict):
+        given = {**given, "set": {**data["set"], **given["set"]}}
+    settings = parse({**data, **given})
+    if resume and (out / "run.json").exists():  # torchrun's other processes may not have it
+        plugins.check(out, resume=True)
+        settings = resumed(settings, out)
+    with joined(settings.device, settings.timeout) as peers:
+        result = go(settings, out, resume=resume, quiet=json and not sys.stderr.isatty(), peers=peers)
+    if peers.rank:
+        return
+    conclude(result, json, _summary(result))
+
+
+def _summary(result: dict[str, Any]) -> str:
+    """The end of a run, for people."""
+    if result["metric_after"] is None:
+        first = f"not evaluated since it was stopped: zograd eval --run {result['run']}"
+    elif result["metric"] == "accuracy":
+        first = (
+            f"accuracy: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "
+            f"(calibrated zero-shot {percent(result['metric_calibrated'])}; {result['eval_examples']} held-out)"
+        )
+    else:
+        first = f"held-out loss: {number(result['metric_before'])} -> {number(result['metric_after'])}"
+    return "\n".join(
+        [
+            first,
+            f"{result['steps']} steps, {result['evaluations']} evaluations, {result['seconds']:.1f} s; peak memory "
+            f"{mib(result['peak_bytes'])}, inference alone {mib(result['inference_peak_bytes'])}",
+            ("stopped early; " if result["interrupted"] else "") + f"the run: {result['run']}",
+        ]
+    )
+
+
+def replay(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(help="New folder for the weights.")],
+    model: Annotated[str | None, typer.Option(help=r"The base model. \[the run's]")] = None,
+    to: Annotated[int | None, typer.Option(help=r"Stop at this step. \[the end]")] = None,
+    salvage: Annotated[
+        bool, typer.Option("--salvage", help="Of a damaged tape, use the steps before the damage.")
+    ] = False,
+    plugin: Plugins = None,
+    threads: Threads = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Base model + tape -> weights on disk (safetensors), without a single forward pass.
+
+    Example: zograd replay runs/quickstart --out my-model
+    """
+    set_threads(threads)
+    from zograd import plugins
+    from zograd.llm.train import replay as go
+
+    plugins.load(plugin or ())
+    plugins.check(run)
+    emit(go(run, model, out, to=to, salvage=salvage), json)

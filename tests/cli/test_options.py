@@ -1,0 +1,173 @@
+"""Every setting of a run is an option of the command line, described once; a measurement is a command by its name."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import zograd.distributed
+import zograd.llm.train
+from zograd.cli import app
+from zograd.cli.bench import MEASUREMENTS
+from zograd.llm.settings import TrainSettings, accepts, parse
+
+FIELDS = list(TrainSettings.model_fields)
+SOURCES = Path(__file__).parents[2] / "src" / "zograd"
+DONE = {
+    "metric": "loss", "metric_before": 1.0, "metric_after": 1.0, "steps": 1, "evaluations": 2, "seconds": 1.0,
+    "peak_bytes": 1, "inference_peak_bytes": 1, "interrupted": False, "run": "x",
+}  # fmt: skip
+
+
+def help_of(*command: str) -> str:
+    """The help without frames, on lines as long as it likes."""
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "250", "TERMINAL_WIDTH": "250"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainSettings]:
+    """The settings that `zograd train` would train with."""
+    seen: list[TrainSettings] = []
+
+    def train(settings: TrainSettings, *_: Any, **__: Any) -> dict[str, Any]:
+        seen.append(settings)
+        return DONE
+
+    monkeypatch.setattr(zograd.llm.train, "train", train)
+    monkeypatch.setattr(zograd.distributed, "joined", lambda *_: nullcontext(SimpleNamespace(rank=0)))
+    return seen
+
+
+def option(name: str) -> str:
+    return f"--{(TrainSettings.model_fields[name].alias or name).replace('_', '-')}"
+
+
+def typed(name: str) -> list[str]:
+    """An option with a value that is not the default."""
+    field = TrainSettings.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    if field.annotation is bool:
+        return [f"--no-{option(name)[2:]}" if default else option(name)]
+    samples = {"integer": "7", "number": "0.5", "text": "x", "name,...": "a,b", "label=word,...": "0= a,1= b"}
+    form = accepts(name)
+    value = "n=3" if form == "key=value" else samples.get(form) or next(v for v in form.split("|") if v != str(default))
+    return [option(name), samples.get(value, value)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_each_option_reaches_its_setting(name: str, trained: list[TrainSettings]) -> None:
+    arguments = typed(name)
+    result = CliRunner().invoke(app, ["train", "--out", "run", *arguments])
+    assert result.exit_code == 0, result.output
+    (settings,) = trained
+    assert settings.model_fields_set == {name}
+    default = TrainSettings.model_fields[name].get_default(call_default_factory=True)
+    assert getattr(settings, name) != default
+    if len(arguments) == 2 and name != "method_settings":
+        assert getattr(settings, name) == getattr(parse({option(name)[2:].replace("-", "_"): arguments[1]}), name)
+
+
+def test_the_help_shows_every_setting_with_its_default() -> None:
+    text = help_of("train")
+    for name, field in TrainSettings.model_fields.items():
+        assert re.search(rf"{option(name)}\b", text), name
+        assert field.description, name
+        assert field.description in text, name
+    for shown in ("[smollm2-135m]", "[1000]", "[q_proj,v_proj]", "[on]", "[the method's; 2^-7 for lora]", "[0]"):
+        assert shown in text, shown
+    for panel in ("Model", "Data", "Method", "What is trained", "Machine", "Evaluation and saving"):
+        assert f" {panel} " in text, panel
+
+
+def test_options_of_other_commands_are_the_same_settings() -> None:
+    for command in ("eval", "plan"):
+        text = help_of(command)
+        for name in ("model", "dtype", "quantized", "device"):
+            assert str(TrainSettings.model_fields[name].description) in text
+    assert "[trec, or the run's]" in help_of("eval")
+    assert "[float32]" in help_of("plan")
+
+
+def test_options_win_over_the_config_and_none_takes_a_limit_away(tmp_path: Path, trained: list[TrainSettings]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("quantized: true\nlr: 1e-3\ntrain_examples: 5\nset: {n: 2, q: 1}\n")
+    arguments = ["--config", str(config), "--no-quantized", "--train-examples", "none", "--set", "n=4"]
+    result = CliRunner().invoke(app, ["train", "--out", "run", *arguments])
+    assert result.exit_code == 0, result.output
+    (s,) = trained
+    assert (s.quantized, s.lr, s.train_examples, s.method_settings) == (False, 1e-3, None, {"n": 4, "q": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps", "many"], "steps = 'many': Input should be integer"),
+        (["--lr", "fast"], "lr = 'fast': Input should be number|auto"),
+        (["--lr", "-1"], "lr = '-1': Input should be greater than or equal to 0"),
+        (["--draw", "last"], "draw = 'last': Input should be random|first"),
+        (["--compile", "maybe"], "compile = 'maybe': Input should be on|off|auto"),
+        (["--text-column", "x", "--seed", "none"], "seed = 'none': Input should be integer"),
+        (["--label-words", "x"], "'x' is not of the form label=word"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_one_sentence(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, ["train", "--out", "run", *arguments])
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("zograd: ")
+    assert says in line
+
+
+def test_plan_and_eval_refuse_what_they_do_not_know() -> None:
+    result = CliRunner().invoke(app, ["plan", "--offload", "cpu"])
+    assert result.exit_code == 2
+    assert "use 'disk'" in result.stderr
+    assert CliRunner().invoke(app, ["eval", "--steps", "3"]).exit_code == 2
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_the_summary_of_a_measurement_is_the_first_line_of_its_function(name: str) -> None:
+    function = getattr(import_module(f"zograd.bench.{name}"), f"bench_{name}")
+    doc = inspect.getdoc(function) or ""
+    assert MEASUREMENTS[name] == doc.splitlines()[0]
+    assert f"Example: zograd bench {name}" in help_of("bench", name)
+
+
+def test_the_options_of_a_measurement_are_its_annotated_parameters() -> None:
+    text = help_of("bench", "exact")
+    assert "--queries" in text
+    assert "Queries after which the weights are compared. [1000]" in text
+    assert "--sizes" not in text, "only what has a help is an option"
+    assert "-n" in help_of("bench", "directions")
+
+
+def imported(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {name.partition(".")[0] for name in found}
+
+
+def test_the_package_does_not_import_the_benchmarks() -> None:
+    """They are not in the wheel."""
+    files = list(SOURCES.rglob("*.py"))
+    assert len(files) > 100
+    assert not [str(file) for file in files if "benchmarks" in imported(file)]
+
+
+def test_no_file_of_the_command_line_is_long() -> None:
+    assert not [f.name for f in (SOURCES / "cli").glob("*.py") if len(f.read_text(encoding="utf-8").splitlines()) > 400]
