@@ -117,7 +117,8 @@ def run_command(words: list[str], where: str, small: Small | None) -> None:
         assert words[1] == "install", f"{where}: {words}"
         assert wanted <= set(extras), f"{where}: pyproject.toml has no extra {wanted - set(extras)}"
     elif words[0] == "zograd":
-        done = zograd(shrunk(words[1:], small))
+        with without_plugins():
+            done = zograd(shrunk(words[1:], small))
         assert done[0] == 0, f"{where}: {words} ended with {done[0]}\n{done[1]}"
     elif words[0] == "torchrun" and small is not None:
         program = words[next(k for k, word in enumerate(words) if word.endswith(".py") or word == "-m") :]
@@ -132,6 +133,24 @@ def run_command(words: list[str], where: str, small: Small | None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         ended = subprocess.run([*python[words[0]], *words[1:]], capture_output=True, text=True, env=environment)
         assert ended.returncode == 0, f"{where}: {words} ended with {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+
+
+@contextlib.contextmanager
+def without_plugins() -> Iterator[None]:
+    """Afterwards the menu is as before, and a plugin of the same name can be run again."""
+    from zograd import plugins
+    from zograd.methods.menu import MENU
+
+    before, ran, modules = dict(MENU), dict(plugins._files), set(sys.modules)
+    try:
+        yield
+    finally:
+        for registry, entries in ((MENU, before), (plugins._files, ran)):
+            registry.clear()
+            registry.update(entries)  # type: ignore[arg-type]
+        for name in set(sys.modules) - modules:
+            if name.startswith("zograd_plugin_"):
+                del sys.modules[name]
 
 
 @contextlib.contextmanager
