@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-gpu test-matrix mutants lint format coverage files docs docs-check bench bench-check bench-gpu bench-methods clean
+.PHONY: quickstart test test-slow test-gpu test-matrix mutants lint format coverage files docs docs-check bench bench-check bench-gpu bench-methods release-check clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
@@ -70,6 +70,10 @@ bench-gpu: $(VENV)/.demo
 bench-methods: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.methods --problems a,b,c,d,e --jobs 2 --page
 
+# Builds sdist and wheel of what git has, checks both, and uses them in fresh environments, with and without a compiler.
+release-check: $(VENV)/.release
+	$(BIN)/python tools/release_check.py
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -83,6 +87,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt setup.py $(wildcard src/zograd/nati
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e ".[docs]"
+	touch $@
+
+$(VENV)/.release: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[release]"
 	touch $@
 
 .venv-floor/.dev: pyproject.toml constraints-floor.txt setup.py $(wildcard src/zograd/native.h src/zograd/*/_native.cpp)

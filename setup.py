@@ -7,6 +7,7 @@ The extensions are optional. Without a compiler the package installs all the sam
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 # No fused multiply-add anywhere: it would change the last bit (MSVC's /fp:precise already means that).
@@ -25,6 +26,17 @@ class BuildKernels(build_ext):
         ext.extra_link_args = [] if msvc else OPENMP
         super().build_extension(ext)
 
+    def get_export_symbols(self, ext):
+        """None for Windows' linker to look for: the sources mark what they export, and are no modules of Python."""
+        return ext.export_symbols
+
+
+class PlatformWheel(bdist_wheel):
+    """One wheel of a platform serves every Python: the kernels know nothing of it."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
     ext_modules=[
@@ -38,5 +50,5 @@ setup(
         )
         for part in ("kernels", "noise", "quantized")
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
 )

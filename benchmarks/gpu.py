@@ -33,8 +33,8 @@ from zograd.core.vector import Noise, Vector
 from zograd.errors import UsageError
 from zograd.estimators import Forward
 from zograd.laws import Law, Rademacher, RankOne
+from zograd.llm.build import ride_along
 from zograd.llm.scoring.loss import causal_losses
-from zograd.llm.train import ride_along
 from zograd.noise import Job, Kind, Term, backend, combine, combine_group, fold, portable
 from zograd.oracles import batched, sequential
 from zograd.rules import SGD

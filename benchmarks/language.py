@@ -59,7 +59,7 @@ class LanguageTask:
 
     def oracle(self, seed: int, whole: bool) -> Oracle:
         """One batch a step: queries with the same key share it. whole: a query without rows takes all examples."""
-        from zograd.llm.scoring.scorer import Batches
+        from zograd.llm.scoring.batches import Batches
 
         loaded = self._loaded
         batches = Batches(loaded.examples, self.batch, seed)
@@ -165,9 +165,9 @@ class ScalesTask(LanguageTask):
 
     def begin(self, space: Space, seed: int, whole: bool = False) -> Session:
         session = super().begin(space, seed, whole)
-        probes = Probes(session.oracle)
+        probes = Probes()
         judge = session.judge
-        return replace(session, oracle=probes, judge=lambda: {**judge(), **probes.shares()})
+        return replace(session, oracle=probes.counted(session.oracle), judge=lambda: {**judge(), **probes.shares()})
 
 
 @dataclass(frozen=True)

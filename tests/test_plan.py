@@ -159,7 +159,7 @@ def test_changes_are_combined_when_none_is_enough_alone(folder: str, monkeypatch
 
 
 def test_unknown_memory_is_said(folder: str, monkeypatch: pytest.MonkeyPatch):
-    assert "does not tell" in advice_with(monkeypatch, None, folder)[0]
+    assert "does not say" in advice_with(monkeypatch, None, folder)[0]
 
 
 def test_bad_input_is_named(folder: str, tmp_path: Path):

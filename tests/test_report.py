@@ -24,11 +24,11 @@ from zograd.core.tape import Tape, TapeError, TapeWriter
 from zograd.core.vector import Vector
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
+from zograd.runs.errors import RunError
 from zograd.runs.report import report
 from zograd.runs.report.figures import letter, png
 from zograd.runs.report.panels import GROUPS, panels_of, thinned
 from zograd.runs.report.read import Margin, margin, read
-from zograd.runs.rundir import RunError
 from zograd.stores import Rate
 
 COMMON: dict[str, Any] = {
@@ -422,7 +422,7 @@ def bad_tape(run: Path) -> None:
 
 
 BAD = {
-    "no folder": (bad_folder, "is no folder of a run"),
+    "no folder": (bad_folder, "is not the folder of a run"),
     "no run": (bad_empty, "holds no run"),
     "run.json that does not parse": (bad_json, "does not parse"),
     "run.json of something else": (bad_shape, "has no settings and model of a run"),
@@ -444,12 +444,12 @@ def test_a_folder_that_is_no_whole_run_is_named_and_nothing_is_written(copy: Pat
 def test_only_a_report_is_overwritten(copy: Path) -> None:
     out = copy.parent / "report.html"
     out.write_text("my notes")
-    with pytest.raises(RunError, match="is no report of zograd, so it is not overwritten"):
+    with pytest.raises(RunError, match="is not a report of zograd, so it is not overwritten"):
         report([copy], out)
     assert out.read_text() == "my notes"
     out.unlink()
     out.with_suffix(".png").write_bytes(b"my picture")
-    with pytest.raises(RunError, match=r"report.png exists and is no report"):
+    with pytest.raises(RunError, match=r"report.png exists and is not a report"):
         report([copy], out, image=True)
     assert not out.exists()
     out.with_suffix(".png").unlink()
@@ -460,7 +460,7 @@ def test_only_a_report_is_overwritten(copy: Path) -> None:
         report([copy], copy.parent / "nowhere" / "r.html")
     with pytest.raises(RunError, match="is a folder; --out names the file"):
         report([copy], copy.parent)
-    with pytest.raises(RunError, match=r"give it the suffix \.html"):
+    with pytest.raises(RunError, match=r"give the page the suffix \.html"):
         report([copy], copy.parent / "r.png", image=True)
 
 

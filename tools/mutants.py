@@ -86,24 +86,31 @@ MUTANTS = (
     ),
     Mutant(
         "a state that is ahead of the tape is loaded",
-        "src/zograd/runs/rundir.py",
+        "src/zograd/runs/state.py",
         "not 0 <= step <= tape.steps",
         "not 0 <= step",
         ("tests/llm/test_run_folder.py::test_a_state_that_does_not_fit_is_left_aside_with_a_sentence",),
     ),
     Mutant(
         "the state of another run is loaded",
-        "src/zograd/runs/rundir.py",
+        "src/zograd/runs/state.py",
         'if about["tape"] != str(tape.checksum(step)):',
         "if False:",
         ("tests/llm/test_run_folder.py::test_a_state_that_does_not_fit_is_left_aside_with_a_sentence",),
     ),
     Mutant(
         "moves of rank one wait beyond an evaluation",
-        "src/zograd/llm/train.py",
+        "src/zograd/llm/loop.py",
         "for every in (LIMIT, s.eval_every) if every)",
         "for every in (LIMIT,) if every)",
         ("tests/llm/test_run_folder.py::test_a_run_whose_bits_depend_on_evaluations_keeps_them",),
+    ),
+    Mutant(
+        "what one batch shows about the memory is forgotten in the next",
+        "src/zograd/llm/oracle.py",
+        "points.limit = self.limit",
+        "points.limit = -1",
+        ("tests/llm/test_oracle.py::test_a_limit_holds_for_later_batches_and_for_the_peers",),
     ),
     Mutant(
         "the rest of a move is dropped when a forward raises midway",
@@ -142,14 +149,14 @@ MUTANTS = (
     ),
     Mutant(
         "every epoch has the same order of examples",
-        "src/zograd/llm/scoring/scorer.py",
+        "src/zograd/llm/scoring/batches.py",
         "np.random.Philox(fold(self.seed, epoch))",
         "np.random.Philox(fold(self.seed, 0))",
         ("tests/llm/test_llm_scoring.py::test_each_epoch_has_an_order_of_its_own",),
     ),
     Mutant(
         "biases and norm gains decay",
-        "src/zograd/llm/loading/__init__.py",
+        "src/zograd/llm/loading/selection.py",
         "{name: int(p.ndim <= 1) for name, p in chosen.items()}",
         "{name: 0 for name, p in chosen.items()}",
         (
@@ -191,7 +198,7 @@ MUTANTS = (
     ),
     Mutant(
         "a replay that ends at other weights than the run is saved",
-        "src/zograd/llm/train.py",
+        "src/zograd/llm/restore.py",
         'recorded.get("sha256") != sha256:',
         'not recorded.get("sha256"):',
         ("tests/llm/test_run_folder.py::test_a_replay_that_ends_elsewhere_than_the_run_writes_nothing",),
@@ -219,7 +226,7 @@ MUTANTS = (
     ),
     Mutant(
         "training goes on when its loss has run away",
-        "src/zograd/llm/train.py",
+        "src/zograd/llm/loop.py",
         "if self.away_in_a_row >= s.max_failures:",
         "if False:",
         ("tests/llm/test_llm_train.py::test_a_run_that_runs_away_ends_with_a_sentence",),

@@ -90,7 +90,8 @@ def check(run: str | Path, *, resume: bool = False) -> None:
     Raises PluginError for a file that was not given again. A file that has changed is a warning, or a PluginError with
     `resume`, since the run would go on as another one. A package that is not installed is a warning.
     """
-    from zograd.runs.rundir import RunDirectory, RunError
+    from zograd.runs.errors import RunError
+    from zograd.runs.rundir import RunDirectory
 
     found = RunDirectory.open(run).meta.get("plugins", [])
     if not isinstance(found, list) or not all(isinstance(p, dict) and _is_text(p) for p in found):

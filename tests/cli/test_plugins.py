@@ -15,7 +15,7 @@ from test_cli import Finished, process
 from test_cli import zograd as in_process
 
 from zograd import plugins
-from zograd.hub.tasks import _OWN, _TASKS
+from zograd.hub.named_tasks import NAMED_TASKS, REGISTERED
 from zograd.methods import menu
 
 PLUGIN = '''"""A method, a task and a law that zograd does not have."""
@@ -52,7 +52,7 @@ def verdicts():
 @contextmanager
 def fresh(path: Path | None) -> Iterator[None]:
     """Inside, no plugin has been run yet; path: a folder of installed packages. Afterwards nothing is left of any."""
-    registries = (menu.MENU, menu.LAWS, _TASKS, _OWN, plugins._files, plugins._packages)
+    registries = (menu.MENU, menu.LAWS, NAMED_TASKS, REGISTERED, plugins._files, plugins._packages)
     before, modules = [dict(r) for r in registries], set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         if path is not None:

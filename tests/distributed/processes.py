@@ -1,4 +1,4 @@
-"""Two processes of torch.distributed on gloo, and what each of them found: run once, asserted by many tests."""
+"""Run two processes of torch.distributed on gloo once; many tests assert on their results."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ CASES = [
 
 
 def sharing(peers: Peers) -> dict[Any, Any]:
-    """Each case: the outcome, the bytes a step."""
+    """Case -> (outcome, bytes sent in each step)."""
     found: dict[Any, Any] = {}
     for case in CASES:
         name, parts, deal, dropout = case
@@ -167,7 +167,7 @@ def split_history(peers: Peers, record: Record) -> None:
 
 
 def late(peers: Peers, folder: Path) -> tuple[str, str]:
-    """Rank 0 ran alone; rank 1 replays its tape, then both go on."""
+    """Rank 0 ran alone; rank 1 replays its tape, then both continue."""
     run, records, net = trained(Peers(), steps=4)
     data = b""
     if peers.rank == 0:
@@ -189,7 +189,7 @@ def late(peers: Peers, folder: Path) -> tuple[str, str]:
 
 
 def split_weights(peers: Peers) -> dict[str, Any]:
-    """FSDP2 and tensor parallelism: names of what differs from weights that are whole."""
+    """FSDP2 and tensor parallelism: names of results that differ from those with whole weights."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -343,6 +343,6 @@ def work(rank: int, world: int, folder: Path) -> None:
 
 
 def run_two(folder: Path) -> list[dict[str, Any]]:
-    """What each of two processes found."""
+    """The results of each of two processes."""
     multiprocessing.spawn(work, (2, folder), 2)
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(2)]

@@ -10,7 +10,7 @@ from zograd.distributed import Peers
 
 
 def pair(mine: int, other: int) -> Peers:
-    """A process of two, which hears from the other that so many points share a forward there."""
+    """One of two processes, whose peer reports how many points share a forward."""
     peers = Peers()
     peers.world, peers.own_limit = 2, lambda: mine
     theirs = Peers()

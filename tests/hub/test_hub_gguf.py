@@ -1,4 +1,4 @@
-"""A random Llama written as GGUF, as llama.cpp would, comes back as the same model."""
+"""A random Llama written as GGUF, as llama.cpp would, is read as the same model."""
 
 from __future__ import annotations
 

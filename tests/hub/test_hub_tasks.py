@@ -259,12 +259,12 @@ ERRORS = [
     ("d.csv", "text,label\na,pos\nb,c,pos\n", {}, r"d\.csv, line 3: 3 values for the 2 columns text, label"),
     ("d.csv", 'text,label\n"a\nb",pos\n"x"y,pos\n', {}, r"d\.csv, line 4: not valid CSV"),
     ("d.csv", "text,text\na,pos\n", {}, r"line 1: the column 'text' occurs twice"),
-    ("d.jsonl", GOOD + '{"text": ' + "[" * 200_000 + "\n", {}, r"d\.jsonl, line 2: lists or objects within each other"),
+    ("d.jsonl", GOOD + '{"text": ' + "[" * 200_000 + "\n", {}, r"d\.jsonl, line 2: lists or objects are nested"),
     (
         "d.jsonl",
         GOOD + '{"x": ' + '{"a":' * 200_000 + "\n",
         {},
-        r"d\.jsonl, line 2: lists or objects within each other",
+        r"d\.jsonl, line 2: lists or objects are nested",
     ),
     ("d.jsonl", GOOD + '{"text": "a\\ud800", "label": "pos"}\n', {}, r"line 2: the column 'text' holds half of a surr"),
     ("d.jsonl", GOOD + '{"text": "a", "label": "\\udfff"}\n', {}, r"line 2: the column 'label' holds half of a surrog"),
@@ -306,7 +306,7 @@ def test_one_sentence_for_each_mistake(tmp_path: Path, name: str, content, chang
 def test_a_damaged_file_gives_examples_or_one_sentence(
     tmp_path: Path, changes: list[tuple[int, bytes]], suffix: str
 ) -> None:
-    """Bytes of a valid file changed at random: a task, or a TaskError; what it gives can be written as UTF-8."""
+    """Bytes of a valid file changed at random: a task, or a TaskError; its texts can be written as UTF-8."""
     lines = [f'{{"text": "caf\\u00e9 {i}", "label": "{"pos" if i % 2 else "neg"}", "x": [{i}]}}' for i in range(6)]
     if suffix == ".csv":
         lines = ["text,label", *(f'"caf\u00e9, {i}",{"pos" if i % 2 else "neg"}' for i in range(6))]

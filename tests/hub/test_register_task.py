@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from zograd.hub import TaskError, load_task, register_task, select, tasks
-from zograd.hub.tasks import _OWN, _TASKS
+from zograd.hub.named_tasks import NAMED_TASKS, REGISTERED
 
 ROWS = [
     {"question": f"q{k}", "hint": "h", "label": str(k // 5), "split": ("train", "validation", "test")[k % 3]}
@@ -18,9 +18,9 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    before = dict(_TASKS), dict(_OWN)
+    before = dict(NAMED_TASKS), dict(REGISTERED)
     yield
-    for registry, entries in zip((_TASKS, _OWN), before, strict=True):
+    for registry, entries in zip((NAMED_TASKS, REGISTERED), before, strict=True):
         registry.clear()
         registry.update(entries)  # type: ignore[arg-type]
 
@@ -75,7 +75,7 @@ def test_a_record_that_does_not_fit_is_named(rows: list[dict[str, Any]], says: s
 def test_label_words_that_do_not_fit_are_refused_at_once(more: dict[str, Any], says: str) -> None:
     with pytest.raises(TaskError, match=says):
         register(**more)
-    assert "own" not in _TASKS
+    assert "own" not in NAMED_TASKS
 
 
 def test_a_name_that_is_taken_or_that_of_a_file_is_refused() -> None:

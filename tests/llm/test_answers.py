@@ -14,7 +14,7 @@ from zograd.hub import Example, Task
 from zograd.lens.branches import Branches
 from zograd.llm import loading
 from zograd.llm.scoring.packing import Layout
-from zograd.llm.scoring.packing import in_rows_of_their_own as padded
+from zograd.llm.scoring.packing import padded_layout as padded
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.scoring.shared_answers import Answers
 from zograd.llm.settings import TrainSettings
@@ -134,7 +134,7 @@ def test_prompts_without_room_for_all_words_go_the_long_way(
 
 @torch.no_grad()
 def test_scores_under_the_lens_and_under_branches(tiny_model: Path) -> None:
-    """At a perturbed point, and at several in one forward: what the long way gives there."""
+    """At one perturbed point, and at several in one forward: the scores of one prompt for each word."""
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     new, old = scorers(model, tokenizer)
     store = Store(loading.select(model, "full"))

@@ -15,9 +15,10 @@ from zograd.core.run import Run
 from zograd.lens.lens import Lens
 from zograd.llm import compiled as under_test
 from zograd.llm.compiled import CompileError, check, compiled, trial
+from zograd.llm.restore import replay
 from zograd.llm.scoring.loss import causal_losses
 from zograd.llm.settings import SettingsError, TrainSettings, parse
-from zograd.llm.train import replay, train
+from zograd.llm.train import train
 from zograd.oracles import batched, sequential
 from zograd.stores import Store
 
@@ -83,7 +84,7 @@ def graphs() -> tuple[int, int]:
     ],
 )
 def test_losses_are_those_of_the_model_as_it_is(name: str, dtype: torch.dtype, law: str | None) -> None:
-    """At both points of a step, far apart, however they are shown; a few graphs for all blocks, none of them broken."""
+    """At both points of a step, far apart, under each lens; a few graphs for all blocks, without a graph break."""
     expected, together, alone = both_ways(make_model(name, dtype), law)
     tolerance = 1e-3 if dtype == torch.bfloat16 else 1e-5
     assert together == pytest.approx(expected, rel=tolerance)

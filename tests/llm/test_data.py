@@ -1,4 +1,4 @@
-"""Which examples a run is trained and scored on: those of its own seed, and the same ones whoever asks."""
+"""The examples on which a run is trained and scored: they follow from its seed, for every command."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 import zograd.llm.evaluate as evaluation
 from zograd import Tape, TapeWriter
 from zograd.hub import Example, TaskError, load_task, select
+from zograd.llm.build import digest, examples_of
 from zograd.llm.evaluate import evaluate
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.train import digest, examples_of, train
+from zograd.llm.train import train
 
 WORDS = {"0": " terrible", "1": " great"}
 COMMON: dict[str, Any] = {
@@ -50,7 +51,7 @@ def settings(model: Path, task: str, **more: Any) -> TrainSettings:
 
 
 def as_an_older_release_wrote(run: Path) -> None:
-    """Take out of run.json and of the header of the tape what older releases did not know."""
+    """Remove the keys from run.json and from the header of the tape that older releases did not write."""
     meta = json.loads((run / "run.json").read_text())
     del meta["settings"]["draw"], meta["data"]["sha256"]
     (run / "run.json").write_text(json.dumps(meta))

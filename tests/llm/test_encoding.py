@@ -78,7 +78,7 @@ def test_words_are_the_tokens_behind_the_prompt(kind: str) -> None:
 
 
 def test_words_of_llama_2_are_not_encoded_alone() -> None:
-    """Alone, the tokenizer puts one more space in front: "▁" and "▁great", of which the first tells nothing."""
+    """Alone, the tokenizer puts one more space in front: "▁" and "▁great", and the first carries no information."""
     made = tokenizer("llama")
     assert len(made.encode(" great", add_special_tokens=False)) == 2
     scorer = Scorer(model(), made, task(["a fine film It was"]))
@@ -114,7 +114,7 @@ def test_a_space_at_the_end_of_a_prompt_belongs_to_the_word(kind: str) -> None:
     prompts = ["a fine film It was", "very bad It was"]
     expected = Scorer(network, made, task(prompts))
     for words in ((" terrible", " great"), ("terrible", "great")):
-        with pytest.warns(UserWarning, match=r"a prompt ends with a space, .* goes on as ' terrible'; leave the space"):
+        with pytest.warns(UserWarning, match=r"ends with a space, .* continues with ' terrible'; leave the space"):
             scorer = Scorer(network, made, task([f"{p} " for p in prompts], words))
         assert scorer.words == expected.words
         examples, plain = (list(s.task.splits["train"]) for s in (scorer, expected))
@@ -186,7 +186,7 @@ def test_a_token_beyond_the_embedding_is_named(where: str) -> None:
 
 @torch.no_grad()
 def test_padding_that_the_model_has_no_row_for_is_padding_all_the_same() -> None:
-    """A padding token that was added to the tokenizer alone, as people do for Llama."""
+    """A padding token that was added to the tokenizer but not to the model, as is common for Llama."""
     made, prompts = tokenizer("bytes"), ["It was", "a fine film, very good It was", "not bad It was"]
     plain = Scorer(model(), made, task(prompts))
     examples = list(plain.task.splits["train"])

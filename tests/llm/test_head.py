@@ -17,12 +17,13 @@ from zograd.lens.branches import Branches
 from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
 from zograd.llm.loading import ModelError
+from zograd.llm.restore import replay
 from zograd.llm.scoring import head as heads
 from zograd.llm.scoring.loss import causal_losses
 from zograd.llm.scoring.prefix import first_trained_block
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import TrainSettings
-from zograd.llm.train import replay, train
+from zograd.llm.train import train
 from zograd.noise import Kind
 from zograd.stores import Store
 
@@ -109,7 +110,7 @@ def test_scores_and_losses_are_those_of_the_models_own_logits(tokenizer: Any, na
     """Label words of one token and of several, completions, and losses over the vocabulary."""
     model = family(name, len(tokenizer))
     scorer = Scorer(model, tokenizer, task(SINGLE))
-    assert heads.plain(model) == (name not in OWN_WAY)
+    assert heads.linear_head(model) == (name not in OWN_WAY)
     ids = [tokenizer.encode(word)[0] for word in SINGLE]
     for e, row in zip(EXAMPLES, scorer.scores(EXAMPLES), strict=True):
         torch.testing.assert_close(row, own(model, tokenizer, e.prompt)[-1, ids], rtol=1e-4, atol=1e-4)
@@ -127,7 +128,7 @@ def test_scores_and_losses_are_those_of_the_models_own_logits(tokenizer: Any, na
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
     text = torch.tensor([tokenizer.encode(EXAMPLES[-1].prompt)])
     expected = F.cross_entropy(own(model, tokenizer, EXAMPLES[-1].prompt)[:-1], text[0, 1:])
-    heads._ways.clear()  # as when it is the first thing that is asked of a model
+    heads._paths.clear()  # as if no logits of this model had been asked for before
     torch.testing.assert_close(causal_losses(model, text)[0], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -212,7 +213,7 @@ def test_a_model_that_sees_later_tokens_is_refused(
     tokenizer: Any, name: str, more: dict[str, Any], dtype: torch.dtype
 ) -> None:
     model = family(name, len(tokenizer), dtype, **more)
-    with pytest.raises(ModelError, match=r"is no causal language model .* depend on later tokens .* bidirectional"):
+    with pytest.raises(ModelError, match=r"is not a causal language model .* depend on later tokens .* bidirectional"):
         Scorer(model, tokenizer, task(SINGLE))
 
 
@@ -283,7 +284,7 @@ def test_a_saved_run_with_such_adapters_scores_as_the_run(tokenizer: Any, tmp_pa
 
 
 def test_what_lies_before_the_blocks_is_no_norm_after_them(tokenizer: Any) -> None:
-    """BLOOM's norm of the embeddings is a child beside the last norm: with it trained, no block is frozen."""
+    """BLOOM's norm of the embeddings is a sibling of the last norm: if it is trained, no block is frozen."""
     model = family("bloom", len(tokenizer))
     before = list(loading.select(model, "word_embeddings_layernorm").values())
     after = list(loading.select(model, "ln_f").values())
@@ -293,7 +294,7 @@ def test_what_lies_before_the_blocks_is_no_norm_after_them(tokenizer: Any) -> No
 
 @torch.no_grad()
 def test_a_block_that_mixes_tokens_in_two_ways_is_not_cut_to_one_position(tokenizer: Any) -> None:
-    """Falcon-H1 has attention and a state-space part side by side: keeping the attention alone loses the other."""
+    """Falcon-H1 has attention and a state-space part in parallel: storing the attention alone would lose the other."""
     model = family("falcon_h1", len(tokenizer))
     chosen = list(loading.select(model, r"layers\.1\.feed_forward").values())
     cached = Scorer(model, tokenizer, task(SINGLE), trained=chosen, cache_prefix=True)

@@ -1,4 +1,4 @@
-"""Laws of the scorer: what is computed with label words, padding, caches and buckets equals the plain forward."""
+"""Laws of the scorer: scores with label words, padding, caches and buckets equal those of the plain forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from zograd.hub import Example, Task, TaskError, load_task
 from zograd.llm import loading
-from zograd.llm.scoring.scorer import Batches, Scorer
+from zograd.llm.scoring import Batches, Scorer
 
 EXAMPLES = [Example(f"{'very ' * k}good It was", k % 2) for k in range(1, 9)]
 

@@ -18,9 +18,11 @@ import torch
 
 from zograd.core.tape import Tape, TapeError
 from zograd.llm import loading
+from zograd.llm.loop import DivergenceError
+from zograd.llm.restore import replay, restore
 from zograd.llm.settings import TrainSettings
-from zograd.llm.train import DivergenceError, replay, restore, train
-from zograd.runs.rundir import RunError
+from zograd.llm.train import train
+from zograd.runs.errors import RunError
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 12, "batch_size": 4, "train_examples": 40, "eval_examples": 20, "lr": 1e-3, "mu": 1e-3,
@@ -61,7 +63,7 @@ def test_stopping_and_resuming_changes_nothing(tiny_model: Path, tmp_path: Path,
 
 
 def test_weight_decay_is_on_matrices_not_on_biases_and_norms(tiny_model: Path, tmp_path: Path) -> None:
-    """After one step, which differs by the decay alone: w (1 - lr decay) in place of w for matrices, w for the rest."""
+    """One step with and without decay differs by the decay alone: matrices are w (1 - lr decay), the rest is w."""
     lr, decay = 1e-2, 0.5
     ends: list[dict[str, torch.Tensor]] = []
     for k, weight_decay in enumerate((0.0, decay)):
@@ -81,7 +83,7 @@ def test_biases_are_in_the_group_without_decay() -> None:
 
 
 def cut_tape(source: Path, target: Path, records: int) -> None:
-    """A copy of a run as a kill after so many steps would leave it."""
+    """A copy of a run, as a kill after that many steps would leave it."""
     from zograd.core.tape import TapeWriter
 
     target.mkdir()
@@ -124,7 +126,7 @@ def test_another_base_model_is_refused_by_its_first_tensor(
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny_model: Path, tmp_path: Path) -> None:
     train(settings(tiny_model, steps=2), tmp_path / "run", quiet=True)
     before = (tmp_path / "run" / "tape.zo").read_bytes()
-    with pytest.raises(RunError, match="already holds a run; go on with --resume"):
+    with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
         train(settings(tiny_model, steps=2), tmp_path / "run", quiet=True)
     assert (tmp_path / "run" / "tape.zo").read_bytes() == before
 

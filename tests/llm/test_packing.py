@@ -1,4 +1,4 @@
-"""Laws of packed batches: a sequence beside others has the states and the scores that it has alone."""
+"""Laws of packed batches: a sequence packed with others has the states and the scores that it has alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from zograd.core.vector import Noise, Vector
 from zograd.hub import Example, Task, load_task
 from zograd.lens.branches import Branches
 from zograd.llm import loading
-from zograd.llm.scoring.packing import TAILS, in_rows_of_their_own, packed, packs
-from zograd.llm.scoring.scorer import Batches, Scorer
+from zograd.llm.scoring import Batches, Scorer
+from zograd.llm.scoring.packing import TAILS, packed_layout, padded_layout, supports_packing
 from zograd.noise import Kind
 from zograd.stores import Store
 
@@ -25,19 +25,19 @@ CPU = torch.device("cpu")
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=24), st.sampled_from([4, 16, 576]), st.integers(1, 200))
 def test_each_sequence_has_columns_of_its_own(lengths: list[int], hidden: int, widest: int) -> None:
-    layout = packed(tuple(lengths), hidden, widest)
+    layout = packed_layout(tuple(lengths), hidden, widest)
     places = zip(layout.rows, layout.starts, lengths, strict=True)
     columns = {(row, start + k) for row, start, n in places for k in range(n)}
     assert len(columns) == sum(lengths)
     assert max(column for _, column in columns) == layout.width - 1
     assert {row for row, _ in columns} == set(range(layout.count))
     assert layout.width <= max(widest, *lengths)
-    assert layout.tokens <= in_rows_of_their_own(lengths).tokens
+    assert layout.tokens <= padded_layout(lengths).tokens
 
 
 def test_wide_rows_cost_attention() -> None:
     """Lengths 5 to 40: a small model has few sequences to a row, a large one many."""
-    counts = [packed(tuple(range(5, 41)), hidden, 10**6).count for hidden in (4, 64, 4096)]
+    counts = [packed_layout(tuple(range(5, 41)), hidden, 10**6).count for hidden in (4, 64, 4096)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1]
 
@@ -47,11 +47,11 @@ def test_wide_rows_cost_attention() -> None:
 def test_states_are_those_of_rows_of_their_own(name: str) -> None:
     """In float64, to 1e-10, with rotary and learned positions."""
     model = family(name)
-    assert packs(model, CPU)
+    assert supports_packing(model, CPU)
     backbone = getattr(model, model.base_model_prefix)
     sequences = [[3, 4, 20, 21, 22, 23, 24], [30], [31, 32, 33], [5, 6, 7, 8], [9, 10]]
-    layout = packed(tuple(len(s) for s in sequences), 16, 64)
-    assert not layout.alone
+    layout = packed_layout(tuple(len(s) for s in sequences), 16, 64)
+    assert not layout.one_per_row
     hidden = backbone(**layout.inputs(sequences, 0, CPU, torch.float64)).last_hidden_state
     for row, start, s in zip(layout.rows, layout.starts, sequences, strict=True):
         expected = backbone(input_ids=torch.tensor([s])).last_hidden_state[0]
@@ -61,14 +61,14 @@ def test_states_are_those_of_rows_of_their_own(name: str) -> None:
 @pytest.mark.parametrize("name", ["mistral-window", "mamba", "bloom"])
 def test_models_that_mix_a_row_in_another_way_are_told_apart(name: str) -> None:
     """Windows, recurrent states, biases made of a mask of two axes."""
-    assert not packs(family(name), CPU)
+    assert not supports_packing(family(name), CPU)
 
 
 @pytest.mark.parametrize(("name", "tails"), [("llama", True), ("gpt2", True), ("neox", True), ("mpt", False)])
 def test_models_that_count_positions_by_columns_take_no_tails(name: str, tails: bool) -> None:
     """A linear bias is right within a sequence, wherever it begins, and wrong behind another tail."""
-    assert packs(family(name), CPU)
-    assert packs(family(name), CPU, TAILS) == tails
+    assert supports_packing(family(name), CPU)
+    assert supports_packing(family(name), CPU, TAILS) == tails
 
 
 def task(words: tuple[str, ...], kind: str = "classification") -> Task:
@@ -106,7 +106,7 @@ def test_scores_are_those_of_a_padded_batch(tiny_model: Path, name: str) -> None
     new, old = scorers(model, tokenizer, name)
     examples = some(name)
     layout = new.layout([len(s.ids) for e in examples for s in new.encode(e)])
-    assert not layout.alone
+    assert not layout.one_per_row
     torch.testing.assert_close(new.scores(examples), old.scores(examples), rtol=0, atol=1e-5)
     store = Store(loading.select(model, "full"))
     z = Vector(((Noise(Kind.NORMAL, 7), 0.02),))
@@ -147,8 +147,8 @@ def test_a_long_sequence_under_a_window_is_not_packed(tiny_model: Path) -> None:
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     scorer = Scorer(model, tokenizer, TASKS["one token"])
     model.config.sliding_window = 20
-    assert not scorer.layout([3, 20, 5]).alone
-    assert scorer.layout([3, 21, 5]).alone
+    assert not scorer.layout([3, 20, 5]).one_per_row
+    assert scorer.layout([3, 21, 5]).one_per_row
 
 
 def test_little_of_a_batch_of_text_is_padding(tiny_model: Path) -> None:
@@ -161,7 +161,7 @@ def test_little_of_a_batch_of_text_is_padding(tiny_model: Path) -> None:
     for t in range(20):
         lengths = [len(s.ids) for e in batches[t] for s in scorer.encode(e)]
         real += sum(lengths)
-        packed_ += packed(tuple(lengths), 576, 10**6).tokens
-        padded += in_rows_of_their_own(lengths).tokens
+        packed_ += packed_layout(tuple(lengths), 576, 10**6).tokens
+        padded += padded_layout(lengths).tokens
     assert packed_ < real / 0.9
     assert padded > real / 0.67

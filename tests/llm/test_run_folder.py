@@ -26,17 +26,22 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import zograd.llm.train as train_module
-import zograd.runs.rundir as rundir_module
+import zograd.runs.state as state_module
 from zograd.cli import app, explain
 from zograd.core.run import Run
 from zograd.core.tape import Tape, TapeWriter, writer_lock
 from zograd.llm import loading
+from zograd.llm.build import resolve
+from zograd.llm.loop import Loop, last_merge
+from zograd.llm.restore import check_data, fixed_settings, metrics_before, replay, stored_settings
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.train import Loop, check_data, fixed, merged, metrics_before, replay, resolve, stored_settings, train
+from zograd.llm.train import train
 from zograd.locks import LockedError
 from zograd.oracles import Batched
-from zograd.runs.rundir import CHANGEABLE, RunDirectory, RunError, _read_state, _write_state
+from zograd.runs.errors import RunError
+from zograd.runs.rundir import CHANGEABLE, RunDirectory
+from zograd.runs.state import read_state, write_state
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 6, "batch_size": 4, "train_examples": 40, "eval_examples": 20, "lr": 1e-3, "mu": 1e-3,
@@ -51,7 +56,7 @@ def settings(model: Path, **more: Any) -> TrainSettings:
 
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Runs of six steps, with what `train` says of them: without slots, with slots, and slots with another seed."""
+    """Runs of six steps and their summaries: without slots, with slots, and with slots and another seed."""
     folder = tmp_path_factory.mktemp("finished")
     kinds: dict[str, dict[str, Any]] = {"sgd": {}, "adam": ADAM, "other adam": {**ADAM, "seed": 1}}
     return {k: (folder / k, train(settings(tiny_model, **more), folder / k, quiet=True)) for k, more in kinds.items()}
@@ -89,7 +94,7 @@ def test_a_second_writer_is_refused_before_anything_is_read(tiny_model: Path, co
 
 
 def test_two_new_runs_do_not_meet_in_one_folder(tiny_model: Path, tmp_path: Path) -> None:
-    """Another job began in the folder while this one loaded its model, and has not come to its tape."""
+    """Another job began in the folder while this one loaded its model, and has not begun its tape yet."""
     out = tmp_path / "run"
     out.mkdir()
     with writer_lock(out / "tape.zo", "the run"), pytest.raises(LockedError, match="is being written by"):
@@ -165,8 +170,8 @@ SPOILT: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "torn": (tear, "does not parse"),
     "empty": (empty, "does not parse"),
     "of another run": (swap, "belongs to another tape"),
-    "of another release": (forget, "does not say of which tape"),
-    "without metadata": (no_metadata, "does not say of which tape"),
+    "of another release": (forget, "does not say to which tape it belongs"),
+    "without metadata": (no_metadata, "does not say to which tape it belongs"),
     "ahead of the tape": (shorten, "the tape ends at step 4"),
 }
 
@@ -179,7 +184,7 @@ def test_a_state_that_does_not_fit_is_left_aside_with_a_sentence(
     spoil, why = SPOILT[case]
     run = copy("adam")
     spoil(run, finished["other adam"][0])
-    with pytest.warns(UserWarning, match=rf"state.safetensors is left aside \(.*{why}.*replayed from its tape"):
+    with pytest.warns(UserWarning, match=rf"state.safetensors is ignored \(.*{why}.*replayed from its tape"):
         again = train(settings(tiny_model, **ADAM), run, resume=True, quiet=True)
     assert again["sha256"] == finished["adam"][1]["sha256"]
     assert contents(run)["tape.zo"] == contents(finished["adam"][0])["tape.zo"]
@@ -260,7 +265,7 @@ def test_what_else_run_json_says_of_the_bits_is_compared(copy: Callable[[str], P
     (run / "run.json").write_text(json.dumps(meta))
     (run / "tape.zo").unlink()
     TapeWriter(run / "tape.zo", {"seed": tape.header["seed"]}).close()
-    with pytest.raises(RunError, match="names no settings: it is no tape of this run"):
+    with pytest.raises(RunError, match="has no settings in its header: it is not a tape of this run"):
         replay(run, None, run.parent / "weights")
 
 
@@ -357,7 +362,7 @@ def test_resume_applies_what_it_can_change_and_keeps_it(
     run = copy("sgd")
     train(TrainSettings(steps=10, eval_every=2, max_failures=3, lr=1e-3), run, resume=True, quiet=True)
     said = capsys.readouterr().err
-    assert "goes on from step 6, with steps = 10 in place of 6" in said
+    assert "continues from step 6, with steps = 10 in place of 6" in said
     assert "eval_every = 2 in place of 0" in said
     assert "max_failures = 3 in place of 10" in said
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -390,7 +395,7 @@ def test_a_run_whose_bits_depend_on_evaluations_keeps_them(tiny_model: Path, tmp
     assert train(s, tmp_path / "parts", resume=True, quiet=True)["sha256"] == whole["sha256"]
     records = Tape(tmp_path / "whole" / "tape.zo").records
     assert [r.loss for r in Tape(tmp_path / "parts" / "tape.zo").records] == [r.loss for r in records]
-    assert [merged(s, step) for step in (4, 5, 7, 8, 9, 10, 11)] == [0, 5, 5, 8, 8, 10, 10]
+    assert [last_merge(s, step) for step in (4, 5, 7, 8, 9, 10, 11)] == [0, 5, 5, 8, 8, 10, 10]
 
 
 def test_the_command_line_names_what_resume_refuses_and_takes(tiny_model: Path, copy: Callable[[str], Path]) -> None:
@@ -400,7 +405,7 @@ def test_the_command_line_names_what_resume_refuses_and_takes(tiny_model: Path, 
     refused = zograd("train", "--out", run, "--resume", "--lr", "5", "--set", "n=4", "--config", config)
     assert refused.exit_code == 2
     last = refused.stderr.strip().splitlines()[-1]
-    assert last.startswith("zograd: --resume goes on with a run as it began, and cannot change ")
+    assert last.startswith("zograd: --resume continues a run with its own settings and cannot change ")
     for part in ("lr = 5.0", "set = {'n': 4}", "batch_size = 2 (the run has 4)"):
         assert part in last
     config.write_text("eval_every: 3\nbatch_size: 4\n")
@@ -416,7 +421,7 @@ def test_the_command_line_names_what_resume_refuses_and_takes(tiny_model: Path, 
 def test_a_run_that_had_too_little_memory_resumes_to_the_same_bits(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From step 2 on two points do not fit into one forward. A process that comes later has room again."""
+    """From step 2 on two points do not fit into one forward. A process that starts later has room again."""
     s = settings(tiny_model, steps=8, method="fzoo", set={"n": 7}, together=8)
     forward, groups = Batched._forward, list[int]()
     steps = {"until": 10**9}
@@ -452,7 +457,7 @@ def test_a_run_that_had_too_little_memory_resumes_to_the_same_bits(
 def test_a_forward_of_one_point_that_does_not_fit_ends_the_run(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Points of low rank have a forward of branches also where they are alone in it."""
+    """Points of low rank use a forward of branches even if there is only one."""
 
     def none_fits(*_: Any) -> list[float]:
         raise torch.OutOfMemoryError("Tried to allocate 3 GiB")
@@ -518,7 +523,7 @@ def test_an_error_of_safetensors_is_one_sentence(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_while_the_state_is_saved(
     tiny_model: Path, tmp_path: Path, finished: dict[str, tuple[Path, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One sentence, no remains, and the run goes on once there is room."""
+    """One sentence, no leftovers, and the run continues when there is room."""
     from safetensors import SafetensorError
 
     def full(tensors: Any, path: Path, metadata: Any) -> None:
@@ -543,7 +548,7 @@ def test_a_state_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda d: (events.append("fsync"), fsync(d)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), rename(a, b)))
     target = tmp_path / "state.safetensors"
-    _write_state(target, {"x": torch.ones(3)}, {"run": "1"})
+    write_state(target, {"x": torch.ones(3)}, {"run": "1"})
     assert events == ["fsync", "rename", "fsync"]
     before = target.read_bytes()
 
@@ -552,7 +557,7 @@ def test_a_state_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        _write_state(target, {"x": torch.zeros(3)}, {"run": "2"})
+        write_state(target, {"x": torch.zeros(3)}, {"run": "2"})
     assert target.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
 
@@ -562,7 +567,7 @@ def test_the_tape_is_forced_to_the_disk_with_every_save(
 ) -> None:
     """Also of methods without slots, which save nothing else; before the state, which must not be ahead of it."""
     events: list[str] = []
-    sync, put = TapeWriter.sync, rundir_module.replace
+    sync, put = TapeWriter.sync, state_module.replace
 
     def synced(self: TapeWriter) -> None:
         events.append(f"tape {Tape(self.path).steps}")
@@ -573,7 +578,7 @@ def test_the_tape_is_forced_to_the_disk_with_every_save(
         put(temporary, path)
 
     monkeypatch.setattr(TapeWriter, "sync", synced)
-    monkeypatch.setattr(rundir_module, "replace", named)
+    monkeypatch.setattr(state_module, "replace", named)
     train(settings(tiny_model, save_every=4), tmp_path / "sgd", quiet=True)
     assert events == ["tape 4", "tape 6", "tape 6"]
     events.clear()
@@ -591,7 +596,7 @@ def test_a_folder_whose_run_came_to_no_header_starts_again(
     if left is not None:
         (run / "tape.zo").write_bytes(left)
         (run / "metrics.jsonl").write_text('{"step": 0, "evaluations": 0}\n')
-    with pytest.raises(RunError, match="the run came to no step; start it again without --resume"):
+    with pytest.raises(RunError, match="the run ended before its first step; start it again without --resume"):
         train(settings(tiny_model), run, resume=True, quiet=True)
     assert train(settings(tiny_model), run, quiet=True)["sha256"] == finished["sgd"][1]["sha256"]
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == list(range(7))
@@ -609,7 +614,7 @@ def test_a_run_that_has_lost_its_tape_is_not_overwritten(
     before = contents(run)
     with pytest.raises(RunError, match="already holds a run"):
         train(settings(tiny_model), run, quiet=True)
-    with pytest.raises(RunError, match=r"tape.zo has lost the steps .*; restore it from a copy, or start again"):
+    with pytest.raises(RunError, match=r"tape.zo has lost steps .*; restore it from a copy, or start again"):
         train(TrainSettings(), run, resume=True, quiet=True)
     assert contents(run) == before
 
@@ -674,7 +679,7 @@ def test_a_replay_that_ends_elsewhere_than_the_run_writes_nothing(copy: Callable
     meta = json.loads((run / "run.json").read_text())
     meta["result"]["sha256"] = "0" * 64
     (run / "run.json").write_text(json.dumps(meta))
-    with pytest.raises(RunError, match=r"but the run ended at 0000.*nothing was written"):
+    with pytest.raises(RunError, match=r"but the run ended with 0000.*nothing was written"):
         replay(run, None, tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
     assert replay(run, None, tmp_path / "weights", to=5)["steps"] == 5
@@ -856,7 +861,7 @@ def test_any_run_json_is_read_or_refused(
         s = stored_settings(directory)
         check_data(directory.meta, {"sha256": "a"})
         metrics_before(directory.meta)
-        directory.tape(fixed=fixed(s))
+        directory.tape(fixed=fixed_settings(s))
 
 
 def test_the_command_line_says_the_same(tiny_model: Path, copy: Callable[[str], Path]) -> None:
@@ -913,7 +918,7 @@ def test_metrics_that_somebody_else_wrote_stop_no_run(tiny_model: Path, copy: Ca
 
 def test_the_state_of_a_finished_run_is_read_whole(finished: dict[str, tuple[Path, dict[str, Any]]]) -> None:
     run = finished["adam"][0]
-    state, tensors = _read_state(run / "state.safetensors", RunDirectory.open(run).tape())
+    state, tensors = read_state(run / "state.safetensors", RunDirectory.open(run).tape())
     assert state["step"] == 6
     assert {name.partition(".")[0] for name in tensors} == {"x", "slot"}
     assert resolve(TrainSettings(dtype="float32")).shards == 1

@@ -17,6 +17,8 @@ from zograd.noise.native import NEAREST, SPLIT, STOCHASTIC
 triton = pytest.importorskip("triton")
 
 NVDISASM = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+OLDER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+"""torch's CUDA builds bring a triton of their own: that of torch 2.13 is 3.7."""
 FLOAT32, BFLOAT16, FLOAT16 = 0, 2, 3
 
 
@@ -77,6 +79,7 @@ BUDGETS = {
 
 
 @pytest.mark.skipif(not NVDISASM.exists(), reason="this triton brings no disassembler")
+@pytest.mark.skipif(OLDER, reason="the budgets are those of triton 3.9")
 @pytest.mark.parametrize("name", BUDGETS)
 def test_instructions_per_element_on_sm_90(name: str, tmp_path: Path):
     budget, kinds, how = BUDGETS[name]

@@ -25,8 +25,9 @@ from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
 from zograd.llm.loading import ModelError
 from zograd.llm.loading import offloaded as offloading
+from zograd.llm.restore import replay
 from zograd.llm.settings import SettingsError, TrainSettings, parse
-from zograd.llm.train import replay, train
+from zograd.llm.train import train
 from zograd.oracles import sequential
 from zograd.runs.memory import Peak, resident_bytes
 from zograd.stores import Store
@@ -203,7 +204,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(models: dict[str, Path], tmp_path
         "import os, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from zograd.llm.settings import TrainSettings\n"
-        "from zograd.llm.train import Loop, train\n"
+        "from zograd.llm.loop import Loop\n"
+        "from zograd.llm.train import train\n"
         "from zograd.stores import Iterate\n"
         "moves = []\n"
         "write = Iterate._write\n"

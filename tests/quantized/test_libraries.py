@@ -19,11 +19,12 @@ from torch import nn
 from zograd import methods
 from zograd.core.run import Run
 from zograd.llm import loading
+from zograd.llm.restore import replay, restore
 from zograd.llm.settings import SettingsError, TrainSettings, parse
-from zograd.llm.train import replay, restore, train
+from zograd.llm.train import train
 from zograd.oracles import sequential
-from zograd.quantized import libraries
-from zograd.runs.rundir import RunError
+from zograd.quantized import libraries, quantizing
+from zograd.runs.errors import RunError
 from zograd.stores import Store
 
 LIBRARY = {
@@ -215,7 +216,7 @@ def test_the_loss_falls_and_integers_stay(tiny_model: Path, kind: str, name: str
 
 
 def test_a_probe_survives_the_library_s_rounding() -> None:
-    """What the module says of 16-bit scales: of +-2^-7 every probe arrives, of 1e-3 none in bfloat16."""
+    """The docstring's claim on 16-bit scales: probes of 2^-7 survive rounding, probes of 1e-3 vanish in bfloat16."""
     s = torch.exp(torch.randn(100_000, generator=torch.Generator().manual_seed(0)))
     for dtype, mu, expected in (
         (torch.bfloat16, PROBE, 1.0),
@@ -243,7 +244,7 @@ def nf4_layer(nested: bool, rows: int = 64, columns: int = 128) -> nn.Module:
 def test_doubly_quantized_scales_are_unnested() -> None:
     """The same numbers, now in float32; the layer then saves what it holds."""
     layer, x = nf4_layer(nested=True), torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
-    libraries.steady(layer)
+    libraries.stop_repacking(layer)
     before = layer(x)
     (handle,) = libraries.discover(layer)
     assert (handle.dtype, handle.groups) == (torch.uint8, 128)
@@ -251,7 +252,7 @@ def test_doubly_quantized_scales_are_unnested() -> None:
     assert handle.dtype == torch.float32
     assert torch.equal(layer(x), before)
     handle.masters().data.mul_(1.5)
-    with libraries.baked(layer):
+    with libraries.without_masters(layer):
         saved = {name: t.clone() for name, t in layer.state_dict().items()}
     torch.testing.assert_close(saved["weight.absmax"].view(64, 2), handle.masters().data)
     assert not any("nested" in name or name == "scale" for name in saved)
@@ -259,7 +260,7 @@ def test_doubly_quantized_scales_are_unnested() -> None:
 
 
 def test_a_layer_repacked_by_an_earlier_forward_is_unpacked() -> None:
-    """bitsandbytes repacks at the first forward on CPUs with AVX512-BF16: integers come back, scales with 8 bits."""
+    """On CPUs with AVX512-BF16 the first forward repacks; undone, integers are restored and scales have 8 bits."""
     layer, other = nf4_layer(nested=False), nf4_layer(nested=False)
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
     y = layer(x)
@@ -304,7 +305,7 @@ def test_layers_of_gptq_and_awq_are_recognised() -> None:
     assert torch.equal(layer.scales, held)
     scale.data.mul_(2.0)
     assert torch.equal(layer(x), 2 * y)
-    with libraries.baked(layer):
+    with libraries.without_masters(layer):
         assert torch.equal(layer.state_dict()["scales"], 2 * held)
         assert layer.scales.dtype == torch.float16
 
@@ -319,7 +320,7 @@ def settings(folder: Path, kind: str, **more) -> TrainSettings:
 
 
 def test_a_run_trains_resumes_and_replays_into_files(tiny_model: Path, kind: str, tmp_path: Path) -> None:
-    """Bit-equal at every door: the run in two parts, its replay, the library's files, the file of scales alone."""
+    """Bit-equal: the run in two parts, its replay, the library's files, and the file of scales alone."""
     whole = train(settings(tiny_model, kind, layers=2), tmp_path / "a", quiet=True)
     train(settings(tiny_model, kind, layers=2, steps=2), tmp_path / "b", quiet=True)
     again = train(settings(tiny_model, kind, layers=2, steps=4), tmp_path / "b", resume=True, quiet=True)
@@ -391,7 +392,7 @@ def test_a_quantized_head_scores_single_tokens(tiny_model: Path) -> None:
     scorer = Scorer(model, tokenizer, task)
     hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     head = nf4_layer(nested=False, rows=len(tokenizer), columns=64)
-    libraries.steady(head)
+    libraries.stop_repacking(head)
     model.set_output_embeddings(head)
     with torch.no_grad():
         found = scorer._logits(hidden, scorer.label_ids)
@@ -457,4 +458,4 @@ def test_what_does_not_fit_is_named(tiny_model: Path, monkeypatch: pytest.Monkey
 
 def test_the_settings_know_what_can_be_quantized_to() -> None:
     (kinds,) = (a for a in typing.get_args(TrainSettings.model_fields["quantize"].annotation) if a is not type(None))
-    assert typing.get_args(kinds) == libraries.QUANTIZE
+    assert typing.get_args(kinds) == quantizing.QUANTIZE

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from zograd import methods
 from zograd.core.run import Run
 from zograd.llm import loading
+from zograd.llm.build import build_method
+from zograd.llm.restore import replay, restore
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.train import build_method, replay, restore, train
+from zograd.llm.train import train
 from zograd.oracles import sequential
 from zograd.quantized import gguf_file
 from zograd.quantized import packed_layers as layers
@@ -230,7 +232,7 @@ def test_a_run_trains_resumes_and_replays_into_a_file(tiny_gguf: TinyGguf, tmp_p
 
 
 def test_replay_onto_other_blocks_is_refused(tiny_gguf: TinyGguf, tmp_path: Path) -> None:
-    from zograd.runs.rundir import RunError
+    from zograd.runs.errors import RunError
 
     train(settings(tiny_gguf("Q4_1"), steps=1), tmp_path / "run", quiet=True)
     with pytest.raises(RunError, match="is not the base model of this run"):
@@ -298,7 +300,7 @@ def packed_weights(model) -> list[torch.Tensor]:
 def test_matrices_without_scales_are_named_by_their_format(
     tiny_gguf: Callable[[str], Path], form: str, pattern: str
 ) -> None:
-    """The embedding is packed, the matrices are not: what is wrong is their format, not a name."""
+    """The embedding is packed, the matrices are not: the message names their format, not a pattern."""
     from zograd.llm import loading
 
     model, _ = loading.load(str(tiny_gguf(form)), dtype="float32", quantized=True)

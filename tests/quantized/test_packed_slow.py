@@ -1,4 +1,4 @@
-"""The bundled 4-bit model, kept packed, on real tasks: accuracy, memory, and the file that comes out. Minutes."""
+"""The bundled 4-bit model, kept packed, on real tasks: accuracy, memory, and the saved file. Minutes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from zograd.llm import loading
+from zograd.llm.restore import replay, restore
 from zograd.llm.settings import TrainSettings
-from zograd.llm.train import replay, restore, train
+from zograd.llm.train import train
 from zograd.quantized import gguf_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_few_threads")]

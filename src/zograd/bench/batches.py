@@ -15,7 +15,7 @@ from zograd.core.run import Run
 from zograd.errors import UsageError
 from zograd.hub import load_task
 from zograd.llm import loading
-from zograd.llm.scoring.scorer import Batches, Scorer
+from zograd.llm.scoring import Batches, Scorer
 from zograd.oracles import batched
 from zograd.stores import Store
 

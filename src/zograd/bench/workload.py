@@ -20,10 +20,10 @@ from zograd import methods
 from zograd.bench.baseline import mezo_step
 from zograd.core.run import Method, Run
 from zograd.errors import UsageError
+from zograd.llm.build import ride_along
 from zograd.llm.loading import load
 from zograd.llm.scoring.loss import causal_losses
 from zograd.llm.scoring.scorer import SATURATED
-from zograd.llm.train import ride_along
 from zograd.noise import backend, fold
 from zograd.oracles import Oracle, batched
 from zograd.stores import Store

@@ -84,8 +84,8 @@ def train(
     """
     from zograd import plugins
     from zograd.distributed import joined
+    from zograd.llm.restore import resumed
     from zograd.llm.settings import parse, read_config
-    from zograd.llm.train import resumed
     from zograd.llm.train import train as go
 
     plugins.load(plugin or ())
@@ -143,7 +143,7 @@ def replay(
     """
     set_threads(threads)
     from zograd import plugins
-    from zograd.llm.train import replay as go
+    from zograd.llm.restore import replay as go
 
     plugins.load(plugin or ())
     plugins.check(run)

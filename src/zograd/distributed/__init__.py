@@ -1,12 +1,12 @@
-"""Several processes, one run: they exchange losses, never weights, and end with the same bits.
+"""Several processes in one run: they exchange losses, never weights, and end with the same bits.
 
-Every process has the whole optimizer: it draws the same directions from the same seed, hears the same losses and makes
-the same move. So the traffic of a step is its losses, some ten bytes each, and a process that comes late or comes back
-catches up by replaying the tape.
+Every process has the whole optimizer: it draws the same directions from the same seed, gets the same losses and makes
+the same move. So the traffic of a step is its losses, about ten bytes each. A process that joins late or restarts
+replays rank 0's tape.
 
-Files: peers.py (the processes, and all that they tell each other), joining.py (how they find each other), shared.py
-(the oracle that deals evaluations to them), shards.py (weights that are split over processes: FSDP2, tensor parallel),
-executors.py (points of a black box on any executor).
+Files: peers.py (the processes and their messages), joining.py (how they find each other), shared.py (the oracle that
+deals evaluations to them), shards.py (weights that are split over processes: FSDP2, tensor parallelism), executors.py
+(a black box on any executor).
 """
 
 from __future__ import annotations

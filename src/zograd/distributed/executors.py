@@ -1,7 +1,7 @@
-"""Black boxes evaluated on executors: threads, processes, clusters.
+"""Evaluate black boxes on executors: threads, processes, clusters.
 
-Any `concurrent.futures.Executor` will do, so also loky's, `dask.distributed.Client.get_executor()`,
-`mpi4py.futures.MPIPoolExecutor` and, through `from_pool`, everything with the interface of `multiprocessing.Pool`, such
+Any `concurrent.futures.Executor` works, for example those of loky, `dask.distributed.Client.get_executor()`,
+`mpi4py.futures.MPIPoolExecutor` and, through `from_pool`, any pool with the interface of `multiprocessing.Pool`, such
 as `ray.util.multiprocessing.Pool`.
 """
 
@@ -23,11 +23,11 @@ from zograd.oracles import Oracle, as_number, reseed_host
 from zograd.stores import Store
 
 WATCHED = 0.5
-"""Seconds between two looks at the workers of a pool."""
+"""Seconds between two checks of the workers of a pool."""
 
 
 class Pool(Protocol):
-    """What `from_pool` needs of a pool."""
+    """The part of a pool that `from_pool` needs."""
 
     def apply_async(
         self, func: Callable[..., Any], args: Iterable[Any] = ..., kwds: Any = ..., callback: Any = ...,
@@ -36,16 +36,16 @@ class Pool(Protocol):
 
 
 class PoolExecutor(Executor):
-    """A pool with `apply_async`, as an executor; closing it stays with who made the pool.
+    """A pool with `apply_async` as an executor. The caller, who made the pool, also closes it.
 
-    A pool in the shape of `multiprocessing.Pool` starts a new process in the place of one that died, and what the old
-    one was evaluating is never heard of again. Here that breaks the executor, as it does `ProcessPoolExecutor`.
+    `multiprocessing.Pool` replaces a process that died, and the result of its evaluation never arrives. Here a dead
+    process breaks the executor, as with `ProcessPoolExecutor`.
     """
 
     def __init__(self, pool: Pool, timeout: float | None = None) -> None:
         self.pool, self.timeout = pool, timeout
         self.workers: set[Any] = set()
-        self.broken()  # see who works here
+        self.broken()  # remember the workers
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if (why := self.broken()) is not None:
@@ -56,7 +56,7 @@ class PoolExecutor(Executor):
         return future
 
     def broken(self) -> str | None:
-        """Why results that are still missing may never come; None as long as they will."""
+        """Why missing results may never arrive; None if nothing is wrong."""
         exits_are_planned = getattr(self.pool, "_maxtasksperchild", None) is not None
         self.workers.update(getattr(self.pool, "_pool", None) or ())
         for worker in self.workers:
@@ -64,23 +64,23 @@ class PoolExecutor(Executor):
             if code is not None and not (code == 0 and exits_are_planned):
                 return (
                     f"a worker of the pool ended with exit code {code} and took its evaluation with it; a negative "
-                    f"code is a signal, -9 mostly one for lack of memory. Make a new pool, perhaps of fewer workers"
+                    f"code is a signal; -9 mostly means lack of memory. Make a new pool, perhaps of fewer workers"
                 )
         handler = getattr(self.pool, "_result_handler", None)
         if handler is not None and not handler.is_alive():
-            return "the pool hands back no more results: it was closed, or a result could not be unpickled"
+            return "the pool returns no more results: it was closed, or a result could not be unpickled"
         return None
 
 
 class PoolFuture(Future[Any]):
-    """A future that looks after its pool while somebody waits for it."""
+    """A future that checks the workers of its pool while a caller waits for it."""
 
     def __init__(self, executor: PoolExecutor) -> None:
         super().__init__()
         self.executor = executor
 
     def result(self, timeout: float | None = None) -> Any:
-        """The result; BrokenProcessPool where it cannot come any more, TimeoutError where it takes too long."""
+        """The result. Raises BrokenProcessPool if it cannot arrive any more, TimeoutError after the timeout."""
         limit = self.executor.timeout if timeout is None else timeout
         end = math.inf if limit is None else time.monotonic() + limit
         last_look = False
@@ -88,20 +88,22 @@ class PoolFuture(Future[Any]):
             try:
                 return super().result(min(WATCHED, max(end - time.monotonic(), 0.0)))
             except TimeoutError:
-                if self.done():  # what was evaluated raised it
+                if self.done():  # the evaluation itself raised TimeoutError
                     return super().result()
                 if time.monotonic() >= end:
                     raise TimeoutError(f"an evaluation in the pool took longer than timeout={limit:g} s") from None
-                if last_look:  # results that were under way have come by now
+                if last_look:  # results under way would have arrived by now
                     raise BrokenProcessPool(self.executor.broken()) from None
                 last_look = self.executor.broken() is not None
 
 
 def from_pool(pool: Pool, *, timeout: float | None = None) -> Executor:
-    """The executor of a pool in the shape of `multiprocessing.Pool` (ray.util.multiprocessing, pathos, billiard).
+    """An executor for a pool with the interface of `multiprocessing.Pool` (ray.util.multiprocessing, pathos, billiard).
 
-    timeout: seconds after which an evaluation that is waited for raises TimeoutError; None: never. A worker that dies
-    (killed for lack of memory, ended by what it evaluates) raises BrokenProcessPool.
+    timeout: seconds that a caller waits for an evaluation before it raises TimeoutError; None: no limit.
+
+    Results raise BrokenProcessPool if a worker dies (killed for lack of memory, or ended by the loss).
+    Raises ValueError for timeout <= 0.
     """
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout={timeout} must be > 0, in seconds, or None")
@@ -109,7 +111,7 @@ def from_pool(pool: Pool, *, timeout: float | None = None) -> Executor:
 
 
 def gather(futures: Sequence[Future[Any]]) -> list[Any]:
-    """The results in order. The first exception passes through, and what has not begun is cancelled."""
+    """The results in order. The first exception is raised, and evaluations that have not begun are cancelled."""
     try:
         return [future.result() for future in futures]
     except BaseException:
@@ -119,15 +121,19 @@ def gather(futures: Sequence[Future[Any]]) -> list[Any]:
 
 
 def parallel(executor: Executor, loss: Callable[..., Any]) -> Oracle:
-    """An oracle that evaluates loss(tensors) for all points of a yield at once, on an executor.
+    """An oracle that evaluates loss(tensors) at all points of a yield at once, on an executor.
 
-    loss: takes a dict of name -> tensor, copies of the trained tensors at the point, and returns a number; with
-        `torch.func.functional_call(model, tensors, inputs)` a model is evaluated there. For a finite sum
-        loss(tensors, rows). An executor of processes has to be able to pickle it, and copies it for each point.
-    In other processes the random state is that of the step in each evaluation, as with `sequential`. Threads share
-    the state of their process, which is left alone: a loss that draws random numbers belongs on processes.
+    loss: takes a dict name -> tensor, copies of the trained tensors at the point, and returns a number.
+        `torch.func.functional_call(model, tensors, inputs)` evaluates a model there. For a finite sum:
+        loss(tensors, rows). For an executor of processes the loss must be picklable; it is copied for each point.
 
-    Memory: as many copies of the trained tensors as a yield has points. What the loss raises passes through.
+    Random numbers: in other processes each evaluation starts with the random state of the step, as with `sequential`.
+    Threads share the random state of their process, which is not set: run a loss that draws random numbers in
+    processes.
+    Memory: one copy of the trained tensors for each point of a yield. Exceptions of the loss are raised.
+
+        with ThreadPoolExecutor(8) as pool:
+            run.step(parallel(pool, lambda tensors: simulate(tensors["x"])))
     """
 
     def evaluate(store: Store, queries: Sequence[Query], key: int) -> list[float]:
@@ -145,12 +151,12 @@ def parallel(executor: Executor, loss: Callable[..., Any]) -> Oracle:
 
 
 def rows(query: Query) -> tuple[tuple[int, ...], ...]:
-    """The further argument of a loss that is a finite sum."""
+    """The second argument of the loss of a finite sum, as a tuple; () for other losses."""
     return () if query.rows is None else (query.rows,)
 
 
 def tensors_at(store: Store, query: Query) -> dict[str, Tensor]:
-    """Fresh tensors at the point, by name; 16-bit vectors in float32, since probes of 1 are lost in 16 bits."""
+    """Name -> new tensor at the point; 16-bit vectors become float32: in 16 bits, probes of entries of 1 vanish."""
     tensors = {}
     for leaf in store.leaves:
         dtype = torch.float32 if leaf.low is not None and leaf.tensor.ndim <= 1 else leaf.dtype

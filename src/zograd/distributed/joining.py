@@ -1,4 +1,4 @@
-"""How the processes that torchrun started find each other, at first and again."""
+"""How the processes of torchrun find each other, at the start and after a restart."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ import torch.distributed as dist
 from zograd.distributed.peers import Peers, PeersError
 
 TIMEOUT = 300.0
-"""Seconds after which a process that does not answer counts as lost."""
+"""Seconds after which a process that does not answer is considered lost."""
 
 
 @contextmanager
 def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Peers]:
-    """The processes that torchrun started, as `Peers`; without torchrun, a process alone.
+    """The processes that torchrun started, as `Peers`; without torchrun, this process alone.
 
-    device: of the model. On "cuda" each process takes the GPU of its local rank, and losses travel over nccl (over gloo
-        where there are fewer GPUs than processes); otherwise over gloo.
-    timeout: seconds after which an exchange raises PeersError. More than one process may lag behind another: the time
-        of its evaluations in a step, of a held-out evaluation, of replaying the tape.
+    device: the device of the model. With "cuda" each process uses the GPU of its local rank and losses travel over
+        nccl; over gloo if there are fewer GPUs than processes, and on other devices.
+    timeout: seconds after which an exchange raises PeersError. Choose it larger than the time by which one process may
+        lag behind another: its evaluations in a step, a held-out evaluation, a replay of the tape.
+
+    Raises ValueError for timeout <= 0, PeersError if some processes do not arrive in time.
+
+        with joined() as peers:
+            train(settings, "runs/a", peers=peers)
     """
     if not timeout > 0:
         raise ValueError(f"timeout={timeout} must be > 0, in seconds")
@@ -51,11 +56,11 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Peers]:
 
 
 def meeting(store: Any, rank: int, world: int, timeout: float) -> str:
-    """A name that the processes which are now alive have in common, and none that were before them.
+    """A name that all living processes agree on and that no earlier process has used.
 
-    torchrun keeps one store for all restarts of its processes (torch 2.13), in which those that come back would find
-    the addresses of dead ones. So each process says hello with a name of its own, and rank 0 answers each hello with
-    the name of the meeting until all are here. A hello of a dead process is answered for nothing.
+    torchrun keeps one store for all restarts of its processes (torch 2.13), in which restarted processes would find the
+    addresses of dead ones. So each process writes a hello with a name of its own, and rank 0 answers every hello with
+    the name of the meeting until all ranks have read it. An answer to a dead process does no harm.
     """
     mine, until = uuid.uuid4().hex, time.monotonic() + timeout
     if rank:
@@ -75,6 +80,6 @@ def meeting(store: Any, rank: int, world: int, timeout: float) -> str:
             if store.check([f"zograd/here/{mine}/{other}"]):
                 missing.discard(other)
         if missing and time.monotonic() > until:
-            raise PeersError(f"ranks {sorted(missing)} did not come within {timeout:g} s")
+            raise PeersError(f"ranks {sorted(missing)} did not join within {timeout:g} s")
         time.sleep(0.005)
     return mine

@@ -1,8 +1,8 @@
-"""The processes that evaluate one run together, and all that they tell each other.
+"""The processes that evaluate one run together, and the messages that they exchange.
 
-A process sends one block at each exchange: 8 bytes of status (2 bits of flags, 6 of how many points share a forward
-there, 7 bytes of a hash of all records so far) and its losses as float64. Blocks are gathered, not reduced, so that
-every process adds the same numbers in the same order.
+In each exchange a process sends one block: 8 bytes of status (2 bits of flags, 6 bits for the number of points that
+share a forward, 7 bytes of a hash of all records so far), and its losses as float64. Blocks are gathered, not reduced,
+so every process adds the same numbers in the same order.
 """
 
 from __future__ import annotations
@@ -22,33 +22,35 @@ from zograd.core.run import Record
 from zograd.core.tape import pack_record
 
 FAILED, STOP = 1, 2
-"""Flags of a block: the process raised in its evaluations; it was told to stop and wants to, after this step."""
+"""Flags of a block: an evaluation raised in this process; it was told to stop and asks to stop after this step."""
 
 LIMIT = 2
-"""The bit from which on a block says how many points share a forward at most: 0 for no limit, k + 1 for k."""
+"""First bit of the largest number k of points that share a forward: 0 for no limit, else k + 1."""
 
 HEADER = 8
 
 
 class PeersError(RuntimeError):
-    """Another process failed, or is gone; nothing moved in this step."""
+    """Another process failed or is gone. No weight moved in this step."""
 
 
 class PeersDisagree(RuntimeError):
-    """Processes that ought to be bit-identical are not."""
+    """Processes that must be bit-identical differ."""
 
 
 class Peers:
-    """A process group seen from one of its processes; `Peers()` is a process alone, for which all of this is free.
+    """A process group seen from one of its processes. `Peers()` is a single process, for which every method is free.
 
-    group: of torch.distributed, gloo or nccl, one process a replica of the model (with weights split over processes:
-        the processes that differ in what they evaluate). None: alone.
+    group: a group of torch.distributed (gloo or nccl) with one process for each replica of the model; if weights are
+        split over processes, the group of those that evaluate different things. None: a single process.
 
-    rank, world: the number of this process, and how many there are. sent: payload in bytes that this process handed to
-    exchanges of losses: its block once for each of the others. own_limit: tells how many points share a forward in this
-    process at most, -1 for any number; limit: the least of all processes at the last exchange.
+    rank, world: the number of this process, and the number of processes. sent: bytes that this process has sent in
+    exchanges of losses: its block, once for each other process. own_limit: a function that returns the largest number
+    of points that share a forward in this process, -1 for no limit. limit: the smallest limit of all processes at the
+    last exchange.
 
-    Whatever breaks a connection, or takes longer than the timeout of the group, raises PeersError in all that wait.
+    A broken connection and an exchange that takes longer than the timeout of the group raise PeersError in all
+    processes that wait.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -64,12 +66,13 @@ class Peers:
         self._history = bytes(HEADER - 1)
         self._wish = self._stop = False
 
-    # ---- what a step tells ---------------------------------------------------------------------------------------
+    # ---- messages of a step --------------------------------------------------------------------------------------
 
     def exchange(self, losses: Sequence[float], width: int, *, failed: bool = False) -> list[tuple[float, ...]]:
-        """`width` float64 of every process, by rank; missing ones are NaN.
+        """`width` float64 numbers of every process, by rank; missing ones are NaN.
 
-        Raises PeersError when another process says that it failed, PeersDisagree when their histories differ.
+        failed: an evaluation raised in this process; the others then raise PeersError.
+        Raises PeersDisagree if the histories of the processes differ.
         """
         filled = (*losses, *[math.nan] * (width - len(losses)))
         if self.world == 1:
@@ -97,31 +100,33 @@ class Peers:
     def remember(self, record: Record | bytes, *, split: bool = False) -> None:
         """Add a record (or the bytes of a whole tape) to the history that exchanges compare.
 
-        With the share of weights that moved, unless they are `split`: then each process counts those that it holds.
+        split: weights are split over processes: then the share of weights that moved, which each process counts for its
+            own, is left out.
         """
         data = record if isinstance(record, bytes) else pack_record(replace(record, moved=0.0) if split else record)
         self._history = hashlib.blake2b(self._history + data, digest_size=HEADER - 1).digest()
         self.records += isinstance(record, Record)
 
     def stopping(self, wish: bool) -> bool:
-        """Whether to stop: alone at once, otherwise when the last exchange carried the wish of any process.
+        """Whether to stop now.
 
-        A wish is sent with the next exchange, so that all stop after the same step.
+        wish: this process wants to stop. A single process stops at once. With several, the wish is sent in the next
+            exchange, so that all stop after the same step.
         """
         self._wish = wish
         return wish if self.world == 1 else self._stop
 
-    # ---- what is told beside steps -------------------------------------------------------------------------------
+    # ---- messages between steps ----------------------------------------------------------------------------------
 
     def broadcast(self, data: bytes = b"") -> bytes:
-        """The bytes that rank 0 passes, for all."""
+        """The bytes that rank 0 passes, in all processes."""
         if self.world == 1:
             return data
         (size,) = struct.unpack("<Q", self._from_0(struct.pack("<Q", len(data)), 8))
         return self._from_0(data, size)
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over the processes (of numbers, where all but one process hold zeros: those, exactly)."""
+        """The sum of a tensor over the processes: exact if at most one process has a nonzero number at each place."""
         if self.world == 1:
             return tensor
         with self._watched("the sum of the scores"):
@@ -137,7 +142,10 @@ class Peers:
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """A block without exchanges, after which all go on, or none: who raised passes that on, others PeersError."""
+        """A block without exchanges, after which all processes continue or none.
+
+        An exception is raised again where it came from; the other processes raise PeersError.
+        """
         try:
             yield
         except BaseException:
@@ -147,7 +155,7 @@ class Peers:
         if self.world > 1 and (bad := [k for k, b in enumerate(self._gather(b"\0")) if b[0]]):
             raise PeersError(f"rank {bad[0]} raised an error in {what}; see its output")
 
-    # ---- bytes -----------------------------------------------------------------------------------------------------
+    # ---- transport -----------------------------------------------------------------------------------------------
 
     def _gather(self, block: bytes) -> list[bytes]:
         if self.world == 1:

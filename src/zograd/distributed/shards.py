@@ -1,7 +1,7 @@
 """Weights that are split over processes: FSDP2 (`fully_shard`) and tensor parallelism (`DTensor`).
 
-A store takes them as it takes others (`stores/sharding.py`). Nothing but weights is split: every process of a mesh
-takes the same steps, with the same losses.
+A store takes such weights like any others (`stores/sharding.py`). Only weights are split: every process of a mesh takes
+the same steps with the same losses.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def follow(model: nn.Module, store: Store) -> None:
-    """Let a store find its weights in the forwards of a model sharded by FSDP2 (`fully_shard`).
+    """Make the lens of a store work on a model that FSDP2 has sharded (`fully_shard`). Call it once, after both.
 
-    FSDP2 gathers the weights of a block for its forward, as tensors of its own; from now on the lens shows these at the
-    point, regenerated in tiles, exactly as it shows weights that are not split. After each forward of the model all its
-    blocks let go of what they gathered: it is out of date once the weights move.
+    FSDP2 gathers the weights of a block for its forward into new tensors. From now on the lens shows these tensors at
+    the point, regenerated in tiles, like weights that are not split. After each forward of the model all blocks release
+    their gathered weights, which are out of date once the weights move.
 
-    Call it once, after `fully_shard` and `Store`. Memory: one gathered block, as in any forward under FSDP2. Raises
-    TypeError where FSDP2 casts what it gathers (`MixedPrecisionPolicy`): probes would be rounded away.
+    Memory: one gathered block, as in any forward under FSDP2. A forward raises TypeError if FSDP2 casts the gathered
+    weights (`MixedPrecisionPolicy`): rounding would lose the probes.
     """
     from torch.distributed.fsdp import FSDPModule
 

@@ -1,8 +1,8 @@
-"""Evaluations dealt to several processes: parts of the batch, directions, or both.
+"""Deal evaluations to several processes: parts of the batch, directions, or both.
 
-The batch is cut into S parts, and f = sum_s w_s f_s with f_s the mean over part s. S belongs to the run, not to the
-processes: one process evaluates the S parts one after the other, and the sum is taken in the order of s everywhere. So
-the bits of the losses depend on S, and on nothing else about who evaluated what.
+The batch is cut into S parts, and f = sum_s w_s f_s with f_s the mean over part s. S is a setting of the run, not the
+number of processes: a single process evaluates the S parts one after the other, and every process adds them in the
+order of s. So the bits of the losses depend on S, and not on which process evaluated what.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Deal: TypeAlias = Literal["data", "directions", "both"]
 
 
 class PartLoss(Protocol):
-    """The mean of the loss over part `part` of the batch; where S = 1, of the terms `rows` of a finite sum."""
+    """The mean loss over part `part` of the batch; if S = 1, also over the terms `rows` of a finite sum."""
 
     def __call__(self, part: int, rows: Sequence[int] | None = None, /) -> float | Tensor: ...
 
 
 def owner(deal: Deal, query: int, part: int, parts: int) -> int:
-    """Number whose remainder by the world is the rank that evaluates `query` on `part`."""
+    """A number k: rank k mod world evaluates `query` on `part`."""
     return {"data": part, "directions": query, "both": query * parts + part}[deal]
 
 
@@ -42,21 +42,22 @@ def shared(
     deal: Deal = "data",
     oracle: Callable[[int], Oracle] | None = None,
 ) -> Oracle:
-    """An oracle whose evaluations are dealt to the processes of `peers`, which all get the same losses.
+    """An oracle whose evaluations are dealt to the processes of `peers`. All of them get the same losses.
 
-    loss: called with the number of a part, 0 <= s < S = len(weights).
+    loss: called with the number s of a part, 0 <= s < S = len(weights).
     weights: w_s, the share of each part in the batch; they sum to 1.
-    deal: "data": rank r takes parts r, r + world, ... of every query; "directions": queries r, r + world, ... with all
-        their parts; "both": the pairs (query, part) in turn. No bit depends on it.
-    oracle: gives the oracle of a part, in the place of evaluations of `loss` one after the other; one that evaluates
-        queries together (`batched`) needs deal="data", where a part's queries are never dealt to several processes.
+    deal: "data": rank r evaluates parts r, r + world, ... of every query; "directions": queries r, r + world, ... with
+        all their parts; "both": the pairs (query, part) in turn. No bit depends on it.
+    oracle: the oracle of a part, used instead of evaluations of `loss` one after the other. An oracle that evaluates
+        several queries together (`batched`) needs deal="data", where one process gets all queries of a part.
 
-    Traffic of an exchange, one for each `yield` of the estimator: 8 bytes and 8 for each evaluation, to each of the
-    others. A loss that is not finite refuses the step in all processes. A process whose loss raises passes that on;
-    the others raise PeersError, and in all of them nothing has moved. Every part has dropout masks of its own.
+    Traffic: one exchange for each `yield` of the estimator: 8 bytes, and 8 for each evaluation, to each other process.
+    A non-finite loss refuses the step in all processes. If the loss raises in one process, that process raises the
+    exception and the others raise PeersError; no weight has moved in any of them. Every part has its own dropout masks.
 
-    Raises TypeError for a query of single terms of a sum when S > 1; ValueError when weights are split over processes
-    and these would not have the same number of evaluations (their forwards wait for each other).
+    Raises ValueError for weights that do not sum to 1 or an unknown `deal`. The oracle raises TypeError for a query of
+    single terms of a sum if S > 1, and ValueError if weights are split over processes that would not have the same
+    number of evaluations (their forwards wait for each other).
     """
     parts = len(weights)
     if not parts or not math.isclose(math.fsum(weights), 1.0, rel_tol=1e-9):
@@ -85,7 +86,7 @@ def shared(
         if store.sharded and min(map(len, tasks)) < width:
             raise ValueError(
                 f"{len(queries)} points on {parts} parts do not deal evenly to {peers.world} processes, and with "
-                f"weights split over processes each forward waits for all; choose parts or directions that do"
+                f"weights split over processes each forward waits for all; choose parts or directions that deal evenly"
             )
         try:
             mine = answer(store, tasks[peers.rank], queries, key)

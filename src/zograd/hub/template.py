@@ -11,7 +11,7 @@ __all__ = ["Template"]
 
 
 class Template:
-    """A parsed template. Only plain fields are allowed, so that data can never be read as a format instruction.
+    """A parsed template. Only plain fields are allowed, so data is never interpreted as a format instruction.
 
     >>> Template("{text} It was").fill({"text": "Fine."})
     'Fine. It was'
@@ -33,12 +33,12 @@ class Template:
                     f"{':' + spec if spec else ''}}}; only plain column names such as {{text}} are allowed."
                 )
         self.columns = tuple(dict.fromkeys(field for _, field, _, _ in self._parts if field is not None))
-        """The columns named, each once, in order."""
+        """The columns that the template names, each once, in order."""
         if not self.columns:
             raise TaskError(f"The prompt template {text!r} names no column; write for example '{{text}} It was'.")
 
     def check(self, columns: Iterable[str], where: str) -> None:
-        """Raises `TaskError` unless every field is one of `columns`."""
+        """Raise `TaskError` unless every field is in `columns`, those of `where`."""
         there = list(columns)
         for column in self.columns:
             if column not in there:

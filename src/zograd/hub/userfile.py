@@ -28,7 +28,7 @@ _SPLIT_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record; `place` is "FILE, line N" for messages."""
+    """A record of a file; `place` is "FILE, line N" for messages."""
 
     values: dict[str, Any]
     place: str
@@ -60,7 +60,7 @@ class Record:
         )
 
     def split(self, columns: Iterable[str], seed: int) -> str:
-        """The split named by the record, or the one that the hash of `columns` gives."""
+        """The split that the record names, or else the split by the hash of `columns`."""
         if "split" not in self.values:
             return split_of((self.text(column) for column in columns), seed)
         name = self.text("split").strip().casefold()
@@ -72,7 +72,7 @@ class Record:
 
 
 def read_records(path: str, text_column: str | None = None) -> list[Record]:
-    """All records of a file, each with all columns of the file (`None` where a record lacks one).
+    """All records of a file, each with all columns of the file (`None` if a record lacks one).
 
     The column `text_column` is also given the name "text".
 
@@ -117,7 +117,7 @@ def _jsonl(file: Path, path: str) -> Iterator[Record]:
                 raise TaskError(f"{place}: not valid JSON ({error}); write one object per line.") from None
             except RecursionError:
                 raise TaskError(
-                    f"{place}: lists or objects within each other, too many to read; write one flat object per line."
+                    f"{place}: lists or objects are nested too deeply; write one flat object per line."
                 ) from None
             if not isinstance(values, dict) or not values:
                 kind = type(values).__name__
@@ -128,7 +128,7 @@ def _jsonl(file: Path, path: str) -> Iterator[Record]:
 
 
 def _writable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: JSON can name half of a surrogate pair, which cannot."""
+    """Whether a text can be written as UTF-8. JSON may hold half of a surrogate pair, which cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

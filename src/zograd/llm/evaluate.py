@@ -13,9 +13,10 @@ from zograd.hub import FetchError, Task, TaskError, load_task, select
 from zograd.hub.template import Template
 from zograd.jsons import finite
 from zograd.llm import loading
+from zograd.llm.build import digest, examples_of
+from zograd.llm.restore import merged_model, restore
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.llm.train import digest, examples_of, merged_model, restore
 
 
 def evaluate(

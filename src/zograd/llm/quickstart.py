@@ -13,7 +13,8 @@ from typing import Any
 
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
-from zograd.runs.rundir import RunError, began
+from zograd.runs.errors import RunError
+from zograd.runs.folder import began
 
 RECIPE: dict[str, Any] = {
     "model": "smollm2-135m",

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from zograd.errors import UsageError
-from zograd.hub.tasks import parse_label_words
+from zograd.hub import parse_label_words
 
 
 class SettingsError(UsageError):

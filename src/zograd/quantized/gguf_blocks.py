@@ -1,15 +1,15 @@
-"""Block formats of GGUF: where the scale of a block lies, and what its integers mean.
+"""Block formats of GGUF: where the scale of a block is, and what its integers mean.
 
-A tensor is rows of blocks of `size` weights in `bytes` bytes. Each block has one float16 scale d (and, in the
-asymmetric formats, one float16 min m); the rest are integers that zograd never changes. In the formats "K", they
-include second-level scales s_j and mins m_j of the parts of a block:
+A row of a tensor is a row of blocks: `size` weights in `bytes` bytes each. A block has one float16 scale d, and in the
+asymmetric formats one float16 min m. The rest are integers, which zograd never changes. In the "K" formats they include
+second-level scales s_j and mins m_j of the parts of a block:
 
     Q4_0 w = d (q - 8)      Q4_1 w = d q + m        Q8_0 w = d q
     Q5_0 w = d (q - 16)     Q5_1 w = d q + m        Q6_K w = d s_j (q - 32)
     Q4_K, Q5_K w = d s_j q - m m_j
 
-Source: the block structs of ggml (ggml-common.h) and the reference de-quantization of the package `gguf`, which tests
-hold these functions to, bit for bit.
+Source: the block structs of ggml (ggml-common.h) and the reference de-quantization of the package `gguf`. Tests compare
+these functions with it bit for bit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Values = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """One block format: its number in GGUF, weights and bytes of a block, and the offsets of its scale and min."""
+    """A block format: its number in GGUF, weights and bytes of a block, and the byte offsets of its scale and min."""
 
     name: str
     number: int
@@ -53,7 +53,7 @@ class Format:
         return blocks.view(-1, self.bytes)[:, at : at + 2].contiguous().view(torch.float16).view(-1).float()
 
     def put_scales_(self, blocks: Tensor, scales: Tensor) -> Tensor:
-        """Write d of each block, rounded to float16; every other byte stays."""
+        """Write d of each block, rounded to float16. No other byte changes."""
         halves = scales.to(torch.float16).view(-1, 1).view(torch.uint8)
         blocks.view(-1, self.bytes)[:, self.scale_at : self.scale_at + 2] = halves
         return blocks
@@ -61,9 +61,10 @@ class Format:
     def dequantize_(
         self, out: Tensor, blocks: Tensor, scales: Tensor | None = None, mins: Tensor | None = None
     ) -> Tensor:
-        """out <- the weights of `blocks` (uint8), with scales and mins from the blocks or from float32 tensors.
+        """out <- the weights of `blocks` (uint8), with scales and mins of the blocks or in float32 tensors.
 
-        Cost: one pass over the blocks; the compiled kernel needs no memory, the torch fallback some times that of out.
+        Cost: one pass over the blocks. The compiled kernel needs no memory; the torch fallback needs several times the
+        memory of `out`. Raises ValueError for an `out` of another size.
         """
         n = blocks.numel() // self.bytes
         if out.numel() != n * self.size:

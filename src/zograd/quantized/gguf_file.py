@@ -1,8 +1,8 @@
-"""A GGUF file as a model of transformers whose matrices stay packed, and back.
+"""Load a GGUF file as a transformers model with packed matrices, and save trained scales into a copy of the file.
 
-The blocks are mapped from the file, not copied, so loading takes a moment and processes share the pages; only the rows
-of q and k of models with llama.cpp's order of rotary pairs are copied, in their own order. Saving copies the file and
-writes the trained scales into their blocks: header, integers, mins and all else stay, byte for byte.
+The blocks are mapped from the file, not copied: loading is fast, and processes share the pages. Only the rows of q and
+k are copied, for models in which llama.cpp orders rotary pairs in another way. Saving copies the file and writes the
+trained scales into their blocks. All other bytes (header, integers, mins) stay the same.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PAIRED = ("llama", "mistral")
-"""Architectures (of GGUF) in which llama.cpp rotates neighbours (2i, 2i + 1) where transformers rotates halves."""
+"""GGUF architectures in which llama.cpp rotates neighbours (2i, 2i + 1) and transformers rotates halves."""
 
 NORMS_PLUS_ONE = ("gemma", "gemma2", "gemma3")
 """Architectures whose norm gains are stored as 1 + w."""
 
 
 class PackedError(ValueError):
-    """A file that is no GGUF model, or one that cannot stay packed; the message says which tensor and why."""
+    """A file is not a GGUF model, or cannot stay packed. The message names the tensor and the reason."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a packed matrix comes from: its name in the file, and the order of its rows (None: as in the file)."""
+    """The origin of a packed matrix: its name in the file, and the order of its rows (None: as in the file)."""
 
     tensor: str
     rows: Tensor | None
@@ -48,13 +48,15 @@ class Source:
 def load(
     file: str | Path, config: str | Path | None = None, *, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in eval mode whose matrices stay packed, and its tokenizer.
+    """A causal language model in eval mode with packed matrices, and its tokenizer.
 
-    file: a .gguf of an architecture that gguf and transformers both know. config: a folder with config.json and the
-    tokenizer's files; when None, transformers reads them from the GGUF's header. dtype: of activations and norms.
+    file: a .gguf file of an architecture that gguf and transformers both know.
+    config: a folder with config.json and the files of the tokenizer; None: transformers reads both from the header.
+    dtype: of activations and norms.
 
-    Raises GGUFError for a file that is cut or damaged, PackedError for what is no model and for matrices in formats
-    other than those of `FORMATS`.
+    Memory: norms and other vectors in `dtype`; matrices are mapped from the file.
+    Raises GGUFError for a truncated or damaged file, PackedError for a file that is not a model and for matrices in
+    formats that are not in `FORMATS`.
     """
     import gguf
     from accelerate import init_empty_weights
@@ -85,7 +87,7 @@ def load(
 
 
 def fill(model: PreTrainedModel, path: Path, reader: Any, architecture: str, dtype: torch.dtype) -> None:
-    """Put the tensors of the file into a model without weights: packed matrices as layers of their own."""
+    """Put the tensors of the file into a model without weights; matrices become packed layers."""
     names = _names(model, architecture)
     tensors = {t.name: t for t in reader.tensors}
     mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c"))
@@ -94,7 +96,7 @@ def fill(model: PreTrainedModel, path: Path, reader: Any, architecture: str, dty
         for own in [key for key, p in module.named_parameters(recurse=False) if p.device.type == "meta"]:
             key = f"{name}.{own}"
             if key not in names or names[key] not in tensors:
-                if key == "lm_head.weight":  # tied: the embedding's blocks
+                if key == "lm_head.weight":  # tied to the embedding
                     continue
                 raise PackedError(f"{path} has no tensor for {key!r} of {type(model).__name__}")
             tensor = tensors[names[key]]
@@ -122,7 +124,7 @@ def fill(model: PreTrainedModel, path: Path, reader: Any, architecture: str, dty
 
 
 def _names(model: PreTrainedModel, architecture: str) -> dict[str, str]:
-    """Parameter of the model -> tensor of the file, by gguf's own table of names."""
+    """Name of a parameter -> name of its tensor in the file, by the table of the package gguf."""
     import gguf
 
     by_name = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}
@@ -134,7 +136,7 @@ def _names(model: PreTrainedModel, architecture: str) -> dict[str, str]:
 
 
 def _halves(rows: int, heads: int) -> Tensor:
-    """Row r of the model is row `_halves(...)[r]` of the file: neighbours (2i, 2i + 1) to halves (i, i + d / 2)."""
+    """Index of each model row in the file: pairs are neighbours (2i, 2i + 1) there, halves (i, i + d / 2) here."""
     return torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1)
 
 
@@ -171,14 +173,14 @@ def _replace(
 
 
 def _tie(model: PreTrainedModel) -> None:
-    """The head of a model without one of its own reads the blocks of the embedding."""
+    """If the head is tied to a packed embedding, make it read the blocks of the embedding."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if isinstance(head, nn.Linear) and head.weight.device.type == "meta" and isinstance(embedding, PackedEmbedding):
         model.set_output_embeddings(PackedLinear(embedding.form, embedding.blocks, embedding.columns))
 
 
 def packed_layers(model: nn.Module) -> Iterator[tuple[str, Packed]]:
-    """The packed matrices of a model that come from a file of their own (not tied ones), by name."""
+    """Name and module of the packed matrices of a model, without tied ones."""
     for name, module in model.named_modules():
         if isinstance(module, Packed) and hasattr(module, "source"):
             yield name, module
@@ -187,7 +189,7 @@ def packed_layers(model: nn.Module) -> Iterator[tuple[str, Packed]]:
 def linear_layers(
     model: nn.Module, pattern: str = "", keep: Callable[[nn.Module], bool] = lambda module: True
 ) -> Iterator[tuple[str, PackedLinear]]:
-    """The packed linear layers whose names the regular expression is found in, and that `keep` accepts."""
+    """The packed linear layers whose names contain a match of `pattern` and that `keep` accepts."""
     layers = dict(packed_layers(model))
     names = searching(pattern, layers)
     for name, layer in layers.items():
@@ -196,10 +198,10 @@ def linear_layers(
 
 
 def save(model: nn.Module, to: str | Path) -> dict[str, int]:
-    """Write the model as GGUF: a copy of the file it came from with the trained scales in place of the old ones.
+    """Write the model as GGUF: a copy of its file with the trained scales in place of the old ones.
 
-    The scales are those that the model computes with (`layers.storable`), so the file holds the same model. Returns how
-    many scales were written and how many bytes differ.
+    The scales are written as the model computes with them (`packed_layers.storable`), so the file holds the same model.
+    Returns the number of `scales` written and of `bytes_changed`.
     """
     import gguf
 
@@ -233,13 +235,13 @@ def save(model: nn.Module, to: str | Path) -> dict[str, int]:
 
 
 def gguf_in(folder: str | Path) -> Path | None:
-    """The one .gguf file of a folder, or None."""
+    """The .gguf file of a folder; None if there is not exactly one."""
     files = sorted(Path(folder).glob("*.gguf"))
     return files[0] if len(files) == 1 else None
 
 
 def resident_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of the weights as they are held: blocks, masters, all else; tied tensors once. And those of bfloat16."""
+    """Bytes of the weights in memory: `blocks`, `masters`, `others` (tied tensors once), and all in `bfloat16`."""
     seen: set[int] = set()
     sizes = {"blocks": 0, "masters": 0, "others": 0, "bfloat16": 0}
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Counting the probes that ask for scales which are not positive."""
+"""Count the probes at which some scale is not positive."""
 
 from __future__ import annotations
 
@@ -12,30 +12,40 @@ from zograd.stores import Store
 
 
 class Probes:
-    """An oracle that counts, before it answers as `inner` does, how many points have elements that are not positive.
+    """Counts, over all oracles made by `counted`, the probes that have elements <= 0.
 
-    probes: points asked for; infeasible: those with at least one element <= 0. elements, infeasible_elements: the same
-    by element. Cost: the elements of every point once more, without an evaluation.
+    probes: points evaluated; infeasible: those with at least one element <= 0. elements, infeasible_elements: the same
+    counts by element.
     """
 
-    def __init__(self, inner: Oracle) -> None:
-        self.inner = inner
+    def __init__(self) -> None:
         self.probes = self.infeasible = self.elements = self.infeasible_elements = 0
 
-    def __call__(self, store: Store, queries: Sequence[Query], key: int) -> Sequence[float]:
-        for query in queries:
-            bad = 0
-            for leaf in store.leaves:
-                point = store.scratch(leaf, leaf.numel, use=-2)
-                bad += int(torch.count_nonzero(store.point_(point, leaf, query.at) <= 0))
-            self.probes += 1
-            self.infeasible += bad > 0
-            self.elements += store.dim
-            self.infeasible_elements += bad
-        return self.inner(store, queries, key)
+    def counted(self, oracle: Oracle) -> Oracle:
+        """An oracle that counts its points and then evaluates them as `oracle` does.
+
+        Cost: one pass over the elements of each point, and no evaluation.
+        """
+
+        def evaluate(store: Store, queries: Sequence[Query], key: int) -> Sequence[float]:
+            for query in queries:
+                self._count(store, query)
+            return oracle(store, queries, key)
+
+        return evaluate
+
+    def _count(self, store: Store, query: Query) -> None:
+        bad = 0
+        for leaf in store.leaves:
+            point = store.scratch(leaf, leaf.numel, use=-2)
+            bad += int(torch.count_nonzero(store.point_(point, leaf, query.at) <= 0))
+        self.probes += 1
+        self.infeasible += bad > 0
+        self.elements += store.dim
+        self.infeasible_elements += bad
 
     def shares(self) -> dict[str, float]:
-        """Of the points, and of their elements, so far."""
+        """The infeasible share of the probes so far, and of their elements."""
         return {
             "infeasible": self.infeasible / max(self.probes, 1),
             "infeasible_scales": self.infeasible_elements / max(self.elements, 1),

@@ -1,8 +1,8 @@
-"""Models that other libraries quantized, trained through the scales of their groups.
+"""Train models that other libraries have quantized, through the scales of their groups.
 
-One float32 master a group, the parameter `scale` of its module, takes the place of the library's own scales during each
-forward. No kernel of a library is touched, integers and zero points never change, and all that works on tensors works
-on masters: estimators, spaces, rules, tapes. Layers are recognised by how they hold their weights:
+Each group has one float32 master, in the parameter `scale` of its module, which replaces the library's own scale during
+each forward. The library's kernels, integers and zero points never change. Masters are ordinary tensors for estimators,
+spaces, rules and tapes. Layers are recognised by how they store their weights:
 
     library       layers                       scales, and what the library computes with
     bitsandbytes  Linear4bit (NF4, FP4)        float32, blocks of 64; doubly quantized ones are un-nested
@@ -11,9 +11,10 @@ on masters: estimators, spaces, rules, tapes. Layers are recognised by how they 
     hqq           HQQLinear                    its compute_dtype; zero points beside
     GPTQ, AWQ     `qweight` with `scales`      that of `scales`, mostly float16; zero points beside
 
-In float32 the masters are the library's scales, without memory of their own. Where a library holds 16 bits (HQQ in
-bfloat16 and float16 models, GPTQ, AWQ), they are rounded for each forward. Of probes at +-2^-7 all arrive; of those at
-1e-3 all do in float16 (spacing 2^-11 to 2^-10), and from scales that bfloat16 (2^-8 to 2^-7) holds exactly, none.
+If the library's scales are float32, they are the masters, which need no memory of their own. If they have 16 bits (HQQ
+in bfloat16 and float16 models, GPTQ, AWQ), the masters are rounded for each forward. Probes with mu = 2^-7 survive this
+rounding. Probes with mu = 1e-3 survive in float16 (relative spacing 2^-11 to 2^-10); in bfloat16 (2^-8 to 2^-7) they
+vanish for scales that bfloat16 stores exactly.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -34,81 +34,84 @@ import torch
 from torch import Tensor, nn
 
 from zograd.patterns import searching
-from zograd.quantized.library_layers import FORMS, Form, LibraryError, check, steady
+from zograd.quantized.library_layers import LAYER_FORMATS, LayerFormat, LibraryError, check_layer, stop_repacking
 from zograd.quantized.packed_layers import storable
+from zograd.quantized.quantizing import without_bars
 from zograd.stores.leaf import tensor_bytes
 
 __all__ = [
     "KNOWN",
-    "QUANTIZE",
-    "Handle",
     "LibraryError",
-    "baked",
-    "check",
-    "config_of",
+    "QuantizedLayer",
+    "check_layer",
     "discover",
     "form_of",
-    "from_hqq",
     "is_quantized",
     "load_scales",
     "masters",
     "save",
     "save_scales",
-    "steady",
-    "storable",
-    "to_hqq",
+    "stop_repacking",
     "unknown",
+    "without_masters",
 ]
 
 KNOWN = "bitsandbytes 4-bit and int8, torchao int8 and intx, HQQ, GPTQ and AWQ"
 
 
 @dataclass(frozen=True)
-class Handle:
-    """A quantized linear layer of a library: `format` of its integers, `groups` with a scale each.
+class QuantizedLayer:
+    """A quantized linear layer of a library.
 
-    `group_size` is in weights; `dtype` that of the scales as the library holds them now.
+    form: how its library stores it.
     """
 
     name: str
     module: Any
-    form: Form
+    form: LayerFormat
 
     @property
     def library(self) -> str:
+        """Name of the library."""
         return self.form.library
 
     @property
     def format(self) -> str:
+        """Format of the integers."""
         return self.form.name(self.module)
 
     @property
     def groups(self) -> int:
+        """Number of groups; each has one scale."""
         return self.form.read(self.module).numel()
 
     @property
     def group_size(self) -> int:
+        """Weights in a group."""
         rows, columns = self.form.size(self.module)
         return rows * columns // max(self.groups, 1)
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype in which the library stores the scales now."""
         return self.form.read(self.module).dtype
 
     @property
     def integers(self) -> Tensor:
+        """The quantized weights as they are stored."""
         return self.form.integers(self.module)
 
     @property
     def master(self) -> nn.Parameter | None:
-        """The trained scales, where there are any yet."""
+        """The trained scales; None before `masters` has made them."""
         return self.module._parameters.get("scale")  # type: ignore[no-any-return]
 
     def masters(self) -> nn.Parameter:
-        """The trained scales |s| (1 where s = 0), made from those of the library when there are none yet.
+        """The trained scales |s| (1 where s = 0) in float32; the first call makes them from the library's scales.
 
-        [rows, groups of a row] where rows hold whole groups, else in the shape that the library has for them. Signs, 0
-        where s = 0, stay in the buffer `scale_sign`, None when all are positive: what is 0 stays 0.
+        Shape: [rows, groups of a row] if rows hold whole groups, else the library's shape. The buffer `scale_sign`
+        holds the signs (0 where s = 0, so a scale of 0 stays 0); it is None if all scales are positive.
+        Raises LibraryError for scales that are not finite.
         """
         if self.master is not None:
             return self.module.scale  # type: ignore[no-any-return]
@@ -117,7 +120,7 @@ class Handle:
         with torch.inference_mode(False), torch.no_grad():
             form.settle(module)
             library = form.read(module).detach()
-            if stored not in (torch.float16, torch.bfloat16):  # a nested absmax is uint8: it stays un-nested
+            if stored not in (torch.float16, torch.bfloat16):  # a nested absmax is uint8: it is un-nested for good
                 stored = library.dtype
             s = library.float().clone()
             if not bool(torch.isfinite(s).all()):
@@ -137,28 +140,28 @@ class Handle:
         return module.scale  # type: ignore[no-any-return]
 
     def signed(self) -> Tensor:
-        """The scales that are meant now, float32 in the shape of the masters; those of the library without masters."""
+        """The current scales with their signs in float32; without masters, those of the library."""
         if self.master is None:
             return self.form.read(self.module).float()
         return _signed(self.module)
 
 
 def _signed(module: Any) -> Tensor:
-    s: Tensor = module.scale.float()  # an optimizer that evaluates at another point shows it here
+    s: Tensor = module.scale.float()  # under a lens, this read gives the evaluated point
     return s if module.scale_sign is None else s * module.scale_sign
 
 
-def _enter(form: Form, module: Any, args: Any) -> None:
-    """Before a forward: the library's scales are the masters, at the point that is evaluated."""
-    if module._parameters.get("scale") is None:  # away while the library saves
+def _enter(form: LayerFormat, module: Any, args: Any) -> None:
+    """Before a forward: put the masters, at the evaluated point, in place of the library's scales."""
+    if module._parameters.get("scale") is None:  # the library is saving
         return
     library = form.read(module)
     module.__dict__["_at_rest"] = library
     form.write(module, _signed(module).reshape(library.shape).to(library.dtype))
 
 
-def _leave(form: Form, module: Any, args: Any, out: Any) -> None:
-    """After a forward, or an exception in it: the library's scales are what they were."""
+def _leave(form: LayerFormat, module: Any, args: Any, out: Any) -> None:
+    """After a forward, or an exception in it: put the library's scales back."""
     library = module.__dict__.pop("_at_rest", None)
     if library is not None:
         form.write(module, library)
@@ -167,22 +170,22 @@ def _leave(form: Form, module: Any, args: Any, out: Any) -> None:
 # ---- finding them --------------------------------------------------------------------------------------------------
 
 
-def form_of(module: nn.Module) -> Form | None:
-    """How a module holds quantized weights; None when it is none of the layers that zograd knows."""
-    return next((form for form in FORMS if form.owns(module)), None)
+def form_of(module: nn.Module) -> LayerFormat | None:
+    """How a module stores quantized weights; None for a layer that zograd does not know."""
+    return next((form for form in LAYER_FORMATS if form.owns(module)), None)
 
 
-def discover(model: nn.Module) -> list[Handle]:
-    """The quantized linear layers of a model, in its order. Embeddings have scales that nobody trains: not among them.
+def discover(model: nn.Module) -> list[QuantizedLayer]:
+    """The quantized linear layers of a model, in its order, without embeddings.
 
-    Raises LibraryError for HQQ layers whose scales are quantized again or offloaded.
+    Raises LibraryError for an HQQ layer whose scales are quantized again or offloaded.
     """
     found = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             continue
         if (form := form_of(module)) is not None:
-            found.append(Handle(name, module, form))
+            found.append(QuantizedLayer(name, module, form))
         elif isinstance(meta := getattr(module, "meta", None), dict) and {"scale_q", "zero_scale"} & meta.keys():
             raise LibraryError(
                 f"{name} is an HQQ layer whose scales are quantized again or offloaded; quantize it with "
@@ -194,10 +197,10 @@ def discover(model: nn.Module) -> list[Handle]:
 def masters(
     model: nn.Module, pattern: str = "", keep: Callable[[nn.Module], bool] = lambda module: True
 ) -> dict[str, Tensor]:
-    """name -> float32 masters of the layers whose names the regular expression is found in, and that `keep` accepts.
+    """Name -> float32 masters of the layers whose names contain a match of `pattern` and that `keep` accepts.
 
-    Cost: 4 bytes a group, none where the library computes with float32 scales (they then are the masters), plus a byte
-    a group in matrices that have a zero or negative scale.
+    Memory: 4 bytes for each group, or none if the library's scales are float32 (they are the masters then); one byte
+    more for each group of a matrix with a zero or negative scale.
     """
     handles = list(discover(model))
     names = searching(pattern, [handle.name for handle in handles])
@@ -205,12 +208,12 @@ def masters(
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether a library holds some of a model's matrices in integers."""
+    """Whether a library stores some matrix of the model as integers."""
     return any(form_of(module) is not None for module in model.modules())
 
 
 def unknown(model: nn.Module) -> list[str]:
-    """Kinds of modules that hold integer matrices in a form that zograd does not know."""
+    """Class names of modules that store integer matrices in a way that zograd does not know."""
     kinds = {
         type(m).__name__
         for m in model.modules()
@@ -224,12 +227,13 @@ def unknown(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def baked(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is the library's alone: trained scales in its own tensors and dtype, no masters.
+def without_masters(model: nn.Module) -> Iterator[None]:
+    """Inside, the library's own tensors hold the trained scales in its dtype, and modules have no masters.
 
-    Rounded to 16 bits where the library stores so; a scale that would round to 0 becomes the smallest number above.
+    Scales are rounded to 16 bits if the library stores 16 bits. A scale that would round to 0 becomes the smallest
+    positive number.
     """
-    held: list[tuple[Handle, nn.Parameter, Tensor]] = []
+    held: list[tuple[QuantizedLayer, nn.Parameter, Tensor]] = []
     try:
         for handle in discover(model):
             if handle.master is None:
@@ -246,16 +250,16 @@ def baked(model: nn.Module) -> Iterator[None]:
 
 
 def save(model: Any, out: str | Path) -> None:
-    """The model in its library's own format (what `zograd.llm.loading.load` reads), and `scales.safetensors` beside.
+    """Write a model in its library's own format, which `zograd.llm.loading.load` reads, and `scales.safetensors`.
 
-    HQQ: `config.json` and `qmodel.pt`; the others: transformers' `save_pretrained` with a quantization_config
-    (tensors of torchao through torch.save before transformers 5, which has no safetensors for them).
+    HQQ: `config.json` and `qmodel.pt`. Other libraries: `save_pretrained` of transformers with a quantization_config.
+    Before transformers 5, tensors of torchao go through torch.save: safetensors cannot store them.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     used = {handle.library for handle in discover(model)}
     old = "torchao" in used and int(version("transformers").partition(".")[0]) < 5
-    with baked(model):
+    with without_masters(model):
         if "hqq" in used:
             from hqq.models.hf.base import AutoHQQHFModel
 
@@ -268,10 +272,10 @@ def save(model: Any, out: str | Path) -> None:
 
 
 def save_scales(model: nn.Module, file: str | Path) -> int:
-    """Only the trained scales, float32 with their signs, by layer; returns how many. 4 bytes a group.
+    """Write the trained scales alone, float32 with their signs, by layer; returns their number. 4 bytes for each group.
 
-    The metadata `zograd` names, for each, the library, the format, the group size and the SHA-256 of the integers that
-    they belong to.
+    The metadata entry `zograd` holds for each layer its library, format, group size, and the SHA-256 of its integers.
+    Raises LibraryError if the model has no trained scales.
     """
     from safetensors.torch import save_file
 
@@ -287,9 +291,9 @@ def save_scales(model: nn.Module, file: str | Path) -> int:
 
 
 def load_scales(model: nn.Module, file: str | Path) -> dict[str, Tensor]:
-    """Put saved scales onto a model with the same integers, as masters; returns those, by name.
+    """Load the scales of `save_scales` into the masters of a model with the same integers; returns name -> masters.
 
-    Raises LibraryError, before anything is changed, when the file is none of ours or belongs to other integers.
+    Raises LibraryError, before anything changes, for a file that `save_scales` has not written and for other integers.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -319,7 +323,7 @@ def load_scales(model: nn.Module, file: str | Path) -> dict[str, Tensor]:
     return chosen
 
 
-def _about(handle: Handle) -> dict[str, Any]:
+def _about(handle: QuantizedLayer) -> dict[str, Any]:
     return {
         "library": handle.library,
         "format": handle.format,
@@ -327,72 +331,3 @@ def _about(handle: Handle) -> dict[str, Any]:
         "groups": handle.groups,
         "integers": hashlib.sha256(tensor_bytes(handle.integers)).hexdigest(),
     }
-
-
-# ---- quantizing ------------------------------------------------------------------------------------------------------
-
-QUANTIZE = ("nf4", "int8-bnb", "int8-torchao", "int4-torchao", "hqq4")
-"""What a dense model can be quantized to on loading: bitsandbytes NF4 in blocks of 64 and int8 a row, torchao int8 a
-row and int4 in groups of 32, HQQ 4-bit in groups of 64."""
-
-
-def config_of(kind: str, dtype: torch.dtype) -> Any:
-    """The quantization_config with which transformers loads a dense model as `kind`; None for HQQ, which it cannot."""
-    if kind in ("nf4", "int8-bnb"):
-        import bitsandbytes  # noqa: F401
-        from transformers import BitsAndBytesConfig
-
-        if kind == "int8-bnb":
-            return BitsAndBytesConfig(load_in_8bit=True)
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    if kind in ("int8-torchao", "int4-torchao"):
-        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig
-        from torchao.quantization.granularity import PerGroup
-        from transformers import TorchAoConfig
-
-        if kind == "int8-torchao":
-            return TorchAoConfig(Int8WeightOnlyConfig())
-        return TorchAoConfig(IntxWeightOnlyConfig(torch.int4, PerGroup(32)))  # type: ignore[attr-defined]
-    if kind == "hqq4":
-        import hqq.core.quantize  # noqa: F401
-
-        return None
-    raise LibraryError(f"there is no quantization {kind!r}; use {', '.join(QUANTIZE)}")
-
-
-def to_hqq(model: Any, dtype: torch.dtype, device: str) -> None:
-    """The linear layers of a dense model, except its head, in 4 bits with HQQ, groups of 64, in place."""
-    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
-
-    config, head = BaseQuantizeConfig(nbits=4, group_size=64, axis=1), model.get_output_embeddings()
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and module is not head:
-            model.set_submodule(name, HQQLinear(module, config, compute_dtype=dtype, device=device))
-
-
-def from_hqq(folder: str | Path, dtype: torch.dtype, device: str) -> Any:
-    """A model that HQQ saved: `config.json` and `qmodel.pt` (tensors only; nothing in it is run).
-
-    HQQ's loader rounds what is in no file, the rotary frequencies, to `dtype`: they are made anew.
-    """
-    from accelerate import init_empty_weights
-    from hqq.models.hf.base import AutoHQQHFModel
-    from transformers import AutoModelForCausalLM
-
-    with without_bars():
-        model = AutoHQQHFModel.from_quantized(str(folder), compute_dtype=dtype, device=device)
-    with init_empty_weights(include_buffers=False):
-        fresh = AutoModelForCausalLM.from_config(model.config)
-    kept = model.state_dict().keys()
-    for name, buffer in fresh.named_buffers():
-        if name not in kept:
-            owner, _, key = name.rpartition(".")
-            model.get_submodule(owner).register_buffer(key, buffer.to(device), persistent=False)
-    return model
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Inside, what HQQ writes to stderr (progress bars that it has no switch for) goes nowhere."""
-    with redirect_stderr(StringIO()):
-        yield

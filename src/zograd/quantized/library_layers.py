@@ -1,6 +1,6 @@
-"""How bitsandbytes, torchao, HQQ, GPTQ and AWQ hold a quantized matrix: where its scales and integers are.
+"""How bitsandbytes, torchao, HQQ, GPTQ and AWQ store a quantized matrix: where its scales and its integers are.
 
-Layers are recognised by what they hold; none of the libraries is imported.
+Layers are recognised by the tensors that they hold. None of the libraries is imported.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ from torch import Tensor
 
 
 class LibraryError(ValueError):
-    """A quantized layer, or a file of scales, that cannot be used as asked."""
+    """A quantized layer or a file of scales cannot be used as asked."""
 
 
-class Form(Protocol):
-    """How one library holds a quantized matrix. `module: Any`, since no library is imported for it."""
+class LayerFormat(Protocol):
+    """How one library stores a quantized matrix. `module: Any`, since no library is imported."""
 
     library: str
 
     def owns(self, module: Any) -> bool:
-        """Whether a module holds its matrix in this form."""
+        """Whether a module stores its matrix in this way."""
 
     def name(self, module: Any) -> str:
-        """Of the format of its integers."""
+        """Name of the format of its integers."""
 
     def settle(self, module: Any) -> None:
-        """Bring the scales into floating point, float32 where the library computes with it, one tensor of them."""
+        """Make the scales one floating-point tensor; float32 if the library computes with float32 scales."""
 
     def read(self, module: Any) -> Tensor:
         """The library's scales."""
 
     def write(self, module: Any, scales: Tensor) -> None:
-        """Let the library's scales be this tensor."""
+        """Make this tensor the library's scales."""
 
     def integers(self, module: Any) -> Tensor:
         """The quantized weights as they are stored."""
@@ -44,10 +44,10 @@ class Form(Protocol):
 class Bnb4:
     """`bitsandbytes.nn.Linear4bit`: a code book times absmax.
 
-    On CPUs with AVX512-BF16 bitsandbytes repacks such layers at their first forward in eval mode, with absmax rounded
-    to bfloat16 and a kernel that is slower than de-quantizing: `steady` switches that off, and undoes it where it has
-    happened (the scales then have 8 bits). Its de-quantization for CPUs takes the wrong absmax where a block crosses
-    rows: such layers are refused there.
+    On CPUs with AVX512-BF16, bitsandbytes repacks such a layer at its first forward in eval mode: it rounds absmax to
+    bfloat16 and uses a kernel that is slower than de-quantizing. `stop_repacking` prevents that, and undoes it if it
+    has happened (the scales then have 8 bits). The CPU de-quantization of bitsandbytes uses the wrong absmax if a block
+    crosses rows: `check_layer` refuses such layers.
     """
 
     library = "bitsandbytes"
@@ -62,8 +62,8 @@ class Bnb4:
         from bitsandbytes.functional import dequantize_blockwise
 
         state = _state(module)
-        steady(module)
-        check(module)
+        stop_repacking(module)
+        check_layer(module)
         if state.nested:
             state.absmax = dequantize_blockwise(state.absmax, state.state2) + state.offset
             state.nested, state.state2, state.offset = False, None, None
@@ -85,12 +85,12 @@ class Bnb4:
 
 
 def _state(module: Any) -> Any:
-    """The QuantState of a layer, or None."""
+    """The QuantState of a layer; None without one."""
     return getattr(getattr(module, "weight", None), "quant_state", None)
 
 
-def steady(module: Any) -> None:
-    """Keep bitsandbytes from repacking a 4-bit layer for CPUs with AVX512-BF16, and undo it where it has."""
+def stop_repacking(module: Any) -> None:
+    """Keep bitsandbytes from repacking a 4-bit layer for CPUs with AVX512-BF16, and undo it if it has happened."""
     state = _state(module)
     if getattr(state, "packing_format_for_cpu", False):
         module._save_to_state_dict({}, "", True)  # unpacks in place, as a side effect, and leaves absmax transposed
@@ -99,8 +99,8 @@ def steady(module: Any) -> None:
     module.support_avx512bf16_for_cpu = False
 
 
-def check(module: Any) -> None:
-    """Raise LibraryError for a 4-bit layer of bitsandbytes that a CPU computes wrongly (measured up to 0.50.2)."""
+def check_layer(module: Any) -> None:
+    """Raise LibraryError for a 4-bit layer that bitsandbytes computes wrongly on a CPU (measured up to 0.50.2)."""
     state = _state(module)
     if state is not None and state.shape[1] % state.blocksize and module.weight.device.type == "cpu":
         raise LibraryError(
@@ -155,7 +155,7 @@ class TorchAO:
         return str(getattr(module.weight, "target_dtype", module.weight.qdata.dtype)).removeprefix("torch.")
 
     def settle(self, module: Any) -> None:
-        module.weight.scale = module.weight.scale.float()  # it multiplies integers, and is rounded with the product
+        module.weight.scale = module.weight.scale.float()  # it multiplies integers; the product is rounded
 
     def read(self, module: Any) -> Tensor:
         scales: Tensor = module.weight.scale
@@ -232,8 +232,8 @@ class Gptq:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """As a plain tensor, whatever subclass it is of."""
+    """The same data as a plain Tensor, not a subclass."""
     return tensor.detach().as_subclass(Tensor)
 
 
-FORMS: tuple[Form, ...] = (Bnb4(), Bnb8(), TorchAO(), Hqq(), Gptq())
+LAYER_FORMATS: tuple[LayerFormat, ...] = (Bnb4(), Bnb8(), TorchAO(), Hqq(), Gptq())

@@ -1,4 +1,4 @@
-"""Loads the compiled de-quantization (`_native.cpp`) through ctypes; without it `formats.py` computes the same bits."""
+"""Load the compiled de-quantization (`_native.cpp`) through ctypes; `gguf_blocks.py` is the same without it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None when they were not built (or were built from another version of the source)."""
+    """The compiled kernels; None if they were not built, or were built from another version of the source."""
     lib = newest_build(__file__, "zograd_quantized_abi", ABI)
     if lib is not None:
         i64, address = ctypes.c_int64, ctypes.c_void_p
@@ -26,7 +26,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def dequantize(out: Tensor, format: int, size: int, blocks: Tensor, scales: Tensor | None, mins: Tensor | None) -> None:
-    """out <- the values of blocks, on checked arguments: contiguous, on the CPU, out in a dtype of DTYPES."""
+    """out <- the weights of blocks. The caller has checked the arguments: contiguous, CPU, out in a dtype of DTYPES."""
     lib = library()
     assert lib is not None
     lib.zograd_quantized_dequantize(

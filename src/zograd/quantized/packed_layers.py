@@ -1,8 +1,8 @@
-"""Layers whose weights stay packed: blocks as they lie in the file, de-quantized tile by tile while they are used.
+"""Layers with packed weights: GGUF blocks as in the file, de-quantized tile by tile when they are used.
 
-No kept library computes on packed GGUF blocks on a CPU from Python (transformers de-quantizes them on loading), hence
-these two modules. A trained layer has float32 masters of its scales, the parameter `scale`; without them the float16
-scales of the blocks are used, and the layer costs its bytes in the file and nothing else.
+No maintained library computes on packed GGUF blocks on a CPU from Python (transformers de-quantizes them on loading),
+hence these two modules. A trained layer has float32 masters of its scales, the parameter `scale`. Without masters the
+float16 scales of the blocks are used, and the layer takes the memory of its bytes in the file.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from zograd.quantized.gguf_blocks import Format
 
 TILE = 1 << 20
-"""Weights that are de-quantized at a time (4 MiB of float32)."""
+"""Number of weights that are de-quantized at a time (4 MiB of float32)."""
 
 _scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
 
 def scratch(numel: int, like: Tensor) -> Tensor:
-    """The workspace of all packed layers: one tile for each dtype and device."""
+    """The workspace that all packed layers share: one tile for each dtype and device."""
     key = (like.dtype, like.device)
     buffer = _scratch.get(key)
     if buffer is None or buffer.numel() < numel:
@@ -30,22 +30,25 @@ def scratch(numel: int, like: Tensor) -> Tensor:
 
 
 def storable(scales: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
-    """Scales rounded to the dtype that a format stores, but not to 0 and not to infinity."""
+    """Scales rounded to the dtype of a format; a nonzero scale becomes neither 0 nor infinite.
+
+    >>> storable(torch.tensor([0.0, 1e-9, 1e9])).tolist()
+    [0.0, 5.960464477539063e-08, 65504.0]
+    """
     limits = torch.finfo(dtype)
     size = scales.abs().clamp(limits.smallest_normal * limits.eps, limits.max)
     return torch.where(scales == 0, 0.0, torch.sign(scales) * size).to(dtype)
 
 
 class Packed(nn.Module):
-    """A matrix of blocks: `blocks` uint8 [rows, bytes of a row], and masters of its scales when it is trained.
+    """A matrix of blocks: `blocks` uint8 [rows, bytes of a row], with masters of its scales if it is trained.
 
-    Where s is the scale of a block, `scale` holds |s| in float32 (1 where s = 0), [rows, blocks of a row]. The sign, 0
-    for a scale of 0, is kept outside in `sign` (None when every scale is positive), so that all of `scale` is positive,
-    and what is 0 stays 0.
+    For block scales s, `scale` holds |s| in float32 (1 where s = 0), [rows, blocks of a row]. `sign` holds the signs (0
+    where s = 0; None if all scales are positive). So `scale` is positive everywhere, and a scale of 0 stays 0.
 
-    Masters keep the steps that float16 would lose (its relative spacing is 2^-11 to 2^-10); the layer computes with
-    them rounded to float16, so that what is evaluated is at every moment what can be stored. A probe of relative size
-    mu is seen with an error of 2^-12 at most: mu = 2^-7 is fine, below 2^-10 it drowns.
+    Masters keep steps that float16 would lose (its relative spacing is 2^-11 to 2^-10). The layer computes with masters
+    rounded to float16, so every evaluated point can be stored in the file. The rounding changes a probe of relative
+    size mu by 2^-12 at most: mu = 2^-7 is fine; below 2^-10 rounding hides the probe.
     """
 
     blocks: Tensor
@@ -61,15 +64,16 @@ class Packed(nn.Module):
 
     @property
     def rows(self) -> int:
+        """Number of rows of the matrix."""
         return self.blocks.shape[0]
 
     @property
     def groups(self) -> int:
-        """Scales in a row."""
+        """Number of scales in a row."""
         return self.columns // self.form.size
 
     def masters(self) -> nn.Parameter:
-        """The trained scales, made from those of the blocks when there are none yet: 4 bytes a block."""
+        """The trained scales; the first call makes them from those of the blocks. Memory: 4 bytes for each block."""
         if self.scale is None:
             s = self.form.scales(self.blocks.view(-1)).view(self.rows, self.groups)
             if not bool((s > 0).all()):
@@ -79,14 +83,14 @@ class Packed(nn.Module):
         return self.scale
 
     def signed(self) -> Tensor | None:
-        """The scales to compute with, [rows, groups] in float32; None when those of the blocks are meant."""
+        """The scales to compute with, float32 [rows, groups]; None without masters: those of the blocks."""
         if self.scale is None:
             return None
-        s = storable(self.scale.float()).float()  # an optimizer that evaluates at another point shows it here
+        s = storable(self.scale.float()).float()  # under a lens, this read gives the evaluated point
         return s if self.sign is None else s * self.sign
 
     def tile(self, out: Tensor, scales: Tensor | None, a: int, b: int) -> Tensor:
-        """out <- rows a..b, de-quantized, [b - a, columns]."""
+        """out <- rows a to b, de-quantized, [b - a, columns]."""
         some = None if scales is None else scales[a:b]
         return self.form.dequantize_(out, self.blocks[a:b].view(-1), some).view(b - a, self.columns)
 
@@ -96,7 +100,7 @@ class Packed(nn.Module):
 
 
 class PackedLinear(Packed):
-    """y = x W^T + b with packed W. Memory above the blocks: one tile of `TILE` weights, shared by all layers."""
+    """y = x W^T + b with packed W. Memory besides the blocks: one tile of `TILE` weights, which all layers share."""
 
     bias: Tensor | None
 
@@ -123,7 +127,7 @@ class PackedLinear(Packed):
 
 
 class PackedEmbedding(Packed):
-    """Rows of a packed matrix, de-quantized when they are looked up, times `factor`, in `dtype`."""
+    """An embedding in a packed matrix: rows are de-quantized to `dtype` when they are looked up, times `factor`."""
 
     factor: Tensor | None
 
@@ -141,7 +145,7 @@ class PackedEmbedding(Packed):
 
 
 def rows_of(layer: Packed, ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows `ids` of a packed matrix."""
+    """The rows `ids` of a packed matrix, [len(ids), columns] in `dtype`."""
     scales = layer.signed()
     out = torch.empty(ids.numel(), layer.columns, dtype=dtype, device=layer.blocks.device)
     chosen = F.embedding(ids, layer.blocks)

@@ -1,7 +1,7 @@
-"""Peak memory of the process, measured by the operating system; allocator and garbage collector of long loops.
+"""Peak memory of the process from the operating system; settings of allocator and garbage collector for loops.
 
-On Linux the kernel's high-water mark is reset at the start (proc(5), `clear_refs`), so that a peak belongs to the block
-it was measured in. Importing this module does not import torch.
+On Linux, `Peak` resets the high-water mark of the kernel at its start (proc(5), `clear_refs`), so a peak belongs to the
+block in which it is measured. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Peak:
-    """Highest memory in use inside a `with` block, in bytes.
+    """The highest memory in use inside a `with` block, in bytes.
 
         with Peak() as peak:
             step()
         print(peak.bytes, peak.method)
 
-    device: "cpu" measures the resident memory of the whole process: weights, Python, torch and its libraries included.
-        A CUDA device measures the tensors that torch holds there.
+    device: "cpu" measures the resident memory of the whole process, with Python, torch and its libraries. A CUDA
+        device measures the tensors that torch holds there.
 
-    `bytes` may also be read inside, for the peak so far. `method` says what was read:
+    `bytes` may be read inside the block too, for the peak so far. `method` names the source:
 
-    * "VmHWM": the kernel's high-water mark since the block began (Linux). Freed memory that malloc still keeps is given
-      back first (`malloc_trim`), so that it does not count.
-    * "ru_maxrss": the highest of the life of the process, where the mark cannot be reset (macOS, a /proc without write
-      permission). Only a peak above every earlier one can be seen.
+    * "VmHWM": the kernel's high-water mark since the block began (Linux). Freed memory that malloc keeps is released
+      first (`malloc_trim`), so it does not count.
+    * "ru_maxrss": the peak since the process began, if the mark cannot be reset (macOS, a /proc without write
+      permission). Only a peak above all earlier ones is visible.
     * "cuda": `torch.cuda.max_memory_allocated`.
-    * "unavailable": none of them (Windows); `bytes` is 0.
+    * "unavailable": none of these (Windows); `bytes` is 0.
 
-    Blocks may be nested; they may not overlap in other ways, nor run in several threads, since the mark is one number a
-    process. Cost: some microseconds, plus a walk over the page tables (about 1 ms a GiB in use).
+    Blocks may be nested. They may not overlap in other ways or run in several threads, since a process has one mark.
+    Cost: microseconds, and a walk over the page tables (about 1 ms for each GiB in use).
     """
 
     def __init__(self, device: str | Any = "cpu") -> None:
@@ -52,7 +52,7 @@ class Peak:
         self._open = False
 
     def __enter__(self) -> Peak:
-        for outer in _nested:  # resetting the mark must not lose what the outer blocks have seen
+        for outer in _nested:  # resetting the mark must not lose the peaks of outer blocks
             outer._read()
         self.method = _reset(self.device)
         self._highest, self._open = 0, True
@@ -67,7 +67,7 @@ class Peak:
 
     @property
     def bytes(self) -> int:
-        """The highest so far; after the block, the highest inside it."""
+        """The peak so far; after the block, the peak of the block."""
         if self._open:
             self._read()
         return self._highest
@@ -80,7 +80,7 @@ _nested: list[Peak] = []
 
 
 def _reset(device: str) -> str:
-    """Start a new measurement; returns the method by which `_highest` is to read it."""
+    """Start a new measurement; returns the method with which `_highest` reads it."""
     if device.startswith("cuda"):
         import torch
 
@@ -107,15 +107,15 @@ def _highest(method: str, device: str) -> int:
 
 
 def resident_bytes() -> int:
-    """Bytes of physical memory the process holds now; where only the highest ever is known (macOS), that; else 0."""
+    """Bytes of physical memory of the process now; its peak if only that is known (macOS); 0 if neither is."""
     return _status("VmRSS") or _maxrss()
 
 
 def available_bytes(device: str | Any = "cpu") -> int | None:
-    """Bytes that could be allocated now without swapping, or None where the system does not tell.
+    """Bytes that can be allocated now without swapping; None if the system does not say.
 
-    CPU: `MemAvailable` of Linux and the limit of the process's control group, whichever is less; elsewhere the physical
-    memory. CUDA: what the driver says is free.
+    CPU: on Linux the smaller of `MemAvailable` and what the control group still allows; elsewhere the physical memory.
+    CUDA: the free memory that the driver reports.
     """
     if str(device).startswith("cuda"):
         import torch
@@ -130,17 +130,17 @@ def available_bytes(device: str | Any = "cpu") -> int | None:
 
 
 def trim() -> None:
-    """Give memory that was freed but is still kept by malloc back to the system (glibc; elsewhere nothing happens)."""
+    """Return freed memory that malloc keeps to the system (glibc; a no-op elsewhere)."""
     libc = _libc()
     if libc is not None:
         libc.malloc_trim(0)
 
 
 def keep_freed() -> None:
-    """From now on malloc keeps freed blocks up to 32 MiB for the next forward (glibc; elsewhere nothing happens).
+    """From now on malloc keeps freed blocks of up to 32 MiB for the next forward (glibc; a no-op elsewhere).
 
-    Otherwise it gives activations back to the system in each layer and asks for them again, page by page: of a step of
-    16 x 64 tokens of a model of 135 million weights 5 to 12 % of the time. The peak is the same. `trim` gives all back.
+    By default malloc returns activations to the system in each layer and gets them back page by page, which takes 5 to
+    12 % of a step of 16 x 64 tokens of a model with 135 million weights. The peak stays the same. `trim` returns all.
     """
     libc = _libc()
     if libc is not None:
@@ -160,7 +160,7 @@ def _libc() -> Any:
 
 
 def _field(path: Path, name: str) -> int:
-    """A line "Name:   123 kB" of a /proc file, in bytes; 0 when there is none."""
+    """The value of a line "Name:   123 kB" of a /proc file, in bytes; 0 without such a line."""
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith(name + ":"):
@@ -184,7 +184,7 @@ def _maxrss() -> int:
 
 
 def _control_group() -> int:
-    """What the control group (version 2) still allows, in bytes, cached files not counted; 0 when there is no limit."""
+    """Bytes that the control group (version 2) still allows, cached files not counted; 0 without a limit."""
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text(encoding="utf-8")
@@ -202,9 +202,9 @@ def _control_group() -> int:
 
 @contextmanager
 def settled_objects() -> Iterator[None]:
-    """Inside, the garbage collector passes over the objects that there were before: for loops over a loaded model.
+    """Inside, the garbage collector ignores all objects that exist now: for loops over a loaded model.
 
-    A full collection visits all objects of torch, transformers and the model, 0.1 to 0.2 s, every few steps.
+    Otherwise a full collection visits all objects of torch, transformers and the model every few steps: 0.1 to 0.2 s.
     """
     gc.collect()
     gc.freeze()

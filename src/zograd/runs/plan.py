@@ -1,17 +1,17 @@
-"""What a run will need, from the model's configuration alone: no weight is loaded.
+"""The memory that a run will need, computed from the model's configuration without loading a weight.
 
-Parameters are counted on torch's meta device. The memory of an inference is that of one forward with the causal
-language-model loss of transformers and fused attention, with T = batch_size x seq_len tokens, hidden size H,
-intermediate size I, vocabulary V, b bytes a weight:
+Parameters are counted on torch's meta device. Inference is one forward with fused attention and the causal
+language-model loss of transformers. With T = batch_size x seq_len tokens, hidden size H, intermediate size I,
+vocabulary V and b bytes for each weight:
 
     weights         sum over parameters of numel x bytes (tied tensors once)
     loss head       T V (b + 4 [+ 4 in 16 bits]):  logits, their float32 copy in 16 bits, log-probabilities in float32
     block           T (6 H + 4 I) b:               residual, norm, q, k, v, output; gate, up, activation, product
     inference       weights + T H b (hidden states) + max(loss head, block)
 
-A step takes its loss tile by tile of the vocabulary, so its head is that of one tile of R rows. T' tokens are those of
-the points that share a forward (`llm/scoring/scorer.py::SATURATED`); those hold 2 H + 2 I numbers more a token, as
-measured. A task that scores label words of one token takes less.
+A step computes its loss tile by tile of the vocabulary, so its loss head is one tile of R rows. T' is the number of
+tokens of all points that share a forward (`llm/scoring/scorer.py::SATURATED`). Such a forward holds 2 H + 2 I numbers
+more for each token, as measured. A task that scores label words of one token needs less.
 
     method          weights + T' H b + max(T' R b, block of T') + a tile of a weight matrix (two where points share a
                       forward) + blocks of workspace + slots in float32 + low halves (2 bytes)
@@ -19,13 +19,13 @@ measured. A task that scores label words of one token takes less.
                       T L (8 H + 4 I) b of L blocks, the loss head, the gradient of its logits (4 T V), and the
                       gradient of the largest tensor once more, before it is added to the others
 
-A model kept packed (a .gguf, `quantized`): weights are its blocks as in the file, and a forward needs one more tile to
-de-quantize. Training its scales adds a float32 master for each block of the chosen layers to the method.
+For a packed model (a .gguf, `quantized`), the weights are its blocks as in the file, and a forward needs one more tile
+to de-quantize. Training its scales adds a float32 master for each block of the chosen layers to the method.
 
-With weights on the disk (`offload`), twice the largest part stands for all weights: one block in use and the next one
-on its way, or a tensor outside of the blocks, such as the head. The trained weights take their size on the disk.
+With weights on the disk (`offload`), twice the largest part replaces the weights: one block in use and the next one
+being read, or a tensor outside of the blocks, such as the head. The trained weights take their size on the disk.
 
-What Python, torch and transformers take (about 0.4 GiB on a CPU, 0.5 GiB of a GPU) comes on top of every figure.
+Python, torch and transformers need about 0.4 GiB on a CPU, 0.5 GiB of a GPU, in addition to every figure.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Question:
-    """What is planned."""
+    """The run that is planned."""
 
     method: str
     batch_size: int
@@ -87,7 +87,7 @@ class Question:
     train: str
     rounding: Rounding
     packed: str | None = None
-    """The model, when it is to stay packed."""
+    """The model, if it stays packed."""
     offload: bool = False
     """Whether weights stay on the disk."""
 
@@ -110,21 +110,24 @@ def plan(
 ) -> Answer:
     """Memory (bytes), evaluations and tape of a run before anything is loaded; formulas in the module's docstring.
 
-    model: a directory or an alias with a config.json. An alias that is not in the cache yet is fetched first, since its
-        configuration comes with its weights; loading them into memory is what is avoided.
-    train: "full", "lora", "scales" or a pattern of parameter names, as in training. quantized: a .gguf kept packed; its
-        header is read and its blocks are mapped, not loaded.
-    offload: "disk" for weights that stay there.
+    model: a directory with a config.json, or an alias. An alias that is not in the cache is fetched first, since its
+        configuration comes with its weights; they are not loaded into memory.
+    train: "full", "lora", "scales" or a pattern of parameter names, as in training.
+    quantized: a .gguf that stays packed: its header is read and its blocks are mapped, not loaded.
+    offload: "disk" if the weights stay on the disk.
 
     Keys: `params`, `trainable` (elements), `weights_bytes`, `resident_weights_bytes` (less with `offload`),
     `inference_peak_bytes`, `method_peak_bytes`, `adam_peak_bytes`, `activation_bytes` (of a step), `slot_bytes`,
-    `low_bytes`, `workspace_bytes`, `evaluations_per_step`, `tape_bytes_per_step`, `available_bytes` (None where
-    unknown), `fits`, and `advice`: sentences on what would fit if this does not. Without the memory of Python and torch
-    themselves.
-    Measured peaks of a 135M model agree within 30 % of what comes on top of the weights, and 16 MiB of the process.
+    `low_bytes`, `workspace_bytes`, `evaluations_per_step`, `tape_bytes_per_step`, `available_bytes` (None if
+    unknown), `fits`, and `advice`: sentences that say what would fit if this does not. Figures do not include the
+    memory of Python and torch.
 
-    Cost: seconds, most of them importing transformers. Raises ModelError for a model without a readable configuration
-    or a selection that matches nothing, ValueError for a method that is not on the menu.
+    Accuracy: for a 135M model, the part of a measured peak above the weights agrees within 30 %, plus 16 MiB.
+    Cost: seconds, most of them for importing transformers.
+    Raises ModelError for a model without a readable configuration and for a selection that matches nothing, ValueError
+    for a method that is not on the menu.
+
+        plan("smollm2-135m", method="fzoo", batch_size=16, seq_len=64)["method_peak_bytes"]
     """
     if batch_size < 1 or seq_len < 1:
         raise UsageError(f"batch_size and seq_len must be at least 1, got {batch_size} and {seq_len}")
@@ -165,7 +168,7 @@ def configuration(model: str) -> PretrainedConfig:
 
 
 def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
-    """The model on the meta device: names, shapes and dtypes, no memory. A packed one is mapped from its file."""
+    """The model on the meta device, which takes no memory. A packed model is mapped from its file."""
     from transformers import AutoModelForCausalLM
 
     if question.packed is not None:
@@ -178,12 +181,12 @@ def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
     except ModelError:
         raise
     except Exception as e:
-        raise ModelError(f"this configuration is none of a causal language model: {first_line(e)}") from e
+        raise ModelError(f"this configuration is not one of a causal language model: {first_line(e)}") from e
 
 
 @cache
 def skeleton_of_packed(model: str, dtype: str) -> PreTrainedModel:
-    """A packed model, mapped once."""
+    """A packed model; it is mapped once and kept."""
     return load(model, dtype=dtype, quantized=True)[0]
 
 
@@ -258,7 +261,7 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
 
 
 def streamed_bytes(model: nn.Module) -> int:
-    """Twice the largest part of a model whose weights stay on the disk: a block, or a tensor outside of the blocks."""
+    """Twice the largest part of a model with weights on the disk: a block, or a tensor outside of the blocks."""
     parts = [list(block.parameters()) for block in blocks(model)]
     inside = {id(p) for part in parts for p in part}
     parts += [[p] for p in model.parameters() if id(p) not in inside]
@@ -266,7 +269,7 @@ def streamed_bytes(model: nn.Module) -> int:
 
 
 def working_memory(chosen: dict[str, Tensor], n_slots: int, tiles: int = 1) -> int:
-    """Bytes of the workspace of a step: tiles of a matrix and, for a rule with slots, the chunks of a move."""
+    """Bytes of the workspace of a step: tiles of a matrix, and the chunks of a move for a rule with slots."""
     tile = 0
     for t in chosen.values():
         columns = t.shape[-1] if t.ndim > 1 else 1
@@ -278,7 +281,7 @@ def working_memory(chosen: dict[str, Tensor], n_slots: int, tiles: int = 1) -> i
 
 
 def tape_bytes(method: Method[Any], groups: dict[str, int]) -> int:
-    """Bytes on the tape of one step: a real record of this method, from two steps on two numbers."""
+    """Bytes of one step on the tape: the longest record of two steps of this method on a store of two leaves."""
     decays = (1.0, 0.0) if any(groups.values()) else (1.0,)
     store = Store({"w": torch.ones(8), "b": torch.ones(1)}, space=method.space, decays=decays)
     run = Run(store, method)
@@ -292,7 +295,7 @@ def tape_bytes(method: Method[Any], groups: dict[str, int]) -> int:
 
 
 def method_named(name: str) -> Method[Any]:
-    """The menu entry with its defaults; a set that it needs has no part in memory, so any will do."""
+    """The method of the menu with its defaults. If it needs a set, any will do: sets take no memory."""
     return methods.make(name, **(methods.MENU[name].example if name in methods.MENU else {}))
 
 
@@ -309,6 +312,7 @@ def slot_bytes(value: float, t: Tensor) -> int:
 
 
 def bytes_of(t: Tensor) -> int:
+    """Bytes of the elements of a tensor."""
     return t.numel() * t.element_size()
 
 
@@ -316,10 +320,10 @@ def bytes_of(t: Tensor) -> int:
 
 
 def advice(config: PretrainedConfig, question: Question, answer: Answer, available: int | None) -> list[str]:
-    """What the figures mean for this machine; when the run does not fit, the changes that would make it fit."""
+    """What the figures mean for this machine. If the run does not fit: the changes that would make it fit."""
     needed = answer["method_peak_bytes"]
     if available is None:
-        return [f"This run needs {gib(needed)}; how much memory there is, the system does not tell."]
+        return [f"This run needs {gib(needed)}; the system does not say how much memory is available."]
     if needed <= available:
         said = [f"It fits: {question.method} needs {gib(needed)} of {gib(available)} available."]
         if answer["adam_peak_bytes"] > available:
@@ -344,7 +348,7 @@ def advice(config: PretrainedConfig, question: Question, answer: Answer, availab
 
 
 def alternatives(question: Question, answer: Answer, available: int) -> list[tuple[str, dict[str, Any]]]:
-    """Changes that save memory, the one that alters training least first."""
+    """Changes that save memory; those that alter training least come first."""
     found: list[tuple[str, dict[str, Any]]] = []
     if question.batch_size > 1:  # activations are proportional to the batch
         fixed = answer["method_peak_bytes"] - answer["activation_bytes"]
@@ -365,4 +369,5 @@ def alternatives(question: Question, answer: Answer, available: int) -> list[tup
 
 
 def gib(n: int) -> str:
+    """Bytes as text in GiB."""
     return f"{n / GIB:.2f} GiB"

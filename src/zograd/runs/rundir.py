@@ -1,162 +1,41 @@
 """A run on disk: `run.json`, `tape.zo`, `metrics.jsonl` and, for methods with d-sized slots, `state.safetensors`.
 
-The tape alone gives the weights back from the base model; `run.json` says which base model that is, tensor by tensor.
-The settings stand in the header of the tape as well, so that the two files cannot be of different runs. Who writes in
-the folder holds the lock of its tape.
+Base model and tape give the weights back; `run.json` names the base model, tensor by tensor. The settings are also in
+the header of the tape, so files of different runs cannot be mixed up. A process that writes in the folder holds the
+lock of its tape.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-import re
-import shutil
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
-from functools import cache
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from zograd import __version__
 from zograd.core.run import Record, Run
-from zograd.core.tape import TAPE_VERSION, Tape, TapeWriter, never_began, writer_lock
-from zograd.files import atomic_write, replace
+from zograd.core.tape import TAPE_VERSION, Tape, TapeWriter, never_began
+from zograd.files import atomic_write
 from zograd.locks import FileLock
 from zograd.noise import NOISE_VERSION
-from zograd.offload.mapped import Offloaded, Pages
-from zograd.stores.leaf import tensor_bytes
+from zograd.runs.errors import RunError
+from zograd.runs.folder import began, check_free, locked, read_metrics
+from zograd.runs.identity import base_digest
+from zograd.runs.state import digest, read_state, write_state
 
 CHANGEABLE = ("steps", "parallel", "timeout", "eval_every", "save_every", "max_failures")
-"""Settings on which no bit of a run depends, so that --resume may change them. Of some runs the number of steps and
-`eval_every` fix bits nevertheless: see `fixed` of `RunDirectory.tape`."""
-
-
-class RunError(ValueError):
-    """A run directory that cannot be used as asked: the message names the file and what to do."""
-
-
-def identity(model: nn.Module, pages: Offloaded | None = None) -> list[dict[str, Any]]:
-    """Name, shape, dtype and SHA-256 of each tensor: what a tape's base model is recognised by. Reads every weight.
-
-    pages: of offloaded weights, which are then read piece by piece.
-    """
-    offloaded: Offloaded = pages if pages is not None else Pages()
-
-    @cache  # tied weights are hashed once
-    def digest(t: Tensor) -> str:
-        h = hashlib.sha256()
-        if t in offloaded:
-            for start, stop in offloaded.walk(t):
-                h.update(tensor_bytes(t.view(-1)[start:stop]))
-        else:
-            h.update(tensor_bytes(t))
-        return h.hexdigest()
-
-    return [
-        {
-            "name": name,
-            "shape": list(t.shape),
-            "dtype": str(t.dtype).removeprefix("torch."),
-            "sha256": digest(t),
-        }
-        for key, value in model.state_dict(keep_vars=True).items()
-        for name, t in plain_tensors(key, value)
-    ]
-
-
-def base_digest(model: list[dict[str, Any]]) -> str:
-    """One digest of an `identity`, for the header of the tape."""
-    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
-
-
-def plain_tensors(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A tensor by its name, or the tensors that one of another kind (quantized, for instance) is made of."""
-    if not hasattr(value, "__tensor_flatten__"):
-        yield name, value
-        return
-    for part in value.__tensor_flatten__()[0]:
-        yield from plain_tensors(f"{name}.{part}", getattr(value, part))
-
-
-def check_identity(expected: list[dict[str, Any]], found: list[dict[str, Any]], what: str) -> None:
-    """Raise RunError naming the first tensor of the model `what` (identity `found`) that is not the recorded one."""
-    by_name = {entry["name"]: entry for entry in found}
-    for entry in expected:
-        name = entry["name"]
-        if name not in by_name:
-            raise RunError(
-                f"{what} has no tensor {name!r}, which the run was started from; use the recorded base model"
-            )
-        for key in ("shape", "dtype", "sha256"):
-            if by_name[name][key] != entry[key]:
-                raise RunError(
-                    f"{what} is not the base model of this run: tensor {name!r} has {key} {by_name[name][key]}, the "
-                    f"run was started from {entry[key]}. Use the recorded base model and dtype."
-                )
-
-
-def began(root: Path) -> bool:
-    """Whether the folder holds a run with a tape, or one that has lost it: what else is there tells of steps."""
-    tape = root / "tape.zo"
-    if tape.exists() and not never_began(tape):
-        return True
-    if not tape.exists() and not (root / "run.json").exists():
-        return False
-    logged = any(isinstance(k := line.get("step"), int) and k > 0 for line in read_metrics(root)[0])
-    return logged or (root / "state.safetensors").exists()
-
-
-def check_free(root: Path) -> None:
-    """Raise RunError when the folder holds a run already. One that ended before its tape began does not count."""
-    if began(root):
-        raise RunError(f"{root} already holds a run; go on with --resume, or choose another --out")
-
-
-def locked(root: Path) -> FileLock:
-    """The lock of a run folder. Removes what killed processes have left there half written."""
-    lock = writer_lock(root / "tape.zo", f"the run in {root}")
-    for path in root.iterdir():
-        if LEFTOVER.fullmatch(path.name) and not _alive(path.name):
-            with suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    return lock
-
-
-SAVING = ".saving"
-"""The folder inside of a run's where a state is written before it gets its name."""
-
-LEFTOVER = re.compile(
-    r"(run\.json|metrics\.jsonl|state)\.tmp|\.saving"
-    r"|\.tmp[A-Za-z0-9]{6}"  # of safetensors, which wrote beside the state in earlier releases
-    r"|weights\.(\d{1,9})\.safetensors(\.\d{1,9}\.tmp)?"  # working copies of --offload disk
-)
-
-
-def _alive(name: str) -> bool:
-    """Whether a leftover is the working copy of another process that runs: a replay of the run holds no lock."""
-    found = LEFTOVER.fullmatch(name)
-    pid = int(found[2]) if found and found[2] else 0
-    if pid in (0, os.getpid()) or os.name != "posix":
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # a process of somebody else
-        pass
-    return True
+"""Settings that --resume may change, since no bit of a run depends on them. In some runs bits depend on `steps` or
+`eval_every` nevertheless: see `fixed` of `RunDirectory.tape`."""
 
 
 def restarted(root: Path) -> RunDirectory | None:
-    """The run in the folder, when it is what torchrun is at, and was starting this process again to go on with.
+    """The run in the folder, if torchrun has restarted this process to continue it; otherwise None.
 
-    A folder in which the run had not come to a tape is emptied: it starts anew.
+    A folder in which the run had not begun its tape is emptied, and the run starts again: None.
     """
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
     if launch is None or not (root / "run.json").exists():
@@ -175,7 +54,7 @@ def restarted(root: Path) -> RunDirectory | None:
 
 
 def _read_meta(file: Path) -> dict[str, Any]:
-    """What a run.json holds; RunError for one that does not parse, or has another shape."""
+    """The contents of a run.json. Raises RunError if it does not parse or has another structure."""
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
@@ -197,7 +76,10 @@ def _read_meta(file: Path) -> dict[str, Any]:
 
 
 class RunDirectory:
-    """Files of one run. Make one with `create` or `open`."""
+    """The files of one run: made by `create`, or opened by `open`.
+
+    path: the folder. meta: the contents of run.json. lock: held by the process that writes the run.
+    """
 
     def __init__(self, path: Path, meta: dict[str, Any], lock: FileLock | None = None) -> None:
         self.path, self.meta, self.lock = path, meta, lock
@@ -207,7 +89,7 @@ class RunDirectory:
     def create(
         cls, path: str | os.PathLike[str], settings: Mapping[str, Any], model: list[dict[str, Any]], **more: Any
     ) -> RunDirectory:
-        """A fresh run; refuses a folder that already holds one. Raises LockedError where another is being written."""
+        """A new run. Raises RunError if the folder holds one, LockedError if another process writes one there."""
         root = Path(path)
         check_free(root)
         root.mkdir(parents=True, exist_ok=True)
@@ -225,8 +107,8 @@ class RunDirectory:
         }
         run = cls(root, meta, locked(root))
         try:
-            check_free(root)  # nobody can have begun since
-            for name in ("tape.zo", "metrics.jsonl"):  # of a run that came to no step
+            check_free(root)  # again under the lock: another process may have begun since
+            for name in ("tape.zo", "metrics.jsonl"):  # of a run without a step
                 (root / name).unlink(missing_ok=True)
             run.save_meta()
         except BaseException:
@@ -236,13 +118,13 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, write: bool = False) -> RunDirectory:
-        """An existing run; RunError when there is none or run.json is none.
+        """An existing run. Raises RunError if there is none, or if its run.json is damaged.
 
-        write: to go on with it, under the lock of the folder. Raises LockedError when another process does.
+        write: open it to continue it, under the lock of the folder. Raises LockedError if another process writes it.
         """
         root = Path(path)
         if not (root / "run.json").exists():
-            raise RunError(f"{root} holds no run (no run.json in it); check the path")
+            raise RunError(f"{root} holds no run (it has no run.json); check the path")
         run = cls(root, {}, locked(root) if write else None)
         try:
             run.meta = _read_meta(root / "run.json")
@@ -257,6 +139,7 @@ class RunDirectory:
 
     @property
     def tape_path(self) -> Path:
+        """The tape, which may not exist yet."""
         return self.path / "tape.zo"
 
     def start(self, header: Mapping[str, Any]) -> None:
@@ -264,26 +147,31 @@ class RunDirectory:
         self.writer = TapeWriter(self.tape_path, header, lock=self.lock)
 
     def tape(self, *, salvage: bool = False, fixed: Collection[str] = ()) -> Tape:
-        """The tape as it is on disk. Raises RunError where run.json is that of another run.
+        """The tape as it is on the disk. Raises RunError without a tape, and if run.json is that of another run.
 
-        fixed: those of `CHANGEABLE` that this run may not change.
+        salvage: of a damaged tape, the steps before the damage, with a warning; otherwise TapeError.
+        fixed: names in `CHANGEABLE` that this run may not change.
         """
         if not self.tape_path.exists() or never_began(self.tape_path):
             if began(self.path):
                 raise RunError(
-                    f"{self.tape_path} has lost the steps of which the files beside it tell; restore it from a copy, "
+                    f"{self.tape_path} has lost steps that the other files of the run record; restore it from a copy, "
                     f"or start again in another folder"
                 )
-            raise RunError(f"{self.path} has no tape.zo: the run came to no step; start it again without --resume")
+            raise RunError(
+                f"{self.path} has no tape.zo: the run ended before its first step; start it again without --resume"
+            )
         tape = Tape(self.tape_path, salvage=salvage)
         self.check_header(tape.header, fixed)
         return tape
 
     def check_header(self, header: Mapping[str, Any], fixed: Collection[str] = ()) -> None:
-        """Raise RunError naming the first of what fixes the bits that the tape knows otherwise than run.json."""
+        """Raise RunError that names the first setting, model or data in which tape and run.json differ."""
         there, here = header.get("settings"), self.meta["settings"]
         if not isinstance(there, dict):
-            raise RunError(f"{self.tape_path} names no settings: it is no tape of this run; restore it from a copy")
+            raise RunError(
+                f"{self.tape_path} has no settings in its header: it is not a tape of this run; restore it from a copy"
+            )
         free = {"model", *CHANGEABLE} - set(fixed)  # the model is compared by its weights
         both = [(key, here.get(key), there.get(key)) for key in (*there, *here) if key not in free]
         both += [(key, here.get(key), header[key]) for key in ("seed", "method") if key in header]
@@ -297,11 +185,14 @@ class RunDirectory:
             if a != b:
                 raise RunError(
                     f"{self.path / 'run.json'} says {key} = {_short(a)}, and its tape was recorded with {key} = "
-                    f"{_short(b)}: one of the two was edited, or is of another run; restore it from a copy"
+                    f"{_short(b)}: one of the two was edited, or belongs to another run; restore it from a copy"
                 )
 
     def resume(self, run: Run[Any], tape: Tape, since: int | None = None) -> None:
-        """Bring `run`, which stands at the base model, to the end of the tape, and go on with writing it."""
+        """Bring `run` from the base model to the end of the tape, and continue to write that tape.
+
+        since: see `Run.replay`.
+        """
         done = self._load_state(run, tape)
         run.replay((record for record in tape.records if record.step >= done), since=since)
         self._continue(tape)
@@ -311,6 +202,7 @@ class RunDirectory:
         self.writer = TapeWriter(self.tape_path, tape, lock=self.lock)
 
     def append(self, record: Record) -> None:
+        """Append a step to the tape."""
         assert self.writer is not None
         self.writer.append(record)
 
@@ -320,7 +212,7 @@ class RunDirectory:
             f.write(json.dumps(dict(line)) + "\n")
 
     def _trim_metrics(self, steps: int) -> None:
-        """Drop lines of steps that the tape does not have, and a torn last line."""
+        """Drop lines of steps that are not on the tape, and a torn last line."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             lines, _ = read_metrics(self.path)
@@ -331,13 +223,14 @@ class RunDirectory:
 
     @property
     def state_path(self) -> Path:
+        """The file of weights and slots, for methods with slots."""
         return self.path / "state.safetensors"
 
     def save_state(self, run: Run[Any]) -> None:
-        """Write weights and slots, when the method has slots; without, a replay costs little more than reading them.
+        """Write weights and slots if the method has slots. Without slots, a replay costs little more than reading them.
 
-        The tape is forced to the disk in any case. With the state goes the checksum of the tape up to its step, and a
-        digest of all that is stored: `resume` loads only what fits both.
+        The tape is forced to the disk in any case. The state stores the checksum of the tape up to its step and a
+        digest of its own contents; `resume` loads it only if both are right.
         """
         if self.writer is not None:
             self.writer.sync()
@@ -348,20 +241,20 @@ class RunDirectory:
         if any(not isinstance(v, int | float) for v in state["state"].values()):
             return
         about = {"run": json.dumps(state), "tape": str(self.writer.crc)}
-        _write_state(self.state_path, tensors, about | {"sha256": _digest(about, tensors)})
+        write_state(self.state_path, tensors, about | {"sha256": digest(about, tensors)})
 
     def _load_state(self, run: Run[Any], tape: Tape) -> int:
-        """The step of the state that was loaded; 0 where it does not fit the tape, which has all of it anyway."""
+        """Load the state; its step. 0 with a warning if it does not fit the tape: then the tape alone is replayed."""
         if not self.state_path.exists():
             return 0
         try:
-            state, tensors = _read_state(self.state_path, tape)
+            state, tensors = read_state(self.state_path, tape)
             if state.keys() != run.state_dict().keys():
                 raise ValueError("another release wrote it")
             run.store.load_state_dict(tensors)
         except (OSError, ValueError) as e:
             warnings.warn(
-                f"{self.state_path} is left aside ({' '.join(str(e).split())[:200]}): the run is replayed from its "
+                f"{self.state_path} is ignored ({' '.join(str(e).split())[:200]}): the run is replayed from its "
                 f"tape, which has every step",
                 stacklevel=4,
             )
@@ -370,7 +263,7 @@ class RunDirectory:
         return int(state["step"])
 
     def close(self) -> None:
-        """Close the tape, and let others write in the folder."""
+        """Close the tape and release the lock of the folder."""
         try:
             if self.writer is not None:
                 self.writer.close()
@@ -379,63 +272,14 @@ class RunDirectory:
                 self.lock.close()
 
 
-def _digest(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over texts and tensors, with their names, dtypes and shapes."""
-    h = hashlib.sha256(json.dumps([about["run"], about["tape"]]).encode())
-    for name in sorted(tensors):
-        t = tensors[name]
-        h.update(json.dumps([name, str(t.dtype), list(t.shape)]).encode())
-        h.update(tensor_bytes(t))
-    return h.hexdigest()
-
-
-def _write_state(target: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """A safetensors file that appears under its name when it is on the disk as a whole. Raises OSError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    folder = target.parent / SAVING
-    try:
-        folder.mkdir(exist_ok=True)
-        save_file(tensors, folder / target.name, metadata=about)
-        replace(folder / target.name, target)
-    except SafetensorError as e:  # safetensors hides the error of the system in its text
-        found = re.search(r"os error (\d+)", str(e))
-        raise OSError(int(found[1]) if found else 5, f"the state cannot be written ({e})", str(target)) from e
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _read_state(source: Path, tape: Tape) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The scalars and tensors of a state. Raises ValueError unless it is whole and of a step of this tape."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(source, "pt") as f:
-            about = f.metadata() or {}
-            state = json.loads(about.get("run", "null"))
-            if not isinstance(state, dict) or "tape" not in about or "sha256" not in about:
-                raise ValueError("it does not say of which tape it is")
-            step = state.get("step")
-            if not isinstance(step, int) or not 0 <= step <= tape.steps:
-                raise ValueError(f"it is of step {str(step)[:20]}, and the tape ends at step {tape.steps}")
-            if about["tape"] != str(tape.checksum(step)):
-                raise ValueError(f"at step {step} it belongs to another tape")
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    except (SafetensorError, RecursionError) as e:
-        raise ValueError(f"it does not parse: {e}") from e
-    if about["sha256"] != _digest(about, tensors):
-        raise ValueError("its digest is another: a part of it was changed")
-    return state, tensors
-
-
 def _short(value: Any) -> str:
+    """A value as JSON, cut to 60 characters."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Follower(RunDirectory):
-    """The run directory of another process: nothing is written, and what is read may not be there."""
+    """The run directory of rank 0, seen from another process: writes nothing, and reads no files."""
 
     @classmethod
     def create(
@@ -460,21 +304,6 @@ class Follower(RunDirectory):
 
     def _continue(self, tape: Tape) -> None:
         pass
-
-
-def read_metrics(run: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a run's metrics.jsonl (none when there is no such file), and how many lines do not parse."""
-    try:
-        texts = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return [], 0
-    lines = []
-    for text in texts:
-        with suppress(ValueError, RecursionError):
-            line = json.loads(text)
-            if isinstance(line, dict):
-                lines.append(line)
-    return lines, len(texts) - len(lines)
 
 
 def _versions(*names: str) -> dict[str, str]:

@@ -1,12 +1,12 @@
-"""Language models whose weights stay on the disk: larger than the memory, run and trained from forward passes.
+"""Language models larger than the memory: their weights stay on the disk and are mapped block by block.
 
 The skeleton of the model is built without weights, and its parameters become views of the model's own files. While a
-block runs, the next one is read in advance; after it ran, its pages are given back. So a forward takes about two blocks
-and its activations, whatever the size of the model. What is trained, or stored in another dtype, is first copied to a
-working copy in the folder of the run, since the model's own files are never written.
+block runs, the next one is read ahead; after the block, its pages are released. So a forward takes the memory of about
+two blocks and of its activations, whatever the size of the model. The model's own files are never written: trained
+tensors, and tensors stored in another dtype, are first copied to a working copy in the folder of the run.
 
-The working copy is no checkpoint: a killed process would leave it in the middle of a move. Base model and tape are the
-checkpoint, every start makes a new working copy, and it has no name: it is gone when the process is.
+The working copy is not a checkpoint: a killed process would leave it in the middle of a move. Base model and tape are
+the checkpoint. Every start makes a new working copy without a name, which the system removes when the process ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from zograd.hub import resolve_model
-from zograd.llm.loading import ModelError, blocks, dtype_named, extra, first_line, plain_model, silence
+from zograd.llm.loading.errors import ModelError, extra, first_line
+from zograd.llm.loading.models import dtype_named, silence
+from zograd.llm.loading.structure import blocks, plain_model
 from zograd.offload.mapped import MappedFile, Offloaded, Pages, write
 from zograd.offload.streamed import Streamed
 
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
 
 
 def working_copy(folder: Path, tensors: Mapping[str, Any], pages: Pages) -> MappedFile:
-    """As `stores.offload.write`, to a file in `folder` that is mapped writable and has no name any more.
+    """Write tensors (see `zograd.offload.mapped.write`) to a writable mapped file in `folder`, and remove its name.
 
-    So runs in one folder do not meet, and the system removes the file when the process ends, however it ends. Raises
-    ModelError where there is no room or no permission.
+    So two runs in one folder do not share it, and the system removes the file however the process ends. Raises
+    ModelError if the disk is full or writing is not permitted.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,12 +60,12 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Pages]:
     """A causal language model in eval mode with its weights on the disk, its tokenizer, and the pages of its weights.
 
-    Weights stay read-only views of the model's files where those have the dtype that is asked for; otherwise they are
-    cast piece by piece into a working copy. Equal bits to `loading.load`. Memory: the buffers of the model.
+    Weights that are stored in `dtype` are read-only views of the model's files; others are cast piece by piece into a
+    working copy. The bits are those of `loading.load`. Memory: the buffers of the model.
 
-    scratch: the folder of working copies, made when needed.
-    Raises ModelError for models without safetensors files, quantized ones, and those whose files use other names than
-    the model.
+    scratch: the folder of working copies, created if needed.
+    Raises ModelError for a model without safetensors files, a quantized model, and files whose names of tensors differ
+    from those of the model.
     """
     from transformers import AutoTokenizer
 
@@ -79,7 +81,7 @@ def load(
 
 
 def local_folder(name_or_path: str) -> Path:
-    """The folder of a model; one of the hub is downloaded first."""
+    """The folder of a model. A model of the hub is downloaded first."""
     path = resolve_model(name_or_path)
     if path.endswith(".gguf"):
         raise ModelError(f"--offload needs safetensors files, and {path} is packed: leave --offload out")
@@ -94,7 +96,7 @@ def local_folder(name_or_path: str) -> Path:
 
 
 def load_model(folder: Path, dtype: torch.dtype, scratch: Path) -> tuple[PreTrainedModel, Pages]:
-    """The model of a folder without its tokenizer, see `load`."""
+    """The model of a folder, without its tokenizer: see `load`."""
     try:
         from accelerate import init_empty_weights
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -118,8 +120,8 @@ def load_model(folder: Path, dtype: torch.dtype, scratch: Path) -> tuple[PreTrai
 
 
 class _Unallocated(TorchFunctionMode):
-    """Inside, `torch.empty` takes no memory. `init_empty_weights` gives back what modules have taken, but in pieces
-    that malloc keeps: 1.4 GiB for a model of 2 GiB."""
+    """Inside, `torch.empty` allocates no memory. `init_empty_weights` frees what modules allocate, but in pieces that
+    malloc keeps: 1.4 GiB for a model of 2 GiB."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -129,7 +131,7 @@ class _Unallocated(TorchFunctionMode):
 
 
 def tensor_files(folder: Path) -> dict[str, MappedFile]:
-    """The mapped file of each tensor of a checkpoint."""
+    """Tensor name -> the mapped file that holds it, for a checkpoint of one or several files."""
     index = folder / "model.safetensors.index.json"
     try:
         if index.exists():
@@ -148,11 +150,11 @@ def tensor_files(folder: Path) -> dict[str, MappedFile]:
 
 
 def place(model: Any, files: Mapping[str, MappedFile], pages: Pages, scratch: Path) -> None:
-    """Make the parameters of a skeleton views of the files, or of a working copy in its dtype; tie what is tied."""
+    """Make the parameters of a skeleton views of the files, or of a working copy in its dtype; tie tied weights."""
     prefix = model.base_model_prefix + "."
 
     def stored(name: str) -> str | None:
-        """The name in the files: that of the model, or of its inner part alone."""
+        """The name of a parameter in the files, which may be relative to the base model."""
         return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in files), None)
 
     skeleton = dict(model.named_parameters(remove_duplicate=False))
@@ -189,13 +191,13 @@ def place(model: Any, files: Mapping[str, MappedFile], pages: Pages, scratch: Pa
             )
     if missing := [name for name, p in model.named_parameters() if p.is_meta]:
         raise ModelError(
-            f"--offload reads weights under the names that the model has, and its files have no {missing[0]!r} (as for "
+            f"--offload reads weights under the names that the model has, and its files have no {missing[0]!r} (nor "
             f"{len(missing) - 1} others); load the model once and write it with save_pretrained, or leave --offload out"
         )
 
 
 def make_trainable(trained: Mapping[str, Tensor], pages: Pages, scratch: Path) -> None:
-    """Copy the trained tensors that are pages of the model's own files to a working copy, and train that."""
+    """Move trained tensors that are read-only views of the model's files to a working copy."""
     frozen = {name: t for name, t in trained.items() if not pages.writable(t)}
     if not frozen:
         return
@@ -205,9 +207,10 @@ def make_trainable(trained: Mapping[str, Tensor], pages: Pages, scratch: Path) -
 
 
 def stream(model: nn.Module, pages: Pages) -> None:
-    """Read each block while the one before it runs, and give it back after it ran; the same for what is outside.
+    """Read each block ahead while the block before it runs, and release its pages after it has run.
 
-    Tensors in memory, such as adapters, are not touched. Raises ModelError for a model without a list of blocks.
+    Mapped tensors outside of the blocks are released after their module has run. Tensors in memory, such as adapters,
+    are left alone. Raises ModelError for a model without a list of blocks.
     """
     layers = blocks(model)
     mapped = [[p for p in block.parameters() if p in pages] for block in layers]
@@ -230,9 +233,10 @@ def _advise(advice: Any, tensors: Sequence[Tensor]) -> Any:
 
 
 def to_device(model: nn.Module, device: str, keep: Collection[Tensor] = ()) -> Streamed:
-    """A model in RAM onto a device, all but the matrices of its blocks: those visit it block by block.
+    """Move a model from RAM to a device, except the matrices of its blocks, which are streamed there block by block.
 
-    keep: matrices that stay there too (adapters). Raises ModelError for a model without a list of blocks.
+    keep: matrices of blocks that move to the device too (adapters). Raises ModelError for a model without a list of
+    blocks.
     """
     streamed = Streamed(list(blocks(model)), device, keep)
     for p in model.parameters():
@@ -251,7 +255,7 @@ def _merged(layer: Any) -> Tensor:
 
 
 def save(model: Any, tokenizer: Any, pages: Offloaded, out: Path) -> None:
-    """The model as files that transformers reads, piece by piece; adapters are merged, W + (alpha / r) B A."""
+    """Write the model piece by piece as files that transformers reads, with adapters merged: W + (alpha / r) B A."""
     base = plain_model(model)
     merged = {
         f"{name}.weight": (lambda layer=layer: _merged(layer))

@@ -1,14 +1,15 @@
-"""Texts as token ids: of a prompt, and of what continues it, as the tokenizer gives them to the whole text.
+"""Token ids of prompts and of their continuations, as the tokenizer splits the whole text.
 
-A word alone may have other tokens than the same word behind a prompt (Llama 2 and Mistral put a space in front of every
-text), and a space at the end of a prompt belongs to the token of the next word. So the tokens of a continuation are
-those of prompt + continuation behind those of the prompt.
+A word alone may have other tokens than the same word after a prompt (Llama 2 and Mistral put a space in front of every
+text), and a space at the end of a prompt belongs to the token of the next word. So the whole text, prompt and
+continuation, is tokenized, and the tokens of the continuation are those after the tokens of the prompt.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zograd.hub import TaskError
@@ -20,10 +21,18 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...]
 
 
-class Encoder:
-    """The tokenizer of a model, held to the rows of its embedding.
+@dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """Token ids of one sequence, and the first one that is scored (len(ids) if the token after them is scored)."""
 
-    rows: token ids that the model has; a larger one raises ModelError.
+    ids: tuple[int, ...]
+    scored_from: int
+
+
+class Encoder:
+    """The tokenizer of a model, with its ids checked against the rows of the model's embedding.
+
+    rows: number of token ids of the model. A larger id raises ModelError.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
@@ -32,7 +41,7 @@ class Encoder:
         self._behind: dict[str, list[Tokens]] = {}
 
     def _appends(self) -> int:
-        """Tokens that the tokenizer adds behind a text, such as an end of sequence: a text that goes on has none."""
+        """Number of tokens that the tokenizer appends to a text (end of sequence). A text that continues has none."""
         whole, bare = self._ids("a"), self._ids("a", add_special_tokens=False)
         starts = (k for k in range(len(whole) - len(bare) + 1) if bare and whole[k : k + len(bare)] == bare)
         start = next(starts, None)
@@ -42,7 +51,7 @@ class Encoder:
         return tuple(self.tokenizer.encode(text, **options))
 
     def text(self, text: str) -> Tokens:
-        """The ids of a text, with what the tokenizer puts in front of it, and nothing behind it."""
+        """The ids of a text with the tokens that the tokenizer puts in front of it, and without those it appends."""
         ids = self._ids(text)
         return self._known(ids[: len(ids) - self._appended])
 
@@ -58,29 +67,29 @@ class Encoder:
 
     @property
     def padding(self) -> int:
-        """An id for padding, which is masked: any that the model has will do."""
+        """An id for padding. Padding is masked, so any id of the model will do."""
         pad = int(self.tokenizer.pad_token_id or 0)
         return pad if pad < self.rows else 0
 
     def completed(self, prompt: str, completion: str) -> tuple[Tokens, int]:
-        """The ids of both, and where the completion begins: at the first token that the prompt alone does not have."""
+        """The ids of prompt + completion, and the index of the first token that the prompt alone does not have."""
         start = prompt.rstrip(" ")
         ids, whole = self.text(start), self.text(prompt + completion)
         common = next(
             (k for k, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole))
         )
-        if not common:  # nothing to predict the first token from
+        if not common:  # no token from which the first one is predicted
             return (*ids, *self._known(self._ids(completion, add_special_tokens=False))), len(ids)
         return whole, common
 
     def words(self, prompts: Iterable[str], words: Sequence[str]) -> list[list[Tokens]]:
-        """The tokens of the words behind prompts, each way that occurs once; a warning where prompt and word merge."""
+        """The distinct tokenizations of the words after these prompts. Warns if a prompt and a word merge."""
         ends = dict.fromkeys(map(_end, prompts)) or {"": None}
         if any(end.endswith(" ") for end in ends):
             warnings.warn(
                 f"a prompt ends with a space, which belongs to the token of the next word: it is moved there, so that "
-                f"the text goes on as {words[0] if words[0][:1].isspace() else ' ' + words[0]!r}; leave the space out "
-                f"of the prompt template",
+                f"the text continues with {words[0] if words[0][:1].isspace() else ' ' + words[0]!r}; leave the space "
+                f"out of the prompt template",
                 stacklevel=4,
             )
         found = []
@@ -91,7 +100,7 @@ class Encoder:
         return found
 
     def behind(self, prompt: str, words: Sequence[str]) -> list[Tokens]:
-        """The tokens of each word behind a prompt, which depend on the end of the prompt only."""
+        """The tokens of each word after a prompt; they depend on the end of the prompt only."""
         end = _end(prompt)
         if end not in self._behind:
             start = end.rstrip(" ")
@@ -108,7 +117,7 @@ class Encoder:
         return self._behind[end]
 
     def _word(self, start: str, ids: Tokens, word: str) -> Tokens:
-        """The tokens of a word behind a text and its ids."""
+        """The tokens of a word after the text `start` with its ids."""
         whole = self.text(start + word)
         if len(whole) > len(ids) and whole[: len(ids)] == ids:
             return whole[len(ids) :]
@@ -124,6 +133,6 @@ class Encoder:
 
 
 def _end(prompt: str) -> str:
-    """The last two words of a text, with the space around them: tokens behind it depend on no more."""
+    """The last two words of a text with the space around them: the tokens after it depend on no more."""
     parts = prompt.rsplit(maxsplit=2)
     return prompt[len(parts[0]) :] if len(parts) == 3 else prompt

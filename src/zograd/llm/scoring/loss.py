@@ -1,4 +1,4 @@
-"""Losses over a vocabulary without its logits: log-sum-exp over tiles of the output matrix."""
+"""Token losses over a vocabulary without all logits in memory: log-sum-exp over tiles of the output matrix."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from zograd.llm.scoring import head as heads
 
 
 def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -> Tensor:
-    """-log softmax(W h + b)[target] in float32, [N], for hidden states [N, d] and targets [N] (negative: 0).
+    """float32 [N]: -log softmax(W h + b)[target] for hidden states [N, d] and targets [N]; 0 for negative targets.
 
-    Tile by tile of the vocabulary: log sum_j exp l_j = m + log s with m <- max(m, max_j l_j) and
-    s <- s e^(m_old - m) + sum_j e^(l_j - m). In memory are the logits of
-    one tile at a time, [N, tile], and not all in float32.
+    The vocabulary is read tile by tile: log sum_j exp l_j = m + log s with m <- max(m, max_j l_j) and
+    s <- s e^(m_old - m) + sum_j e^(l_j - m). Memory: the logits of one tile, [N, tile].
 
-    Of a model whose logits are not W h + b (`llm/scoring/head.py`), its own logits of a few rows at a time, of so many
-    copies of them.
+    For a model whose logits are not W h + b (`llm/scoring/head.py`), the model's own logits are computed for a few rows
+    at a time.
+
+    copies: the hidden states are this many copies of one batch, copy after copy.
     """
     base = loading.plain_model(model)
-    if not heads.plain(base) or hasattr(base.get_output_embeddings(), "lookup"):
+    if not heads.linear_head(base) or hasattr(base.get_output_embeddings(), "lookup"):
         wanted = targets.view(copies, -1)
         found, start = [], 0
         for part in heads.in_parts(base, hidden, copies):
@@ -57,12 +58,16 @@ def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -
 
 
 def causal_losses(model: Any, ids: Tensor, labels: Tensor | None = None, *, copies: int = 1, **inputs: Any) -> Tensor:
-    """Mean next-token loss of a causal language model on each of `copies` copies of a batch, float32 [copies].
+    """float32 [copies]: mean next-token loss of a causal language model on each of `copies` copies of a batch.
 
-    What `model(input_ids=ids, labels=labels).loss` is (labels below 0 do not count; None: the ids), to rounding. The
-    logits of one tile of the vocabulary are in memory at a time. ids: int64 [B, T]; other inputs (attention_mask) are
-    repeated too.
-    For `zograd.batched`: `batched(lambda n: causal_losses(model, ids, copies=n))`.
+    Equal to `model(input_ids=ids, labels=labels).loss`, up to rounding.
+
+    ids: int64 [B, T]. labels: int64 [B, T], negative ones do not count; None: the ids.
+    inputs: further inputs of the model (attention_mask); they are repeated for each copy.
+
+    Memory: the logits of one tile of the vocabulary. For `zograd.batched`:
+
+        batched(lambda n: causal_losses(model, ids, copies=n))
     """
     base = loading.plain_model(model)
     backbone = heads.backbone_of(base)

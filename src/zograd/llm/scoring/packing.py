@@ -1,9 +1,10 @@
-"""Sequences behind each other in the rows of a batch, so that little of it is padding.
+"""Packing: several sequences in one row of a batch, so that little of it is padding.
 
-Positions restart with each sequence, and a mask of [rows, 1, width, width] lets a token see its own sequence alone, up
-to itself. So a sequence gets the states that it would get in a row of its own. In the same way several tails follow one
-sequence, whose keys and values they share: each sees the sequence and itself. Models that mix the tokens of a row in
-another way (recurrent ones, ALiBi from a mask of two axes) are found by `packs`, on the model itself.
+Positions restart with each sequence, and a mask [rows, 1, width, width] lets a token attend to earlier tokens of its
+own sequence only. So a sequence gets the states that it would get in a row of its own. In the same way several tails
+may follow one sequence and share its keys and values: each tail attends to the sequence and to itself. Some models mix
+the tokens of a row in another way (recurrent models, ALiBi with a mask of two axes): `supports_packing` tests the model
+itself.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor
 
 ATTENTION = 4
-"""A row as long as so many hidden sizes costs as much in attention as in the layers: 12 h^2 weights, 2 h a position,
+"""In a row of ATTENTION x hidden size tokens, attention costs as much as the layers: 12 h^2 weights, 2 h a position,
 with scores at half the speed of a matrix product."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where sequences of given lengths lie: sequence i in row rows[i], from column starts[i] on."""
+    """The places of sequences of given lengths: sequence i lies in row rows[i], from column starts[i] on."""
 
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
@@ -33,16 +34,16 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """Rows of the batch."""
+        """Number of rows of the batch."""
         return max(self.rows) + 1
 
     @property
     def tokens(self) -> int:
-        """Tokens of the batch, with its padding."""
+        """Number of tokens of the batch, padding included."""
         return self.count * self.width
 
     @property
-    def alone(self) -> bool:
+    def one_per_row(self) -> bool:
         """Whether each sequence has a row of its own."""
         return self.count == len(self.lengths)
 
@@ -60,16 +61,18 @@ class Layout:
         dtype: torch.dtype,
         tails: Sequence[Sequence[int]] = (),
     ) -> dict[str, Any]:
-        """What a backbone of transformers is given: ids, and a mask of 0s and 1s where sequences are alone; otherwise
-        positions, and a mask of `dtype` that is added to the scores. Padding has the id `pad`.
+        """The inputs of a transformers backbone: ids with a mask of 0s and 1s if each sequence has its own row;
+        otherwise also positions, and a mask of `dtype` that is added to the attention scores.
 
-        tails: tokens that lie behind every sequence, in its cells, at the positions and with the mask of one tail alone
-        behind it.
+        pad: the id of padding.
+        tails: tokens after every sequence, in its cells. Each tail has the positions and the mask that it would have if
+            it followed the sequence alone.
         """
         ids = torch.full((self.count, self.width), pad)
         owner = torch.full((self.count, self.width), -1)
         positions = torch.zeros(self.count, self.width, dtype=torch.int64)
-        tail = torch.zeros(self.count, self.width, dtype=torch.int64)  # its number from 1 on, 0 in front of all tails
+        # the number of the tail of a token, from 1 on; 0 in the sequence itself
+        tail = torch.zeros(self.count, self.width, dtype=torch.int64)
         behind = [token for t in tails for token in t]
         number = [k for k, t in enumerate(tails, 1) for _ in t]
         step = [j for t in tails for j in range(len(t))]
@@ -80,7 +83,7 @@ class Layout:
             positions[row, here] = torch.tensor([*range(n), *(n + j for j in step)])
             tail[row, here] = torch.tensor([0] * n + number)
         common = {"input_ids": ids.to(device), "use_cache": False}
-        if self.alone and not tails:
+        if self.one_per_row and not tails:
             return common | {"attention_mask": (owner >= 0).long().to(device)}
         seen = (owner[:, :, None] == owner[:, None, :]).tril()
         seen &= (tail[:, None, :] == 0) | (tail[:, :, None] == tail[:, None, :])
@@ -88,26 +91,27 @@ class Layout:
         return common | {"position_ids": positions.to(device), "attention_mask": mask.to(device)}
 
     def places(self, offsets: Sequence[int], copies: int = 1) -> tuple[Tensor, Tensor]:
-        """Rows and columns of a position in each sequence, of so many copies of the batch, copy after copy."""
+        """Rows and columns of the position `offsets[i]` in each sequence i, for `copies` copies of the batch."""
         rows = torch.tensor([copy * self.count + row for copy in range(copies) for row in self.rows])
         columns = torch.tensor([start + offset for start, offset in zip(self.starts, offsets, strict=True)] * copies)
         return rows, columns
 
 
-def in_rows_of_their_own(lengths: Sequence[int]) -> Layout:
-    """The right-padded batch."""
+def padded_layout(lengths: Sequence[int]) -> Layout:
+    """The layout of a right-padded batch: each sequence in its own row."""
     return Layout(tuple(lengths), tuple(range(len(lengths))), (0,) * len(lengths), max(lengths))
 
 
-@functools.lru_cache(maxsize=16)  # a step asks for the layout of its batch several times
-def packed(lengths: tuple[int, ...], hidden_size: int, widest: int) -> Layout:
+@functools.lru_cache(maxsize=16)  # a step needs the layout of its batch several times
+def packed_layout(lengths: tuple[int, ...], hidden_size: int, widest: int) -> Layout:
     """The layout of least cost, tokens x (1 + width / (ATTENTION hidden_size)), over all numbers of rows.
 
-    The longest sequence not yet placed goes to the shortest row. No row of several sequences is wider than `widest`.
+    The longest sequence that is not placed yet goes to the shortest row. A row with several sequences is at most
+    `widest` tokens wide.
     Cost: n^2 log n operations for n sequences.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    best, least = in_rows_of_their_own(lengths), float("inf")
+    best, least = padded_layout(lengths), float("inf")
     for count in range(len(lengths), 0, -1):
         filled = [(0, row) for row in range(count)]
         rows, starts = [0] * len(lengths), [0] * len(lengths)
@@ -123,15 +127,17 @@ def packed(lengths: tuple[int, ...], hidden_size: int, widest: int) -> Layout:
 
 
 TAILS = ((4, 11), (2, 9, 3))
-"""Two tails, by which `packs` tells whether a model lets several follow one sequence."""
+"""Two tails with which `supports_packing` tests whether several tails may follow one sequence."""
 
 
 @torch.no_grad()
-def packs(model: Any, device: torch.device, tails: Sequence[Sequence[int]] = ()) -> bool:
-    """Whether three sequences in one row of a causal model get the states of rows of their own, to rounding.
+def supports_packing(model: Any, device: torch.device, tails: Sequence[Sequence[int]] = ()) -> bool:
+    """Whether three sequences packed in one row of a causal model get the same states as in rows of their own.
 
-    tails: that lie behind each; then each sequence with each tail has a row of its own. A model that counts positions
-    by columns (linear biases) may pack sequences, but no tails. Cost: two forwards of some 20 tokens, 50 with `TAILS`.
+    tails: these follow each sequence; then the comparison has one row for each sequence with each tail. A model whose
+        attention counts positions by columns (linear biases) may support packing but not tails.
+
+    Equal means up to rounding. Cost: two forwards of some 20 tokens, 50 with `TAILS`.
     """
     backbone, dtype = getattr(model, model.base_model_prefix), model.dtype
     vocabulary = model.config.get_text_config().vocab_size
@@ -141,10 +147,10 @@ def packs(model: Any, device: torch.device, tails: Sequence[Sequence[int]] = ())
     one_row = Layout(tuple(lengths), (0, 0, 0), (0, lengths[0], lengths[0] + lengths[1]), sum(lengths))
     try:
         beside = backbone(**one_row.inputs(ids, 0, device, dtype, tails)).last_hidden_state[0]
-    except Exception:  # a model of any library may refuse positions, or a mask of four axes, in its own way
+    except Exception:  # models refuse positions or a mask of four axes with errors of many kinds
         return False
     whole = [[*s, *tail] for s in ids for tail in tails or [[]]]
-    layout = in_rows_of_their_own([len(s) for s in whole])
+    layout = padded_layout([len(s) for s in whole])
     alone = iter(backbone(**layout.inputs(whole, 0, device, dtype)).last_hidden_state)
     tolerance = 1e-3 if beside.dtype in (torch.float32, torch.float64) else 0.1
     for s, start in zip(ids, one_row.starts, strict=True):

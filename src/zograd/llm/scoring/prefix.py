@@ -1,9 +1,10 @@
-"""The frozen prefix: when only upper parts are trained, what the parts below compute never changes.
+"""Activation cache of the frozen prefix: if only upper blocks are trained, the states below them never change.
 
-`record` keeps what enters the first trained block, once for each example; inside of `recall`, the blocks below are
-replaced by one that hands out the kept states. When everything trained comes after the attention of the last block and
-only the last position is scored, the attention's output at that position is kept as well, and a forward is one token
-an example. The same numbers as the full forward, up to the rounding of differently shaped matrix products.
+`record` stores the input of the first trained block once for each example. Inside `recall`, the blocks below are
+replaced by a module that returns the stored states. If all trained tensors come after the attention of the last block
+and only the last position is scored, the output of the attention at that position is stored as well, and a forward is
+one token for each example. The results are those of the full forward, up to the rounding of matrix products of other
+shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from zograd.llm.scoring.packing import Layout
 
 
 def first_trained_block(model: nn.Module, trained: Iterable[Tensor]) -> int:
-    """How many blocks at the bottom hold no trained tensor; 0 when anything outside of the upper blocks is trained."""
+    """Number of blocks at the bottom without trained tensors; 0 if a tensor outside of the upper blocks is trained."""
     ids = {id(p) for p in trained}
     layers = blocks(model)
     below = 0
@@ -39,7 +40,7 @@ def first_trained_block(model: nn.Module, trained: Iterable[Tensor]) -> int:
 
 @torch.no_grad()
 def _after_blocks(model: Any) -> set[int]:
-    """Parameters used after the last block only (the final norm): found in a forward of two tokens."""
+    """Ids of the parameters that only modules after the last block use (the final norm). Cost: one forward."""
     layers = blocks(model)
     owner = next(m for m in model.modules() if any(child is layers for child in m.children()))
     called: list[nn.Module] = []
@@ -54,13 +55,13 @@ def _after_blocks(model: Any) -> set[int]:
 
 
 def attention_of(block: nn.Module) -> tuple[str, nn.Module] | None:
-    """The child of a block that mixes positions, by its name; None when there is not exactly one."""
+    """Name and module of the attention of a block; None unless exactly one child has such a name."""
     found = [(name, child) for name, child in block.named_children() if name.endswith(("attn", "attention"))]
     return found[0] if len(found) == 1 else None
 
 
 def trained_after_attention(block: nn.Module, trained: Iterable[Tensor]) -> bool:
-    """Whether no trained tensor is in the block's attention or in what feeds it, taken to be its first norm."""
+    """Whether no trained tensor is in the block's attention or in its first norm, which is taken to feed it."""
     ids = {id(p) for p in trained}
     attention = attention_of(block)
     if attention is None:
@@ -71,11 +72,11 @@ def trained_after_attention(block: nn.Module, trained: Iterable[Tensor]) -> bool
 
 
 class _Recorded(Exception):
-    """Ends a forward at the last module whose output was wanted."""
+    """Ends a forward after the last module whose output is recorded."""
 
 
 class _Recall(nn.Module):
-    """Stands for a module whose output is known: returns the kept states, whatever comes in."""
+    """Replaces a module whose output is known: returns the stored states for any input."""
 
     def __init__(self, hidden: Tensor | None, like: Any) -> None:
         super().__init__()
@@ -92,10 +93,10 @@ def _length(output: Any) -> int:
 
 
 class States:
-    """Tensors by number: those of a GPU in its memory, those of the CPU in an unnamed temporary file.
+    """Stores tensors by number: tensors of a GPU in its memory, tensors of the CPU in an unnamed temporary file.
 
-    A file is read through the system's cache, which the system takes back when it needs the memory: the states of all
-    examples do not count as memory of the process.
+    The file is read through the page cache, which the system can reclaim, so the stored states do not count as memory
+    of the process.
     """
 
     def __init__(self) -> None:
@@ -107,14 +108,14 @@ class States:
         return number in self._held or number in self._where
 
     def keep(self, number: int, states: Tensor) -> None:
-        """Store a copy under a number that has none yet."""
+        """Store a copy under this number, unless it has one already."""
         if number in self:
             return
         if states.device.type != "cpu":
             self._held[number] = states.clone()
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # lives as long as this
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # it lives as long as this object
             weakref.finalize(self, self._file.close)
         where = self._file.seek(0, os.SEEK_END)
         left = states.contiguous().view(torch.uint8).numpy().reshape(-1).data
@@ -139,10 +140,10 @@ class States:
 
 
 class Prefix:
-    """Kept states of `model` above its `below` frozen blocks, by the caller's example number.
+    """Stored states of `model` above its `below` frozen blocks, by the caller's number of each example.
 
-    last_only: keep and compute the last position alone (see the module's first lines).
-    Storage: tokens x width x bytes of the dtype; with last_only 2 x width x bytes an example.
+    last_only: store and compute the last position alone (see the docstring of this module).
+    Storage: tokens x width x bytes of the dtype; with last_only 2 x width x bytes for each example.
     """
 
     def __init__(self, model: nn.Module, below: int, *, last_only: bool = False) -> None:
@@ -152,7 +153,7 @@ class Prefix:
 
     @contextmanager
     def record(self, numbers: Sequence[int], layout: Layout) -> Iterator[None]:
-        """Inside, one forward over sequences in this layout keeps the states of each example without its padding."""
+        """Inside, one forward over sequences in this layout stores the states of each example, without padding."""
         layers = blocks(self.model)
 
         def keep(output: Any, into: States) -> int:
@@ -179,12 +180,12 @@ class Prefix:
                 handles.append(attention[1].register_forward_hook(attention_done))
             for handle in handles:
                 stack.callback(handle.remove)
-            stack.enter_context(suppress(_Recorded))  # nothing above the last hook has anything to add
+            stack.enter_context(suppress(_Recorded))  # the modules above the last hook need not run
             yield
 
     @contextmanager
     def recall(self, numbers: Sequence[int], layout: Layout, copies: int = 1) -> Iterator[None]:
-        """Inside, a forward over so many copies of these examples starts at the first trained part."""
+        """Inside, a forward over `copies` copies of these examples starts at the first trained module."""
         layers = blocks(self.model)
         frozen = list(layers[: self.below])
         for i, block in enumerate(frozen):
@@ -206,7 +207,7 @@ class Prefix:
 
 
 def _batch(kept: States, numbers: Sequence[int], layout: Layout, copies: int) -> Tensor:
-    """The states of several examples, each at its place in the batch, 0 elsewhere."""
+    """The states of several examples, each at its place in the batch, with 0 elsewhere."""
     first = kept[numbers[0]]
     out = torch.zeros(layout.count, layout.width, first.shape[-1], dtype=first.dtype, device=first.device)
     for number, (row, here) in zip(numbers, layout.cells, strict=True):

@@ -1,10 +1,10 @@
-"""Label words of several tokens, scored on one forward of the prompt, whose keys and values all of them share.
+"""Score label words of several tokens with one forward: all words share the keys and values of the prompt.
 
     log p(w | x) = log p(w_0 | x) + sum_{j > 0} log p(w_j | x w_0 ... w_{j - 1})
 
-The beginnings w_0 ... w_{|w| - 2} lie behind the prompt x in its row, each under a mask that lets it see x and itself
-(`llm/scoring/packing.py`). With prompts of P tokens and C words of L tokens that is P + C (L - 1) tokens an example in
-place of C (P + L).
+The tails w_0 ... w_{|w| - 2} follow the prompt x in its row, each under a mask that lets it attend to x and to itself
+(`llm/scoring/packing.py`). With prompts of P tokens and C words of L tokens, an example takes P + C (L - 1) tokens
+instead of C (P + L).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor
 
 
 class Answers:
-    """Words (token ids), of which at least one has several tokens, as continuations of any prompt.
+    """Words (token ids) as continuations of any prompt; at least one of them has several tokens.
 
-    tails: the beginnings w[:-1] of words that are no beginning of another tail; `size` is the number of their tokens.
-    tokens: what is predicted, and `where`: how far behind the last token of the prompt the state lies that predicts it,
-        with the tails behind the prompt one after the other. A word that begins like another shares its predictions.
+    tails: the beginnings w[:-1] of words, without those that begin another tail. `size`: number of their tokens.
+    tokens: the predicted tokens. `where`: for each, the distance from the last token of the prompt to the state that
+        predicts it, if the tails follow the prompt one after the other. Words with the same beginning share
+        predictions.
     """
 
     def __init__(self, words: Sequence[Sequence[int]], device: torch.device) -> None:
@@ -36,13 +37,13 @@ class Answers:
         self._lengths = torch.tensor([len(w) for w in words], device=device)
 
     def _distance(self, before: tuple[int, ...]) -> int:
-        """From the last token of the prompt to that of `before`."""
+        """Distance from the last token of the prompt to the last token of `before`."""
         if not before:
             return 0
         tail = next(k for k, tail in enumerate(self.tails) if tail[: len(before)] == before)
         return sum(map(len, self.tails[:tail])) + len(before)
 
     def means(self, picked: Tensor) -> Tensor:
-        """[rows, words]: mean log-probability of each word's tokens, from those of `tokens` [rows, len(tokens)]."""
+        """[rows, words]: mean log-probability of each word, from those of `tokens`, [rows, len(tokens)]."""
         total = picked.new_zeros(len(picked), len(self._lengths)).index_add_(1, self._word, picked[:, self._used])
         return total / self._lengths

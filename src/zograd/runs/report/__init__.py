@@ -1,4 +1,4 @@
-"""`zograd report`: runs on disk, side by side, as one page that needs nothing else. Equal runs give equal bytes."""
+"""`zograd report`: one self-contained HTML page about one or several runs. Equal runs give equal bytes."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from zograd.files import atomic_write
+from zograd.runs.errors import RunError
 from zograd.runs.report.figures import MARK, png, require_matplotlib
 from zograd.runs.report.page import page
 from zograd.runs.report.panels import panels_of
 from zograd.runs.report.read import read
-from zograd.runs.rundir import RunError
 
 __all__ = ["report"]
 
 
 def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, image: bool = False) -> dict[str, Any]:
-    """Write the page about the run folders to `out`, and with `image` its figures to `out` with .png for a suffix.
+    """Write a page about run folders to `out`; with `image`, its figures to `out` with the suffix .png.
 
-    Returns what `zograd report --json` prints. Reads every tape whole; no model is loaded. Raises RunError for a folder
-    that is no run and for an `out` that exists and is no report, TapeError for a damaged tape, ImportError without
-    matplotlib; nothing is written then.
+    Returns what `zograd report --json` prints. Cost: one read of every tape; no model is loaded.
+
+    Raises RunError for a folder without a run and for an `out` that exists and is not a report, TapeError for a damaged
+    tape, ImportError without matplotlib. Nothing is written then.
+
+        report(["runs/a", "runs/b"], "compared.html")
     """
     require_matplotlib()
     target = Path(out)
     picture = target.with_suffix(".png") if image else None
     if picture == target:
-        raise RunError(f"--out {target} is where the page goes, and --png writes beside it; give it the suffix .html")
+        raise RunError(
+            f"--out {target} names the page, and --png needs that name for the picture; give the page the suffix .html"
+        )
     for file in filter(None, (target, picture)):
         _check_free(file)
     data = [read(folder) for folder in dict.fromkeys(map(Path, runs))]
@@ -42,10 +47,10 @@ def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, image
 
 
 def _check_free(file: Path) -> None:
-    """Only a report may be overwritten, and only in a folder that is there."""
+    """Raise RunError unless `file` is new or a report, in an existing folder."""
     if file.is_dir():
         raise RunError(f"{file} is a folder; --out names the file of the page, for example {file / 'report.html'}")
     if not file.parent.is_dir():
-        raise RunError(f"there is no folder {file.parent} for {file.name}; make it first, or choose another --out")
+        raise RunError(f"there is no folder {file.parent} for {file.name}; create it first, or choose another --out")
     if file.exists() and MARK.encode() not in file.read_bytes()[:4096]:
-        raise RunError(f"{file} exists and is no report of zograd, so it is not overwritten; choose another --out")
+        raise RunError(f"{file} exists and is not a report of zograd, so it is not overwritten; choose another --out")

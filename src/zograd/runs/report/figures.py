@@ -1,6 +1,6 @@
-"""Panels as inline SVG that follows the colours of the page, and as one PNG.
+"""Draw panels as inline SVG in the colours of the page, and as one PNG.
 
-No text of a user gets into the SVG. In the PNG only the legend holds some, and it is not read as a formula.
+The SVG holds no text of the user. In the PNG only the legend does, and it is not parsed as a formula.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from zograd.runs.report.panels import Curve, Panel
 from zograd.runs.report.read import Recorded
 
 MARK = "zograd report"
-"""Written into each file, so that a report may be overwritten and nothing else."""
+"""Written into each file: only files with this mark may be overwritten."""
 
 LIGHT = ("#2563b0", "#c2570c", "#2c8a4b", "#a8326e", "#6d4bc1", "#8a6d1a", "#1a8a92", "#b3312f")
 DARK = ("#7db3f5", "#f5a05c", "#74cf93", "#ec8cbc", "#b59cf5", "#d9bd62", "#64cfd6", "#f28b87")
 DASHES = {"-": "solid", "--": "dashed", ":": "dotted"}
-"""Of matplotlib, and of CSS."""
+"""Line styles of matplotlib -> of CSS."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """Colours of text and of runs."""
+    """The colours of text and of runs."""
 
     ink: str
     runs: tuple[str, ...]
@@ -37,25 +37,26 @@ class Look:
 
 PRINT = Look("#222222", LIGHT)
 PLACES = Look("#0a0b0c", tuple(f"#0a0b1{k}" for k in range(len(LIGHT))))
-"""Stand-ins, for which `svg` puts the variables of the page."""
+"""Placeholders that `svg` replaces by the variables of the page."""
 
 
 def colour(look: Look, run: int) -> str:
+    """The colour of a run; colours repeat."""
     return look.runs[run % len(look.runs)]
 
 
 def dashes(run: int) -> str:
-    """Another dash for each round of the colours."""
+    """The line style of a run: another one each time that the colours repeat."""
     return list(DASHES)[run // len(LIGHT) % len(DASHES)]
 
 
 def letter(run: int) -> str:
-    """A, B, ..., Z, AA, AB, ...: how figures and tables name a run."""
+    """The name of a run in figures and tables: A, B, ..., Z, AA, AB, ..."""
     return (letter(run // 26 - 1) if run >= 26 else "") + chr(ord("A") + run % 26)
 
 
 def require_matplotlib() -> None:
-    """Raise ImportError with the remedy where there is no matplotlib."""
+    """Raise ImportError with the remedy if matplotlib is missing."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -64,7 +65,7 @@ def require_matplotlib() -> None:
 
 @contextmanager
 def _style(salt: str, ink: str) -> Iterator[None]:
-    """matplotlib's own defaults, whatever the user's are; ids that depend on the figure and on nothing else."""
+    """Inside, matplotlib has its own defaults, not the user's, and ids depend on the figure alone."""
     from matplotlib import style
 
     ours = {
@@ -74,12 +75,12 @@ def _style(salt: str, ink: str) -> Iterator[None]:
         "axes.spines.right": False, "axes.formatter.useoffset": False,
     }  # fmt: skip
     with style.context(["default", ours], after_reset=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that the font has not
+        warnings.simplefilter("ignore")  # the font lacks a letter
         yield
 
 
 def svg(panel: Panel, number: int) -> str:
-    """One figure as an <svg> element for the middle of a page: no metadata, no addresses, ids of its own."""
+    """A figure as an <svg> element inside a page: without metadata and addresses, with ids of its own."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -101,7 +102,7 @@ def svg(panel: Panel, number: int) -> str:
 
 
 def png(runs: Sequence[Recorded], panels: Sequence[Panel]) -> bytes:
-    """All figures on one white picture, two a row, with a legend of the runs on top."""
+    """All figures in one white picture, two in each row, with a legend of the runs at the top."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -158,7 +159,7 @@ def draw(axes: Any, panel: Panel, look: Look) -> None:
 
 
 def _scale(axes: Any, panel: Panel) -> None:
-    """Logarithmic where positive values span a factor of 50 or more."""
+    """Make the axis logarithmic if all values are positive and span a factor of 50 or more."""
     values = [v for c in panel.curves for v in (c.y, c.low, c.high) if v is not None and v.size]
     if values:
         low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)

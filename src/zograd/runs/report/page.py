@@ -1,4 +1,4 @@
-"""The page: one HTML file without scripts, fonts or addresses, readable in light and dark."""
+"""The HTML page: one file without scripts, fonts or addresses, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def page(runs: Sequence[Recorded], panels: Sequence[Panel]) -> str:
             "<!DOCTYPE html>",
             '<html lang="en"><head><meta charset="utf-8">',
             f'<meta name="generator" content="{MARK}">',
-            # nothing is loaded from anywhere, whatever a name of a task or a prompt may hold
+            # the browser loads nothing, whatever the name of a task or a prompt holds
             """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(', '.join(run.path for run in runs))}</title>",
@@ -155,7 +155,7 @@ def _settings(runs: Sequence[Recorded]) -> list[Row]:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings of the method under names of their own."""
+    """Name -> text of all settings; those of the method as "set NAME"."""
     out: dict[str, str] = {}
     for key, value in settings.items():
         if key == "set" and isinstance(value, dict):

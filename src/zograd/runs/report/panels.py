@@ -1,4 +1,4 @@
-"""Which figures a report has, as data: curves of each run over evaluations and wall clock."""
+"""The figures of a report as data: curves of each run over evaluations and wall clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zograd.core.vector import Array
 from zograd.runs.report.read import Recorded
 
 GROUPS = 100
-"""A curve of more than twice as many points is drawn as so many means."""
+"""A curve with more than 2 GROUPS points is drawn as GROUPS means."""
 
 METERS = {
     "trace": "trace of the Hessian, measured: mean of v·Hv over directions",
@@ -26,7 +26,7 @@ METERS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """y over x of the run with this number, with extremes where points are means; `crosses`: x of refused steps."""
+    """y over x for the run with this number. low, high: extremes if points are means. crosses: x of refused steps."""
 
     run: int
     x: Array
@@ -39,7 +39,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure. `missing`: what runs without a curve have to say, by run. `level`: a horizontal line.
+    """A figure. `missing`: (run, why it has no curve). `level`: a horizontal line.
 
     `bars`: (run, inference, peak) in MiB, instead of curves.
     """
@@ -55,11 +55,12 @@ class Panel:
 
     @property
     def empty(self) -> bool:
+        """Whether there is nothing to draw."""
         return not (self.curves or self.bars)
 
 
 def thinned(run: int, x: Array, y: Array, low: Array | None = None, high: Array | None = None) -> Curve | None:
-    """The finite points; more than 2 `GROUPS` of them as means of equal groups, with the extremes of each."""
+    """A curve of the finite points; more than 2 `GROUPS` of them become means of equal groups, with extremes."""
     keep = np.isfinite(x) & np.isfinite(y)
     x, y = x[keep], y[keep]
     bottom, top = (y if low is None else low[keep]), (y if high is None else high[keep])
@@ -75,7 +76,7 @@ def thinned(run: int, x: Array, y: Array, low: Array | None = None, high: Array 
 
 
 def clock(runs: Sequence[Recorded]) -> tuple[str, float]:
-    """(label, seconds of one unit) that suits the longest run."""
+    """(label, seconds of one unit) of the unit of time that suits the longest run."""
     times = [t for run in runs for t in run.seconds if math.isfinite(t)]
     longest = max(times, default=0.0)
     for name, unit in (("hours", 3600.0), ("minutes", 60.0)):
@@ -85,7 +86,7 @@ def clock(runs: Sequence[Recorded]) -> tuple[str, float]:
 
 
 def panels_of(runs: Sequence[Recorded]) -> list[Panel]:
-    """All figures, in the order of the page; what no run has comes as a panel without curves that says why."""
+    """All figures in the order of the page. A figure without data says why."""
     time, unit = clock(runs)
     axes: list[tuple[str, str, Callable[[Recorded], Array], str]] = [
         ("evaluations", "evaluations", lambda run: run.evaluations, ""),
@@ -120,7 +121,7 @@ def _steps(
     runs: Sequence[Recorded], title: str, about: str, label: str, y_label: str, x: Callable[[Recorded], Array],
     y: Callable[[Recorded], Array], without: str = "",
 ) -> Panel:  # fmt: skip
-    """A value of each step."""
+    """The panel of a value that each step has."""
     curves, missing = [], []
     for i, run in enumerate(runs):
         at = x(run)
@@ -134,7 +135,7 @@ def _steps(
 
 
 def _held_out(runs: Sequence[Recorded], name: str, over: str, label: str, unit: float) -> Panel:
-    """Held-out loss or metric; a run that has only its start shows that point and says so."""
+    """The panel of held-out loss or metric. A run evaluated only at its start shows that point and says so."""
     curves, missing = [], []
     for i, run in enumerate(runs):
         if name not in ("loss", run.metric):

@@ -1,4 +1,4 @@
-"""What a run folder tells: the tape has every step, metrics.jsonl the clock and held-out values, run.json the rest."""
+"""Read the folder of a run: steps from the tape, clock and held-out values from metrics.jsonl, and run.json."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from zograd.core.run import Method, Record, rule_units
 from zograd.core.tape import Tape
 from zograd.core.vector import Array
 from zograd.learning_rate import AutoRate, lr_bounds
+from zograd.llm.build import build_method
+from zograd.llm.oracle import TOGETHER
 from zograd.llm.settings import parse
-from zograd.llm.train import TOGETHER, build_method
-from zograd.runs.rundir import RunDirectory, RunError, base_digest, read_metrics
+from zograd.runs.errors import RunError
+from zograd.runs.folder import read_metrics
+from zograd.runs.identity import base_digest
+from zograd.runs.rundir import RunDirectory
 
 KNOWN = {"step", "evaluations", "loss", "lr", "moved", "refused", "seconds", "metric", "value", "eval_loss", TOGETHER}
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """An evaluation on held-out examples."""
+    """An evaluation on held-out examples after `step` steps."""
 
     step: int
     evaluations: float
@@ -34,21 +38,25 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Margin:
-    """Shares of the edge of stability: a step at `low` >= 1 is unstable on any Hessian with the measured trace, one at
-    `high` < 1 is stable on all with the measured trace and largest eigenvalue. NaN where nothing was measured yet."""
+    """Learning rate over the edge of stability, for each step; NaN before the first measurement.
+
+    A step with `low` >= 1 is unstable on every Hessian with the measured trace. A step with `high` < 1 is stable on
+    every Hessian with the measured trace and largest eigenvalue.
+    """
 
     low: Array
     high: Array
 
     @property
     def last(self) -> tuple[float, float] | None:
+        """(low, high) of the last step with a measurement; None without one."""
         known = np.flatnonzero(np.isfinite(self.high))
         return (float(self.low[known[-1]]), float(self.high[known[-1]])) if known.size else None
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run. Arrays have an entry a step, NaN where there is no value."""
+    """A run. Arrays have one entry for each step, NaN without a value."""
 
     path: str
     meta: dict[str, Any]
@@ -62,34 +70,39 @@ class Recorded:
     meters: dict[str, Array]
     held_out: list[HeldOut]
     margin: Margin | str
-    """The margin, or why there is none."""
+    """The stability margin, or why it is unknown."""
     tape_bytes: int
     notes: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The stored settings."""
         settings: dict[str, Any] = self.meta["settings"]
         return settings
 
     @property
     def before(self) -> dict[str, Any]:
+        """The held-out evaluation before the first step; empty without one."""
         return dict(self.meta.get("metrics_before") or {})
 
     @property
     def result(self) -> dict[str, Any]:
-        """The summary that the last finished call stored; of an earlier step when the run was stopped since."""
+        """The summary of the last call that finished; it may be older than the last step if the run was stopped."""
         return dict(self.meta.get("result") or {})
 
     @property
     def finished(self) -> bool:
+        """Whether the last step on the tape is the end of a call that finished."""
         return self.result.get("steps") == self.steps
 
     @property
     def metric(self) -> str:
+        """Name of the metric of the task."""
         return str(self.before.get("metric", "value"))
 
     @property
     def status(self) -> str:
+        """One phrase: finished, or how far the run is."""
         if self.finished:
             return "finished"
         planned = max(int(self.settings.get("steps") or 0), self.steps)
@@ -97,16 +110,16 @@ class Recorded:
 
     @property
     def identity(self) -> str:
-        """SHA-256 over names, shapes, dtypes and digests of the base model's tensors."""
+        """SHA-256 over name, shape, dtype and digest of each tensor of the base model."""
         return base_digest(self.meta["model"])
 
     @property
     def after(self) -> HeldOut | None:
-        """The last held-out evaluation, where there is one after the start."""
+        """The last held-out evaluation after the start; None without one."""
         return self.held_out[-1] if self.held_out and self.held_out[-1].step > 0 else None
 
     def summary(self) -> dict[str, Any]:
-        """The numbers beside each other in the first table; None where a run has none."""
+        """The numbers of the first table; None for those that the run does not have."""
         seconds = self.seconds[np.isfinite(self.seconds)]
         losses = self.loss[np.isfinite(self.loss)]
         peak, inference = self.result.get("peak_bytes"), self.result.get("inference_peak_bytes")
@@ -141,15 +154,15 @@ class Recorded:
 
 
 def _first_seconds(run: Recorded) -> float | None:
-    """Runs of releases that logged no clock have the time of their one call."""
+    """The time of a run by a release that logged no clock, if one call made all of it."""
     whole = run.finished and run.result.get("steps_this_time") == run.steps
     return run.result.get("seconds") if whole else None
 
 
 def read(folder: Path) -> Recorded:
-    """A run folder as it stands, finished or not. Raises RunError for one that is no run, TapeError for damage."""
+    """Read the folder of a run, finished or not. Raises RunError for a folder without a run, TapeError for damage."""
     if not folder.is_dir():
-        raise RunError(f"{folder} is no folder of a run; give the folder that --out of `zograd train` named")
+        raise RunError(f"{folder} is not the folder of a run; give the folder that --out of `zograd train` named")
     directory = RunDirectory.open(folder)
     meta = directory.meta
     if not directory.tape_path.exists():
@@ -200,7 +213,7 @@ def _column(values: Sequence[Any]) -> Array:
 
 
 def _held_out(meta: dict[str, Any], lines: dict[int, dict[str, Any]], evaluations: Array) -> list[HeldOut]:
-    """The evaluations of metrics.jsonl; start and end from run.json where that file has them only."""
+    """The evaluations in metrics.jsonl, with those of start and end in run.json if metrics.jsonl lacks them."""
     found = {step: dict(line) for step, line in lines.items() if "eval_loss" in line or "value" in line}
     before, result = meta.get("metrics_before") or {}, meta.get("result") or {}
     if before:
@@ -234,9 +247,9 @@ def _margin(settings: dict[str, Any], records: Sequence[Record]) -> Margin | str
 
 
 def margin(method: Method[Any], records: Sequence[Record]) -> Margin:
-    """lr over the bounds of `lr_bounds`, with T and L from the last measurements, as `AutoRate` has them.
+    """lr over the bounds of `lr_bounds`, with T and L from the last measurements as in `AutoRate`.
 
-    Where only the trace is measured, L = T: the largest that an eigenvalue of a positive Hessian can be.
+    If only the trace is measured, L = T: no eigenvalue of a positive Hessian is larger.
     """
     auto = method.lr if isinstance(method.lr, AutoRate) else AutoRate()
     state, traces = auto.initial(), list[float]()

@@ -1,32 +1,25 @@
-"""Labelled tasks as prompts: vendored (`mr`, `trec`, `sms`), fetched (`boolq`), registered, or from a user's own file.
+"""Labelled tasks as prompts: named tasks (bundled, fetched or registered), or a file of the user.
 
-A task turns each record into a prompt by a template, and each class into a label word; a language model classifies by
-comparing the probabilities of the label words after the prompt. Splits are stored, never drawn, and no text occurs in
-two of them (`zograd.hub.split_rules.fingerprint`).
+A task turns each record into a prompt with a template, and each class into a label word. A language model classifies by
+comparing the probabilities of the label words after the prompt. Splits of named tasks are stored, not drawn, and no
+text occurs in two of them (`zograd.hub.split_rules.fingerprint`).
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final
 
 from zograd.hub.errors import TaskError, UnknownTaskError
-from zograd.hub.fetching import fetch
+from zograd.hub.named_tasks import NAMED_TASKS, REGISTERED, Rows, TaskInfo, rows_of
 from zograd.hub.split_rules import rank
 from zograd.hub.template import Template
 from zograd.hub.userfile import Record, read_records
 
-__all__ = [
-    "SPLITS", "Example", "Task", "TaskInfo", "load_task", "parse_label_words", "register_task", "select", "tasks",
-]  # fmt: skip
+__all__ = ["SPLITS", "Example", "Task", "load_task", "parse_label_words", "register_task", "select"]
 
 SPLITS: Final = ("train", "validation", "test")
 
@@ -45,9 +38,9 @@ class Task:
     """A named set of examples.
 
     `kind` is `"classification"` (label words, `Example.label`) or `"completion"` (`Example.completion`, no label
-    words). `splits` has the keys train, validation and test, in a fixed order of examples; `classes` names the classes
-    in the order of the label words. `own` says that it is a file or a registered task of the user, `drawn` that it is a
-    file that names no splits.
+    words). `splits` has the keys train, validation and test; examples have a fixed order. `classes` names the classes
+    in the order of the label words. `own`: the task is a file of the user or
+    registered; `drawn`: it is a file without a column `split`.
     """
 
     name: str
@@ -64,77 +57,7 @@ class Task:
     drawn: bool = False
 
 
-@dataclass(frozen=True)
-class TaskInfo:
-    """One line of `tasks()`. `sizes` maps split -> number of examples; `bundled` says that no download is needed."""
-
-    name: str
-    sizes: Mapping[str, int]
-    classes: tuple[str, ...]
-    label_words: tuple[str, ...]
-    template: str
-    source: str
-    licence: str
-    description: str
-    bundled: bool = True
-
-
-_INFOS = (
-    TaskInfo(
-        name="mr",
-        sizes={"train": 9066, "validation": 500, "test": 1000},
-        classes=("negative", "positive"),
-        label_words=(" terrible", " great"),
-        template="{text} It was",
-        source="Pang & Lee 2005, rated by Hutto & Gilbert 2014",
-        licence="CC BY 4.0 (texts), MIT (ratings)",
-        description="sentiment of movie review snippets",
-    ),
-    TaskInfo(
-        name="trec",
-        sizes={"train": 4865, "validation": 500, "test": 500},
-        classes=("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"),
-        # The words of LM-BFF (Gao et al. 2021), as in MeZO's tables. SmolLM2-135M, 500 validation examples: about 31 %
-        # zero-shot, 34 % calibrated. Of 405 sets of one-token words, (Expression, Explanation, Object, Person,
-        # Place, Number) does best there: 41 and 50 %; pass it as label_words to start higher.
-        label_words=(" Expression", " Description", " Entity", " Human", " Location", " Number"),
-        template="Question: {text}\nAnswer type:",
-        source="Li & Roth 2002",
-        licence="not stated by the authors; free for research use",
-        description="type of the answer that a question asks for",
-    ),
-    TaskInfo(
-        name="sms",
-        sizes={"train": 2986, "validation": 500, "test": 1000},
-        classes=("ham", "spam"),
-        label_words=(" No", " Yes"),
-        template="Message: {text}\nIs this message spam? Answer:",
-        source="Almeida, Gómez Hidalgo & Yamakami 2011",
-        licence="free for all purposes, per its authors",
-        description="spam among text messages (13 % spam)",
-    ),
-    TaskInfo(
-        name="boolq",
-        sizes={"train": 8918, "validation": 500, "test": 3270},
-        classes=("no", "yes"),
-        label_words=("No", "Yes"),
-        template="{passage} {question}?\n",
-        source="Clark et al. 2019",
-        licence="CC BY-SA 3.0",
-        description="yes/no questions about a passage",
-        bundled=False,
-    ),
-)
-_TASKS: Final = {info.name: info for info in _INFOS}
-Rows: TypeAlias = Callable[[], Iterable[Mapping[str, str]]]
-_OWN: Final[dict[str, Rows]] = {}
-"""What gives the records of each registered task."""
 _SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-
-def tasks() -> list[TaskInfo]:
-    """The named tasks with sizes and licences. Reads no data and imports no heavy library."""
-    return list(_TASKS.values())
 
 
 def register_task(
@@ -160,7 +83,7 @@ def register_task(
 
     def register(rows: Rows) -> Rows:
         called = rows.__name__ if name is None else name
-        if called in _TASKS:
+        if called in NAMED_TASKS:
             raise TaskError(f"There are two tasks named {called!r}; rename the one in {rows.__module__}.")
         if called.endswith(_SUFFIXES):
             raise TaskError(f"The task {called!r} has the name of a file; leave out its suffix.")
@@ -169,7 +92,7 @@ def register_task(
         )
         _check_words(label_words)
         _words_of(info, label_words)
-        _TASKS[called], _OWN[called] = info, rows
+        NAMED_TASKS[called], REGISTERED[called] = info, rows
         return rows
 
     return register
@@ -187,9 +110,9 @@ def load_task(
 ) -> Task:
     """The task of that name, or the one in a `.jsonl`, `.csv` or `.parquet` file.
 
-    A file needs either the columns `prompt` and `completion`, or a template and label words. Its column `split`, if
-    there is one, says train, validation or test; otherwise 80/10/10 by a hash of the text, so that duplicates stay
-    together and added rows move no other row.
+    A file needs either the columns `prompt` and `completion`, or a template and label words. A column `split` says
+    train, validation or test. Without it, a hash of the text splits the file 80/10/10: duplicates stay together, and
+    added rows do not change the split of other rows.
 
     Args:
         name_or_path: a name of `tasks()` or a path.
@@ -199,7 +122,7 @@ def load_task(
         text_column: for a file, the column that the field `{text}` stands for; default "text".
         label_column: for a file, the column of the label; default "label".
         seed: for a file without a column `split`, another seed gives another split. Stored splits never change.
-        split_by: for such a file, the columns whose text draws the split; default those that the template names.
+        split_by: for such a file, the columns whose text is hashed; default those that the template names.
 
     Raises:
         TaskError: unknown name, or a file that does not fit; the message names file, line and value.
@@ -208,13 +131,13 @@ def load_task(
     name = os.fspath(name_or_path)
     words = parse_label_words(label_words) if isinstance(label_words, str) else label_words
     _check_words(words)
-    if name in _TASKS:
+    if name in NAMED_TASKS:
         if text_column is not None or label_column is not None:
             raise TaskError(f"text_column and label_column are for files; the task {name} does without, drop them.")
-        return _named(_TASKS[name], prompt_template, words)
+        return _named(NAMED_TASKS[name], prompt_template, words)
     if not name.endswith(_SUFFIXES):
         raise UnknownTaskError(
-            f"There is no task named {name!r}: give one of {', '.join(_TASKS)}, or a file ending in "
+            f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, or a file ending in "
             f"{', '.join(_SUFFIXES)}."
         )
     return _from_file(name, prompt_template, words, text_column, label_column, seed, split_by)
@@ -223,8 +146,9 @@ def load_task(
 def select(task: Task, split: str, count: int | None, *, seed: int, first: bool = False) -> list[Example]:
     """At most `count` examples of a split, or of all splits one after the other ("all"), in their order there.
 
-    A named task gives its first ones: it is stored in random order. A file may be sorted by label, so its examples are
-    drawn: by a hash of `seed` and their position, whatever the template. first: take the first ones of a file, too.
+    Of a named task, which is stored in random order, these are the first ones. A file may be sorted by label, so its
+    examples are drawn by a hash of `seed` and their position, whatever the template. first: take the first ones of a
+    file too.
     """
     found = [e for name in SPLITS for e in task.splits.get(name, ())] if split == "all" else list(task.splits[split])
     if count is None or count >= len(found):
@@ -268,12 +192,12 @@ def _check_words(words: Mapping[str, str] | Sequence[str] | None) -> None:
 def _named(info: TaskInfo, prompt_template: str | None, words: Mapping[str, str] | Sequence[str] | None) -> Task:
     text = info.template if prompt_template is None else prompt_template
     template = Template(text)
-    own = info.name in _OWN
+    own = info.name in REGISTERED
     columns = _own_columns(info) if own else ("passage", "question") if info.name == "boolq" else ("text",)
     template.check(columns, f"the task {info.name}")
     label_words = info.label_words if words is None else _words_of(info, words)
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    for row in _rows(info.name):
+    for row in rows_of(info.name):
         splits[row["split"]].append(Example(template.fill(row), int(row["label"])))
     return Task(
         name=info.name,
@@ -290,7 +214,7 @@ def _named(info: TaskInfo, prompt_template: str | None, words: Mapping[str, str]
 
 def _own_columns(info: TaskInfo) -> tuple[str, ...]:
     """The columns of a registered task. Raises TaskError for its first record that does not fit."""
-    rows = _rows(info.name)
+    rows = rows_of(info.name)
     if not rows:
         raise TaskError(f"The task {info.name} has no records.")
     labels = [str(i) for i in range(len(info.classes))]
@@ -306,7 +230,7 @@ def _own_columns(info: TaskInfo) -> tuple[str, ...]:
 
 
 def _words_of(info: TaskInfo, words: Mapping[str, str] | Sequence[str]) -> tuple[str, ...]:
-    """Label words given by the user for a named task: in order, or by class name or index."""
+    """The user's label words for a named task: in order, or by class name or index."""
     if isinstance(words, Mapping):
         by_index = {str(i): word for i, word in enumerate(info.classes)}
         named = {by_index.get(str(label), str(label)).casefold(): word for label, word in words.items()}
@@ -323,17 +247,6 @@ def _words_of(info: TaskInfo, words: Mapping[str, str] | Sequence[str]) -> tuple
             "words were given; give one for each, in this order."
         )
     return tuple(words)
-
-
-def _rows(name: str) -> Sequence[Mapping[str, str]]:
-    if name in _OWN:
-        return list(_OWN[name]())
-    if name == "boolq":
-        packed = (fetch("boolq").path / "boolq.jsonl.gz").read_bytes()
-        found: list[dict[str, str]] = [json.loads(x) for x in gzip.decompress(packed).decode("utf-8").splitlines()]
-        return found
-    packed = (files("zograd") / "data" / f"{name}.csv.gz").read_bytes()
-    return list(csv.DictReader(io.StringIO(gzip.decompress(packed).decode("utf-8"), newline="")))
 
 
 def _from_file(

@@ -1,0 +1,274 @@
+"""Build a run from its settings: model, method, trained tensors, store, task and batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zograd import methods
+from zograd.core.run import Method, Run
+from zograd.core.schedules import Schedule
+from zograd.hub import Example, Task, load_task, select
+from zograd.laws import RankOne
+from zograd.learning_rate import AutoRate
+from zograd.llm import loading
+from zograd.llm.compiled import WORTH, CompileError, check, trial
+from zograd.llm.loading import offloaded as offloading
+from zograd.llm.oracle import points_of
+from zograd.llm.scoring.batches import Batches
+from zograd.llm.scoring.scorer import Scorer
+from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.methods.defaults import FULL, LORA, SCALES, language_model
+from zograd.offload.mapped import Offloaded, Pages
+from zograd.offload.streamed import Streamed
+from zograd.rules import SGD
+from zograd.runs.identity import identity
+from zograd.runs.memory import Peak, keep_freed
+from zograd.spaces import PositiveOrthant
+from zograd.stores import Store
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A base model with its trained tensors chosen, ready to train or to replay a tape onto."""
+
+    settings: TrainSettings
+    model: nn.Module
+    tokenizer: Any
+    trained: Mapping[str, Tensor]
+    store: Store
+    run: Run[Any]
+    pages: Offloaded | None = None
+    """Where offloaded weights are; None without offload."""
+    replay_seconds: float = 0.0
+    """Time that the replay of a tape took (`restore`)."""
+
+
+def build_method(s: TrainSettings) -> Method[Any]:
+    """The method that the settings ask for, with the defaults of `zograd.methods.defaults` for lr and mu.
+
+    Raises SettingsError for an unknown method or setting, and for a method that needs a setting without a default.
+    """
+    settings = dict(s.method_settings)
+    entry = methods.describe(s.method)
+    if entry["required"]:
+        raise SettingsError(
+            f"method {s.method!r} needs {', '.join(entry['required'])}, which language models have no default for; "
+            f"use it from Python, or choose another of {', '.join(methods.names())}"
+        )
+    lr = settings.pop("lr", None) if s.lr is None else s.lr
+    mu = settings.pop("mu", None) if s.mu is None else s.mu
+    onto_scales = loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
+    default = language_model(s.method, LORA if s.train == "lora" else SCALES if onto_scales else FULL)
+    lr = default.get("lr") if lr is None else lr
+    mu = default["mu"] if mu is None else mu
+    if s.weight_decay:
+        settings["weight_decay"] = s.weight_decay
+    if lr is not None:
+        schedule = Schedule(1.0 if lr == "auto" else float(lr), s.lr_schedule, s.steps, s.warmup, s.lr_end)
+        settings["lr"] = AutoRate(shape=schedule) if lr == "auto" else schedule
+    try:
+        method = methods.make(s.method, mu=float(mu), **settings)
+    except (TypeError, ValueError) as e:
+        raise SettingsError(f"method {s.method!r}: {e}") from e
+    if not onto_scales:
+        return method
+    try:
+        return replace(method, space=PositiveOrthant())
+    except (TypeError, ValueError) as e:
+        raise SettingsError(f"method {s.method!r} does not work on positive scales: {e}") from e
+
+
+def prepare(s: TrainSettings, folder: Path) -> Prepared:
+    """Load the base model, attach adapters, choose the trained tensors, and make the store and the run.
+
+    folder: the folder of the run. Weights that are offloaded to the disk are trained in a working copy there.
+    Raises SettingsError and ModelError.
+    """
+    if s.train == "prefix":
+        raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
+    method = build_method(s)
+    pages: Offloaded | None = None
+    mapped: Pages | None = None
+    if s.offload == "disk":
+        model, tokenizer, mapped = offloading.load(s.model, dtype=s.dtype, scratch=folder)
+    else:
+        model, tokenizer = loading.load(
+            s.model, dtype=s.dtype, device="cpu" if s.offload else s.device, quantized=s.quantized, quantize=s.quantize
+        )
+    module: nn.Module = model
+    layers = s.layers
+    if s.train == "lora":
+        spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets), s.layers)
+        module, layers = loading.attach_lora(model, spec, s.seed), None
+    trained = loading.select(module, s.train, layers=layers)
+    module.requires_grad_(False)
+    streamed: Streamed | None = None
+    if mapped is not None:
+        pages = mapped
+        check_slots(method, trained, mapped)
+        offloading.make_trainable(trained, mapped, folder)
+        offloading.stream(module, mapped)
+    elif s.offload == "cpu":
+        pages = streamed = offloading.to_device(module, s.device, keep=trained.values() if s.train == "lora" else ())
+        check_slots(method, trained, streamed)
+    store = Store(
+        trained, space=method.space, rounding=s.rounding, groups=loading.decay_groups(trained), decays=(1.0, 0.0),
+        pages=pages,
+    )  # fmt: skip
+    if streamed is not None:
+        streamed.serve(store)
+    return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
+
+
+def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offloaded) -> None:
+    """Raise SettingsError for a method with d-sized slots on offloaded weights: slots are not offloaded."""
+    if method.slots and any(t in pages for t in trained.values()):
+        raise SettingsError(
+            f"method {method.name!r} keeps {', '.join(method.slots)} for every trained tensor, and --offload "
+            f"moves weights only; choose a method without slots, such as zo_sgd or fzoo, or --train lora"
+        )
+
+
+def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
+    """The settings with all values that depend on the machine filled in: dtype "auto", threads, shards.
+
+    world: number of processes. With parallel = "data" a batch is cut into one part for each process; with "directions"
+    it stays whole; with "both" it is cut into the fewest parts that keep all processes busy.
+    """
+    shards = s.shards
+    if shards is None:
+        points = build_method(s).evaluations
+        shards = {"data": world, "directions": 1, "both": world // math.gcd(world, points)}[s.parallel]
+    if shards > s.batch_size:
+        raise SettingsError(f"a batch of {s.batch_size} cannot be cut into {shards} parts; raise --batch-size")
+    dtype = str(loading.dtype_named(s.dtype)).removeprefix("torch.")
+    threads = torch.get_num_threads() if s.threads is None else s.threads
+    return s.model_copy(update={"threads": threads, "dtype": dtype, "shards": shards})
+
+
+@dataclass(frozen=True)
+class Work:
+    """A prepared model with its task: everything that a run needs, except its folder."""
+
+    prepared: Prepared
+    base: list[dict[str, Any]]
+    """Identity of the base model."""
+    scorer: Scorer
+    batches: Batches
+    held_out: list[Any]
+    data: dict[str, Any]
+    """Description of the examples for run.json."""
+    inference: Peak
+
+
+def examples_of(s: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
+    """The task of a run, its training examples and its held-out examples: a function of settings and data alone."""
+    task = load_task(
+        s.task,
+        prompt_template=s.prompt_template,
+        label_words=s.label_words,
+        text_column=s.text_column,
+        label_column=s.label_column,
+        seed=s.seed,
+    )
+    first = s.draw == "first"
+    examples = select(task, "train", s.train_examples, seed=s.seed, first=first)
+    return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, first=first)
+
+
+def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
+    """SHA-256 of the data of a run: kind of task, label words, and the examples of both parts in their order."""
+    h = hashlib.sha256(json.dumps([task.kind, *task.label_words]).encode())
+    for part in (examples, held_out):
+        h.update(b"\n")
+        for e in part:
+            h.update(json.dumps([e.prompt, e.label, e.completion]).encode())
+    return h.hexdigest()
+
+
+def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out: Sequence[Example]) -> None:
+    """Print how many examples of a user's file are used if not all are; warn of a class without an example."""
+    if not task.own:
+        return
+    for option, name, part in (("train", "train", examples), ("eval", s.eval_split, held_out)):
+        counts = [(c, sum(e.label == k for e in part)) for k, c in enumerate(task.classes)]
+        if len(part) < len(task.splits[name]):
+            how = "the first ones" if s.draw == "first" else f"drawn by seed {s.seed}"
+            of_each = "".join(f", {n:,} of label {c!r}" for c, n in counts)
+            line = f"{len(part):,} of the {len(task.splits[name]):,} {name} examples are used, {how}{of_each}"
+            print(f"zograd: {line}", file=sys.stderr)
+        missing = [repr(c) for c, n in counts if not n]
+        if missing and part:
+            warnings.warn(
+                f"none of the {len(part):,} {name} examples has the label {', '.join(missing)}; raise "
+                f"--{option}-examples, or check the data",
+                stacklevel=3,
+            )
+
+
+def set_up(s: TrainSettings, folder: Path) -> Work:
+    """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take."""
+    task, examples, held_out = examples_of(s)
+    announce(task, s, examples, held_out)
+    p = prepare(s, folder)
+    if not s.offload:
+        keep_freed()
+    base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
+    scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
+    for example in (*examples, *held_out):
+        scorer.encode(example)
+    batches = Batches(examples, s.batch_size, s.seed)
+    with Peak(s.device) as inference:
+        scorer.infer(batches[0], held_out)
+    scorer.remember([*examples, *held_out])
+    data = {
+        "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
+        "sha256": digest(task, examples, held_out),
+    }  # fmt: skip
+    return Work(p, base, scorer, batches, held_out, data, inference)
+
+
+def choose_compiling(work: Work, s: TrainSettings) -> dict[str, Any]:
+    """Whether the run compiles its blocks ("on") and "why": because it was asked for, or by a trial on its first batch.
+
+    Raises SettingsError if compiling was asked for and does not work.
+    """
+    run, scorer = work.prepared.run, work.scorer
+    part = scorer.parts(work.batches[0], s.shards or 1)[0]
+    points = points_of(scorer, part, s.together)
+    queries = run.ask()
+    try:
+        if s.compile is True:
+            points(run.store, queries, 0)
+            check(work.prepared.model, lambda: points(run.store, queries, 0))
+            return {"on": True, "why": "asked for"}
+        found = trial(work.prepared.model, lambda: points(run.store, queries, 0), s.steps)
+    except CompileError as e:
+        if s.compile is True:
+            raise SettingsError(f"{e}; leave --compile out") from e
+        return {"on": False, "why": str(e)}
+    finally:
+        run.abandon()
+    if found is None:
+        return {"on": False, "why": f"all evaluations take less than {WORTH:.0f} s"}
+    return {"on": found.ratio < 1.0, "why": "measured", **asdict(found)}
+
+
+def ride_along(method: Method[Any]) -> bool:
+    """Whether each move of a method is along one product of signs (`RankOne`), without slots or weight decay.
+
+    Such moves may be deferred for several steps: forwards add them as further sides of their probes.
+    """
+    one = type(method.rule) is SGD and getattr(method.estimator, "n", 0) == 1
+    return one and isinstance(method.law, RankOne) and not method.slots and not method.weight_decay

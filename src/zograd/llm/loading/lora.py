@@ -1,0 +1,71 @@
+"""LoRA adapters through peft, drawn from a seed."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+from zograd.llm.loading.errors import ModelError, extra, first_line
+from zograd.llm.loading.structure import blocks
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """LoRA as in peft: W + (alpha / r) B A, on the modules `targets` of the top `layers` blocks (None: all blocks)."""
+
+    r: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    layers: int | None = None
+
+
+def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
+    """Insert adapters through peft: A is drawn from `seed`, B is 0. The caller's random state does not change.
+
+    Raises ModelError if no module has a name of `spec.targets`, or if a target shares its weight with another module.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as e:
+        raise ModelError(extra("llm")) from e
+    depth = len(blocks(model))
+    top = depth if spec.layers is None else min(spec.layers, depth)
+    config = LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.alpha,
+        lora_dropout=0.0,
+        target_modules=list(spec.targets),
+        layers_to_transform=None if top == depth else list(range(depth - top, depth)),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        try:
+            wrapped: nn.Module = get_peft_model(model, config)
+        except ValueError as e:
+            raise ModelError(f"LoRA does not fit this model: {first_line(e)}") from e
+    refuse_tied(wrapped)
+    return wrapped.eval()
+
+
+def refuse_tied(model: nn.Module) -> None:
+    """Raise ModelError for an adapter on a weight shared by two modules: it acts in one but is merged into both."""
+    owners: dict[int, list[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(p), []).append(name.removeprefix("base_model.model."))
+    for names in owners.values():
+        adapted = [name for name in names if name.endswith(".base_layer.weight")]
+        if adapted and len(names) > 1:
+            name, other = (n.removesuffix(".weight").removesuffix(".base_layer") for n in names[:2])
+            target = adapted[0].removesuffix(".base_layer.weight").rpartition(".")[2]
+            raise ModelError(
+                f"{name!r} and {other!r} share one weight in this model: an adapter on {target} would act in one of "
+                f"them and be merged into both; leave {target} out of --lora-targets"
+            )

@@ -1,0 +1,181 @@
+"""Load a causal language model and its tokenizer: dense, packed GGUF, or quantized by a library."""
+
+from __future__ import annotations
+
+import os
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from zograd.hub import resolve_model
+from zograd.hub.gguf_header import GGUFError, check_header
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from zograd.llm.loading.errors import ModelError, UnknownDtypeError, extra, first_line
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The torch dtype of a name; "auto" is bfloat16 if the processor has matrix units for it, else float32.
+
+    >>> dtype_named("bf16")
+    torch.bfloat16
+    """
+    if name == "auto":
+        return torch.bfloat16 if fast_bfloat16() else torch.float32
+    if name not in DTYPES:
+        raise UnknownDtypeError(f"there is no dtype {name!r}; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def fast_bfloat16() -> bool:
+    """Whether this machine has matrix units for bfloat16 (CUDA, or AMX on the CPU). Otherwise float32 is faster."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def load(
+    name_or_path: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
+    quantized: bool = False,
+    quantize: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in eval mode and its tokenizer.
+
+    name_or_path: an alias (fetched on first use), a directory, a .gguf file, or a name of the Hugging Face hub.
+    dtype: of the weights; see `dtype_named`.
+    quantized: keep the matrices of a .gguf file packed (that file, or the one in the folder of an alias) instead of
+        de-quantizing them on loading. `dtype` is then the dtype of activations.
+    quantize: quantize a dense model through another library, to one of `zograd.quantized.quantizing.QUANTIZE`. A
+        checkpoint that such a library has quantized needs no option.
+
+    Memory: the weights in `dtype`; with `quantized`, mapped blocks of the file.
+    Raises ModelError for a name that cannot be resolved and for files that do not parse, FetchError for a download.
+
+        model, tokenizer = load("smollm2-135m", dtype="float32")
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as e:
+        raise ModelError(extra("llm")) from e
+    path = resolve_model(name_or_path)
+    kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
+    silence()
+    if quantized:
+        return load_packed(Path(path), kind, device)
+    from zograd.quantized import libraries, quantizing
+
+    config = library_config(quantize, path, kind)
+    file: dict[str, Any] = {}
+    if path.endswith(".gguf"):
+        check_gguf(Path(path))
+        path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **file)
+        if (Path(path) / "qmodel.pt").exists():
+            model = quantizing.from_hqq(path, kind, device)
+        elif config is not None:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=kind, quantization_config=config, device_map={"": device}
+            )
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, **file)
+    except ImportError as e:  # the library of a quantized checkpoint is missing
+        raise ModelError(f"cannot load {path}: {first_line(e)}; {extra('quantized')}") from e
+    except Exception as e:  # transformers raises OSError, ValueError, KeyError, SafetensorError ... for bad files
+        raise ModelError(f"cannot load a causal language model from {path}: {first_line(e)}") from e
+    if quantize == "hqq4":
+        quantizing.to_hqq(model, kind, device)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not libraries.is_quantized(model):
+        return model.to(device).eval(), tokenizer
+    try:
+        for handle in libraries.discover(model):
+            libraries.check_layer(handle.module)
+            libraries.stop_repacking(handle.module)
+    except libraries.LibraryError as e:
+        raise ModelError(f"{path}: {e}") from e
+    return (model if model.device == torch.device(device) else model.to(device)).eval(), tokenizer
+
+
+def check_gguf(path: Path) -> None:
+    """Raise ModelError for a truncated or damaged file, before a library trusts its header."""
+    try:
+        check_header(path)
+    except ImportError as e:
+        raise ModelError(extra("demo")) from e
+    except (OSError, GGUFError) as e:
+        raise ModelError(first_line(e)) from e
+
+
+def library_config(quantize: str | None, path: str, dtype: torch.dtype) -> Any:
+    """The quantization_config for transformers; None without `quantize`, and for HQQ."""
+    from zograd.quantized import libraries, quantizing
+
+    if quantize is None:
+        return None
+    if path.endswith(".gguf"):
+        raise ModelError(f"--quantize needs a dense model, and {path} is quantized already: use --quantized")
+    if (Path(path) / "qmodel.pt").exists():
+        raise ModelError(f"--quantize needs a dense model, and {path} is quantized already: leave --quantize out")
+    try:
+        return quantizing.config_of(quantize, dtype)
+    except ImportError as e:
+        raise ModelError(f"--quantize {quantize}: {extra('quantized')}") from e
+    except libraries.LibraryError as e:
+        raise ModelError(str(e)) from e
+
+
+def load_packed(path: Path, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model of a .gguf file, or of the only one in a folder, with packed matrices."""
+    from zograd.quantized import gguf_file
+
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError as e:
+        raise ModelError(extra("demo")) from e
+    file = path if path.suffix == ".gguf" else gguf_file.gguf_in(path)
+    if file is None:
+        raise ModelError(
+            f"--quantized needs a .gguf file, and {path} has none (or several); give the file itself, or leave "
+            f"--quantized out"
+        )
+    config = file.parent if (file.parent / "config.json").exists() else None
+    try:
+        model, tokenizer = gguf_file.load(file, config, dtype=dtype)
+    except GGUFError as e:
+        raise ModelError(first_line(e)) from e
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as e:
+        raise ModelError(f"cannot keep {file} packed: {first_line(e)}") from e
+    return model.to(device), tokenizer
+
+
+def silence() -> None:
+    """Keep progress bars and advice of transformers and other libraries off the terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    for library in (
+        "bitsandbytes",
+        "torchao",
+        "torch.utils._pytree",
+    ):  # they print a line for each call, kernel or enum
+        getLogger(library).setLevel(ERROR)

@@ -1,0 +1,234 @@
+"""The training loop: steps, progress bar, log, refused and diverging steps, clean stops."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from typing import Any
+
+from zograd.core.run import Record
+from zograd.distributed import Peers
+from zograd.hub import Example
+from zograd.jsons import finite
+from zograd.llm import loading
+from zograd.llm.build import Work, ride_along
+from zograd.llm.compiled import compiled
+from zograd.llm.oracle import TOGETHER, BatchOracle
+from zograd.llm.scoring.metrics import Metrics
+from zograd.llm.settings import TrainSettings
+from zograd.offload.streamed import Streamed
+from zograd.oracles import Oracle
+from zograd.quantized.infeasible import Probes
+from zograd.runs.folder import read_metrics
+from zograd.runs.memory import settled_objects
+from zograd.runs.rundir import RunDirectory
+from zograd.stores.deferred import LIMIT
+
+METERS = ("trace", "cosine", "gap")
+"""Meters that the progress bar shows if the method measures them. metrics.jsonl has all meters."""
+
+RUNAWAY = 10.0
+"""The loss has run away when it exceeds RUNAWAY (1 + the held-out loss before the first step)."""
+
+
+class DivergenceError(RuntimeError):
+    """Too many steps in a row were refused, changed nothing, or had a loss far above that before the first step."""
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Inside, the first SIGINT or SIGTERM is appended to the list and raises nothing; a second one interrupts.
+
+    Outside of the main thread signals cannot be handled: there the list stays empty.
+    """
+    caught: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def last_merge(s: TrainSettings, step: int) -> int:
+    """The last step up to `step` at which the loop makes all deferred moves, whether or not the run is interrupted."""
+    return max(step - step % every for every in (LIMIT, s.eval_every) if every)
+
+
+class _Stopped(Exception):
+    """A signal came during an evaluation."""
+
+
+class Loop:
+    """The steps of one run, with progress bar, log, refused steps and clean stops.
+
+    `seconds` in a line of metrics.jsonl is the time spent in steps and their evaluations since the run began. A resumed
+    run continues from the value of its last line, so neither loading nor lost work of a killed process counts.
+
+    taken: the steps of the tape, if the run is resumed.
+    before: the held-out loss before the first step; None if it is unknown.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        directory: RunDirectory,
+        quiet: bool,
+        peers: Peers,
+        taken: Sequence[Record] = (),
+        before: float | None = None,
+    ) -> None:
+        self.p, self.scorer, self.batches, self.held_out = work.prepared, work.scorer, work.batches, work.held_out
+        self.directory, self.quiet, self.peers = directory, quiet, peers
+        self.oracles = BatchOracle(self.scorer, self.p.settings, peers, taken)
+        self.probes = Probes() if loading.is_scales(self.p.settings.train) else None
+        self.interrupted = False
+        self.last_metrics: Metrics | None = None
+        self.before = math.nan if before is None else before
+        self.away_in_a_row = 0
+        self.seconds = 0.0
+        self.meters: dict[str, float] = {}
+        self.caught: list[int] = []
+        lines, _ = read_metrics(directory.path)
+        seconds = [x for line in lines if isinstance(x := line.get("seconds"), int | float)]
+        self.began, self.earlier = 0.0, max(seconds, default=0.0)
+
+    def go(self) -> None:
+        """Run to the last step, or to the step after which a signal stops it."""
+        from tqdm import tqdm
+
+        s, run, stopped = self.p.settings, self.p.run, False
+        self.began = start = time.perf_counter()
+        tokens = 0
+        bar = tqdm(
+            total=s.steps, initial=run.step_number, desc=run.method.name, unit="step", file=sys.stderr,
+            disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        )  # fmt: skip
+        compiling = compiled(self.p.model) if s.compile else nullcontext()
+        with interruptible() as self.caught, bar, compiling, self._deferring(), settled_objects():
+            while run.step_number < s.steps and not stopped:
+                batch = self.batches[run.step_number]
+                self._merge(run.step_number == last_merge(s, run.step_number))
+                record = self._step(batch)
+                self.directory.append(record)
+                tokens += self.scorer.tokens(batch) * record.evaluations
+                stopped = self._after(record, bar, tokens / (time.perf_counter() - start))
+        self.interrupted = stopped
+        self.seconds = time.perf_counter() - start
+
+    def _step(self, batch: list[Example]) -> Record:
+        """One step on a batch. Its record says so if fewer points share a forward from now on, in all processes."""
+        limit = self.peers.limit
+        record = self.p.run.step(self._oracle(batch))
+        if self.peers.limit != limit:
+            self.oracles.keep_to(self.peers.limit)
+            record = replace(record, meters=(*record.meters, (TOGETHER, float(self.peers.limit))))
+        self.peers.remember(record)
+        return record
+
+    def _oracle(self, batch: list[Example]) -> Oracle:
+        oracle = self.oracles(batch)
+        return oracle if self.probes is None else self.probes.counted(oracle)
+
+    def _deferring(self) -> AbstractContextManager[None]:
+        """Defers moves to the next forward, if a resumed run can tell what the step before has changed."""
+        sides = ride_along(self.p.run.method)
+        if self.p.run.method.slots or (self.p.settings.offload == "cpu" and not sides):
+            return nullcontext()
+        return self.p.run.store.deferring(merge=sides)
+
+    def _merge(self, now: bool) -> None:
+        """Make moves that are several steps old, if it is time; those of streamed blocks in their next forward."""
+        store, pages = self.p.run.store, self.p.pages
+        if isinstance(pages, Streamed):
+            pages.merging = now
+        if now:
+            store.make_moves(
+                [leaf for leaf in store.leaves if not (isinstance(pages, Streamed) and leaf.tensor in pages)]
+            )
+
+    def _after(self, record: Record, bar: Any, speed: float) -> bool:
+        """Log a step; evaluate and save when due. Returns whether a signal asks to stop here."""
+        s, run = self.p.settings, self.p.run
+        self.meters |= dict(record.meters)
+        bar.update(1)
+        bar.set_postfix(
+            loss=f"{record.loss:.3f}", lr=f"{record.rates[0].lr:.1e}", evals=run.evaluations, tok_s=f"{speed:.0f}",
+            **({"acc": f"{self.last_metrics.value:.3f}"} if self.last_metrics else {}),
+            **({"edge": f"{run.share:.2f}"} if run.share else {}),
+            **{name: f"{self.meters[name]:.2g}" for name in METERS if name in self.meters}, refresh=False,
+        )  # fmt: skip
+        line: dict[str, Any] = {"step": run.step_number, "evaluations": run.evaluations, "loss": record.loss}
+        line |= {"lr": record.rates[0].lr, "moved": record.moved, **dict(record.meters)}
+        if run.share:
+            line["edge"] = run.share
+        if self.probes is not None:
+            line |= self.probes.shares()
+        if record.refused:
+            line["refused"] = True
+        if (why := self._diverged(record)) is not None:
+            self._log(line)
+            raise DivergenceError(why)
+        self.last_metrics = None
+        stopped = self.peers.stopping(bool(self.caught))
+        last = run.step_number == s.steps
+        if not stopped and (last or (s.eval_every and run.step_number % s.eval_every == 0)):
+            run.store.make_moves()
+            with suppress(_Stopped):
+                self.last_metrics = self.scorer.evaluate(self.held_out, progress=self._heed, peers=self.peers)
+                line |= shown(self.last_metrics)
+            stopped = self.peers.stopping(bool(self.caught))
+        self._log(line)
+        if run.step_number % s.save_every == 0:
+            self.directory.save_state(run)
+        return stopped and not (last and self.last_metrics is not None)
+
+    def _diverged(self, record: Record) -> str | None:
+        """Why the run must end after `max_failures` steps of one kind in a row; None if it continues."""
+        s, run, lr = self.p.settings, self.p.run, record.rates[0].lr
+        if record.refused and run.refused_in_a_row >= s.max_failures:
+            return (
+                f"{run.refused_in_a_row} steps in a row had a non-finite loss (the last {record.loss} at step "
+                f"{record.step}); lower --lr (now {lr:g}) or --mu, and start again"
+            )
+        if run.flat_in_a_row >= s.max_failures:
+            return (
+                f"the loss was {record.loss:g} at every point of {run.flat_in_a_row} steps in a row: no trained weight "
+                f"changes it. Either the steps were so large that the model saturated (lower --lr, now {lr:g}), or "
+                f"--mu {record.mu:g} is too small for these weights, or the model does not use them"
+            )
+        self.away_in_a_row = self.away_in_a_row + 1 if record.loss > RUNAWAY * (1.0 + self.before) else 0
+        if self.away_in_a_row >= s.max_failures:
+            return (
+                f"the loss has run away: it is {record.loss:g} at step {record.step}, and was {self.before:.4g} before "
+                f"the first step; the steps are too large: lower --lr (now {lr:g}), and start again"
+            )
+        return None
+
+    def _heed(self, _: int) -> None:
+        """End an evaluation after a signal. With several processes it continues, since the others wait for this one."""
+        if self.caught and self.peers.world == 1:
+            raise _Stopped
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.directory.log(finite({**line, "seconds": round(self.earlier + time.perf_counter() - self.began, 3)}))
+
+
+def shown(m: Metrics) -> dict[str, Any]:
+    """The keys of an evaluation in a line of metrics.jsonl."""
+    return {"metric": m.metric, "value": m.value, "eval_loss": m.loss}

@@ -1,0 +1,78 @@
+"""The oracle of a batch of text: mean losses at several points, of which several may share one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from zograd.core.run import Record
+from zograd.distributed import Peers, shared
+from zograd.hub import Example
+from zograd.llm import loading
+from zograd.llm.scoring.scorer import Scorer
+from zograd.llm.settings import TrainSettings
+from zograd.oracles import Batched, Oracle, batched
+
+TOGETHER = "together"
+"""The meter of a step after which fewer points share a forward than before: how many, 0 for one at a time."""
+
+
+def points_of(scorer: Scorer, batch: Sequence[Example], together: int | None = None) -> Batched:
+    """The oracle of one batch that evaluates up to `together` points in one forward.
+
+    together: None: as many as pay for this batch (`Scorer.together`). The number is a function of settings and batch
+    alone, so a resumed run groups its points in the same way.
+    """
+    return batched(partial(scorer.copy_losses, batch), together or scorer.together(batch))
+
+
+class BatchOracle:
+    """Makes the oracle of each batch of a run: `oracles(batch)`.
+
+    What the forwards of one batch show about the model holds for all later batches: how many points may share a forward
+    (memory, or a model that mixes the examples of a batch), and whether a forward draws random numbers.
+
+    peers: each process tells the others its `limit`, and all keep to the smallest.
+    taken: the steps on the tape of a resumed run, which keeps the limit that they record.
+    """
+
+    def __init__(self, scorer: Scorer, settings: TrainSettings, peers: Peers, taken: Iterable[Record] = ()) -> None:
+        self.scorer, self.settings, self.peers = scorer, settings, peers
+        self._last: Batched | None = None  # of the batch before; it knows what its forwards have shown
+        self._first_limit = -1
+        for record in taken:
+            if 0 <= (limit := dict(record.meters).get(TOGETHER, -1.0)) < 2**31:
+                self._first_limit = int(limit)
+        peers.limit, peers.own_limit = self.limit, lambda: self.limit
+
+    def __call__(self, batch: Sequence[Example]) -> Oracle:
+        """The oracle of a batch, which is cut into `shards` parts and dealt to the processes."""
+        s = self.settings
+        parts = self.scorer.parts(batch, s.shards or 1)
+        one_by_one = s.parallel != "data" or loading.is_scales(s.train)
+        return shared(
+            lambda part, rows=None: self.scorer.loss(parts[part]),
+            self.peers,
+            weights=[len(part) / len(batch) for part in parts],
+            deal=s.parallel,
+            oracle=None if one_by_one else lambda part: self._points(parts[part]),
+        )
+
+    @property
+    def limit(self) -> int:
+        """The largest number of points that share a forward: -1 for no limit, 0 for one at a time."""
+        return self._first_limit if self._last is None else self._last.limit
+
+    def keep_to(self, limit: int) -> None:
+        """Use this limit from the next batch on."""
+        self._first_limit = limit  # in a process without evaluations so far
+        if self._last is not None:
+            self._last.limit = limit
+
+    def _points(self, part: Sequence[Example]) -> Batched:
+        points, before = points_of(self.scorer, part, self.settings.together), self._last
+        points.limit = self.limit
+        if before is not None:
+            points.checked, points.draws = before.checked, before.draws
+        self._last = points
+        return points

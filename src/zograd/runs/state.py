@@ -1,0 +1,70 @@
+"""The file state.safetensors: weights and d-sized slots of a run at one step of its tape."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zograd.core.tape import Tape
+from zograd.files import replace
+from zograd.stores.leaf import tensor_bytes
+
+SAVING = ".saving"
+"""The subfolder of a run in which a state is written before it is renamed into place."""
+
+
+def digest(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the texts and of the tensors with their names, dtypes and shapes."""
+    h = hashlib.sha256(json.dumps([about["run"], about["tape"]]).encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        h.update(json.dumps([name, str(t.dtype), list(t.shape)]).encode())
+        h.update(tensor_bytes(t))
+    return h.hexdigest()
+
+
+def write_state(target: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write a safetensors file that gets its name only when all of it is on the disk. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = target.parent / SAVING
+    try:
+        folder.mkdir(exist_ok=True)
+        save_file(tensors, folder / target.name, metadata=about)
+        replace(folder / target.name, target)
+    except SafetensorError as e:  # safetensors hides the error of the system in its text
+        found = re.search(r"os error (\d+)", str(e))
+        raise OSError(int(found[1]) if found else 5, f"the state cannot be written ({e})", str(target)) from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_state(source: Path, tape: Tape) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The scalars and tensors of a state. Raises ValueError if it is damaged or belongs to no step of this tape."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(source, "pt") as f:
+            about = f.metadata() or {}
+            state = json.loads(about.get("run", "null"))
+            if not isinstance(state, dict) or "tape" not in about or "sha256" not in about:
+                raise ValueError("it does not say to which tape it belongs")
+            step = state.get("step")
+            if not isinstance(step, int) or not 0 <= step <= tape.steps:
+                raise ValueError(f"it is of step {str(step)[:20]}, and the tape ends at step {tape.steps}")
+            if about["tape"] != str(tape.checksum(step)):
+                raise ValueError(f"at step {step} it belongs to another tape")
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+    except (SafetensorError, RecursionError) as e:
+        raise ValueError(f"it does not parse: {e}") from e
+    if about["sha256"] != digest(about, tensors):
+        raise ValueError("its digest is another: a part of it was changed")
+    return state, tensors
