@@ -137,7 +137,7 @@ def dotted(name: str) -> bool:
 
 
 COMPARED: dict[str, Callable[[str], bool]] = {
-    "numpy": lambda reference: reference.startswith("tests/reference/papers") and in_file(reference),
+    "numpy": lambda reference: reference.startswith("tests/reference/") and in_file(reference),
     "torch": lambda name: name.startswith("torch.") and dotted(name),
     "autograd": bool,
     "closed form": bool,

@@ -18,9 +18,12 @@ _NAMES = {
     "zograd.api.hybrid": ("Hybrid",),
     "zograd.api.minimize": ("Result", "minimize"),
     "zograd.api.torch_optimizer": ("ZOOptimizer",),
-    "zograd.core.run": ("Method", "Record", "Run"),
+    "zograd.core.method": ("Method",),
+    "zograd.core.record": ("Record",),
+    "zograd.core.run": ("Run",),
     "zograd.core.tape": ("Tape", "TapeWriter"),
-    "zograd.core.vector": ("Ask", "Basis", "Estimate", "Query", "Routine", "Vector", "basis", "combination"),
+    "zograd.core.query": ("Ask", "Estimate", "Query", "Routine"),
+    "zograd.core.vector": ("Basis", "Vector", "basis", "combination"),
     "zograd.estimators.differences": ("pairs", "slopes"),
     "zograd.oracles": ("batched",),
     "zograd.spaces": ("check_space",),
@@ -61,9 +64,12 @@ if TYPE_CHECKING:
     from zograd.api.minimize import Result, minimize
     from zograd.api.torch_optimizer import ZOOptimizer
     from zograd.core import schedules, tape, vector
-    from zograd.core.run import Method, Record, Run
+    from zograd.core.method import Method
+    from zograd.core.query import Ask, Estimate, Query, Routine
+    from zograd.core.record import Record
+    from zograd.core.run import Run
     from zograd.core.tape import Tape, TapeWriter
-    from zograd.core.vector import Ask, Basis, Estimate, Query, Routine, Vector, basis, combination
+    from zograd.core.vector import Basis, Vector, basis, combination
     from zograd.estimators.differences import pairs, slopes
     from zograd.oracles import batched
     from zograd.spaces import check_space

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from small_problems import CASES, DTYPES, LAWS, dense, digest, loss_of, records_of, smooth, start, tensors
 
 from zograd import AskTell, ZOOptimizer, methods, minimize
+from zograd.core.query import Ask, Estimate, Query
 from zograd.core.run import Method, Run
-from zograd.core.vector import Address, Ask, Estimate, Noise, Query, Slot, Vector, combination, fill_
+from zograd.core.vector import Address, Noise, Slot, Vector, combination, fill_
+from zograd.estimators import Estimator
 from zograd.laws import Draw
 from zograd.noise import Kind
 from zograd.oracles import sequential
@@ -157,7 +159,7 @@ def test_the_count_of_refused_steps_is_part_of_the_state() -> None:
 
 
 @dataclass(frozen=True)
-class TwoStage:
+class TwoStage(Estimator):
     """Asks twice: a direction, then its better half. Not on the menu; the protocol allows any number of rounds."""
 
     evaluations: int = 3
@@ -210,7 +212,7 @@ def test_slots_are_written_before_the_move_and_from_the_old_slots() -> None:
     """The order that variance reduction needs: an anchor and its gradient belong to one point; two slots may swap."""
 
     @dataclass(frozen=True)
-    class Swap:
+    class Swap(Estimator):
         evaluations: int = 1
 
         def __call__(self, ask: Ask) -> Generator[Sequence[Query], Sequence[float], Estimate[None]]:

@@ -16,8 +16,9 @@ import torch
 from small_problems import CASES, ESTIMATORS, dense, loss_of, smooth, start
 
 from zograd import methods
+from zograd.core.query import Ask, Estimate
 from zograd.core.run import Run
-from zograd.core.vector import Address, Ask, Estimate, Slot, Vector, combination
+from zograd.core.vector import Address, Slot, Vector, combination
 from zograd.estimators import (
     SVRG,
     Central,
@@ -96,7 +97,7 @@ def estimate(estimator, f, x: np.ndarray, rows: np.ndarray, mu: float) -> Estima
 def expectation(estimator, f, x: np.ndarray, mu: float) -> np.ndarray:
     """E[g] over Rademacher directions, exactly. The estimators here are averages over directions, so n - 1 of them may
     be held at any values while one runs over all signs."""
-    n = getattr(estimator, "n", 1)
+    n = estimator.n
     means = []
     for v in SIGNS:
         rows = np.stack([v, *[np.roll(v, k) * (-1.0) ** k for k in range(1, n)]])
@@ -144,7 +145,7 @@ def test_asks_for_as_many_losses_as_it_says(estimator) -> None:
 
 def fewest(estimator) -> int:
     """Evaluations of the cheapest step: where steps differ, the estimator says so."""
-    return getattr(estimator, "fewest_evaluations", estimator.evaluations)
+    return estimator.fewest_evaluations
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)

@@ -201,7 +201,7 @@ def test_numbers_that_are_not_finite_are_refused_in_both_directions(
     with pytest.raises(TapeError, match="finite numbers only"):
         pack_record(record)
     with monkeypatch.context() as patch:
-        patch.setattr("zograd.core.tape._check", lambda record: None)
+        patch.setattr("zograd.core.tape_records._check", lambda record: None)
         data = pack_record(record)
     with pytest.raises(TapeError, match="finite numbers only"):
         read(framed(HEADER, data))

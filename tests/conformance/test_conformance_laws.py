@@ -35,9 +35,8 @@ def prepared(law, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) 
     """A store with the law's slots set, as a run has it; the weights have various sizes."""
     weights = {f"w{k}": torch.linspace(-1, 1, math.prod(s), dtype=dtype).view(s) for k, s in enumerate(shapes)}
     store = Store(weights)
-    store.require(getattr(law, "slots", {}))
-    if hasattr(law, "prepare"):
-        law.prepare(store)
+    store.require(law.slots)
+    law.prepare(store)
     return store
 
 
@@ -237,7 +236,7 @@ def test_the_formula_in_numpy_gives_the_same_elements(law) -> None:
     shapes = ((5, 7), (6,), (1, 5), (3, 2, 2), ())
     store = prepared(law, *shapes)
     slots = {"x": np.concatenate([leaf.flat.numpy() for leaf in store.leaves])}
-    for slot in getattr(law, "slots", {}):
+    for slot in law.slots:
         whole = [np.broadcast_to(leaf.slots[slot].numpy().ravel(), leaf.numel) for leaf in store.leaves]
         slots[slot] = np.concatenate(whole)
     for j in (0, 1, 6):
@@ -245,7 +244,7 @@ def test_the_formula_in_numpy_gives_the_same_elements(law) -> None:
         np.testing.assert_allclose(elements(store, vector), dense(vector, shapes, slots), rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("law", [law for law in LAWS if not getattr(law, "slots", {})], ids=name)
+@pytest.mark.parametrize("law", [law for law in LAWS if not law.slots], ids=name)
 def test_gram_gives_the_norm_that_the_elements_have(law) -> None:
     """Store.gram agrees with the written-out vectors."""
     store = prepared(law, (40, 25), (33,))

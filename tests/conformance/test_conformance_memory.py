@@ -82,7 +82,7 @@ def test_a_step_allocates_no_more_than_a_tile(case, kind: str, small_blocks) -> 
     dtype, rounding = DTYPES[kind]
     weights, loss = four_layers(dtype, isinstance(case.method().space, PositiveOrthant))
     run = Run(case.store(weights, rounding), case.widened(1e9), 0)
-    whole_leaf = getattr(run.method.rule, "whole_leaf", False)
+    whole_leaf = run.method.rule.whole_leaf
     # a rule of whole matrices says so, and may hold one of them in float64
     most = 8 * SIDE * SIDE if whole_leaf else 4 * SMALL
     with LargestNewStorage():

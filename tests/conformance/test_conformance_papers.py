@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +29,11 @@ from small_problems import (
 )
 
 from zograd.core import keys
+from zograd.core.query import Estimate
 from zograd.core.run import Run
-from zograd.stores import Store
+from zograd.methods import menu, rules
+from zograd.rules import Rule
+from zograd.stores import Iterate, Store
 
 STEPS = 100
 
@@ -40,7 +50,7 @@ def trajectory(method, seed: int, steps: int, terms: int = 0, shapes=VECTORS) ->
 
 
 def paper_trajectory(case: Case, method, seed: int, steps: int, **changed) -> np.ndarray:
-    n = case.draws or getattr(method.estimator, "n", 1)
+    n = case.draws or method.estimator.n
     settings = {k: v for k, v in {**case.settings, **changed}.items() if k not in case.ours}
     settings.setdefault("mu", method.mu.peak)
     if "seed" in inspect.signature(case.paper).parameters:  # for factors that directions share
@@ -76,13 +86,28 @@ def test_weight_decay_is_decoupled(case: Case) -> None:
 
 
 # A law with slots gives directions that depend on the weights: those are held to a paper by cases of their own.
-@pytest.mark.parametrize(
-    "law", [law for law in LAWS if not getattr(law, "slots", {})], ids=lambda law: type(law).__name__
-)
+@pytest.mark.parametrize("law", [law for law in LAWS if not law.slots], ids=lambda law: type(law).__name__)
 @pytest.mark.parametrize("case", [c for c in CASES if c.has_law], ids=lambda c: c.id)
 def test_follows_its_paper_under_every_law(case: Case, law) -> None:
     method = case.method(law=law)
     assert_same_path(trajectory(method, 11, 10, case.terms, case.shapes), paper_trajectory(case, method, 11, 10))
+
+
+def test_the_example_for_contributors_follows_its_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of "Add a method" in CONTRIBUTING.md: an entry with a rule of its own, a reference and a case."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    entry, reference = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setattr(menu, "MENU", dict(menu.MENU))
+    page = ModuleType("contributing")
+    monkeypatch.setitem(sys.modules, page.__name__, page)
+    imports = {"Any": Any, "Mapping": Mapping, "Iterate": Iterate, "dataclass": dataclass}
+    vars(page).update({**vars(rules), **imports, "Estimate": Estimate, "Rule": Rule, "__name__": page.__name__})
+    exec(entry, vars(page))
+    exec(reference, vars(page))
+    (case,) = vars(page)["CASES"]
+    method = case.method()
+    assert method.name == case.name == "zo_nesterov"
+    assert_same_path(trajectory(method, 7, STEPS), paper_trajectory(case, method, 7, STEPS))
 
 
 def test_the_schedules_of_lr_and_mu_are_read_at_the_step_they_belong_to() -> None:

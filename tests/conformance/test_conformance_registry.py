@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,26 +13,27 @@ from small_problems import CASES, ESTIMATORS, LAWS, SPACES
 
 import zograd
 from zograd import estimators, laws, methods, rules, spaces
+from zograd.core.parts import concrete
 from zograd.core.run import Run
+from zograd.estimators import Estimator
+from zograd.laws import Law
+from zograd.learning_rate import Measured
+from zograd.rules import Balanced, Rule
+from zograd.spaces import Space
+from zograd.spaces.adapters import Imported
+
+REFERENCE = Path(small_problems.__file__).parent
 
 
-def parts_in(module: ModuleType) -> set[str]:
-    """Names of the concrete parts that a module or package defines: its public frozen dataclasses."""
-    return {
-        name
-        for name, thing in vars(module).items()
-        if inspect.isclass(thing)
-        and not name.startswith("_")
-        and hasattr(thing, "__dataclass_fields__")
-        and thing.__module__.startswith(module.__name__)
-        and thing.__name__ != "Draw"
-    }
+def ours(kind: type) -> set[type]:
+    """The concrete parts of a kind that zograd defines, in whatever file."""
+    return {part for part in concrete(kind) if part.__module__.startswith("zograd.")}
 
 
 def test_every_menu_entry_has_a_case_and_a_paper() -> None:
     assert {case.name for case in CASES} == set(methods.MENU) == set(methods.names())
     for case in CASES:
-        assert case.paper.__module__.startswith("papers")
+        assert Path(inspect.getfile(case.paper)).parent == REFERENCE, "a paper is no code of the library"
         assert case.paper.__doc__
 
 
@@ -41,29 +43,39 @@ def test_every_case_builds_the_entry_it_names(case) -> None:
 
 
 def test_every_law_is_tested() -> None:
-    defined = {name for name in parts_in(laws) if "fixed_norm" in dir(getattr(laws, name))}  # `Unit` is a basis vector
-    assert {type(law).__name__ for law in LAWS} == defined
-    for name in defined:
-        assert type(methods.law_named(name.lower())).__name__ == name
+    assert {type(law) for law in LAWS} == ours(Law)
+    for kind in ours(Law):
+        assert type(methods.law_named(kind.__name__.lower())) is kind
 
 
 def test_every_estimator_is_tested() -> None:
-    exported = {n for n in estimators.__all__ if "__call__" in vars(getattr(estimators, n))}
-    assert {type(e).__name__ for e in ESTIMATORS} == exported
+    """`Measured` is held to its own laws, in `tests/core/test_auto.py`."""
+    assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {Measured}
 
 
 def test_every_space_is_tested() -> None:
-    assert {type(s).__name__ for s in SPACES} == {n for n in parts_in(spaces) if hasattr(getattr(spaces, n), "move_")}
+    """Spaces of other libraries are held to theirs, in `tests/core/test_spaces_oracles.py`."""
+    assert {type(space) for space in SPACES} == ours(Space) - {Imported}
 
 
 def test_every_rule_is_reached_by_a_case() -> None:
     """So that replay, chunking, memory and state are checked for each rule.
 
-    But for rules that need pairs of factors (`pairs`), which the problems of the cases do not have: they are held to
-    the same laws, on a store with such pairs, in `tests/core/test_balanced.py`.
+    But for `Balanced`, which needs pairs of factors, and the problems of the cases have none: it is held to the same
+    laws, on a store with such pairs, in `tests/core/test_balanced.py`.
     """
-    exported = {n for n in rules.__all__ if n != "Rule" and not hasattr(getattr(rules, n), "pairs")}
-    assert {type(case.method().rule).__name__ for case in CASES} == exported
+    assert {type(case.method().rule) for case in CASES} == ours(Rule) - {Balanced}
+
+
+@pytest.mark.parametrize(
+    ("package", "kind"),
+    [(laws, Law), (estimators, Estimator), (rules, Rule), (spaces, Space)],
+    ids=["laws", "estimators", "rules", "spaces"],
+)
+def test_a_package_of_parts_exports_what_it_defines(package: ModuleType, kind: type) -> None:
+    """A part that only one method has may stand beside it, in `zograd.methods`."""
+    here = {part.__name__ for part in ours(kind) if part.__module__.startswith(package.__name__)}
+    assert here - {"Imported"} <= set(package.__all__)
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -95,7 +107,7 @@ def test_slots_are_the_only_memory_of_the_size_of_the_weights(case) -> None:
 
 def test_every_public_name_can_be_imported() -> None:
     for name in dir(zograd):
-        if name not in ("faces", "hub", "llm"):
+        if name not in ("hub", "llm"):
             assert getattr(zograd, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = zograd.nothing

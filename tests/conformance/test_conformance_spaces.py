@@ -223,7 +223,7 @@ def test_a_rule_on_the_positive_orthant_is_the_rule_on_log_x(rule) -> None:
 
 
 def test_a_method_and_a_store_of_two_spaces_are_refused() -> None:
-    with pytest.raises(ValueError, match="store stands in Euclidean, the method in PositiveOrthant"):
+    with pytest.raises(ValueError, match="store is in Euclidean, the method in PositiveOrthant"):
         Run(Store({"x": torch.ones(3)}), Method(Central(), Rademacher(), SGD(), space=PositiveOrthant()))
 
 

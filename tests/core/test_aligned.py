@@ -11,8 +11,9 @@ import torch
 from small_problems import dense, loss_of, tensors
 
 from zograd import AskTell, methods
+from zograd.core.query import Ask
 from zograd.core.run import Method, Run
-from zograd.core.vector import Ask, Noise, Slot, Vector
+from zograd.core.vector import Noise, Slot, Vector
 from zograd.estimators import Aligned, Central
 from zograd.estimators.aligned import align
 from zograd.laws import Draw, Gaussian, Rademacher, Sphere

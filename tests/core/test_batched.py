@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.core.query import Query
 from zograd.core.run import Method, Record, Run
-from zograd.core.vector import Noise, Query, Vector
+from zograd.core.vector import Noise, Vector
 from zograd.estimators import Central, Forward
 from zograd.laws import Gaussian, LowRank, Rademacher, RankOne
 from zograd.lens import lens as stores_lens

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zograd.core.vector import Noise, Query, Vector
+from zograd.core.query import Query
+from zograd.core.vector import Noise, Vector
 from zograd.noise import Kind
 from zograd.oracles import batched, sequential
 from zograd.stores import Store

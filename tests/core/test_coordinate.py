@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from zograd import methods
+from zograd.core.query import Ask, Query
 from zograd.core.run import Method, Run
-from zograd.core.vector import Ask, Query, Vector
+from zograd.core.vector import Vector
 from zograd.estimators import Coordinates, grasp_densities
 from zograd.laws import Coordinate
 from zograd.lens import lens as stores_lens

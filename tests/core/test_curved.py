@@ -14,8 +14,9 @@ import torch
 from small_problems import smooth, start
 
 from zograd import AskTell, methods
+from zograd.core.query import Ask, Estimate
 from zograd.core.run import Method, Run
-from zograd.core.vector import Ask, Estimate, Vector
+from zograd.core.vector import Vector
 from zograd.estimators import Central, Curvatures, Curved, ProbeWeighted, Richardson
 from zograd.laws import Rademacher
 from zograd.rules import SGD

@@ -18,10 +18,11 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
 from zograd import AskTell, Method, ZOOptimizer, methods, minimize
+from zograd.core.query import Estimate, Query
 from zograd.core.run import Run
 from zograd.core.schedules import cosine, linear
-from zograd.core.vector import Estimate, Noise, Query, Slot, Vector
-from zograd.estimators import Central
+from zograd.core.vector import Noise, Slot, Vector
+from zograd.estimators import Central, Estimator
 from zograd.laws import Rademacher, Sphere
 from zograd.noise import Kind
 from zograd.rules import SGD
@@ -616,7 +617,7 @@ def test_stochastic_rounding_is_right_on_average_and_nearest_is_not() -> None:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(Estimator):
     """An estimate that is the slot "g", whatever the loss."""
 
     evaluations: int = 1

@@ -119,7 +119,7 @@ def test_queries_change_no_bit(name: str, dtype: torch.dtype) -> None:
 @by_model
 def test_all_queries_of_a_step_see_the_same_dropout(name: str) -> None:
     """f(x) asked twice is the same number; under another key it is another one, so dropout is on."""
-    from zograd.core.vector import Query
+    from zograd.core.query import Query
 
     p = Problem(name, torch.float32)
     first, second = sequential(p.loss)(p.store, [Query(), Query()], 12)
@@ -131,7 +131,7 @@ def test_all_queries_of_a_step_see_the_same_dropout(name: str) -> None:
 @by_model
 def test_checkpointing_and_eval_do_not_change_the_loss_at_x(name: str) -> None:
     """The loss under the lens at the zero vector is the loss without it."""
-    from zograd.core.vector import Query
+    from zograd.core.query import Query
 
     p = Problem(name, torch.float64)
     torch.manual_seed(12)

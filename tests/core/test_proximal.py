@@ -10,9 +10,10 @@ import torch
 from scipy.optimize import minimize as scipy_minimize
 
 from zograd import methods
+from zograd.core.query import Estimate
 from zograd.core.run import Method, Run
 from zograd.core.sums import Sum, row_sums_
-from zograd.core.vector import Estimate, Slot, Vector
+from zograd.core.vector import Slot, Vector
 from zograd.estimators import Central
 from zograd.laws import Rademacher
 from zograd.oracles import sequential

@@ -8,8 +8,9 @@ import torch
 from small_problems import dense, smooth, start
 
 from zograd import methods
+from zograd.core.query import Ask
 from zograd.core.run import Run
-from zograd.core.vector import Ask, Noise, Vector
+from zograd.core.vector import Noise, Vector
 from zograd.estimators import Mirrored, Preference, Ranked
 from zograd.laws import Gaussian, Rademacher
 from zograd.noise import Kind

@@ -13,8 +13,9 @@ import torch
 from small_problems import start
 
 from zograd import methods
+from zograd.core.query import Ask, Estimate, Query
 from zograd.core.run import Method, Run
-from zograd.core.vector import Ask, Estimate, Noise, Query, Slot, Vector
+from zograd.core.vector import Noise, Slot, Vector
 from zograd.estimators import SVRG, ZPDVR, Central, Coordinates, LooplessSVRG, Recentred
 from zograd.laws import Gaussian, Rademacher, Unit
 from zograd.rules import SGD, FrankWolfe, Momentum, Proximal

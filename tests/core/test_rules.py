@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from zograd.core.query import Estimate
 from zograd.core.run import Method, Run
-from zograd.core.vector import Estimate, Noise, Slot, Vector
+from zograd.core.vector import Noise, Slot, Vector
 from zograd.estimators import Central, Recentred, SimulatedMomentum, Spread
 from zograd.estimators.simulated import Anneal
 from zograd.laws import Gaussian, Rademacher

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from zograd import AskTell, methods
+from zograd.core.query import Estimate
 from zograd.core.run import Method, Run
-from zograd.core.vector import Estimate, Slot, Vector
+from zograd.core.vector import Slot, Vector
 from zograd.estimators import Central
 from zograd.laws import Gaussian, Orthogonal
 from zograd.oracles import sequential

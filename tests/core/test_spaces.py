@@ -26,11 +26,11 @@ from zograd.spaces import (
     PositiveOrthant,
     Product,
     Simplex,
+    Space,
     Sphere,
     Stiefel,
     riemannian_gradient,
 )
-from zograd.spaces.base import colift
 from zograd.spaces.sampling import tangents
 from zograd.stores import Store
 
@@ -93,7 +93,7 @@ def test_gradients_are_those_of_the_formulas() -> None:
     s, df = inside(PositiveOrthant(), 1, (5,)), torch.linspace(-1.0, 2.0, 5, dtype=F64)
     torch.testing.assert_close(riemannian_gradient(PositiveOrthant(), s, df), s**2 * df)
     p = inside(Simplex(), 2, (5,))
-    torch.testing.assert_close(colift(Simplex(), p, df, {}), p * (df - p @ df))
+    torch.testing.assert_close(Simplex().colift_(df.clone(), p, {}), p * (df - p @ df))
     J = torch.diag(p) - torch.outer(p, p)
     torch.testing.assert_close(riemannian_gradient(Simplex(), p, df), J @ J @ df)
     torch.testing.assert_close(riemannian_gradient(Simplex("fisher-rao"), p, df), J @ df)
@@ -113,7 +113,7 @@ def test_two_point_estimates_in_frame_coordinates_are_unbiased(space) -> None:
     plus, minus = (space.move_(x.repeat(n, 1), s * mu * v) for s in (1, -1))
     c = ((plus**2 @ w) - (minus**2 @ w)) / (2 * mu)
     estimates = c[:, None] * z
-    error = (estimates.mean(0) - colift(space, x, 2 * w * x, {})).norm()
+    error = (estimates.mean(0) - space.colift_(2 * w * x, x, {})).norm()
     assert error < 2 * math.sqrt(float(estimates.var(0).sum()) / n)
     assert space.explain(space.move_(x.repeat(n, 1), 5.0 * v)) is None
 
@@ -525,14 +525,10 @@ def test_check_space_finds_what_is_wrong(space, law: str) -> None:
 
 def test_check_space_passes_a_user_s_own_space_and_prints_it() -> None:
     @dataclass(frozen=True)
-    class Circle:
-        """Points on circles, moved by angles: any class with the names of the protocol."""
+    class Circle(Space):
+        """Points on circles, moved by angles."""
 
-        flat = False
         unit = "row"
-        curvature = 0.0
-        complete = True
-        slots = {}  # noqa: RUF012
 
         def lift_(self, z, x, slots):
             turned = torch.stack([-x[..., 1], x[..., 0]], -1)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from zograd import methods
-from zograd.core.vector import Ask, Vector
+from zograd.core.query import Ask
+from zograd.core.vector import Vector
 from zograd.estimators import Central, Forward, Geometric, Unbiased, Zipf, deepest_level
 from zograd.estimators.unbiased import zeta_tail
 

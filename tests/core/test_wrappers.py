@@ -10,8 +10,8 @@ import torch
 from small_problems import smooth, start
 
 from zograd import AskTell, methods
+from zograd.core.query import Query
 from zograd.core.run import Method, Run
-from zograd.core.vector import Query
 from zograd.estimators import SAM, Central, Conservative, OneSided, Recentred, Spread
 from zograd.laws import Gaussian, Rademacher
 from zograd.rules import SGD, Momentum, SpreadSGD

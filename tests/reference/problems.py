@@ -15,8 +15,9 @@ from bases import expand
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.core.query import Ask, Query
 from zograd.core.run import Method, Record, Run
-from zograd.core.vector import Ask, Query, Vector
+from zograd.core.vector import Vector
 from zograd.laws import Draw
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store

@@ -1,1 +1,1 @@
-"""The doors: the same method behind a function, a loop of questions, and a torch optimizer."""
+"""Entry points: the same method behind a function, a loop of questions and a torch optimizer."""

@@ -1,4 +1,4 @@
-"""`AskTell`: points go out, losses come back, whoever evaluates: people, queues, clusters, other languages."""
+"""`AskTell`: it gives points and takes losses. People, queues, clusters or other languages evaluate them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zograd.api.minimize import ArrayStore, check_set
-from zograd.core.run import Method, Record, Run
+from zograd.api.minimize import ArrayStore, check_start
+from zograd.core.method import Method
+from zograd.core.record import Record
+from zograd.core.run import Run
 from zograd.core.seeds import Seed
-from zograd.core.tape import named, renamed
+from zograd.core.tape_records import named, renamed
 from zograd.core.vector import Vector
 from zograd.methods.defaults import black_box
 
@@ -35,7 +37,7 @@ class AskTell:
     def __init__(self, x0: npt.ArrayLike, method: str | Method[Any] = "zo_sgd", *, seed: Seed = 0) -> None:
         m = black_box(method, int(np.size(x0))) if isinstance(method, str) else method
         self.store = ArrayStore(x0, m.space)
-        check_set(m, self.store)
+        check_start(m, self.store)
         self.run = Run(self.store, m, seed)
         self.records: list[Record] = []
 
@@ -77,7 +79,7 @@ class AskTell:
         return {"run": _plain(self.run.state_dict()), "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; arrays may have become lists on the way."""
+        """Continue from `state_dict`; arrays may have become lists."""
         mine = self.store.state_dict()
         arrays = dict(state["tensors"])
         for name in arrays.keys() & mine.keys():

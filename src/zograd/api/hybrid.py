@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zograd.api.torch_optimizer import ZOOptimizer
-from zograd.core.vector import Query
+from zograd.core.query import Query
 from zograd.oracles import as_number, seeded, sequential
 from zograd.stores import Store
 

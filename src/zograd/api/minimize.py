@@ -13,9 +13,12 @@ import numpy.typing as npt
 import torch
 
 from zograd.api.verdict import failure
-from zograd.core.run import Method, Record, Run
+from zograd.core.method import Method
+from zograd.core.query import Query
+from zograd.core.record import Record
+from zograd.core.run import Run
 from zograd.core.seeds import Seed
-from zograd.core.vector import Query, Vector
+from zograd.core.vector import Vector
 from zograd.distributed.executors import gather
 from zograd.methods.defaults import black_box
 from zograd.oracles import as_number
@@ -108,7 +111,7 @@ def minimize(
     """
     m = black_box(method, int(np.size(x0))) if isinstance(method, str) else method
     store = ArrayStore(x0, m.space)
-    check_set(m, store)
+    check_start(m, store)
     run = Run(store, m, seed, terms=terms)
     whole = max(terms, 1)
     most = run.most_evaluations
@@ -156,11 +159,7 @@ def minimize(
     return Result(store.array, final, nfev, run.step_number, not gave_up and why is None, message, tape, run.seed)
 
 
-def check_set(method: Method[Any], store: Store) -> None:
-    """Refuse a start outside of the constraint set of the method, where no step could bring it in."""
-    constraint = getattr(method.rule, "set", None)
-    if constraint is None:
-        return
-    leaves = (store.master(leaf).view(leaf.shape) for leaf in store.leaves)
-    if (why := constraint.explain(*leaves)) is not None:
-        raise ValueError(f"x0 is not in {type(constraint).__name__}: {why}; start inside, for example at 0")
+def check_start(method: Method[Any], store: Store) -> None:
+    """Raise ValueError where a run of the method cannot start, such as outside of a set into which no step leads."""
+    if (why := method.rule.misplaced(store)) is not None:
+        raise ValueError(f"x0 {why}")

@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zograd import methods
-from zograd.core.run import Method, Record, Run
-from zograd.core.schedules import as_schedule
+from zograd.core.method import Method
+from zograd.core.record import Record
+from zograd.core.run import Run
+from zograd.core.schedules import Schedule
 from zograd.core.seeds import Seed, as_seed
-from zograd.learning_rate import AutoRate
 from zograd.oracles import Oracle, sequential
 from zograd.stores import Rate, Rounding, Store
 
@@ -50,7 +51,7 @@ class ZOOptimizer(torch.optim.Optimizer):
     one call: `copy.deepcopy((model, opt))`.
     """
 
-    _own = ("method", "seed", "rounding", "frozen", "record", "run", "auto", "last", "_base", "_checked")
+    _own = ("method", "seed", "rounding", "frozen", "record", "run", "last", "_base", "_checked")
     """What torch's pickling of an optimizer would leave out."""
 
     def __init__(
@@ -66,10 +67,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         self.method = methods.make(method) if isinstance(method, str) else method
         self.seed, self.rounding, self.frozen, self.record = as_seed(seed), rounding, frozen, record
         self.run: Run[Any] | None = None
-        self.auto = isinstance(self.method.lr, AutoRate)
-        lr = as_schedule(0.0 if isinstance(self.method.lr, AutoRate) else self.method.lr)  # type: ignore[arg-type]
-        super().__init__(params, {"lr": lr(0), "weight_decay": self.method.weight_decay})
-        self._base = lr
+        self._base = Schedule(0.0) if self.method.controller.measures else self.method.controller
+        super().__init__(params, {"lr": self._base.rate({}, 0), "weight_decay": self.method.weight_decay})
         self.last: Record | None = None
         self._checked = False
         self._build()
@@ -146,14 +145,12 @@ class ZOOptimizer(torch.optim.Optimizer):
         """One step whose queries are answered by an oracle instead of a closure."""
         assert self.run is not None
         t = self.run.step_number
-        own = (
-            1.0
-            if self._base.shape == "constant" and not self._base.warmup
-            else self._base(t) / max(self._base(0), 1e-300)
-        )
+        first = self._base.rate({}, 0)
+        own = self._base.rate({}, t) / first if first else 1.0
         rates = [Rate(float(g["lr"]) * own, float(g["weight_decay"])) for g in self.param_groups]
-        self.last = self.run.step(oracle, None if self.auto else rates)
-        if self.auto:
+        measures = self.method.controller.measures
+        self.last = self.run.step(oracle, None if measures else rates)
+        if measures:
             for group, rate in zip(self.param_groups, self.last.rates, strict=True):
                 group["lr"] = rate.lr
         if self.record is not None:

@@ -1,4 +1,4 @@
-"""Whether a run brought its function down, in one sentence where it did not."""
+"""Whether a run lowered its function, and one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from zograd.core.run import Method, Record
+from zograd.core.method import Method
+from zograd.core.record import Record
 from zograd.core.schedules import as_schedule
-from zograd.learning_rate import AutoRate
 from zograd.methods.defaults import BLACK_BOX_LR
 
 CLEAR = 3.0
@@ -87,11 +87,8 @@ def _too_short(taken: Sequence[Record], drop: float) -> bool:
 
 def _stuck(method: Method[Any], taken: Sequence[Record]) -> str:
     """Why steps left x where it was."""
-    if isinstance(method.lr, AutoRate) and not any(r.rates[0].lr for r in taken):
-        return (
-            "lr='auto' needs positive curvature and found none (f is linear, concave or has kinks here); pass a number "
-            "for lr"
-        )
+    if method.controller.standstill and not any(r.rates[0].lr for r in taken):
+        return method.controller.standstill
     if any(c for r in taken for _, c in r.vector.terms):
         return "the steps are smaller than the spacing of its numbers; pass a larger lr, or x0 in float64"
     return "no step found a way down from x0; pass a smaller lr or mu, or start elsewhere if x0 is no minimum"

@@ -5,9 +5,9 @@
     seed of a part       fold(fold(seed, 2^32 + 1), part)                the parts: `Part`
     coordinates          fold(fold(seed, 2^33), period)
 
-A part that draws before a run, or beside it (scores for a mask, diagnostics), takes a seed of its own: what is chosen
-with noise must not be chosen with the noise that it is then trained with. Below a key that only one part knows, that
-part may number its children as it likes.
+A part that draws before a run or outside of it (scores for a mask, diagnostics) takes a seed of its own: a mask must
+not be chosen by the noise that it is then trained with. Below a key that only one part knows, that part may number its
+children as it likes.
 """
 
 from __future__ import annotations

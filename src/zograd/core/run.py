@@ -1,127 +1,32 @@
 """A run: a store, a method and a seed. One step after another, resumable and replayable.
 
-The run owns the seed, the step number and the scalar state of the rule; the store owns every tensor; the estimator,
-the law, the space and the rule are frozen.
+The run owns the seed, the step number and the scalar state of the rule and of the learning rate; the store owns every
+tensor; the estimator, the law, the space and the rule are frozen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 from zograd.core import keys
 from zograd.core.keys import OfStep
-from zograd.core.schedules import Schedule, as_schedule
+from zograd.core.method import Method
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.record import Record
+from zograd.core.schedules import as_schedule
 from zograd.core.seeds import Seed, as_seed
-from zograd.core.vector import Ask, Estimate, Estimator, Query, Routine, Vector
-from zograd.laws import Draw, Law
-from zograd.learning_rate import AutoRate, Measured
+from zograd.core.vector import Vector
+from zograd.laws import Draw
+from zograd.learning_rate.controller import State
 from zograd.oracles import Oracle, as_number
-from zograd.rules.base import Rule
-from zograd.spaces import Euclidean, Space
 from zograd.stores import Rate, Store
-from zograd.stores.sharding import misfit
+
+__all__ = ["Method", "Record", "Run"]
 
 A = TypeVar("A")
-
-
-@dataclass(frozen=True)
-class Method(Generic[A]):
-    """(law of directions) x (estimator) x (space) x (rule), with the schedules of mu and lr.
-
-    mu: perturbation radius, in units of x (of log x on the positive orthant). lr: in units of x per unit of direction;
-    "auto" or an `AutoRate` measures the curvature and stays below the edge of stability (`zograd.learning_rate`).
-    weight_decay: decoupled, x <- (1 - lr weight_decay) x. name: the menu entry this came from.
-    """
-
-    estimator: Estimator[A]
-    law: Law
-    rule: Rule[A]
-    space: Space = Euclidean()
-    mu: Schedule | float = 2.0**-10
-    lr: Schedule | AutoRate | float | Literal["auto"] = 1e-6
-    weight_decay: float = 0.0
-    name: str = "custom"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mu", as_schedule(self.mu))
-        if self.lr == "auto":
-            object.__setattr__(self, "lr", AutoRate())
-        if isinstance(self.lr, AutoRate):
-            if not getattr(self.estimator, "estimates_gradient", True):
-                raise ValueError(
-                    f"lr='auto' needs an estimate with the length of the gradient, which "
-                    f"{type(self.estimator).__name__} does not give; give it a number"
-                )
-            if getattr(self.rule, "momentum", None) is None:
-                raise ValueError(
-                    f"lr='auto' knows the edge of stability of moves along the estimate (SGD, momentum), and "
-                    f"{type(self.rule).__name__} makes another move; give it a number"
-                )
-        else:
-            object.__setattr__(self, "lr", as_schedule(self.lr))  # type: ignore[arg-type]
-        if self.weight_decay and not self.space.flat:
-            raise ValueError(
-                f"weight decay pulls towards 0, outside of {type(self.space).__name__}; use weight_decay=0"
-            )
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
-        if not as_schedule(self.mu).peak > 0:
-            raise ValueError(f"mu must be > 0, got {as_schedule(self.mu).peak}")
-        wanted, measured = getattr(self.rule, "reads", None), getattr(self.estimator, "aux", None)
-        if wanted is not None and measured is not wanted:
-            raise TypeError(
-                f"{type(self.rule).__name__} reads the {wanted.__name__} of an estimate, but "
-                f"{type(self.estimator).__name__} does not measure it. {getattr(self.rule, 'remedy', '')}"
-            )
-        for part in self.parts:
-            if (why := getattr(part, "misfit", lambda method: None)(self)) is not None:
-                raise TypeError(why)
-
-    @property
-    def measured(self) -> Estimator[A]:
-        """The estimator as a run calls it: with lr="auto" it measures curvature and slope as well."""
-        if not isinstance(self.lr, AutoRate) or isinstance(self.estimator, Measured):
-            return self.estimator
-        return Measured(self.estimator)
-
-    @property
-    def parts(self) -> tuple[Any, ...]:
-        """Law, estimator, space and rule."""
-        return self.law, self.estimator, self.space, self.rule
-
-    @property
-    def slots(self) -> dict[str, float]:
-        """All that the parts keep in the store, by name, with initial values."""
-        return {name: value for part in self.parts for name, value in getattr(part, "slots", {}).items()}
-
-    @property
-    def evaluations(self) -> int:
-        """Loss evaluations a step; the most, where steps differ."""
-        return self.measured.evaluations
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What one step did: everything a replay needs, and the losses for show."""
-
-    step: int
-    vector: Vector
-    loss: float
-    rates: tuple[Rate, ...]
-    aux: tuple[float, ...] | None
-    writes: tuple[tuple[str, Vector], ...] = ()
-    evaluations: int = 0
-    refused: bool = False
-    losses: tuple[float, ...] = ()
-    mu: float = 0.0
-    moved: float = 0.0
-    """Fraction of the weights whose bits changed."""
-    meters: tuple[tuple[str, float], ...] = ()
-    """Numbers measured on the way, by name."""
-
 
 REPLAYED = 64
 """Steps whose moves a replay makes in one pass over the weights."""
@@ -140,17 +45,19 @@ class Run(Generic[A]):
         if store.space != method.space:
             mine, its = (type(s).__name__ for s in (store.space, method.space))
             mine, its = (mine, its) if mine != its else (str(store.space), str(method.space))
-            raise ValueError(f"the store stands in {mine}, the method in {its}; make the store with space=method.space")
-        if store.sharded and (why := misfit(method)) is not None:
+            raise ValueError(f"the store is in {mine}, the method in {its}; make the store with space=method.space")
+        if store.sharded and (why := method.why_not_sharded()) is not None:
             raise TypeError(f"the weights are split over processes, which {method.name} cannot move: {why}")
         self.store, self.method, self.seed, self.terms = store, method, as_seed(seed), terms
+        self.estimator = method.controller.wrap(method.estimator)
         self.step_number = 0
         self.moves = 0
         self.evaluations = 0
         self.refused_in_a_row = 0
         self.flat_in_a_row = 0
         self.state: dict[str, Any] = {}
-        self.control: dict[str, Any] = method.lr.initial() if isinstance(method.lr, AutoRate) else {}
+        self.control = method.controller.initial()
+        """The state of the controller of the learning rate."""
         self._routine: Routine[A] | None = None
         self._queries: Sequence[Query] = ()
         self._given: Sequence[Rate] | None = None
@@ -158,8 +65,7 @@ class Run(Generic[A]):
         self._asked = 0
         new = store.require(method.slots)
         for part in method.parts:
-            slots = set(getattr(part, "slots", {}))
-            if hasattr(part, "prepare") and (new & slots or not slots):  # without slots: at every start
+            if new & part.slots.keys() or not part.slots:  # without slots: at every start
                 part.prepare(store)
 
     # ---- one step, by its two halves -----------------------------------------------------------------------------
@@ -187,7 +93,7 @@ class Run(Generic[A]):
                 first.shapes,
                 self.seed,
             )
-            self._routine = self.method.measured(ask)
+            self._routine = self.estimator(ask)
             self._queries, self._given = next(self._routine), rates
         return self._queries
 
@@ -238,22 +144,17 @@ class Run(Generic[A]):
     @property
     def most_evaluations(self) -> int:
         """The most that one step can cost, in the units of `evaluations`."""
-        per_step = getattr(self.method.measured, "most_evaluations", None)
-        return int(per_step(self.terms)) if per_step is not None else self.method.evaluations * max(self.terms, 1)
+        return self.estimator.most_evaluations(self.terms)
 
     def rates(self) -> tuple[Rate, ...]:
         """The learning rate and weight decay of each group at the current step."""
         return self._rates(self.control)
 
-    def _rates(self, control: dict[str, Any], estimate: Estimate[A] | None = None) -> tuple[Rate, ...]:
-        auto = self.method.lr
-        if isinstance(auto, AutoRate):
-            rule = self.method.rule
-            lr = auto.rate(control, self.step_number, getattr(self.method.estimator, "n", 1), rule.momentum)  # type: ignore[attr-defined]
-            lr *= rule_units(rule, None if estimate is None else tuple(estimate.aux or ()))  # type: ignore[arg-type]
-        else:
-            lr = as_schedule(auto)(self.step_number)  # type: ignore[arg-type]
-        return tuple(Rate(lr, self.method.weight_decay * decay) for decay in self.store.decays)
+    def _rates(self, control: State, aux: tuple[float, ...] | None = None) -> tuple[Rate, ...]:
+        method = self.method
+        beta = method.rule.momentum or 0.0
+        lr = method.controller.rate(control, self.step_number, method.estimator.n, beta, method.rule.units(aux))
+        return tuple(Rate(lr, method.weight_decay * decay) for decay in self.store.decays)
 
     def _refuse(self, losses: Sequence[float], rates: Sequence[Rate] | None) -> Record:
         bad = next((f for f in losses if not math.isfinite(f)), math.inf)  # inf: the estimate overflowed
@@ -268,17 +169,17 @@ class Run(Generic[A]):
         scalars = (*(c for _, c in estimate.vector.terms), *(estimate.aux or ()))  # type: ignore[misc]
         if not all(math.isfinite(c) for c in scalars):  # differences of finite losses may overflow
             return self._refuse(list(estimate.losses), rates)
-        aux = estimate.aux
-        if rates is None and isinstance(self.method.lr, AutoRate):  # what this step measured counts for it already
+        aux = None if estimate.aux is None else tuple(float(a) for a in estimate.aux)  # type: ignore[attr-defined]
+        if rates is None:  # what this step measured counts for it already
             control = dict(self.control)
-            self.method.lr.observe(control, estimate.loss, estimate.meters)
-            rates = self._rates(control, estimate)
+            self.method.controller.observe(control, estimate.loss, estimate.meters)
+            rates = self._rates(control, aux)
         record = Record(
             self.step_number,
             estimate.vector,
             estimate.loss,
-            tuple(rates or self.rates()),
-            None if aux is None else tuple(float(a) for a in aux),  # type: ignore[attr-defined]
+            tuple(rates),
+            aux,
             tuple(estimate.writes.items()),
             self._asked,
             False,
@@ -289,7 +190,7 @@ class Run(Generic[A]):
         moved = self._apply(estimate, record)
         self.abandon()
         self._count(record)
-        shown = tuple((name, self.state[name]) for name in getattr(self.method.rule, "meters", ()))
+        shown = tuple((name, self.state[name]) for name in self.method.rule.meters)
         return replace(record, moved=moved, meters=record.meters + shown)
 
     def _apply(self, estimate: Estimate[A], record: Record) -> float:
@@ -305,17 +206,17 @@ class Run(Generic[A]):
         self.moves += not record.refused
         self.evaluations += record.evaluations
         self.refused_in_a_row = self.refused_in_a_row + 1 if record.refused else 0
-        if isinstance(self.method.lr, AutoRate) and not record.refused:
-            self.method.lr.observe(self.control, record.loss, dict(record.meters))
-            unit = rule_units(self.method.rule, record.aux)
-            self.method.lr.moved(self.control, record.rates[0].lr / unit if unit else 0.0)
+        if not record.refused:
+            controller, unit = self.method.controller, self.method.rule.units(record.aux)
+            controller.observe(self.control, record.loss, dict(record.meters))
+            controller.moved(self.control, record.rates[0].lr / unit if unit else 0.0)
         flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
         self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
 
     @property
     def share(self) -> float:
-        """With lr="auto": the share of the largest stable learning rate that steps now take; otherwise 0."""
-        return self.method.lr.safety * float(self.control["signal"]) if isinstance(self.method.lr, AutoRate) else 0.0
+        """The share of the largest stable learning rate that steps now take, with lr="auto"; otherwise 0."""
+        return self.method.controller.share(self.control)
 
     # ---- replay and state ------------------------------------------------------------------------------------------
 
@@ -364,7 +265,7 @@ class Run(Generic[A]):
 
     def _scalars(self, aux: tuple[float, ...]) -> Any:
         """The scalars of a record by their names."""
-        kind: Any = getattr(self.method.estimator, "aux", None)
+        kind: Any = self.method.estimator.aux
         try:
             return kind._make(aux)
         except (AttributeError, TypeError):
@@ -400,8 +301,3 @@ class Run(Generic[A]):
         self.control = dict(state["control"])
         if state["answers"]:
             self._go_on(state["answers"])
-
-
-def rule_units(rule: Rule[Any], aux: tuple[float, ...] | None) -> float:
-    """What a rule's lr is worth: moving by lr along its direction is moving by lr / this along the estimate."""
-    return float(rule.units(aux)) if aux is not None and hasattr(rule, "units") else 1.0

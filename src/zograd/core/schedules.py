@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
+E = TypeVar("E")
 Shape: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
@@ -40,6 +42,32 @@ class Schedule:
         u = min(max((step - self.warmup) / (self.total - self.warmup), 0.0), 1.0)
         fall = 1.0 - u if self.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * u))
         return self.peak * rise * (self.end + (1.0 - self.end) * fall)
+
+    # A schedule of the learning rate is a controller (`zograd.learning_rate.Controller`) that measures nothing.
+
+    measures: ClassVar[bool] = False
+    standstill: ClassVar[str] = ""
+
+    def rate(self, state: dict[str, Any], step: int, q: int = 1, beta: float = 0.0, unit: float = 1.0) -> float:
+        return self(step)
+
+    def initial(self) -> dict[str, Any]:
+        return {}
+
+    def observe(self, state: dict[str, Any], loss: float, meters: Mapping[str, float]) -> None:
+        """Nothing that happens changes a schedule."""
+
+    def moved(self, state: dict[str, Any], lr: float) -> None:
+        """Nothing that happens changes a schedule."""
+
+    def share(self, state: dict[str, Any]) -> float:
+        return 0.0
+
+    def wrap(self, estimator: E) -> E:
+        return estimator
+
+    def misfit(self, method: object) -> str | None:
+        return None
 
 
 def as_schedule(value: float | Schedule) -> Schedule:

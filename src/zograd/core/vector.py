@@ -1,4 +1,4 @@
-"""What flows between the parts: linear combinations of directions that are regenerated from seeds.
+"""`Vector`, which flows between the parts: linear combinations of directions that are regenerated from seeds.
 
 `Vector` = sum_j c_j e_j with basis vectors e_j that are *names* (a noise key, a slot of the store), never arrays.
 Only a store turns a Vector into numbers, one block at a time, so a Vector of a model with a billion weights
@@ -7,21 +7,26 @@ holds a few scalars, a checkpoint is a list of Vectors, and workers exchange Vec
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zograd.noise import Kind, Term, combine, fold
+from zograd.core.parts import declared
+from zograd.noise import Kind, Term, combine
 
-A = TypeVar("A")
-A_co = TypeVar("A_co", covariant=True)
+if TYPE_CHECKING:
+    from zograd.core.query import Ask as Ask
+    from zograd.core.query import Estimate as Estimate
+    from zograd.core.query import Query as Query
+    from zograd.core.query import Routine as Routine
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Gram: TypeAlias = Callable[[Sequence["Vector"]], Array]
@@ -41,17 +46,38 @@ class Address:
         return math.prod(self.shape[1:])
 
 
-@runtime_checkable
-class Basis(Hashable, Protocol):
+class Basis(ABC):
     """A basis vector: a hashable name that can write any block of itself on request.
 
-    `reads` names the slots that it needs, "x" being the iterate. A kind of basis vector is a frozen dataclass of
-    numbers, strings, tuples and other basis vectors, registered with `@basis` so that tapes can store it.
+    A kind of basis vector is a frozen dataclass of numbers, strings, tuples and other basis vectors, derived from this
+    class and registered with `@basis` so that tapes can store it.
     """
 
-    @property
-    def reads(self) -> tuple[str, ...]: ...
+    __slots__ = ()
 
+    @declared
+    def reads(self) -> tuple[str, ...]:
+        """The slots that it needs, "x" being the iterate."""
+        return ()
+
+    @declared
+    def low_rank(self) -> bool:
+        """Whether it is a product of thin factors on matrices, so that a probe along it costs no pass over weights.
+
+        Then it has `factors(leaf, shape, device)`: U [r, rows] and V [r, columns], with U^T V this vector on a matrix;
+        None on a vector.
+        """
+        return False
+
+    @declared
+    def signs(self) -> bool:
+        """Whether it is a product u v^T of signs on matrices, and signs of its own key on vectors (`laws.RankOne`).
+
+        Then it has `key`, and `all_factors(matrices, device)` beside `factors`.
+        """
+        return False
+
+    @abstractmethod
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         """out += coef * (this vector's elements at `at`); `slots` are the store's named tensors on the same block."""
 
@@ -69,11 +95,13 @@ def name_of_basis(kind: type) -> str:
 
 
 def basis(kind: B) -> B:
-    """Class decorator: this kind of basis vector may stand on tapes and in checkpoints, as `name_of_basis` says.
+    """Class decorator: tapes and checkpoints may hold this kind of basis vector, under `name_of_basis(kind)`.
 
     Raises TypeError when another class has that name: a tape would be read as the wrong one. The same class may be
     defined again (in a notebook, by a reload of its module), and then replaces itself.
     """
+    if not issubclass(kind, Basis):
+        raise TypeError(f"a kind of basis vector is derived from zograd.Basis: class {kind.__name__}(zograd.Basis)")
     name = name_of_basis(kind)
     known = BASES.get(name, kind)
     if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
@@ -86,19 +114,9 @@ def basis(kind: B) -> B:
     return kind
 
 
-class Regenerated:
-    """What basis vectors share that follow from their own fields and read no slot."""
-
-    __slots__ = ()
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return ()
-
-
 @basis
 @dataclass(frozen=True, slots=True)
-class Noise(Regenerated):
+class Noise(Basis):
     """A random direction with independent elements of mean 0 and variance 1, a function of its key alone."""
 
     kind: Kind
@@ -110,7 +128,7 @@ class Noise(Regenerated):
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Basis):
     """A named d-sized tensor of the store (an anchor, a momentum); `Slot("x")` is the iterate itself."""
 
     name: str
@@ -165,95 +183,9 @@ def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vec
     return Vector(tuple(merged.items()))
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """The loss is wanted at Retr_x(at): x + at in a flat space. Queries of one yield share batch and randomness.
-
-    rows: which terms of a finite sum f = (1/N) sum_i f_i are wanted, as their mean; None: the loss as it is, all of it.
-    """
-
-    at: Vector = field(default_factory=Vector)
-    rows: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate(Generic[A_co]):
-    """What an estimator returns.
-
-    vector: the gradient estimate. loss: the value to show for this step. losses: every value received.
-    aux: scalars that a rule needs (typed: a rule that reads curvature does not accept an estimator that has none).
-    writes: slots to assign before the move, in terms of the old slots (`vector` is read with the new ones).
-    meters: numbers measured on the way, to be shown and to steer the learning rate (`zograd.learning_rate`).
-    """
-
-    vector: Vector
-    loss: float
-    losses: Sequence[float]
-    aux: A_co
-    writes: Mapping[str, Vector] = field(default_factory=dict)
-    meters: Mapping[str, float] = field(default_factory=dict)
-
-
-Routine: TypeAlias = Generator[Sequence[Query], Sequence[float], Estimate[A]]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """All that an estimator may know: the step, the dimension, the radius mu, directions, inner products.
-
-    moves: steps that were taken so far (refused ones not counted); 0 means that slots hold their initial values.
-    lr: learning rate of this step, of the first group. terms: number N of terms of a finite sum, 0 when f is not one.
-    shapes: of the leaves, in order. run: the key that all steps of the run share.
-    """
-
-    step: int
-    dim: int
-    mu: float
-    draw: Callable[[int], Vector]
-    gram: Gram
-    seed: int
-    moves: int = 0
-    lr: float = 0.0
-    terms: int = 0
-    shapes: tuple[tuple[int, ...], ...] = ()
-    run: int = 0
-
-    def after(self, n: int) -> Ask:
-        """The same, with directions n, n + 1, ... in place of 0, 1, ...: for a second estimator in one step."""
-        return replace(self, draw=lambda j: self.draw(n + j), seed=fold(self.seed, n))
-
-    @cached_property
-    def rng(self) -> np.random.Generator:
-        """Scalar randomness of this step (never d-sized)."""
-        return np.random.Generator(np.random.Philox(self.seed))
-
-    def norm(self, v: Vector) -> float:
-        """Euclidean norm of v in frame coordinates; one pass over its noise."""
-        return float(np.sqrt(self.gram([v])[0, 0]))
-
-    def inner(self, a: Vector, vectors: Sequence[Vector]) -> Array:
-        """<a, v> for each v; one pass over the noise of all of them."""
-        row: Array = self.gram([a, *vectors])[0, 1:]
-        return row
-
-
-class Estimator(Protocol[A_co]):
-    """Yields the points where the loss is wanted, receives the losses, returns the estimate.
-
-    Where they apply: `aux`, the type of its scalars; `slots`; `fewest_evaluations` and `most_evaluations(terms)`, where
-    steps differ; `estimates_gradient = False`, where the estimate has not the length of the gradient.
-    """
-
-    @property
-    def evaluations(self) -> int:
-        """Loss evaluations a call costs."""
-
-    def __call__(self, ask: Ask, /) -> Generator[Sequence[Query], Sequence[float], Estimate[A_co]]: ...
-
-
 def of_signs(e: Basis) -> bool:
     """Whether e is a product u v^T of signs on matrices, and signs of its own key on vectors (`laws.RankOne`)."""
-    return bool(getattr(e, "signs", False))
+    return e.signs
 
 
 def noise_terms(
@@ -290,3 +222,10 @@ HALF = (torch.bfloat16, torch.float16)
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays float64; every other weight dtype is computed with in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def __getattr__(name: str) -> Any:
+    """Names that had their home here before `zograd.core.query`."""
+    if name in ("Ask", "Estimate", "Query", "Routine"):
+        return getattr(importlib.import_module("zograd.core.query"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

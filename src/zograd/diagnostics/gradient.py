@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from zograd.core import keys
-from zograd.core.vector import Estimator
 from zograd.diagnostics.problem import Measurement, Problem, mean
+from zograd.estimators.base import Estimator
 from zograd.estimators.standalone import answered, asking
 from zograd.laws import Law, Rademacher
 

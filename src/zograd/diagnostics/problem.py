@@ -12,7 +12,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from zograd.core import keys
-from zograd.core.vector import Array, Query, Vector
+from zograd.core.query import Query
+from zograd.core.vector import Array, Vector
 from zograd.laws import Draw, Law
 from zograd.oracles import Oracle, as_number, sequential
 from zograd.spaces import Euclidean

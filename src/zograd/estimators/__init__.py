@@ -1,6 +1,7 @@
 """Estimators: generators that yield points, receive losses and return a gradient estimate."""
 
 from zograd.estimators.aligned import Aligned
+from zograd.estimators.base import Estimator
 from zograd.estimators.comparison import Compared
 from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
@@ -24,6 +25,7 @@ __all__ = [
     "Coordinates",
     "Curvatures",
     "Curved",
+    "Estimator",
     "Forward",
     "Geometric",
     "LooplessSVRG",

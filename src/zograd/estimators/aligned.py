@@ -9,7 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from zograd.core.vector import Array, Ask, Estimate, Query, Routine, Slot, Vector, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Array, Slot, Vector, combination
+from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count, slopes
 
 GUIDE = Vector(((Slot("guide"), 1.0),))
@@ -33,7 +35,7 @@ def align(ask: Ask, z: Vector, u: Vector, side: float, fixed_norm: bool = True) 
 
 
 @dataclass(frozen=True, slots=True)
-class Aligned:
+class Aligned(Estimator[None]):
     """g = (1/n) sum_j D_j v_j with v_j = P z_j + xi_j u, u a unit guide, P = I - u u^T, xi_j = +-1: DAP.
 
     Ma and Huang (ICLR 2025), Proposition 4.1 and Algorithm 2. Unbiased whatever u is. Total variance (d - 1)/n |g|^2

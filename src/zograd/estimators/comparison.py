@@ -7,12 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from zograd.core.vector import Ask, Estimate, Routine, combination
+from zograd.core.query import Ask, Estimate, Routine
+from zograd.core.vector import combination
+from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Compared(Estimator[None]):
     """g = (1/n) sum_j sign(f(x + mu v_j) - f(x - mu v_j)) v_j; a tie counts 0.
 
     Exactly unchanged when the losses pass through any increasing function. The length of g carries no slope: lr is in

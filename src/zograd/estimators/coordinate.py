@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from zograd.core import keys
-from zograd.core.vector import Ask, Estimate, Query, Routine, Slot, Vector, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Slot, Vector, combination
+from zograd.estimators.base import Estimator
 from zograd.estimators.differences import Forward, pairs, positive_count, slopes
 from zograd.estimators.standalone import answered, asking
 from zograd.estimators.wrappers import moved
@@ -24,7 +26,7 @@ from zograd.stores import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Coordinates:
+class Coordinates(Estimator[None]):
     """g = sum_{i in S} (f(x + mu e_i) - f(x)) / mu e_i over `count` coordinates S: coordinate-wise estimation (CGE).
 
     Costs count + 1 evaluations, or 2 count with `central`, which has bias O(mu^2) in place of mu H_ii / 2. With count

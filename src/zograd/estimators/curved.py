@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zograd.core.vector import Ask, Estimate, Query, Routine, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import combination
+from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count, slopes
 
 
@@ -22,7 +24,7 @@ class Curvatures(tuple[float, ...]):
 
 
 @dataclass(frozen=True, slots=True)
-class Curved:
+class Curved(Estimator[Curvatures]):
     """g = (1/n) sum_j D_j v_j as in `Central`, and c_j = (f_j+ - 2 f_0 + f_j-) / mu^2 alongside, as `Curvatures`.
 
     Costs 2 n + 1 evaluations. The mean of c is the meter `trace`: E[c_j] = tr H + O(mu^2) for every law with
@@ -53,7 +55,7 @@ class Curved:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeWeighted:
+class ProbeWeighted(Estimator[Curvatures]):
     """g = (1/n) sum_j w_j D_j v_j with w_j = 1 / max(floor, |c_j|^alpha): steep but strongly curved probes count less.
 
     D_j and c_j are the slope and the curvature of `Curved`. 2 n + 1 evaluations, no memory. The weights are in units

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zograd.core.vector import Array, Ask, Estimate, Query, Routine, Vector, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Array, Vector, combination
+from zograd.estimators.base import Estimator
 
 
 def positive_count(n: int, least: int = 1) -> None:
@@ -28,7 +30,7 @@ def slopes(f: Sequence[float], mu: float) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
-class Central:
+class Central(Estimator[None]):
     """g = (1/n) sum_j D_j v_j with D_j = (f(x + mu v_j) - f(x - mu v_j)) / (2 mu).
 
     Costs 2 n evaluations. Bias O(mu^2), zero on quadratics. Variance (d - 1)/n |g|^2 for laws of fixed norm.
@@ -61,7 +63,7 @@ class Central:
 
 
 @dataclass(frozen=True, slots=True)
-class Richardson:
+class Richardson(Estimator[None]):
     """g = (1/n) sum_j (4 D_j(mu/2) - D_j(mu)) / 3 v_j, D_j(m) = (f(x + m v_j) - f(x - m v_j)) / (2 m).
 
     Costs 4 n evaluations. The bias of D(m) is a series in m^2 whose first term cancels: O(mu^4), zero on polynomials
@@ -88,7 +90,7 @@ class Richardson:
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(Estimator[None]):
     """g = (1/n) sum_j (f(x + mu v_j) - f(x)) / mu v_j.
 
     Costs n + 1 evaluations. Bias O(mu^2) for symmetric laws (odd moments vanish); the curvature term mu v^T H v / 2
@@ -118,7 +120,7 @@ class Spread(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class OneSided:
+class OneSided(Estimator[Spread]):
     """The estimate of `Forward`, with the spread of the n losses measured alongside: the batched estimator of FZOO.
 
     g = (1/n) sum_j (f_j - f0) / mu v_j  and  slope = std(f_1..f_n) / mu, with

@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zograd.core.vector import Address, Ask, Basis, Estimate, Query, Routine, Slot, Vector, basis, combination, fill_
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Address, Basis, Slot, Vector, basis, combination, fill_
+from zograd.estimators.base import Estimator
 from zograd.estimators.differences import positive_count
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
 
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Product:
+class Product(Basis):
     """The elementwise product of a linear combination and a basis vector."""
 
     terms: tuple[tuple[Basis, float], ...]
@@ -34,7 +39,7 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Consensus:
+class Consensus(Estimator[None]):
     """c = sum_i w_i x_i, w_i ~ exp(-alpha f(x_i)); x_i <- x_i - lam dt (x_i - c) + sigma sqrt(dt) |x_i - c| xi_i.
 
     A step moves the particles, evaluates them and moves the iterate to c. Slots: "particle_0", ... hold them as offsets
@@ -70,7 +75,7 @@ class Consensus:
     def slots(self) -> Mapping[str, float]:
         return {**{f"particle_{i}": 0.0 for i in range(self.n)}, "shift": 0.0}
 
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         if method.space.flat:
             return None
         return f"Consensus averages points, which {type(method.space).__name__} does not allow; use Euclidean()"

@@ -7,14 +7,16 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from zograd.core.vector import Array, Ask, Estimate, Query, Routine, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Array, combination
+from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count
 
 Weights: TypeAlias = Literal["linear", "log", "top"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(Estimator[None]):
     """g = sum_k w_k v_(k), with v_(1) .. v_(n) ordered from the best loss to the worst, sum w = 0 and sum |w| = 1.
 
     weights: "linear": w_k = 2 k - n - 1. "log": w_k = log k - log((n + 1)/2) for the better half, as in CMA-ES, and
@@ -69,7 +71,7 @@ class Ranked:
 
 
 @dataclass(frozen=True, slots=True)
-class Preference:
+class Preference(Estimator[None]):
     """g = 1/(2 n) sum_j sign(f(x + mu u_j) - f(x + mu w_j)) (u_j - w_j): n times, which of two is better.
 
     2 n directions and 2 n evaluations, of which only the order within a pair is used; equal losses contribute nothing.
@@ -97,7 +99,7 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
-class Mirrored:
+class Mirrored(Estimator[None]):
     """g = 1/(2 n) sum_j (A_j+ - A_j-) v_j, A = (f - mean f) / max(std f, floor) over the 2 n losses f(x +- mu v_j).
 
     Evolution strategies with antithetic pairs and z-scored fitness (population deviation). The length of g carries no

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from zograd.core.vector import Ask, Estimate, Estimator, Query, Routine, Slot, Vector, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Slot, Vector, combination
+from zograd.estimators.base import Estimator
 from zograd.estimators.differences import Central, pairs, positive_count, slopes
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
+
 
 Memory: TypeAlias = Literal["momentum", "snapshot", "tracker"]
 
@@ -29,7 +35,7 @@ def positive_share(name: str, p: float) -> None:
         raise ValueError(f"{name} is a probability and must lie in (0, 1], got {p}")
 
 
-def flat_only(part: object, method: Any) -> str | None:
+def flat_only(part: Estimator[Any], method: Method[Any]) -> str | None:
     if method.space.flat:
         return None
     return (
@@ -39,7 +45,7 @@ def flat_only(part: object, method: Any) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Recentred:
+class Recentred(Estimator[None]):
     """g = h + (1/n) sum_j (D_j - <v_j, h>) v_j: unbiased for any h, with variance (d - 1)/n |grad f - h|^2.
 
     D_j is the slope of `Central`, h a memory of the gradient in one slot ("prior"), 0 at the start:
@@ -130,7 +136,7 @@ def corrected(ask: Ask, n: int, batch: int) -> Routine[None]:
     return Estimate(g, float(np.mean(f[: 2 * n])), f, None)
 
 
-class _Anchored:
+class _Anchored(Estimator[None]):
     """What `SVRG` and `LooplessSVRG` share: their slots and their cost."""
 
     __slots__ = ()
@@ -148,14 +154,14 @@ class _Anchored:
 
     @property
     def fewest_evaluations(self) -> int:
-        return min(4 * self.n, getattr(self.full, "fewest_evaluations", self.full.evaluations))
+        return min(4 * self.n, self.full.fewest_evaluations)
 
     def most_evaluations(self, terms: int) -> int:
         terms = max(terms, 1)
         return max(4 * self.n * min(self.batch, terms), self.full.evaluations * terms)
 
-    def misfit(self, method: Any) -> str | None:
-        if getattr(self.full, "slots", {}):
+    def misfit(self, method: Method[Any]) -> str | None:
+        if self.full.slots:
             return (
                 f"{type(self).__name__} needs a full estimator without slots, and {type(self.full).__name__} has some"
             )
@@ -220,7 +226,7 @@ class LooplessSVRG(_Anchored):
 
 
 @dataclass(frozen=True, slots=True)
-class ZPDVR:
+class ZPDVR(Estimator[None]):
     """g = (D_u f_B(x) - D_u f_B(w)) u + G_w with G_w = h + (D_u' f(w) - <u', h>) u': both variances are reduced.
 
     That of the terms by the anchor w, that of the directions by the tracker h of grad f(w). With probability p (and in
@@ -254,7 +260,7 @@ class ZPDVR:
     def most_evaluations(self, terms: int) -> int:
         return 4 * max(terms, 1)
 
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         return flat_only(self, method)
 
     def __call__(self, ask: Ask) -> Routine[None]:

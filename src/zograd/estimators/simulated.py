@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from zograd.core.vector import Ask, Estimate, Query, Routine, Slot, Vector
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Slot, Vector
+from zograd.estimators.base import Estimator
 from zograd.laws import Gaussian
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +48,12 @@ class Mixture(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class SimulatedMomentum:
+class SimulatedMomentum(Estimator[Mixture]):
     """g = D_u u along u = b1 z0 + (1 - b1) zm, z0 ~ N(0, a I), zm ~ N(mean, (1 - a) I), mean a slot.
 
     E[u u^T] is not I, so g is no unbiased estimate of anything: a method by design (ZO-AdaMU, arXiv 2312.15184, Eq. 3
     to 7). The direction that moves is the one that is probed; the released code mixes the two with different weights.
-    Costs 2 evaluations. Who moves writes the mean (`AdaMU`).
+    Costs 2 evaluations. The rule writes the mean (`AdaMU`).
     """
 
     alpha: Anneal | float = Anneal(1.0)
@@ -69,7 +74,7 @@ class SimulatedMomentum:
     def slots(self) -> Mapping[str, float]:
         return {"mean": 0.0}
 
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         if isinstance(method.law, Gaussian):
             return None
         return f"SimulatedMomentum mixes normal noise, and {type(method.law).__name__} draws other; use law=Gaussian()"

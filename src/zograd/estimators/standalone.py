@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from zograd.core import keys
-from zograd.core.vector import Ask, Estimate, Routine
+from zograd.core.query import Ask, Estimate, Routine
 from zograd.laws import Draw, Law
 from zograd.oracles import Oracle
 from zograd.stores import Store

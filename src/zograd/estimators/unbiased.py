@@ -8,7 +8,9 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from zograd.core.vector import Array, Ask, Estimate, Query, Routine, Vector, combination
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Array, Vector, combination
+from zograd.estimators.base import Estimator
 from zograd.estimators.differences import positive_count
 
 
@@ -74,7 +76,7 @@ Points: TypeAlias = Literal[1, 2, 3, 4]
 
 
 @dataclass(frozen=True, slots=True)
-class Unbiased:
+class Unbiased(Estimator[None]):
     """g = (1/n) sum_j P_k(v_j) v_j with E[P_k] = D(mu_{L+1}): no bias but that of the smallest radius, at any mu.
 
     With D(m) = (f(x + m v) - f(x)) / m, radii mu_1 = mu > mu_2 > ... > mu_{L+1} (`radii`), L = `levels`, and a random

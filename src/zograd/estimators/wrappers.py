@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from zograd.core.vector import Ask, Estimate, Estimator, Query, Routine, Vector
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Vector
+from zograd.estimators.base import Estimator, Wrapper
 from zograd.estimators.differences import Central
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
 
 
 def moved(routine: Routine[Any], by: Vector) -> Routine[Any]:
@@ -23,30 +28,15 @@ def moved(routine: Routine[Any], by: Vector) -> Routine[Any]:
             return estimate
 
 
-def stateless(part: object, inner: object) -> str | None:
-    """Why `inner` cannot be wrapped: a direction that names slots is not at hand before the step assigned them."""
-    if not getattr(inner, "slots", {}):
+def stateless(part: Estimator[Any], inner: Estimator[Any]) -> str | None:
+    """Why `inner` cannot be wrapped: a direction that names slots is not known before the step assigns them."""
+    if not inner.slots:
         return None
     return f"{type(part).__name__} looks at the direction of {type(inner).__name__} before its slots are assigned"
 
 
-class _Wrapper:
-    """What wrappers take over from the estimator inside."""
-
-    __slots__ = ()
-    inner: Estimator[Any]
-
-    @property
-    def n(self) -> int:
-        return int(getattr(self.inner, "n", 1))
-
-    @property
-    def aux(self) -> Any:
-        return getattr(self.inner, "aux", None)
-
-
 @dataclass(frozen=True, slots=True)
-class Conservative(_Wrapper):
+class Conservative(Wrapper[Any]):
     """The best of standing still and one step to either side: argmin f over x - lr g, x, x + lr g.
 
     g is the estimate of `inner`; the three points are those that SGD would reach, and the vector returned is g, 0 or
@@ -63,10 +53,8 @@ class Conservative(_Wrapper):
     def evaluations(self) -> int:
         return self.inner.evaluations + 3
 
-    def misfit(self, method: Any) -> str | None:
-        from zograd.rules import SGD
-
-        if not isinstance(method.rule, SGD) or method.weight_decay:
+    def misfit(self, method: Method[Any]) -> str | None:
+        if not method.rule.linear or method.weight_decay:
             return "Conservative tries the move x - lr g before it is made: use rule=SGD() and weight_decay=0"
         return stateless(self, self.inner)
 
@@ -78,7 +66,7 @@ class Conservative(_Wrapper):
 
 
 @dataclass(frozen=True, slots=True)
-class SAM(_Wrapper):
+class SAM(Wrapper[Any]):
     """The estimate of `inner` at the ascent point x + rho g / |g|, g its estimate at x: descent of max f over a ball.
 
     The two estimates share the batch and have directions of their own: with the same ones the second would only see
@@ -100,9 +88,9 @@ class SAM(_Wrapper):
 
     @property
     def fewest_evaluations(self) -> int:
-        return 2 * int(getattr(self.inner, "fewest_evaluations", self.inner.evaluations))
+        return 2 * self.inner.fewest_evaluations
 
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         return stateless(self, self.inner)
 
     def __call__(self, ask: Ask) -> Routine[Any]:

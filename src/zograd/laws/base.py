@@ -1,4 +1,4 @@
-"""What a law is, and the three that draw every element of v independently.
+"""The base of laws, and the three that draw every element of v independently.
 
 Total variance of the two-point estimate D_v v (mu -> 0), in units of |g|^2:
     Rademacher, sphere   d - 1   (the minimum over all laws with E[v v^T] = I)
@@ -8,11 +8,12 @@ Total variance of the two-point estimate D_v v (mu -> 0), in units of |g|^2:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
 
 from zograd.core import keys
+from zograd.core.parts import Part, declared
 from zograd.core.vector import Gram, Noise, Vector
 from zograd.noise import Kind
 
@@ -48,22 +49,27 @@ class Draw:
         return keys.shared(self.seed, domain, self.step // every if every else 0)
 
 
-class Law(Protocol):
-    """Draw -> direction v with E[v v^T] = I. Frozen; equal draws give equal directions.
+class Law(Part, ABC):
+    """Draw -> direction v with E[v v^T] = I. Equal draws give equal directions.
 
-    A law that needs d-sized memory names it in `slots` (see `Store.require`), and may set it from the weights at the
-    start of a run in `prepare(store)`.
+    A law of your own defines `__call__` and declares, where the default is wrong: `fixed_norm`, and what every part may
+    (`zograd.core.parts.Part`): `slots`, `prepare`, `misfit`. A law that masks another says where in `support`.
     """
 
-    @property
+    __slots__ = ()
+
+    @declared
     def fixed_norm(self) -> bool:
         """Whether |v|^2 = d always."""
+        return False
 
-    def __call__(self, draw: Draw) -> Vector: ...
+    @abstractmethod
+    def __call__(self, draw: Draw, /) -> Vector:
+        """The direction of this draw."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rademacher:
+class Rademacher(Law):
     """v_i = +1 or -1 with probability 1/2. The default: |v|^2 = d exactly, one random bit a weight.
 
     Variance of coordinate i of D_v v: |g|^2 - g_i^2.
@@ -76,7 +82,7 @@ class Rademacher:
 
 
 @dataclass(frozen=True, slots=True)
-class Gaussian:
+class Gaussian(Law):
     """v_i ~ N(0, 1) from an integer quantile table of 65,536 equiprobable atoms: the same bits on every device.
 
     Variance of coordinate i of D_v v: |g|^2 + g_i^2.
@@ -89,7 +95,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True, slots=True)
-class Sphere:
+class Sphere(Law):
     """v = sqrt(d) z / |z| with z ~ N(0, I): uniform on the sphere of radius sqrt(d).
 
     Costs one more pass of noise generation a direction, for |z| (an exact integer sum, so v does not depend on

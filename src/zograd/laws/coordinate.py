@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zograd.core.vector import Address, Regenerated, Vector, basis
-from zograd.laws.base import Draw
+from zograd.core.vector import Address, Basis, Vector, basis
+from zograd.laws.base import Draw, Law
 from zograd.noise import fold
 
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Unit(Regenerated):
+class Unit(Basis):
     """e_i: 1 at one element of one leaf, 0 elsewhere. `element` counts in memory order."""
 
     leaf: int
@@ -38,7 +38,7 @@ def unit(index: int, shapes: Sequence[tuple[int, ...]]) -> Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Coordinate:
+class Coordinate(Law):
     """v = +-sqrt(d) e_i, i uniform over the d coordinates of all leaves, the sign a fair coin.
 
     Total variance d - 1, the minimum, but all of it where the gradient is: variance (d - 1) g_i^2 of coordinate i. The

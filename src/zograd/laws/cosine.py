@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from zograd.core.keys import Shared
-from zograd.core.vector import Address, Regenerated, Vector, basis
-from zograd.laws.base import Draw
+from zograd.core.vector import Address, Basis, Vector, basis
+from zograd.laws.base import Draw, Law
 from zograd.laws.factors import Factor, add_product_, factor, is_matrix, noise_factor, normals, part, product
 from zograd.laws.lowrank import add_plain_, check_rank
 from zograd.noise import Kind, Term, combine, fold
@@ -80,7 +80,7 @@ def check_columns(rank: int, columns: tuple[int, ...]) -> None:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Waves(Regenerated):
+class Waves(Basis):
     """sqrt(n / r) U Q_I^T: U (m x r) Gaussian of key `key`, Q the orthonormal DCT, I given or drawn from `choice`."""
 
     key: int
@@ -105,7 +105,7 @@ class Waves(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class DCT:
+class DCT(Law):
     """v = sqrt(n / r) U Q_I^T a matrix: U (m x r) fresh, Q_I r columns of the DCT, shared for `refresh` steps.
 
     The subspace of arXiv 2505.17967 for zeroth-order probes: of the basis only r integers are kept. I is random, or

@@ -17,13 +17,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from zograd.core.keys import Shared
-from zograd.core.vector import Address, Regenerated, Vector, basis
-from zograd.laws.base import Draw
+from zograd.core.vector import Address, Basis, Vector, basis
+from zograd.laws.base import Draw, Law
 from zograd.laws.factors import (
     NORMAL,
     Factor,
@@ -65,12 +66,13 @@ def add_plain_(out: Tensor, coef: float, key: int, at: Address) -> None:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Outer(Regenerated):
+class Outer(Basis):
     """r^-1/2 U V^T, U of key `key` and V of key `right`, both Gaussian with r columns."""
 
     key: int
     right: int
     rank: int
+    low_rank: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_most(self.rank)
@@ -95,7 +97,7 @@ class Outer(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRank(Law):
     """v = r^-1/2 U V^T a matrix, U fresh each direction, V shared by all directions of `refresh` steps.
 
     LOZO (arXiv 2410.07698) with refresh 50 or 100 and r 1 or 2; the noise of EGGROLL (arXiv 2511.16652) with refresh=1,
@@ -121,7 +123,7 @@ class LowRank:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Trilinear(Regenerated):
+class Trilinear(Basis):
     """r^-1/2 sum_s tau_s u_s v_s^T: tau_1 .. tau_r from `key`, u_s from `left`, v_s from `right`, all Gaussian."""
 
     key: int
@@ -146,7 +148,7 @@ class Trilinear(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class Components:
+class Components(Law):
     """v = r^-1/2 sum_s tau_s u_s v_s^T a matrix, u and v fixed for the run, only tau fresh: TeZO (arXiv 2501.19057).
 
     A run therefore moves in r dimensions a matrix, chosen by its seed, and never leaves them. The published ranks come
@@ -182,7 +184,7 @@ def _core_times_right(
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Sandwich(Regenerated):
+class Sandwich(Basis):
     """sqrt(m n / (a b)) U Z V^T: U (m x a) and V (n x b) orthonormal, Z Gaussian; a = min(r, m), b = min(r, n)."""
 
     key: int
@@ -208,7 +210,7 @@ class Sandwich(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class Subspace:
+class Subspace(Law):
     """v = sqrt(mn / r^2) U Z V^T a matrix, Z (r x r) fresh, orthonormal U and V shared for `refresh` steps.
 
     SubZero (arXiv 2410.08989). U and V are the Q of the QR factorisations (R with a positive diagonal) of Gaussian
@@ -233,7 +235,7 @@ class Subspace:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Lifted(Regenerated):
+class Lifted(Basis):
     """sqrt(m / a) P Psi: P (m x a) orthonormal of key `left`, Psi (a x n) Gaussian of key `key`; a = min(r, m)."""
 
     key: int
@@ -258,7 +260,7 @@ class Lifted(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class Projected:
+class Projected(Law):
     """v = sqrt(m / r) P Psi a matrix, Psi (r x n) fresh, orthonormal P (m x r) shared for `refresh` steps.
 
     The directions of ZO-Muon (arXiv 2602.17155). P is the same for all directions of a step, so that their estimates

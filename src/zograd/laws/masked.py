@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zograd.core.keys import Shared
 from zograd.core.slots import Bits, PerLeaf
-from zograd.core.vector import Address, Basis, Regenerated, Vector, basis
+from zograd.core.vector import Address, Basis, Vector, basis
 from zograd.laws.base import Draw, Gaussian, Law
 from zograd.noise import Kind, Term, combine
 from zograd.stores import Leaf, Store
@@ -26,7 +26,7 @@ from zograd.stores import Leaf, Store
 
 @basis
 @dataclass(frozen=True, slots=True)
-class Ones(Regenerated):
+class Ones(Basis):
     """1 everywhere: what a mask leaves of it is the mask."""
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
@@ -45,7 +45,7 @@ def masked(e: Basis, out: Tensor, coef: float, at: Address, slots: Mapping[str, 
 
 @basis
 @dataclass(frozen=True, slots=True)
-class OnSmall:
+class OnSmall(Basis):
     """The basis vector `of` where |x_i| <= h, with h the leaf's threshold (a slot) and x the unperturbed iterate."""
 
     of: Basis
@@ -59,7 +59,7 @@ class OnSmall:
 
 
 @dataclass(frozen=True, slots=True)
-class SmallWeights:
+class SmallWeights(Law):
     """The inner law's direction on the weights with |x_i| <= h: Sparse-MeZO (NeurIPS 2025, arXiv 2402.15751).
 
     h is fixed for each leaf at the start of a run, such that the fraction `sparsity` of its weights lies above (at
@@ -78,10 +78,10 @@ class SmallWeights:
 
     @property
     def slots(self) -> Mapping[str, float]:
-        return {**getattr(self.inner, "slots", {}), "mask_threshold": PerLeaf(math.inf)}
+        return {**self.inner.slots, "mask_threshold": PerLeaf(math.inf)}
 
     def prepare(self, store: Store) -> None:
-        prepare(self.inner, store)
+        self.inner.prepare(store)
         for leaf in store.leaves:
             if leaf.numel:
                 kept = max(1, round((1.0 - self.sparsity) * leaf.numel))
@@ -95,18 +95,12 @@ class SmallWeights:
         return Vector(tuple((OnSmall(e), c) for e, c in self.inner(draw).terms))
 
 
-def prepare(inner: Law, store: Store) -> None:
-    """Lets an inner law set its slots as well."""
-    if hasattr(inner, "prepare"):
-        inner.prepare(store)
-
-
 # ---- chosen weights --------------------------------------------------------------------------------------------------
 
 
 @basis
 @dataclass(frozen=True, slots=True)
-class OnMask:
+class OnMask(Basis):
     """The basis vector `of` where the slot "mask" is True."""
 
     of: Basis
@@ -120,7 +114,7 @@ class OnMask:
 
 
 @dataclass(frozen=True, slots=True)
-class TopScores:
+class TopScores(Law):
     """The inner law's direction on the `density` d weights with the highest scores: SensZOQ (ICLR 2025).
 
     The mask is fixed for the run, and is taken over all leaves together. scores: a function of a leaf that returns a
@@ -141,10 +135,10 @@ class TopScores:
 
     @property
     def slots(self) -> Mapping[str, float]:
-        return {**getattr(self.inner, "slots", {}), "mask": Bits(False)}
+        return {**self.inner.slots, "mask": Bits(False)}
 
     def prepare(self, store: Store) -> None:
-        prepare(self.inner, store)
+        self.inner.prepare(store)
         if self.scores is None:
             raise ValueError(
                 "TopScores has no scores to choose the weights by; pass scores=Scores.load('file.safetensors'), or the "
@@ -179,7 +173,7 @@ class TopScores:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class OnScatter:
+class OnScatter(Basis):
     """The basis vector `of` where Gaussian noise of key `key` is at most the leaf's quantile (a slot)."""
 
     of: Basis
@@ -196,7 +190,7 @@ class OnScatter:
 
 
 @dataclass(frozen=True, slots=True)
-class Scattered:
+class Scattered(Law):
     """The inner law's direction on random weights, each of leaf l with probability density_l, for `refresh` steps.
 
     DeepZero (ICLR 2024) keeps of its pruning at initialisation (ZO-GraSP) only the densities of the layers, and draws
@@ -220,10 +214,10 @@ class Scattered:
 
     @property
     def slots(self) -> Mapping[str, float]:
-        return {**getattr(self.inner, "slots", {}), "mask_quantile": PerLeaf(math.inf)}
+        return {**self.inner.slots, "mask_quantile": PerLeaf(math.inf)}
 
     def prepare(self, store: Store) -> None:
-        prepare(self.inner, store)
+        self.inner.prepare(store)
         densities = self.densities if isinstance(self.densities, tuple) else (self.densities,) * len(store.leaves)
         if len(densities) != len(store.leaves):
             raise ValueError(f"{len(densities)} densities were given for {len(store.leaves)} tensors; give one each")

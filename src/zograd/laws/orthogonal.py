@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zograd.core.vector import Address, Array, Noise, Regenerated, Vector, basis
-from zograd.laws.base import Draw
+from zograd.core.vector import Address, Array, Basis, Noise, Vector, basis
+from zograd.laws.base import Draw, Law
 from zograd.noise import Kind, Term, combine
 
 
@@ -38,7 +38,7 @@ def gram_schmidt(gram: Array) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
-class Orthogonal:
+class Orthogonal(Law):
     """Direction j is sqrt(d) q_j, with q_0, q_1, ... the Gram-Schmidt vectors of Gaussian noises z_0, z_1, ...
 
     The directions of a step are the first columns of a Haar orthogonal matrix: each is uniform on the sphere. All in
@@ -62,7 +62,7 @@ class Orthogonal:
 
 @basis
 @dataclass(frozen=True, slots=True)
-class WalshSigns(Regenerated):
+class WalshSigns(Basis):
     """s_i (-1)^popcount(i & j): Rademacher noise s times the Walsh function number j of the element's index i."""
 
     key: int
@@ -84,7 +84,7 @@ class WalshSigns(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class Walsh:
+class Walsh(Law):
     """v_j = s * w_j: one Rademacher noise s a step, common to all, and Walsh signs w_j(i) = (-1)^popcount(i & j).
 
     Each direction is Rademacher. Those of a step are orthogonal when the size of every leaf is a multiple of the next

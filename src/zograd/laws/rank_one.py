@@ -5,27 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from zograd.core.vector import Address, Regenerated, Vector, basis
-from zograd.laws.base import Draw
+from zograd.core.vector import Address, Basis, Vector, basis
+from zograd.laws.base import Draw, Law
 from zograd.laws.factors import is_matrix, panels
 from zograd.noise import Kind, Term, combine, signs
 
 
 @basis
 @dataclass(frozen=True, slots=True)
-class SignOuter(Regenerated):
+class SignOuter(Basis):
     """u v^T on a matrix of m rows: u are signs 0 .. m of `key`, v those from m on. On a vector plain signs of `key`."""
 
     key: int
 
-    @property
-    def signs(self) -> bool:
-        """Products with a coefficient are exact, so that every way to add them up has the same bits."""
-        return True
+    low_rank: ClassVar[bool] = True
+    signs: ClassVar[bool] = True
+    """Products with a coefficient are exact, so that every way to add them up has the same bits."""
 
     def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
         if not is_matrix(at.shape):
@@ -56,7 +56,7 @@ class SignOuter(Regenerated):
 
 
 @dataclass(frozen=True, slots=True)
-class RankOne:
+class RankOne(Law):
     """v = u v^T on each matrix, u and v with independent signs: rank one, and every element +1 or -1.
 
     |v|^2 = d always, so the two-point estimate D_v v has total variance d - 1 in units of |g|^2, the least that a law

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zograd.core import keys
-from zograd.core.vector import Query, combination
+from zograd.core.query import Query
+from zograd.core.vector import combination
 from zograd.laws.base import Draw, Law, Rademacher
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
-"""Controllers: how large a zeroth-order step may be, and a learning rate that nobody has to search."""
+"""Controllers of the learning rate, and how large a stable zeroth-order step may be."""
 
-from zograd.learning_rate.auto import AutoRate, Measured
+from zograd.learning_rate.auto import AutoRate, Measured, as_controller
+from zograd.learning_rate.controller import Controller
 from zograd.learning_rate.stability import (
     MOMENTS,
     Moments,
@@ -12,6 +13,6 @@ from zograd.learning_rate.stability import (
 )
 
 __all__ = [
-    "MOMENTS", "AutoRate", "Measured", "Moments", "critical_lr", "lr_bounds", "moments", "second_moment_map",
-    "second_moment_radius",
+    "MOMENTS", "AutoRate", "Controller", "Measured", "Moments", "as_controller", "critical_lr", "lr_bounds", "moments",
+    "second_moment_map", "second_moment_radius",
 ]  # fmt: skip

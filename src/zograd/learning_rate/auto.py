@@ -9,12 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from zograd.core.schedules import Schedule
-from zograd.core.vector import Array, Ask, Estimate, Estimator, Query, Routine, Vector
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.schedules import Schedule, as_schedule
+from zograd.core.vector import Array, Vector
+from zograd.estimators.base import Estimator, Wrapper
+from zograd.learning_rate.controller import Controller, State
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
 
 A = TypeVar("A")
 
@@ -22,7 +28,7 @@ LEVEL = Schedule(1.0)
 
 
 @dataclass(frozen=True)
-class Measured(Generic[A]):
+class Measured(Wrapper[A]):
     """The inner estimator, with curvature and slope measured from its own pairs.
 
     On measuring steps (the first `warm`, then one in `every`) f(x) is evaluated as well where the inner estimator does
@@ -41,23 +47,16 @@ class Measured(Generic[A]):
     def evaluations(self) -> int:
         return self.inner.evaluations + 2
 
+    @property
+    def fewest_evaluations(self) -> int:
+        return self.inner.fewest_evaluations
+
     def most_evaluations(self, terms: int) -> int:
-        """The most that a step costs, where f is a sum of so many terms."""
-        most = getattr(self.inner, "most_evaluations", None)
-        inner = int(most(terms)) if most is not None else self.inner.evaluations * max(terms, 1)
-        return inner + 2 * max(terms, 1)
-
-    @property
-    def n(self) -> int:
-        return int(getattr(self.inner, "n", 1))
-
-    @property
-    def aux(self) -> Any:
-        return getattr(self.inner, "aux", None)
+        return self.inner.most_evaluations(terms) + 2 * max(terms, 1)
 
     @property
     def slots(self) -> Mapping[str, float]:
-        return getattr(self.inner, "slots", {})
+        return self.inner.slots
 
     def __call__(self, ask: Ask) -> Routine[A]:
         routine = self.inner(ask)
@@ -91,7 +90,7 @@ def _pairs(queries: Sequence[Query]) -> list[tuple[int, int]]:
 
 
 def _complete(queries: list[Query], pairs: list[tuple[int, int]]) -> tuple[list[Query], int, list[tuple[int, int]]]:
-    """(points to add, position of f(x), positions of the pairs) so that there is a pair and the value between."""
+    """(points to add, position of f(x), positions of the pairs) that give a pair and the value between."""
     extra: list[Query] = []
     if not pairs:
         i = next(i for i, query in enumerate(queries) if query.at)
@@ -115,7 +114,7 @@ def _meters(f: Array, center: int, pairs: list[tuple[int, int]], mu: float) -> d
 
 
 @dataclass(frozen=True)
-class AutoRate:
+class AutoRate(Controller):
     """lr_t = safety * signal * eta_cap * shape(t), with eta_cap the lower bound of the edge of stability (Gaussian):
 
         eta_cap = 2q (1 - beta) / (T + (q + 1) L),   T ~ tr H,   L ~ sqrt(Var(v^T H v) / 2) >= lambda_max,
@@ -142,16 +141,39 @@ class AutoRate:
         if not 0 < self.safety < 1:
             raise ValueError(f"safety is a share of the largest stable learning rate, in (0, 1); got {self.safety}")
 
+    measures: ClassVar[bool] = True
+    standstill: ClassVar[str] = (
+        "lr='auto' needs positive curvature and found none (f is linear, concave or has kinks here); pass a number "
+        "for lr"
+    )
+
     @property
     def peak(self) -> float:
-        return math.inf
+        return self.limit
 
-    def initial(self) -> dict[str, Any]:
-        """The state before the first step: plain numbers and lists of them."""
+    def wrap(self, estimator: Estimator[A]) -> Estimator[A]:
+        return estimator if isinstance(estimator, Measured) else Measured(estimator)
+
+    def misfit(self, method: Method[Any]) -> str | None:
+        if not method.estimator.estimates_gradient:
+            return (
+                f"lr='auto' needs an estimate with the length of the gradient, which "
+                f"{type(method.estimator).__name__} does not give; give it a number"
+            )
+        if method.rule.momentum is None:
+            return (
+                f"lr='auto' knows the edge of stability of moves along the estimate (SGD, momentum), and "
+                f"{type(method.rule).__name__} makes another move; give it a number"
+            )
+        return None
+
+    def share(self, state: State) -> float:
+        return self.safety * float(state["signal"])
+
+    def initial(self) -> State:
         return {"seen": [], "slopes": [], "signal": 1.0, "first": [], "recent": [], "wait": 0, "fit": [0.0] * 7}
 
-    def observe(self, state: dict[str, Any], loss: float, meters: Mapping[str, float]) -> None:
-        """Take in what a step showed, before its rate is chosen (live, and when a tape is replayed)."""
+    def observe(self, state: State, loss: float, meters: Mapping[str, float]) -> None:
         if "curvature2" in meters:
             state["seen"] = [*state["seen"], (meters["trace"], meters["curvature2"])][-self.window :]
         if "slope2" in meters:
@@ -161,8 +183,8 @@ class AutoRate:
         state["recent"] = [*state["recent"], loss][-self.patience :]
         state["fit"] = _add(state["fit"], loss)
 
-    def moved(self, state: dict[str, Any], lr: float) -> None:
-        """Take in the rate that the step then used: progress expected and made, and signs of divergence."""
+    def moved(self, state: State, lr: float) -> None:
+        """Progress expected and made, and signs of divergence."""
         slope2 = float(np.mean(state["slopes"])) if state["slopes"] else 0.0
         fit = list(state["fit"])
         fit[6] += lr * slope2
@@ -179,7 +201,7 @@ class AutoRate:
             state["signal"] = min(max(found, state["signal"] / 2, 2.0**-10), 2 * state["signal"], 1.0)
             state["fit"] = [0.0] * 7
 
-    def rate(self, state: dict[str, Any], step: int, q: int, beta: float) -> float:
+    def rate(self, state: State, step: int, q: int = 1, beta: float = 0.0, unit: float = 1.0) -> float:
         """The learning rate of a step; 0 as long as nothing was measured."""
         if not state["seen"]:
             return 0.0
@@ -187,9 +209,9 @@ class AutoRate:
         if trace <= 0:
             return 0.0
         cap = 2 * q * (1 - beta) / (trace + (q + 1) * largest)
-        return float(min(self.limit, self.safety * state["signal"] * cap * self.shape(step)))
+        return float(min(self.limit, self.safety * state["signal"] * cap * self.shape(step))) * unit
 
-    def curvature(self, state: dict[str, Any], q: int) -> tuple[float, float]:
+    def curvature(self, state: State, q: int) -> tuple[float, float]:
         """(T, L) from the measurements so far."""
         seen = np.array(state["seen"])
         trace = float(seen[:, 0].mean())
@@ -214,3 +236,10 @@ def _slope(fit: list[float], least: int = 20) -> tuple[float, float]:
     slope = (sxy - sx * sy / n) / across
     residual = max((syy - sy * sy / n) - slope**2 * across, 0.0) / (n - 2)
     return slope, math.sqrt(residual / across)
+
+
+def as_controller(value: Controller | float | str) -> Controller:
+    """What a method is given as its lr: a number is a constant schedule, "auto" an `AutoRate`."""
+    if value == "auto":
+        return AutoRate()
+    return value if isinstance(value, Controller) else as_schedule(value)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""What each door takes where a setting is not given, in one table.
+"""What each entry point takes where a setting is not given, in one table.
 
-    door                                    lr                                          mu
+    entry point                             lr                                          mu
     the menu itself, `ZOOptimizer("name")`  the paper's, for all weights of a           the menu's
                                             language model
     `minimize`, `AskTell` with a name       "auto" where estimator and rule allow it,   the menu's
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from zograd.core.run import Method
+from zograd.core.method import Method
 from zograd.methods.menu import describe, make
 
 BLACK_BOX_LR = 1e-2

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from zograd.core.run import Method
+from zograd.core.method import Method
 from zograd.estimators import Aligned, Central, Forward, Mirrored
 from zograd.laws import (
     DCT,
@@ -23,7 +23,7 @@ from zograd.laws import (
     TopScores,
     squared_weights,
 )
-from zograd.methods.menu import MU, Rate, entry
+from zograd.methods.menu import MU, LearningRate, Radius, entry
 from zograd.rules import SGD, FactorMomentum, SubspaceMuon
 from zograd.stores import Leaf
 
@@ -48,14 +48,14 @@ __all__ = [
     formula="x <- x - lr (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j,  <v_j, v_k> = d [j = k]",
 )
 def zo_orthogonal(
-    lr: Rate = 1e-6, mu: Rate = MU, n: int = 8, law: Law = Orthogonal(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-6, mu: Radius = MU, n: int = 8, law: Law = Orthogonal(), weight_decay: float = 0.0
 ) -> Method[None]:
     """Two-point gradient descent along n orthogonal directions: total variance d/n - 1 instead of (d - 1)/n.
 
     With n = d and no noise this is the gradient itself. `law=Walsh()` has nearly orthogonal Rademacher directions at
     the price of independent ones; the default (exactly orthogonal, Haar) generates n^2 / 2 noises a probe side.
     """
-    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_orthogonal")
+    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -64,8 +64,8 @@ def zo_orthogonal(
     formula="X <- X - lr (f(X + mu Z) - f(X - mu Z)) / (2 mu) Z,  Z = U V^T / sqrt(r),  V kept for `refresh` steps",
 )
 def lozo(
-    lr: Rate = 1e-6,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
     n: int = 1,
     rank: int = 2,
     refresh: int = 50,
@@ -77,7 +77,7 @@ def lozo(
     larger), and the update is along the very Z that was probed, also on steps that resample V (the code draws V anew
     before the update there: cosine 0.01 to 0.1).
     """
-    return Method(Central(n), LowRank(rank, refresh), SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="lozo")
+    return Method(Central(n), LowRank(rank, refresh), SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -86,8 +86,8 @@ def lozo(
     formula="X <- X - lr (f(X + mu Z) - f(X - mu Z)) / (2 mu) Z,  Z = sqrt(mn/r^2) U Z0 V^T,  U, V orthonormal",
 )
 def subzero(
-    lr: Rate = 1e-6,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
     n: int = 1,
     rank: int = 24,
     refresh: int = 1000,
@@ -97,7 +97,7 @@ def subzero(
 
     Leaves are matrices by their first axis; the released code reshapes LoRA and prompt tensors to near squares.
     """
-    return Method(Central(n), Subspace(rank, refresh), SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="subzero")
+    return Method(Central(n), Subspace(rank, refresh), SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -105,12 +105,14 @@ def subzero(
     extra_memory="none (the thin factor of the matrix in use)",
     formula="X <- X - lr (f(X + mu Z) - f(X - mu Z)) / (2 mu) Z,  Z = r^-1/2 sum_s tau_s u_s v_s^T,  u, v fixed",
 )
-def tezo(lr: Rate = 1e-6, mu: Rate = 1e-3, n: int = 1, rank: int = 32, weight_decay: float = 0.0) -> Method[None]:
+def tezo(
+    lr: LearningRate = 1e-6, mu: Radius = 1e-3, n: int = 1, rank: int = 32, weight_decay: float = 0.0
+) -> Method[None]:
     """Two-point gradient descent in r fixed rank-one components of each matrix: only their weights tau are sampled.
 
     One rank for all matrices, where the paper reads it off the spectrum of each weight.
     """
-    return Method(Central(n), Components(rank), SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="tezo")
+    return Method(Central(n), Components(rank), SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -119,8 +121,8 @@ def tezo(lr: Rate = 1e-6, mu: Rate = 1e-3, n: int = 1, rank: int = 32, weight_de
     formula="X <- X - lr 1/(2 n) sum_i (A_i+ - A_i-) E_i,  E_i = A_i B_i^T / sqrt(r),  A the z-scored losses",
 )
 def eggroll(
-    lr: Rate = 1e-3,
-    mu: Rate = 1e-2,
+    lr: LearningRate = 1e-3,
+    mu: Radius = 1e-2,
     n: int = 16,
     rank: int = 1,
     shaped: bool = True,
@@ -133,7 +135,7 @@ def eggroll(
     noise.
     """
     estimator = Mirrored(n) if shaped else Central(n)
-    return Method(estimator, LowRank(rank, 1), SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="eggroll")
+    return Method(estimator, LowRank(rank, 1), SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -142,8 +144,8 @@ def eggroll(
     formula="X <- X - lr (f(X + mu Z) - f(X - mu Z)) / (2 mu) Z,  Z = sqrt(n/r) U Q_I^T,  Q the orthonormal DCT",
 )
 def zo_dct(
-    lr: Rate = 1e-6,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-6,
+    mu: Radius = MU,
     n: int = 1,
     rank: int = 16,
     refresh: int = 100,
@@ -152,7 +154,7 @@ def zo_dct(
 ) -> Method[None]:
     """Two-point gradient descent in the span of r cosines of each row, random ones or those given as `columns`."""
     law = DCT(rank, refresh, tuple(columns))
-    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_dct")
+    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -161,8 +163,8 @@ def zo_dct(
     formula="N <- b N + (1-b) (f(X + mu Z) - f(X - mu Z)) / (2 mu) U,  X <- X - lr N V^T / sqrt(r)",
 )
 def lozo_m(
-    lr: Rate = 1e-6,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
     n: int = 1,
     rank: int = 2,
     refresh: int = 50,
@@ -171,7 +173,7 @@ def lozo_m(
 ) -> Method[None]:
     """LOZO with momentum in the thin coordinates; N is re-expressed, N V_old^T V_new / n, when V is resampled."""
     rule = FactorMomentum(beta, rank)
-    return Method(Central(n), LowRank(rank, refresh), rule, mu=mu, lr=lr, weight_decay=weight_decay, name="lozo_m")
+    return Method(Central(n), LowRank(rank, refresh), rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -180,8 +182,8 @@ def lozo_m(
     formula="G = sum_j (f(X + mu sqrt(m/r) P Psi_j) - f(X)) Psi_j,  X <- X - lr P msign(G),  P^T P = I",
 )
 def zo_muon(
-    lr: Rate = 1e-3,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-3,
+    mu: Radius = 1e-3,
     n: int = 4,
     rank: int = 64,
     refresh: int = 100,
@@ -194,15 +196,7 @@ def zo_muon(
     estimates are in coordinates of another subspace; here all share P for `refresh` steps. Vectors move by `plain` lr
     times their plain estimate (a fixed lr of 1e-7 there).
     """
-    method = Method(
-        Forward(n),
-        Projected(rank, refresh),
-        SubspaceMuon(plain),
-        mu=mu,
-        lr=lr,
-        weight_decay=weight_decay,
-        name="zo_muon",
-    )
+    method = Method(Forward(n), Projected(rank, refresh), SubspaceMuon(plain), mu=mu, lr=lr, weight_decay=weight_decay)
     return method
 
 
@@ -212,14 +206,14 @@ def zo_muon(
     formula="x <- x - lr (f(x + mu m z) - f(x - mu m z)) / (2 mu) m z,  m_i = [|x_i| <= h],  z ~ N(0, I)",
 )
 def sparse_mezo(
-    lr: Rate = 2e-6, mu: Rate = 1e-3, n: int = 1, sparsity: float = 0.75, law: Law = Gaussian()
+    lr: LearningRate = 2e-6, mu: Radius = 1e-3, n: int = 1, sparsity: float = 0.75, law: Law = Gaussian()
 ) -> Method[None]:
     """MeZO on the small weights of each tensor; the thresholds h are fixed when the run starts.
 
     The mask comes from the unperturbed weights, for both probes and the update. There is no weight decay: it would
     move the weights that are left alone.
     """
-    return Method(Central(n), SmallWeights(sparsity, law), SGD(), mu=mu, lr=lr, name="sparse_mezo")
+    return Method(Central(n), SmallWeights(sparsity, law), SGD(), mu=mu, lr=lr)
 
 
 @entry(
@@ -230,8 +224,8 @@ def sparse_mezo(
 )
 def senszoq(
     scores: Callable[[Leaf], Tensor],
-    lr: Rate = 5e-7,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 5e-7,
+    mu: Radius = 1e-3,
     n: int = 1,
     density: float = 1e-3,
     law: Law = Gaussian(),
@@ -242,7 +236,7 @@ def senszoq(
     a mask) or what `laws.sensitivity` estimates. The rest stays as it is; the paper quantises it to 4 bits, which is
     the model's affair here. There is no weight decay: it would move the rest.
     """
-    return Method(Central(n), TopScores(density, scores, law), SGD(), mu=mu, lr=lr, name="senszoq")
+    return Method(Central(n), TopScores(density, scores, law), SGD(), mu=mu, lr=lr)
 
 
 @entry(
@@ -251,8 +245,8 @@ def senszoq(
     formula="g_1 = mean D_z z,  u = g_1/|g_1|,  v = sqrt(d-1) P z/|P z| + xi u,  x <- x - lr (g_1 + mean D_v v)/2",
 )
 def dap(
-    lr: Rate = 1e-4,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-4,
+    mu: Radius = MU,
     n: int = 8,
     guide: Literal["pilot", "momentum", "user"] = "pilot",
     fixed_norm: bool = True,
@@ -267,4 +261,4 @@ def dap(
     evaluations. At equal evaluations the total error is that of the sphere law: a gain needs n near d, or a good guide.
     """
     estimator = Aligned(n, guide, fixed_norm, central, beta)
-    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="dap")
+    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zograd.core.run import Method
-from zograd.core.vector import Estimator
+from zograd.core.method import Method
 from zograd.estimators import (
     SAM,
     SVRG,
@@ -23,10 +22,11 @@ from zograd.estimators import (
     Richardson,
     Unbiased,
 )
+from zograd.estimators.base import Estimator
 from zograd.estimators.reduced import Memory
 from zograd.estimators.unbiased import Radii
 from zograd.laws import Coordinate, Gaussian, Law, Rademacher, Sphere
-from zograd.methods.menu import MU, Rate, entry
+from zograd.methods.menu import MU, LearningRate, Radius, entry
 from zograd.rules import SGD, Momentum
 from zograd.rules.base import Rule
 
@@ -55,8 +55,8 @@ __all__ = [
     formula="x <- x - lr (1/n) sum_j w_j D_j z_j,  w_j = 1 / max(floor, |c_j|^alpha),  c_j = (f+ - 2 f0 + f-) / mu^2",
 )
 def spsa15(
-    lr: Rate = 5e-4,
-    mu: Rate = 5e-4,
+    lr: LearningRate = 5e-4,
+    mu: Radius = 5e-4,
     n: int = 160,
     alpha: float = 0.1,
     floor: float = 1.0,
@@ -66,7 +66,7 @@ def spsa15(
     """1.5-SPSA: probes of strong curvature count less. Meant for large batches, many probes and few steps (70 for
     OPT-13B); the paper ties lr to mu, and both are settings here."""
     estimator = ProbeWeighted(n, alpha, floor)
-    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="spsa15")
+    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -75,10 +75,10 @@ def spsa15(
     formula="x <- x - lr (1/n) sum_j (4 D_j(mu/2) - D_j(mu)) / 3 v_j,  D_j(m) = (f(x + m v_j) - f(x - m v_j)) / (2 m)",
 )
 def zo_richardson(
-    lr: Rate = 1e-6, mu: Rate = 2.0**-6, n: int = 1, law: Law = Rademacher(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-6, mu: Radius = 2.0**-6, n: int = 1, law: Law = Rademacher(), weight_decay: float = 0.0
 ) -> Method[None]:
     """Two radii cancel the bias in mu^2, so that mu can be large: for noisy losses that are far from quadratic."""
-    return Method(Richardson(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_richardson")
+    return Method(Richardson(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -87,8 +87,8 @@ def zo_richardson(
     formula="x <- x - lr (1/n) sum_j min(max(D_j, -C), C) z_j,  D_j = (f(x + mu z_j) - f(x - mu z_j)) / (2 mu)",
 )
 def zo_clip(
-    lr: Rate = 1e-7,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-7,
+    mu: Radius = 1e-3,
     clip: float = 100.0,
     n: int = 1,
     law: Law = Gaussian(),
@@ -96,7 +96,7 @@ def zo_clip(
 ) -> Method[None]:
     """MeZO with bounded slopes. The paper calls the clipped estimate unbiased; it is the gradient shrunk by
     2 Phi(C/|grad f|) - 1, which acts as a cap on the learning rate where the gradient is long."""
-    return Method(Central(n, clip), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_clip")
+    return Method(Central(n, clip), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -105,8 +105,8 @@ def zo_clip(
     formula="x <- x - lr [D(mu_1) + (D(mu_{m+1}) - D(mu_m)) / p_m] v,  D(r) = (f(x + r v) - f(x)) / r,  m ~ p",
 )
 def p4(
-    lr: Rate = 1e-4,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-4,
+    mu: Radius = 1e-3,
     n: int = 1,
     radii: Radii = Geometric(0.5),
     levels: int = 2,
@@ -119,7 +119,7 @@ def p4(
     (`zograd.estimators.deepest_level`); for exact losses take mu = 0.5 and levels = 16. It pays where mu has to be
     large and losses are nearly exact; otherwise two-point differences are as good for less."""
     estimator = Unbiased(n, 4, radii, levels)
-    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="p4")
+    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -128,8 +128,8 @@ def p4(
     formula="x <- x - 2 lr P v,  P = D(mu_1) or (D(mu_{m+1}) - D(mu_m)) / p_m by a fair coin",
 )
 def p3(
-    lr: Rate = 1e-4,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-4,
+    mu: Radius = 1e-3,
     n: int = 1,
     radii: Radii = Geometric(0.5),
     levels: int = 2,
@@ -138,7 +138,7 @@ def p3(
 ) -> Method[None]:
     """One half of P4 by a coin: 2 or 3 evaluations a step, and twice the variance (the paper's bound misses that)."""
     estimator = Unbiased(n, 3, radii, levels)
-    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="p3")
+    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -147,8 +147,8 @@ def p3(
     formula="x <- x - lr [h + (1/n) sum_j (D_j - <v_j, h>) v_j],  h a memory of the gradient",
 )
 def zo_recentred(
-    lr: Rate = 1e-6,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-6,
+    mu: Radius = MU,
     n: int = 1,
     memory: Memory = "momentum",
     beta: float = 0.9,
@@ -159,7 +159,7 @@ def zo_recentred(
 ) -> Method[None]:
     """Two-point differences of what the memory h does not know yet: unbiased, variance (d - 1)/n |grad f - h|^2."""
     estimator = Recentred(n, memory, beta, every, pilot)
-    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_recentred")
+    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -168,8 +168,8 @@ def zo_recentred(
     formula="x <- x - lr [(1/n) sum_j (D_j f_B(x) - D_j f_B(w)) v_j + G],  w the iterate every q steps, G ~ grad f(w)",
 )
 def zo_svrg(
-    lr: Rate = 1e-6,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
     n: int = 1,
     batch: int = 64,
     every: int = 2,
@@ -180,7 +180,7 @@ def zo_svrg(
     """Variance reduction over the terms of a finite sum. `full` estimates the gradient at the anchor: directions as
     published, or `Coordinates(d)`. One learning rate for both kinds of steps, and no annealing, unlike MeZO-SVRG."""
     estimator = SVRG(n, batch, every, full)
-    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_svrg")
+    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -189,8 +189,8 @@ def zo_svrg(
     formula="x <- x - lr [(1/n) sum_j (D_j f_B(x) - D_j f_B(w)) v_j + G],  w moves to x with probability p",
 )
 def zo_lsvrg(
-    lr: Rate = 1e-6,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
     n: int = 1,
     batch: int = 1,
     p: float = 0.1,
@@ -201,7 +201,7 @@ def zo_lsvrg(
     """`zo_svrg` without the inner loop: a coin decides when the anchor moves. 16 directions for G, which about 1/p
     steps follow."""
     estimator = LooplessSVRG(n, batch, p, full)
-    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_lsvrg")
+    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -210,8 +210,8 @@ def zo_lsvrg(
     formula="x <- rule(x, lr, (D_u f_i(x) - D_u f_i(w)) u + h + (D_u' f(w) - <u', h>) u'),  h tracks grad f(w)",
 )
 def zpdvr(
-    lr: Rate = 1e-3,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-3,
+    mu: Radius = MU,
     batch: int = 1,
     p: float | None = None,
     rule: Rule[Any] = SGD(),
@@ -221,7 +221,7 @@ def zpdvr(
     """Reduces the variance of the terms and of the directions, so that a constant lr converges to the minimum.
 
     rule: what takes the step; the paper's is proximal. O(d (N + condition) log 1/eps) evaluations of single terms."""
-    return Method(ZPDVR(batch, p), law, rule, mu=mu, lr=lr, weight_decay=weight_decay, name="zpdvr")
+    return Method(ZPDVR(batch, p), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -230,10 +230,10 @@ def zpdvr(
     formula="x <- x - lr 1/(2 n) sum_j sign(f(x + mu u_j) - f(x + mu w_j)) (u_j - w_j)",
 )
 def preference(
-    lr: Rate = 1e-2, mu: Rate = MU, n: int = 8, law: Law = Rademacher(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-2, mu: Radius = MU, n: int = 8, law: Law = Rademacher(), weight_decay: float = 0.0
 ) -> Method[None]:
     """Which of two is better, n times: all that a judge has to say."""
-    return Method(Preference(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="preference")
+    return Method(Preference(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -242,8 +242,8 @@ def preference(
     formula="x <- x - lr 1/(2 n) sum_j (A_j+ - A_j-) v_j,  A = (f - mean f) / std f over the 2 n losses f(x +- mu v_j)",
 )
 def mirrored_es(
-    lr: Rate = 5e-4,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 5e-4,
+    mu: Radius = 1e-3,
     n: int = 15,
     floor: float = 1e-8,
     law: Law = Gaussian(),
@@ -253,7 +253,7 @@ def mirrored_es(
 
     Their released code seeds every tensor alike, so that equal shapes get equal noise; here noise is addressed by
     tensor and element. `floor` bounds the deviation from below where they add 1e-8 to it."""
-    return Method(Mirrored(n, floor), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="mirrored_es")
+    return Method(Mirrored(n, floor), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -262,8 +262,8 @@ def mirrored_es(
     formula="x <- x - lr sum_{i in S} (f(x + mu e_i) - f(x)) / mu e_i,  S drawn anew every `refresh` steps",
 )
 def cge(
-    lr: Rate = 1e-3,
-    mu: Rate = 5e-3,
+    lr: LearningRate = 1e-3,
+    mu: Radius = 5e-3,
     count: int = 64,
     densities: tuple[float, ...] = (),
     central: bool = False,
@@ -272,7 +272,7 @@ def cge(
 ) -> Method[None]:
     """Coordinate descent by differences; with count >= d the gradient itself."""
     estimator = Coordinates(count, densities, central, refresh)
-    return Method(estimator, Coordinate(), SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="cge")
+    return Method(estimator, Coordinate(), SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -283,8 +283,8 @@ def cge(
 )
 def deepzero(
     count: int,
-    lr: Rate = 0.1,
-    mu: Rate = 5e-3,
+    lr: LearningRate = 0.1,
+    mu: Radius = 5e-3,
     beta: float = 0.9,
     densities: tuple[float, ...] = (),
     refresh: int = 1000,
@@ -298,7 +298,7 @@ def deepzero(
     sequential models from the layer that a coordinate lies in."""
     estimator = Coordinates(count, densities, False, refresh)
     rule = Momentum(beta)
-    return Method(estimator, Coordinate(), rule, mu=mu, lr=lr, weight_decay=weight_decay, name="deepzero")
+    return Method(estimator, Coordinate(), rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -306,9 +306,9 @@ def deepzero(
     extra_memory="none",
     formula="x <- argmin f over {x - lr g, x, x + lr g},  g = (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j",
 )
-def zo_conservative(lr: Rate = 1e-6, mu: Rate = 1e-3, n: int = 1, law: Law = Gaussian()) -> Method[None]:
+def zo_conservative(lr: LearningRate = 1e-6, mu: Radius = 1e-3, n: int = 1, law: Law = Gaussian()) -> Method[None]:
     """A step only where the loss of the batch confirms it: 5 evaluations with one direction."""
-    return Method(Conservative(Central(n)), law, SGD(), mu=mu, lr=lr, name="zo_conservative")
+    return Method(Conservative(Central(n)), law, SGD(), mu=mu, lr=lr)
 
 
 @entry(
@@ -317,12 +317,12 @@ def zo_conservative(lr: Rate = 1e-6, mu: Rate = 1e-3, n: int = 1, law: Law = Gau
     formula="x <- x - lr g(x + rho g(x) / |g(x)|),  g = (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j",
 )
 def zo_sam(
-    lr: Rate = 1e-6,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
     n: int = 8,
     rho: float = 0.05,
     law: Law = Rademacher(),
     weight_decay: float = 0.0,
 ) -> Method[None]:
     """Sharpness-aware descent: the gradient at the estimated worst point of a small ball."""
-    return Method(SAM(Central(n), rho), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_sam")
+    return Method(SAM(Central(n), rho), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from zograd.core.run import Method
+from zograd.core.method import Method
 from zograd.estimators import Central
 from zograd.laws import Gaussian, Law, Rademacher
-from zograd.methods.menu import Rate, entry
+from zograd.methods.menu import LearningRate, Radius, entry
 from zograd.rules import SGD, Bounded, Proximal
 from zograd.sets import NonNegative
 from zograd.spaces import PositiveOrthant
@@ -20,8 +20,8 @@ __all__ = ["hozo", "qzo"]
     formula="s <- s exp(clip(-lr c z, +-trust)),  c = (1/n) sum_j (f(s exp(mu z_j)) - f(s exp(-mu z_j))) / (2 mu)",
 )
 def hozo(
-    lr: Rate = 1e-3,
-    mu: Rate = 2.0**-7,
+    lr: LearningRate = 1e-3,
+    mu: Radius = 2.0**-7,
     n: int = 1,
     clip: float | None = None,
     trust: float | None = 0.1,
@@ -35,7 +35,7 @@ def hozo(
     `space=PositiveOrthant()`; momentum and Adam then are those of log s.
     """
     rule = SGD() if trust is None else Bounded(trust)
-    return Method(Central(n, clip=clip), law, rule, space=PositiveOrthant(), mu=mu, lr=lr, name="hozo")
+    return Method(Central(n, clip=clip), law, rule, space=PositiveOrthant(), mu=mu, lr=lr)
 
 
 @entry(
@@ -44,7 +44,7 @@ def hozo(
     formula="s <- max(s - lr clip(c, +-C) z, 0),  c = (f(s + mu z) - f(s - mu z)) / (2 mu),  z ~ N(0, I)",
 )
 def qzo(
-    lr: Rate = 1e-7, mu: Rate = 1e-3, n: int = 1, clip: float | None = 100.0, law: Law = Gaussian()
+    lr: LearningRate = 1e-7, mu: Radius = 1e-3, n: int = 1, clip: float | None = 100.0, law: Law = Gaussian()
 ) -> Method[None]:
     """Two-point gradient descent on scales with clipped slopes, projected onto s >= 0 after each step.
 
@@ -52,4 +52,4 @@ def qzo(
     which runs show as the meter `infeasible`. Clipping shrinks the expected step by 2 Phi(C / |g|) - 1 and keeps its
     direction (the paper calls the clipped estimate unbiased). A scale that reaches 0 stays trained.
     """
-    return Method(Central(n, clip=clip), law, Proximal(NonNegative()), mu=mu, lr=lr, name="qzo")
+    return Method(Central(n, clip=clip), law, Proximal(NonNegative()), mu=mu, lr=lr)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from zograd.core.run import Method
+from zograd.core.method import Method
 from zograd.estimators import Central, OneSided, Ranked, Spread
 from zograd.estimators.ranked import Weights
 from zograd.laws import Gaussian, Law, Rademacher
-from zograd.methods.menu import MU, Rate, entry
+from zograd.methods.menu import MU, LearningRate, Radius, entry
 from zograd.rules import SGD, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
 from zograd.sets import L1Ball, LinearMinimizer
 
@@ -19,10 +19,10 @@ __all__ = ["frank_wolfe", "fzoo", "mezo", "mezo_momentum", "rank", "zo_adam", "z
     formula="x <- x - lr (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j",
 )
 def zo_sgd(
-    lr: Rate = 1e-6, mu: Rate = MU, n: int = 1, law: Law = Rademacher(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-6, mu: Radius = MU, n: int = 1, law: Law = Rademacher(), weight_decay: float = 0.0
 ) -> Method[None]:
     """Two-point gradient descent with minimum-variance (Rademacher) directions, n averaged."""
-    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_sgd")
+    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -31,10 +31,10 @@ def zo_sgd(
     formula="x <- x - lr (f(x + mu z) - f(x - mu z)) / (2 mu) z,  z ~ N(0, I)",
 )
 def mezo(
-    lr: Rate = 1e-6, mu: Rate = 1e-3, n: int = 1, law: Law = Gaussian(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-6, mu: Radius = 1e-3, n: int = 1, law: Law = Gaussian(), weight_decay: float = 0.0
 ) -> Method[None]:
     """MeZO as published: Gaussian directions. `zo_sgd` is the same with cheaper and better Rademacher ones."""
-    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="mezo")
+    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -43,8 +43,8 @@ def mezo(
     formula="m <- beta m + g,  x <- x - lr m,  g as in mezo",
 )
 def mezo_momentum(
-    lr: Rate = 1e-7,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-7,
+    mu: Radius = 1e-3,
     beta: float = 0.9,
     n: int = 1,
     replay: bool = True,
@@ -54,7 +54,7 @@ def mezo_momentum(
 ) -> Method[None]:
     """MeZO with heavy ball, by default from replayed seeds instead of a buffer."""
     rule = ReplayMomentum(beta, window) if replay else Momentum(beta)
-    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay, name="mezo_momentum")
+    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -63,8 +63,8 @@ def mezo_momentum(
     formula="Adam on g = (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j",
 )
 def zo_adam(
-    lr: Rate = 1e-6,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-6,
+    mu: Radius = MU,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,
@@ -74,7 +74,7 @@ def zo_adam(
 ) -> Method[None]:
     """Adam fed with the two-point estimate."""
     rule = Adam(beta1, beta2, eps)
-    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay, name="zo_adam")
+    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -83,10 +83,10 @@ def zo_adam(
     formula="x <- x - lr sign((1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j)",
 )
 def zo_sign(
-    lr: Rate = 1e-6, mu: Rate = MU, n: int = 4, law: Law = Rademacher(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-6, mu: Radius = MU, n: int = 4, law: Law = Rademacher(), weight_decay: float = 0.0
 ) -> Method[None]:
     """The sign of the averaged estimate, elementwise."""
-    return Method(Central(n), law, Sign(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_sign")
+    return Method(Central(n), law, Sign(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -95,10 +95,10 @@ def zo_sign(
     formula="x <- x - lr (1/n) sum_j (f_j - f_0) / std(f_1..f_n) u_j,  f_j = f(x + mu u_j), u_j in {-1, 1}^d",
 )
 def fzoo(
-    lr: Rate = 1e-5, mu: Rate = MU, n: int = 8, law: Law = Rademacher(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-5, mu: Radius = MU, n: int = 8, law: Law = Rademacher(), weight_decay: float = 0.0
 ) -> Method[Spread]:
     """Batched one-sided differences, normalised by the spread of the losses."""
-    return Method(OneSided(n), law, SpreadSGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="fzoo")
+    return Method(OneSided(n), law, SpreadSGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -107,8 +107,8 @@ def fzoo(
     formula="x <- x - lr sum_k w_k v_(k),  v_(1) .. v_(n) from best to worst loss, w rises with k, sum |w_k| = 1",
 )
 def rank(
-    lr: Rate = 1e-2,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-2,
+    mu: Radius = MU,
     n: int = 16,
     weights: Weights = "linear",
     top: int | None = None,
@@ -118,7 +118,7 @@ def rank(
     """Only the order of the losses matters: invariant under any increasing map of f.
 
     weights: "linear" in the rank, "log" as CMA-ES, or the "top" best against the `top` worst."""
-    return Method(Ranked(n, weights, top), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="rank")
+    return Method(Ranked(n, weights, top), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -128,7 +128,7 @@ def rank(
     example={"set": L1Ball(1.0)},
 )
 def frank_wolfe(
-    set: LinearMinimizer, lr: Rate = 1.0, mu: Rate = MU, n: int = 8, rho: float = 1.0, law: Law = Rademacher()
+    set: LinearMinimizer, lr: LearningRate = 1.0, mu: Radius = MU, n: int = 8, rho: float = 1.0, law: Law = Rademacher()
 ) -> Method[None]:
     """Projection-free descent over a set with a linear minimiser (`zograd.sets`)."""
-    return Method(Central(n), law, FrankWolfe(set, rho), mu=mu, lr=lr, name="frank_wolfe")
+    return Method(Central(n), law, FrankWolfe(set, rho), mu=mu, lr=lr)

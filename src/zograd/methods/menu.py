@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, TypeAlias, TypeVar
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import wraps
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
-from zograd import laws
-from zograd.core.run import Method
+from zograd.core.method import Method
+from zograd.core.parts import concrete
 from zograd.core.schedules import Schedule
 from zograd.errors import UsageError
 from zograd.laws import Law
+from zograd.learning_rate import Controller
 
 __all__ = [
-    "MENU", "MU", "Entry", "Rate", "describe", "entry", "law_named", "make", "names", "plain", "register_law",
-]  # fmt: skip
+    "MENU",
+    "MU",
+    "LearningRate",
+    "MenuEntry",
+    "Radius",
+    "describe",
+    "entry",
+    "law_named",
+    "make",
+    "names",
+    "plain",
+    "register_law",
+]
 
-Rate: TypeAlias = float | Schedule
+LearningRate: TypeAlias = float | Controller | Literal["auto"]
+Radius: TypeAlias = float | Schedule
 Build = TypeVar("Build", bound=Callable[..., Method[Any]])
 Made = TypeVar("Made", bound=type)
 
@@ -26,7 +40,7 @@ MU = 2.0**-10
 
 
 @dataclass(frozen=True)
-class Entry:
+class MenuEntry:
     """A line of the menu. `example` holds values for the settings that have no default."""
 
     name: str
@@ -37,7 +51,7 @@ class Entry:
     example: Mapping[str, Any] = field(default_factory=dict)
 
 
-MENU: dict[str, Entry] = {}
+MENU: dict[str, MenuEntry] = {}
 LAWS: dict[str, Callable[[], Law]] = {}
 """Laws of directions that are no part of zograd, by their names on the command line."""
 
@@ -49,7 +63,7 @@ class DuplicateNameError(UsageError):
 def entry(
     *, source: str, extra_memory: str, formula: str, example: Mapping[str, Any] | None = None
 ) -> Callable[[Build], Build]:
-    """Decorator: put this function on the menu under its own name."""
+    """Decorator: put this function on the menu under its own name, which its methods then have."""
 
     def register(build: Build) -> Build:
         name = build.__name__
@@ -58,8 +72,13 @@ def entry(
             raise DuplicateNameError(
                 f"there are two methods {name!r}, in {_place(known.build)} and in {_place(build)}; rename one"
             )
-        MENU[name] = Entry(name, build, source, extra_memory, formula, example or {})
-        return build
+
+        @wraps(build)
+        def named(*args: Any, **settings: Any) -> Method[Any]:
+            return replace(build(*args, **settings), name=name)
+
+        MENU[name] = MenuEntry(name, named, source, extra_memory, formula, example or {})
+        return cast(Build, named)
 
     return register
 
@@ -82,7 +101,8 @@ def register_law(law: Made) -> Made:
 
 
 def _built_in_laws() -> dict[str, Callable[[], Law]]:
-    return {n.lower(): getattr(laws, n) for n in laws.__all__ if "fixed_norm" in dir(getattr(laws, n)) and n != "Law"}
+    """The laws of zograd by their lower-case names."""
+    return {law.__name__.lower(): law for law in concrete(Law) if law.__module__.startswith("zograd.")}
 
 
 def names() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zograd.core.run import Method
+from zograd.core.method import Method
 from zograd.estimators import (
     ZPDVR,
     Central,
@@ -15,7 +15,7 @@ from zograd.estimators import (
 )
 from zograd.estimators.simulated import Anneal
 from zograd.laws import Gaussian, Law, Rademacher
-from zograd.methods.menu import MU, Rate, entry
+from zograd.methods.menu import MU, LearningRate, Radius, entry
 from zograd.rules import (
     SGD,
     AdaMU,
@@ -52,8 +52,8 @@ __all__ = [
     formula="c = b1 m + (1 - b1) g,  x <- x - lr sign(c),  m <- b2 m + (1 - b2) g",
 )
 def zo_lion(
-    lr: Rate = 1e-6,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-6,
+    mu: Radius = MU,
     beta1: float = 0.9,
     beta2: float = 0.99,
     n: int = 1,
@@ -62,7 +62,7 @@ def zo_lion(
 ) -> Method[None]:
     """Lion fed with the two-point estimate. The momentum is what makes the sign informative: with a single direction
     and no memory, sign(g) is a random sign vector."""
-    return Method(Central(n), law, Lion(beta1, beta2), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_lion")
+    return Method(Central(n), law, Lion(beta1, beta2), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -71,8 +71,8 @@ def zo_lion(
     formula="c = b1 m + (1 - b1) g,  x <- x - lr sqrt(d) c / |c|,  m <- b2 m + (1 - b2) g",
 )
 def zo_lion_l2(
-    lr: Rate = 1e-6,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-6,
+    mu: Radius = MU,
     beta1: float = 0.9,
     beta2: float = 0.99,
     n: int = 1,
@@ -81,7 +81,7 @@ def zo_lion_l2(
 ) -> Method[None]:
     """Lion-K with the Euclidean norm for K: normalised momentum, whose steps are as long as Lion's."""
     rule = NormalizedLion(beta1, beta2)
-    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay, name="zo_lion_l2")
+    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -90,8 +90,8 @@ def zo_lion_l2(
     formula="m <- b1 m + (1 - b1) g,  s <- b2 s + (1 - b2) g^2,  s^ <- max(s^, s),  x <- x - lr m / sqrt(s^)",
 )
 def zo_adamm(
-    lr: Rate = 1e-6,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-6,
+    mu: Radius = MU,
     beta1: float = 0.9,
     beta2: float = 0.3,
     start: float = 1e-5,
@@ -102,7 +102,7 @@ def zo_adamm(
     """AMSGrad fed with the two-point estimate, from s = s^ = start. The paper takes one-sided differences; central
     ones cost n - 1 evaluations more and have no curvature noise. Unconstrained: `zo_prox` has the constraints."""
     rule = AMSGrad(beta1, beta2, start)
-    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay, name="zo_adamm")
+    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -111,10 +111,10 @@ def zo_adamm(
     formula="x <- x - lr (1/n) sum_j sign(f(x + mu v_j) - f(x - mu v_j)) v_j",
 )
 def zo_sign_scalar(
-    lr: Rate = 1e-6, mu: Rate = MU, n: int = 1, law: Law = Gaussian(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-6, mu: Radius = MU, n: int = 1, law: Law = Gaussian(), weight_decay: float = 0.0
 ) -> Method[None]:
     """The sign of the scalar times the direction: what ZO-Bench calls sign. `zo_sign` takes the elementwise sign."""
-    return Method(Compared(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_sign_scalar")
+    return Method(Compared(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -123,10 +123,10 @@ def zo_sign_scalar(
     formula="x <- x - lr (2 g_t - g_{t-1}),  g_{-1} = 0",
 )
 def zo_optimistic(
-    lr: Rate = 1e-6, mu: Rate = MU, n: int = 1, law: Law = Rademacher(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-6, mu: Radius = MU, n: int = 1, law: Law = Rademacher(), weight_decay: float = 0.0
 ) -> Method[None]:
     """The optimistic step, the last estimate regenerated from its seeds."""
-    return Method(Central(n), law, Optimistic(), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_optimistic")
+    return Method(Central(n), law, Optimistic(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -137,15 +137,15 @@ def zo_optimistic(
 )
 def zo_prox(
     prox: Prox | Projection,
-    lr: Rate = 1e-6,
-    mu: Rate = MU,
+    lr: LearningRate = 1e-6,
+    mu: Radius = MU,
     n: int = 1,
     law: Law = Rademacher(),
     weight_decay: float = 0.0,
 ) -> Method[None]:
     """Proximal descent: `prox` is one of `zograd.sets` L1, GroupL2, Nuclear, Box, LInfBall, L2Ball. The loss that is
     evaluated is f alone; probes may leave the set by mu |v|."""
-    return Method(Central(n), law, Proximal(prox), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_prox")
+    return Method(Central(n), law, Proximal(prox), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -154,8 +154,8 @@ def zo_prox(
     formula="x <- x - lr D z / sqrt(h),  h <- (1 - a) h + a h c (z^2 - 1) / 2,  D, c slope and curvature along it",
 )
 def hizoo(
-    lr: Rate = 1e-6,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
     alpha: float = 1e-8,
     n: int = 1,
     low: float = 1e-2,
@@ -168,7 +168,7 @@ def hizoo(
     paper's alpha hardly adapts; h follows within 1/alpha steps, and stays a mean of many probes while alpha is well
     below 1/trace^2 of the scaled Hessian."""
     rule = PublishedHiZOO(alpha, low, high) if published else DiagonalNewton(alpha, low, high)
-    return Method(Curved(n), Gaussian(), rule, Diagonal(), mu=mu, lr=lr, name="hizoo")
+    return Method(Curved(n), Gaussian(), rule, Diagonal(), mu=mu, lr=lr)
 
 
 @entry(
@@ -177,13 +177,11 @@ def hizoo(
     formula="x <- x - lr D z / sqrt(h_row),  h_row <- (1 - a) h_row + a h_row c mean_row(z^2 - 1) / 2",
 )
 def hizoo_row(
-    lr: Rate = 1e-6, mu: Rate = 1e-3, alpha: float = 1e-8, n: int = 1, low: float = 1e-2, high: float = 1e6
+    lr: LearningRate = 1e-6, mu: Radius = 1e-3, alpha: float = 1e-8, n: int = 1, low: float = 1e-2, high: float = 1e6
 ) -> Method[Curvatures]:
     """HiZOO in the memory of inference: h is the mean of the Hessian's diagonal over each row (first axis by the rest).
     Averaging over a row of k weights makes its estimate less noisy by sqrt(k)."""
-    return Method(
-        Curved(n), Gaussian(), DiagonalNewton(alpha, low, high), Diagonal(True), mu=mu, lr=lr, name="hizoo_row"
-    )
+    return Method(Curved(n), Gaussian(), DiagonalNewton(alpha, low, high), Diagonal(True), mu=mu, lr=lr)
 
 
 @entry(
@@ -192,8 +190,8 @@ def hizoo_row(
     formula="u = b1 z0 + (1 - b1) zm,  x <- x - lr D_u u / sqrt(b2 z0^2 + (1 - b2) zm^2 + eps),  mean <- sign(D_u) u",
 )
 def zo_adamu(
-    lr: Rate = 1e-4,
-    mu: Rate = 1e-3,
+    lr: LearningRate = 1e-4,
+    mu: Radius = 1e-3,
     start: int = 1024,
     stop: int = 16_000,
     end: float = 0.9,
@@ -205,7 +203,7 @@ def zo_adamu(
     code, which perturbs along one mixture (b1 fixed at 0.1) and moves along another."""
     a, b1, b2 = (Anneal(phi, start, stop, end) for phi in (1.0, 0.1, 1.5))
     estimator = SimulatedMomentum(a, b1, b2)
-    return Method(estimator, Gaussian(), AdaMU(eps), mu=mu, lr=lr, weight_decay=weight_decay, name="zo_adamu")
+    return Method(estimator, Gaussian(), AdaMU(eps), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -214,7 +212,7 @@ def zo_adamu(
     formula="c = sum_i w_i x_i, w ~ exp(-alpha f(x_i)),  x_i <- x_i - lam dt (x_i - c) + sigma sqrt(dt) (x_i - c) xi_i",
 )
 def cbo(
-    mu: Rate = 1.0,
+    mu: Radius = 1.0,
     n: int = 20,
     alpha: float = 1.0,
     lam: float = 1.0,
@@ -228,7 +226,7 @@ def cbo(
     in memory, and mu wide enough to reach the minimum. Componentwise noise by default, where CBXpy has |x_i - c| xi_i
     (`componentwise=False`): that one diverges in more than a few dimensions at sigma = 1."""
     estimator = Consensus(n, alpha, lam, sigma, dt, componentwise)
-    return Method(estimator, law, SGD(), mu=mu, lr=1.0, name="cbo")
+    return Method(estimator, law, SGD(), mu=mu, lr=1.0)
 
 
 @entry(
@@ -239,8 +237,8 @@ def cbo(
 )
 def frank_wolfe_vr(
     set: LinearMinimizer,
-    lr: Rate = 1.0,
-    mu: Rate = MU,
+    lr: LearningRate = 1.0,
+    mu: Radius = MU,
     batch: int = 8,
     p: float | None = None,
     rho: float = 1.0,
@@ -251,4 +249,4 @@ def frank_wolfe_vr(
     paper's abstract names the parts; that ZPDVR's recursion stands for them is our reading. The tracker has to be
     learned first: on sums of few terms `frank_wolfe`, which averages, needs fewer evaluations."""
     rule = FrankWolfe(set, rho, fade=0.0)
-    return Method(ZPDVR(batch, p), law, rule, mu=mu, lr=lr, name="frank_wolfe_vr")
+    return Method(ZPDVR(batch, p), law, rule, mu=mu, lr=lr)

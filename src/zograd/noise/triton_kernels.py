@@ -238,7 +238,8 @@ def tile_of_combine(
         inside = tl.max_constancy(inside, [1, vector])
 
     # t + (-0.0) == t for every t, zeros included: sums start there.
-    v = tl.full([TILE // 32, 32], 0.0 if KINDS == 0 and not HAS_X else -0.0, real)
+    # As a product, since tl.full loses the sign of zero in triton 3.7.
+    v = tl.zeros([TILE // 32, 32], real) * (1.0 if KINDS == 0 and not HAS_X else -1.0)
     if HAS_DENSE:
         dense = at(tl.load(job + DENSE), base, e, 8 if FORMAT == F64 else 4, real, ALIGNED)
         dense_coef = tl.load(knobs + DENSE_COEF).to(tl.float64, bitcast=True).to(real)
@@ -309,7 +310,7 @@ def noise(knobs, j, leaf, base, table, KINDS: tl.constexpr, FORMAT: tl.constexpr
 def signed(coef, sign_bit, FORMAT: tl.constexpr):
     """coef with its sign flipped where bit 31 of sign_bit is set."""
     if FORMAT == F64:
-        return tl.where(sign_bit != 0, -coef, coef)
+        return tl.where(sign_bit != 0, coef * -1.0, coef)  # -coef may be 0 - coef
     else:
         return (coef.to(tl.uint32, bitcast=True) ^ sign_bit).to(tl.float32, bitcast=True)
 

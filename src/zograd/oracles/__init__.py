@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zograd.core.vector import Query
+from zograd.core.query import Query
 from zograd.lens.parameters import Unbranchable
 from zograd.stores import Store
 
@@ -38,7 +38,7 @@ class Oracle(Protocol):
 
 
 def as_number(value: Any) -> float:
-    """A loss as a Python float, for every door. Raises TypeError that says what came and what to return instead."""
+    """A loss as a Python float, for every entry point. The TypeError says what was returned and what to return."""
     if isinstance(value, Tensor):
         if value.numel() == 1 and not value.is_complex():
             return float(value.detach())
@@ -80,7 +80,7 @@ def _described(value: Any) -> str:
 def seeded(store: Store, key: int) -> Iterator[Callable[[], None]]:
     """Gives a function that sets the random state to `key`: of torch, of `numpy.random` and of `random`.
 
-    The caller's own state comes back at the end.
+    The caller's own state is restored at the end.
     """
     devices = _cuda_devices(store)
     numpy_state, python_state = host_state()
@@ -185,7 +185,7 @@ def batched(loss: BatchedLoss, together: int | Callable[[], int] = 16) -> Batche
 def _low_rank(queries: Sequence[Query]) -> bool:
     """Whether the points are along directions of low rank."""
     terms = [e for query in queries for e, _ in query.at.terms]
-    return bool(terms) and all(hasattr(e, "factors") for e in terms)
+    return bool(terms) and all(e.low_rank for e in terms)
 
 
 class Batched:
@@ -260,7 +260,7 @@ class Batched:
         self.given_up = True
 
     def _as_usual(self, store: Store, queries: Sequence[Query]) -> bool:
-        """Whether a forward of its own for each query, that reads weights at the point, is all that there is."""
+        """Whether each query needs a forward of its own, which reads the weights at the point."""
         if self.given_up or store.escaped or store.sharded:
             return True
         return min(self.together, len(queries)) == 1 and not _low_rank(queries)

@@ -9,7 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from zograd.core.vector import Query, Vector
+from zograd.core.query import Query
+from zograd.core.vector import Vector
 from zograd.laws.coordinate import Unit
 from zograd.oracles import Oracle, as_number, seeded
 from zograd.stores import Store

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zograd.core.vector import Array, Query, Vector
 from zograd.oracles import Oracle
-from zograd.sets.base import Unit
+from zograd.sets.base import Extent
 from zograd.spaces import Euclidean, Space
 from zograd.stores import Store
 
@@ -175,7 +175,7 @@ class L1Projection:
     """The projection onto the l1 ball as a proximal map of `zograd.rules.Proximal`, for x in a single tensor."""
 
     radius: float
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
 
     def prox_(self, y: Tensor, t: float) -> Tensor:
         return y.copy_(torch.from_numpy(project_l1(y.numpy(), self.radius)))

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zograd.core.vector import Estimate
+from zograd.core.query import Estimate
+from zograd.rules.base import Rule
 from zograd.rules.sgd import check_beta
 from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)
-class Adam:
+class Adam(Rule[Any]):
     """m <- b1 m + (1 - b1) g, s <- b2 s + (1 - b2) g^2, x <- x - lr m^ / (sqrt(s^) + eps), with m^ = m / (1 - b1^t).
 
     Kingma and Ba (2015), Algorithm 1, with decoupled weight decay. Memory: two float32 slots of d elements. With few

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zograd.core.vector import Estimate, Noise, Slot, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import Noise, Slot, Vector
 from zograd.estimators.simulated import Mixture
+from zograd.rules.base import Rule
 from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)
-class AdaMU:
+class AdaMU(Rule[Mixture]):
     """x <- x - lr D u / sqrt(b2 z0^2 + (1 - b2) zm^2 + eps), mean <- sign(D) u, with u = b1 z0 + (1 - b1) zm.
 
     z0, zm and the slope D along u are those of `SimulatedMomentum`, which holds the slot. With a = b1 = b2 = 1 the step
@@ -21,10 +22,6 @@ class AdaMU:
     """
 
     eps: float = 1e-8
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     @property
     def reads(self) -> type[Mixture]:

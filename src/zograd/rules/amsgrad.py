@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from zograd.core.vector import Estimate
+from zograd.core.query import Estimate
+from zograd.rules.base import Rule
 from zograd.rules.sgd import check_beta
 from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)
-class AMSGrad:
+class AMSGrad(Rule[Any]):
     """m <- b1 m + (1 - b1) g, s <- b2 s + (1 - b2) g^2, s^ <- max(s^, s), x <- x - lr m / sqrt(s^).
 
     Reddi et al. 2018 without bias corrections, as ZO-AdaMM has it (Chen et al. 2019, Algorithm 1), from s = s^ = start.

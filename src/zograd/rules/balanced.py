@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from zograd.core.vector import HALF, Estimate, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import HALF, Vector
+from zograd.rules.base import Rule
 from zograd.sets.base import one_thread
 from zograd.stores import Iterate, Leaf, Rate, Store
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
+
 
 BALANCED = 1e-6
 """|B^T B - A A^T| relative to |B^T B| + |A A^T| below which nothing is done: balancing twice is balancing once."""
@@ -20,7 +26,7 @@ DEFICIENT = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Balanced:
+class Balanced(Rule[Any]):
     """Any rule on LoRA factors, A <- P A and B <- B P^-1 after each move, so that B^T B = A A^T; B A does not change.
 
     P = S^(1/2) with S = (A A^T)^-1 # (B^T B) the geometric mean of matrices, which solves S A A^T S = B^T B (RefLoRA,
@@ -37,7 +43,7 @@ class Balanced:
     float64, factorisations of (r, r) on one thread. Raises ValueError on a store without pairs.
     """
 
-    rule: Any
+    rule: Rule[Any]
     factors: tuple[str, str] = ("lora_A", "lora_B")
     warmup: int = 100
 
@@ -45,32 +51,41 @@ class Balanced:
         if self.warmup < 0:
             raise ValueError(f"warmup counts moves and must be >= 0, got {self.warmup}")
 
-    def __getattr__(self, name: str) -> Any:
-        """What the inner rule says of itself: momentum, units, reads, remedy, meters."""
-        if name.startswith("__") or name == "rule":
-            raise AttributeError(name)
-        return getattr(self.rule, name)
+    whole_leaf: ClassVar[bool] = True
+    """Factors are read and written as whole matrices."""
 
     @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
+    def reads(self) -> type[Any] | None:
+        return self.rule.reads
 
     @property
-    def whole_leaf(self) -> bool:
-        """Factors are read and written as whole matrices."""
-        return True
+    def remedy(self) -> str:
+        return self.rule.remedy
 
-    def misfit(self, method: Any) -> str | None:
+    @property
+    def momentum(self) -> float | None:
+        return self.rule.momentum
+
+    @property
+    def meters(self) -> tuple[str, ...]:
+        return self.rule.meters
+
+    def units(self, aux: tuple[float, ...] | None) -> float:
+        return self.rule.units(aux)
+
+    def misplaced(self, store: Store) -> str | None:
+        return self.rule.misplaced(store)
+
+    def misfit(self, method: Method[Any]) -> str | None:
         if not method.space.flat:
             return f"Balanced changes factors of a product, which {type(method.space).__name__} restricts"
         for part in (method.law, method.estimator, self.rule):
-            if named := sorted(getattr(part, "slots", {})):
+            if named := sorted(part.slots):
                 return (
                     f"{type(part).__name__} keeps {named[0]!r} for each weight, which would stand for the factors "
                     f"before they were balanced; use a rule like SGD() and an estimator without slots"
                 )
-        why: str | None = getattr(self.rule, "misfit", lambda method: None)(method)
-        return why
+        return self.rule.misfit(method)
 
     def pairs(self, store: Store) -> list[tuple[Leaf, Leaf]]:
         """(A, B) of each product."""

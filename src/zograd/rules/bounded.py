@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zograd.core.vector import Estimate
+from zograd.core.query import Estimate
+from zograd.rules.base import Rule
 from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)
-class Bounded:
+class Bounded(Rule[Any]):
     """x <- Retr_x(-clip(lr g, -bound, bound)), element by element in frame coordinates. No d-sized memory.
 
     On the positive orthant a bound of 0.1 lets no element grow or shrink by more than 10 % in a step.
@@ -22,10 +22,6 @@ class Bounded:
     def __post_init__(self) -> None:
         if not self.bound > 0:
             raise ValueError(f"the bound on a move must be > 0, got {self.bound}")
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         for b in x.blocks(estimate.vector):

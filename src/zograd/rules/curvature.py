@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from zograd.core.query import Estimate
 from zograd.core.sums import row_sums_
-from zograd.core.vector import Estimate, Vector
+from zograd.core.vector import Vector
 from zograd.estimators.curved import Curvatures
 from zograd.laws import Gaussian
+from zograd.rules.base import Rule
 from zograd.spaces import Diagonal
 from zograd.stores import Iterate
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
+
 
 TINY = 1e-6
 """The least factor by which a step may shrink h, where an estimate is negative and alpha large."""
 
 
-class _Curvature:
+class _Curvature(Rule[Curvatures]):
     """What the two rules share: what they read, and where they stand."""
 
     __slots__ = ()
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     @property
     def reads(self) -> type[Curvatures]:
@@ -37,7 +38,7 @@ class _Curvature:
     def remedy(self) -> str:
         return "Use Curved(n), or methods.hizoo()."
 
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         mine, space, law = (type(part).__name__ for part in (self, method.space, method.law))
         if not isinstance(method.space, Diagonal):
             return (
@@ -118,7 +119,7 @@ class PublishedHiZOO(_Curvature):
     def __post_init__(self) -> None:
         check_curvature(self.alpha, self.low, self.high)
 
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         if isinstance(method.space, Diagonal) and method.space.by_row:
             return "PublishedHiZOO has one h an element; use space=Diagonal(), or methods.hizoo_row() for one a row"
         return _Curvature.misfit(self, method)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from zograd.core.vector import Estimate, Slot, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import Slot, Vector
+from zograd.rules.base import Rule
 from zograd.sets import LinearMinimizer, Place
 from zograd.stores import Iterate
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
+    from zograd.stores import Store
+
 
 X, AVERAGE = (Vector(((Slot(name), 1.0),)) for name in ("x", "average"))
 
 
 @dataclass(frozen=True, slots=True)
-class FrankWolfe:
+class FrankWolfe(Rule[Any]):
     """m <- (1 - rho_t) m + rho_t g, s = argmin_{s in set} <m, s>, x <- x + gamma_t (s - x), gamma_t = lr 2 / (t + 2).
 
     rho_t = rho (t + 1)^(-fade) with rho_0 = 1: the averaged estimate of stochastic Frank-Wolfe (Mokhtari et al. 2020),
@@ -43,12 +50,17 @@ class FrankWolfe:
     def meters(self) -> tuple[str, ...]:
         return ("gap",)
 
+    works_on_pieces: ClassVar[bool] = False
+
     @property
     def whole_leaf(self) -> bool:
-        """Whether blocks are whole leaves, so that the workspace is as large as the largest of them."""
         return self.set.whole_leaf
 
-    def misfit(self, method: Any) -> str | None:
+    def misplaced(self, store: Store) -> str | None:
+        why = self.set.explain(*(store.master(leaf).view(leaf.shape) for leaf in store.leaves))
+        return why and f"is not in {type(self.set).__name__}: {why}; start inside, for example at 0"
+
+    def misfit(self, method: Method[Any]) -> str | None:
         if method.space.flat:
             return None
         name = type(method.space).__name__

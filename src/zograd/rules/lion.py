@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zograd.core.vector import Estimate, Slot, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import Slot, Vector
+from zograd.rules.base import Rule
 from zograd.rules.sgd import check_beta
 from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)
-class Lion:
+class Lion(Rule[Any]):
     """c = b1 m + (1 - b1) g, x <- x - lr sign(c), m <- b2 m + (1 - b2) g.
 
     Chen et al. 2023, arXiv 2302.06675, Algorithm 2; the rule of Lion-K (arXiv 2310.05898) with K the l1 norm, whose
@@ -41,7 +43,7 @@ class Lion:
 
 
 @dataclass(frozen=True, slots=True)
-class NormalizedLion:
+class NormalizedLion(Rule[Any]):
     """c = b1 m + (1 - b1) g, x <- x - lr sqrt(d) c / |c|, m <- b2 m + (1 - b2) g: Lion-K with K = sqrt(d) |.|_2.
 
     The factor sqrt(d) gives the step the length of Lion's, |sign(c)| = sqrt(d), so that lr means the same. With

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zograd import noise
+from zograd.core.query import Estimate
 from zograd.core.slots import PerRow
-from zograd.core.vector import Address, Estimate, Vector, fill_
+from zograd.core.vector import Address, Vector, fill_
 from zograd.laws.factors import (
     Factor,
     add_product_,
@@ -30,8 +31,12 @@ from zograd.laws.factors import (
 )
 from zograd.laws.lowrank import Lifted, LowRank, Outer, Projected
 from zograd.noise import Kind, Term
+from zograd.rules.base import Rule
 from zograd.rules.sgd import check_beta
 from zograd.stores import Block, Iterate, Leaf
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
 
 
 def _plain(block: Block, vector: Vector) -> Tensor:
@@ -40,7 +45,7 @@ def _plain(block: Block, vector: Vector) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class FactorMomentum:
+class FactorMomentum(Rule[Any]):
     """N <- beta N + (1 - beta) sum_j c_j U_j, X <- X - lr r^-1/2 N V^T: the momentum of LOZO-M (arXiv 2410.07698).
 
     The momentum lives in the coordinates of U, m x r numbers for an m x n matrix. When V is resampled it is expressed
@@ -58,7 +63,7 @@ class FactorMomentum:
     def slots(self) -> Mapping[str, float]:
         return {"factor_momentum": PerRow(0.0, width=self.rank)}
 
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         law = method.law
         if isinstance(law, LowRank) and law.rank == self.rank and law.refresh > 1:
             return None
@@ -149,7 +154,7 @@ def msign_newton_schulz5(g: Tensor, steps: int = 5) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class SubspaceMuon:
+class SubspaceMuon(Rule[Any]):
     """X <- X - lr P msign(G), G = sum_j c_j Psi_j the r x n estimate in the subspace of P: ZO-Muon (arXiv 2602.17155).
 
     msign is five quintic Newton-Schulz steps, so lr is in units of the spectral norm of an update. Vectors move by lr
@@ -161,11 +166,7 @@ class SubspaceMuon:
     plain: float = 1.0
     newton_schulz: int = 5
 
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
-
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         if isinstance(method.law, Projected):
             return None
         return f"SubspaceMuon reads the subspace of Projected directions, but the law is {method.law}. Use Projected()."

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from zograd.core.vector import Estimate
+from zograd.core.query import Estimate
 from zograd.estimators.differences import Spread
+from zograd.rules.base import Rule
 from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)
-class SpreadSGD:
+class SpreadSGD(Rule[Spread]):
     """x <- x - lr g / slope, slope = std(f_1..f_n) / mu: normalised gradient descent (FZOO, arXiv 2506.09034).
 
     With u_j the directions this is lr (1/n) sum_j (f_j - f0) / std(f) u_j, the form and the lr of the released code;
@@ -21,18 +21,11 @@ class SpreadSGD:
     spread is 0 (all losses equal) the estimate is 0 as well, and nothing moves.
     """
 
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
+    momentum: ClassVar[float] = 0.0
 
-    @property
-    def momentum(self) -> float:
-        """The beta with which the edge of stability is computed (`lr="auto"`)."""
-        return 0.0
-
-    def units(self, aux: tuple[float, ...]) -> float:
+    def units(self, aux: tuple[float, ...] | None) -> float:
         """lr here moves as lr / slope along the estimate itself."""
-        return Spread(*aux).slope
+        return 1.0 if aux is None else Spread(*aux).slope
 
     @property
     def reads(self) -> type[Spread]:

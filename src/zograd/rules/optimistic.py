@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zograd.core.vector import Estimate, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import Vector
+from zograd.rules.base import Rule
 from zograd.rules.sgd import replayable
 from zograd.stores import Iterate
 
+if TYPE_CHECKING:
+    from zograd.core.method import Method
+
 
 @dataclass(frozen=True, slots=True)
-class Optimistic:
+class Optimistic(Rule[Any]):
     """x <- x - lr (2 g_t - g_{t-1}), g_{-1} = 0, the last estimate regenerated from its seeds: no d-sized memory.
 
     Optimistic mirror descent in Euclidean space with the hint M_t = g_{t-1} (Rakhlin and Sridharan 2013; arXiv
@@ -20,11 +24,7 @@ class Optimistic:
     direction a step the noise of g_{t-1} is independent of that of g_t: 5 times the variance of a plain step.
     """
 
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
-
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         return replayable(self, method)
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from zograd.core.vector import Estimate, Slot, Vector
+from zograd.core.query import Estimate
+from zograd.core.vector import Slot, Vector
+from zograd.rules.base import Rule
 from zograd.sets import Projection, Prox
 from zograd.stores import Block, Iterate
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
+
 
 X = Vector(((Slot("x"), 1.0),))
 
 
 @dataclass(frozen=True, slots=True)
-class Proximal:
+class Proximal(Rule[Any]):
     """x <- prox_{lr r}(x - lr g) = argmin_z |z - (x - lr g)|^2 / (2 lr) + r(z).
 
     prox: a penalty r or a set of `zograd.sets`. Values are written as they come out, so exact zeros are exact zeros in
@@ -27,15 +33,14 @@ class Proximal:
     prox: Prox | Projection
 
     @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
+    def works_on_pieces(self) -> bool:
+        return self.prox.unit == "element" and not isinstance(self.prox, Projection)
 
     @property
     def whole_leaf(self) -> bool:
-        """Whether blocks are whole leaves, so that the workspace is as large as the largest of them."""
-        return self._unit == "leaf"
+        return self.prox.unit == "leaf"
 
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         if method.space.flat:
             return None
         name = type(method.space).__name__
@@ -55,15 +60,11 @@ class Proximal:
 
     def _seen(self, b: Block, y: Tensor) -> Tensor:
         """A block as the proximal map takes it: elements, or rows of the leaf's matrix."""
-        return y if self._unit == "element" else y.view(-1, b.leaf.matrix_shape[1])
-
-    @property
-    def _unit(self) -> str:
-        return getattr(self.prox, "unit", "element")
+        return y if self.prox.unit == "element" else y.view(-1, b.leaf.matrix_shape[1])
 
     def _moved(self, x: Iterate, g: Vector) -> Iterator[tuple[Block, Tensor]]:
         """(1 - lr weight_decay) x - lr g, block by block."""
-        whole_row = self._unit == "row"
+        whole_row = self.prox.unit == "row"
         for b in x.blocks(X, g, whole_leaf=self.whole_leaf, whole_row=whole_row):
             here, g_block = b.v
             lr, decay = x.rates[b.leaf.group]

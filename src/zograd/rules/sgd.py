@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from zograd.core.vector import Estimate, Vector, combination
+from zograd.core.query import Estimate
+from zograd.core.vector import Vector, combination
+from zograd.rules.base import Rule
 from zograd.stores import Iterate
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
 
 
 @dataclass(frozen=True, slots=True)
-class SGD:
+class SGD(Rule[Any]):
     """x <- x - lr g, in one pass over the weights that regenerates the directions. No d-sized memory."""
 
-    @property
-    def momentum(self) -> float:
-        """The beta with which the edge of stability is computed (`lr="auto"`)."""
-        return 0.0
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
+    linear: ClassVar[bool] = True
+    momentum: ClassVar[float] = 0.0
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         x.step_(estimate.vector)
@@ -32,10 +31,10 @@ def check_beta(name: str, beta: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1), got {beta}")
 
 
-def replayable(rule: Any, method: Any) -> str | None:
+def replayable(rule: Rule[Any], method: Method[Any]) -> str | None:
     """Why the estimates of past steps cannot be regenerated: they name slots, whose numbers have changed since."""
     for part in (method.law, method.estimator):
-        if named := sorted(getattr(part, "slots", {})):
+        if named := sorted(part.slots):
             return (
                 f"{type(rule).__name__} regenerates past estimates from their seeds, but those of "
                 f"{type(part).__name__} read the slot {named[0]!r}, which changes. Use Momentum(), which has a slot."
@@ -44,7 +43,7 @@ def replayable(rule: Any, method: Any) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Momentum:
+class Momentum(Rule[Any]):
     """Heavy ball: m <- beta m + g, x <- x - lr m. Memory: one float32 slot of d elements.
 
     The largest stable lr shrinks by about (1 - beta), unlike with exact gradients (arXiv 2604.14669).
@@ -57,7 +56,6 @@ class Momentum:
 
     @property
     def momentum(self) -> float:
-        """The beta with which the edge of stability is computed (`lr="auto"`)."""
         return self.beta
 
     @property
@@ -72,7 +70,7 @@ class Momentum:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayMomentum:
+class ReplayMomentum(Rule[Any]):
     """Heavy ball from replayed seeds: m = sum_{k < window} beta^k g_{t-k}. No d-sized memory.
 
     Costs `window` regenerations of noise a step instead of a slot. window=None takes the smallest K with
@@ -88,12 +86,7 @@ class ReplayMomentum:
             raise ValueError(f"window must be at least 1 step, got {self.window}")
 
     @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
-
-    @property
     def momentum(self) -> float:
-        """The beta with which the edge of stability is computed (`lr="auto"`)."""
         return self.beta
 
     @property
@@ -106,7 +99,7 @@ class ReplayMomentum:
             k += 1
         return k
 
-    def misfit(self, method: Any) -> str | None:
+    def misfit(self, method: Method[Any]) -> str | None:
         return replayable(self, method)
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:

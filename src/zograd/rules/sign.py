@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zograd.core.vector import Estimate
+from zograd.core.query import Estimate
+from zograd.rules.base import Rule
 from zograd.stores import Iterate
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
+class Sign(Rule[Any]):
     """x <- x - lr sign(g), elementwise, with g averaged over the estimator's directions (ZO-signSGD, Liu et al. 2019).
 
     lr is in units of x. With one direction, sign(c v) = sign(c) sign(v): a Rademacher step of fixed length.
     """
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         for b in x.blocks(estimate.vector):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zograd.core.sums import Sum
-from zograd.sets.base import Gathered, OneTensor, Place, Unit, positive
+from zograd.sets.base import Extent, Gathered, OneTensor, Place, positive
 
 ROUNDING = 1 + 1e-6
 """How far outside a point may lie and still count as inside: weights are rounded after each step."""
@@ -106,7 +106,7 @@ class LInfBall(OneTensor):
 
     radius: float
     whole_leaf: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "element"
+    unit: ClassVar[Extent] = "element"
 
     def __post_init__(self) -> None:
         positive(self, "radius", self.radius)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from zograd.core.sums import Sum
 
-Unit: TypeAlias = Literal["element", "row", "leaf"]
+Extent: TypeAlias = Literal["element", "row", "leaf"]
 """What has to be seen at once: single elements, rows of a leaf (its first axis by the rest), or whole leaves."""
 
 
@@ -52,7 +52,7 @@ class Prox(Protocol):
     """A convex function r with a cheap proximal map; the indicator of a set gives the projection."""
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Extent:
         """What `prox_` must be given at once."""
 
     def prox_(self, y: Tensor, t: float) -> Tensor:
@@ -63,6 +63,10 @@ class Prox(Protocol):
 class Projection(Protocol):
     """A set whose projection needs one number of all elements first."""
 
+    @property
+    def unit(self) -> Extent:
+        """What `measure` and `project_block_` must be given at once."""
+
     def measure(self, y: Tensor, found: Any) -> Any:
         """First pass: what the projection depends on, updated by the block y; found is None at the first one."""
 
@@ -71,12 +75,13 @@ class Projection(Protocol):
 
 
 class OneTensor:
-    """The maps of a set on one tensor of any shape, which is all that there is: the two passes, one after the other.
+    """The maps of a set on a single tensor of any shape: both passes, one after the other.
 
     A set of matrices takes the first axis by the rest.
     """
 
     __slots__ = ()
+    unit: ClassVar[Extent] = "element"
 
     def project_(self: Any, x: Tensor) -> Tensor:
         """x <- argmin_{s in set} |s - x|."""
@@ -95,7 +100,7 @@ class OneTensor:
 
     def _seen(self, x: Tensor) -> Tensor:
         x = x.detach().clone(memory_format=torch.contiguous_format)
-        return x.view(matrix_shape(x)) if getattr(self, "unit", "element") == "leaf" else x.view(-1)
+        return x.view(matrix_shape(x)) if self.unit == "leaf" else x.view(-1)
 
 
 def matrix_shape(x: Tensor) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zograd.core.sums import Sum, row_sums_
-from zograd.sets.base import OneTensor, Place, Unit, positive
+from zograd.sets.base import Extent, OneTensor, Place, positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class L1:
     """r(x) = weight sum_i |x_i|. prox: y - clip(y, -t weight, t weight), which sets small elements to exact zeros."""
 
     weight: float
-    unit: ClassVar[Unit] = "element"
+    unit: ClassVar[Extent] = "element"
 
     def __post_init__(self) -> None:
         positive(self, "weight", self.weight)
@@ -37,7 +37,7 @@ class Box(OneTensor):
     low: float
     high: float
     whole_leaf: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "element"
+    unit: ClassVar[Extent] = "element"
 
     def __post_init__(self) -> None:
         if not self.low <= self.high:
@@ -72,7 +72,7 @@ class Box(OneTensor):
 class NonNegative(OneTensor):
     """{x : x_i >= 0}: Box(0, inf). The projection is max(x, 0)."""
 
-    unit: ClassVar[Unit] = "element"
+    unit: ClassVar[Extent] = "element"
 
     def project_(self, x: Tensor) -> Tensor:
         """x <- max(x, 0)."""
@@ -96,7 +96,7 @@ class GroupL2:
     """
 
     weight: float
-    unit: ClassVar[Unit] = "row"
+    unit: ClassVar[Extent] = "row"
 
     def __post_init__(self) -> None:
         positive(self, "weight", self.weight)

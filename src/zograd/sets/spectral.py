@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zograd.sets.balls import outside
-from zograd.sets.base import Gathered, OneTensor, Place, Unit, one_thread, positive
+from zograd.sets.base import Extent, Gathered, OneTensor, Place, one_thread, positive
 
 SMALL = 128
 """Matrices whose shorter side is at most this are factorised; of larger ones the top pair is found by iteration."""
@@ -56,7 +56,7 @@ class NuclearBall(OneTensor):
 
     radius: float
     whole_leaf: ClassVar[bool] = True
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
 
     def __post_init__(self) -> None:
         positive(self, "radius", self.radius)
@@ -99,7 +99,7 @@ class Nuclear:
     """
 
     weight: float
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
 
     def __post_init__(self) -> None:
         positive(self, "weight", self.weight)

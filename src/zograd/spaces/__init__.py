@@ -1,7 +1,7 @@
 """Spaces: what a step means at x. A direction, drawn in frame coordinates, is lifted to a tangent and retracted."""
 
 from zograd.spaces.adapters import from_geoopt, from_pymanopt
-from zograd.spaces.base import Euclidean, Space, Unit, riemannian_gradient
+from zograd.spaces.base import Euclidean, Extent, Space, riemannian_gradient
 from zograd.spaces.box import Box
 from zograd.spaces.check import Check, SpaceReport, check_space
 from zograd.spaces.diagonal import Diagonal
@@ -18,6 +18,7 @@ __all__ = [
     "Diagonal",
     "Domain",
     "Euclidean",
+    "Extent",
     "Landing",
     "Oblique",
     "Polytope",
@@ -28,7 +29,6 @@ __all__ = [
     "SpaceReport",
     "Sphere",
     "Stiefel",
-    "Unit",
     "check_space",
     "from_geoopt",
     "from_pymanopt",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Unit
+from zograd.spaces.base import Extent, Space
 
 
 def from_geoopt(manifold: Any, *, embedded: bool = False) -> Imported:
@@ -24,7 +24,7 @@ def from_geoopt(manifold: Any, *, embedded: bool = False) -> Imported:
 
 
 def from_pymanopt(manifold: Any, *, embedded: bool = False) -> Imported:
-    """A pymanopt manifold whose points are one NumPy array as a space; see `from_geoopt`. Every call goes by NumPy."""
+    """A pymanopt manifold whose points are one NumPy array as a space; see `from_geoopt`. Calls convert to NumPy."""
     _need("pymanopt", manifold)
     return Imported(Pymanopt(manifold), embedded)
 
@@ -87,7 +87,7 @@ def _arrays(*tensors: Any) -> list[Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class Imported(Space):
     """A manifold of another library; one leaf of it is one point.
 
     Unless embedded, lift z = E (G^+)^(1/2) z with E the projections of the unit vectors on the tangent space and G
@@ -97,17 +97,13 @@ class Imported:
     manifold: Geoopt | Pymanopt
     embedded: bool = False
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
-    curvature: ClassVar[str] = "see the library it is from"
+    unit: ClassVar[Extent] = "leaf"
+    curvature: ClassVar[str] = "see its library"
 
     @property
     def complete(self) -> bool:
-        """Taken for granted: moves go by the retraction of the library."""
+        """Assumed: moves use the retraction of the library."""
         return True
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def frame(self, x: Tensor) -> Tensor:
         """The matrix of lift: d x d."""

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Unit, length
+from zograd.spaces.base import Extent, Space, length
 
 Bound = float | tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class Box(Space):
     """{x : low < x < high}, made R^d by the isometry y = log((x - low) / (high - x)): flat and complete.
 
     dx / dy = (x - low) (high - x) / (high - low). mu and lr are in units of y, relative ones near a bound. Where one
@@ -47,12 +47,8 @@ class Box:
         return float(value) if not hasattr(value, "__len__") else tuple(float(b) for b in value)
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Extent:
         return "row" if isinstance(self.low, tuple) or isinstance(self.high, tuple) else "element"
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """low and high as tensors like x."""

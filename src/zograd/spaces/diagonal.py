@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from zograd.spaces.base import Unit
+from zograd.spaces.base import Extent, Space
 
 
 @dataclass(frozen=True, slots=True)
-class Diagonal:
+class Diagonal(Space):
     """R^d with the metric sum_i h_i u_i v_i, h > 0: frame coordinates z stand for the step z / sqrt(h).
 
     log h is the slot "log_curvature", 0 (h = 1) until a rule changes it: in logarithms a change of 1e-8 of h = 1 is
@@ -21,13 +21,13 @@ class Diagonal:
 
     by_row: bool = False
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "element"
+    unit: ClassVar[Extent] = "element"
     curvature: ClassVar[str] = "0 while the metric rests"
     complete: ClassVar[bool] = True
 
     @property
     def slots(self) -> Mapping[str, float]:
-        from zograd.core.slots import PerRow  # stores stand in spaces
+        from zograd.core.slots import PerRow  # stores import spaces
 
         return {"log_curvature": PerRow(0.0) if self.by_row else 0.0}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zograd.sets.base import one_thread
-from zograd.spaces.base import Unit, refuse_metric, total
+from zograd.spaces.base import Extent, Space, refuse_metric, total
 
 Constraints: TypeAlias = Callable[[Tensor], Tensor]
 """x in the shape of the leaf -> a vector d(x) of K numbers, all > 0 inside."""
@@ -20,7 +20,7 @@ HALVINGS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Domain:
+class Domain(Space):
     """{x : d_k(x) > 0 for all k}, for one leaf of few elements.
 
     metric, with slacks relative to slopes (|grad d_k| / d_k is one over the distance to a flat wall):
@@ -43,7 +43,7 @@ class Domain:
     rho: float = 0.5
     ridge: float = 1.0
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "not constant"
     complete: ClassVar[bool] = True
 
@@ -53,10 +53,6 @@ class Domain:
             raise ValueError(f"rho must lie in (0, 1), so that moves stay inside, got {self.rho}")
         if not self.ridge >= 0:
             raise ValueError(f"ridge must be >= 0, got {self.ridge}")
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def slopes(self, x: Tensor) -> Tensor:
         """grad d_k / d_k: K rows."""
@@ -117,7 +113,7 @@ class Domain:
 
 
 @dataclass(frozen=True, slots=True)
-class Polytope:
+class Polytope(Space):
     """{x : A x < b} in the metrics of `Domain`, for leaves with as many elements as A has columns.
 
     The rows of A need no norm; their scale drops out of both metrics.
@@ -129,7 +125,7 @@ class Polytope:
     rho: float = 0.5
     ridge: float = 1.0
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "not constant"
     complete: ClassVar[bool] = True
 
@@ -145,10 +141,6 @@ class Polytope:
     @property
     def domain(self) -> Domain:
         return Domain(self.slack, self.jacobian, self.metric, self.rho, self.ridge)
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def slack(self, x: Tensor) -> Tensor:
         """b - A x."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Unit, length, refuse_metric, total
+from zograd.spaces.base import Extent, Space, length, refuse_metric, total
 
 INSTEAD = (
     "; the flat metric is not complete, so it is no space here: write Euclidean() with rules.Proximal("
@@ -19,7 +19,7 @@ INSTEAD = (
 
 
 @dataclass(frozen=True, slots=True)
-class PositiveOrthant:
+class PositiveOrthant(Space):
     """R^d_{>0} in a complete metric.
 
     metric:
@@ -42,16 +42,12 @@ class PositiveOrthant:
             raise ValueError(f"rho must lie in (0, 1), so that moves stay inside, got {self.rho}")
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Extent:
         return "element" if self.metric == "log" else "leaf"
 
     @property
     def curvature(self) -> float | str:
         return 0.0 if self.metric == "log" else "between -1 and 0 (measured)"
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return z.mul_(x) if self.metric == "log" else z.div_(conformal_factor(x))

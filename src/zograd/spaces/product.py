@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from torch import Tensor
 
-from zograd.spaces.base import Space, Unit
+from zograd.spaces.base import Extent, Space
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class Product(Space):
     """The spaces of the leaves, chosen by name: `Product({"*.scale": PositiveOrthant(), "*": Euclidean()})`.
 
     parts: shell-style patterns of leaf names (`*`, `?`, `[seq]`) and their spaces; the first that fits counts. A leaf
@@ -22,13 +25,13 @@ class Product:
     """
 
     parts: Mapping[str, Space] | tuple[tuple[str, Space], ...]
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", self.pairs)
         if not self.parts:
             raise ValueError('a product needs parts, such as {"*": Euclidean()}')
-        if any(hasattr(space, "of") for space in self.spaces):
+        if any(isinstance(space, Product) for space in self.spaces):
             raise ValueError("a product in a product: write the patterns of both into one")
         _ = self.slots
 
@@ -70,8 +73,8 @@ class Product:
         patterns = ", ".join(repr(pattern) for pattern, _ in self.pairs)
         raise ValueError(f'no part of the product names the leaf {name!r}: it has {patterns}; add "*" for the rest')
 
-    def misfit(self, method: Any) -> str | None:
-        whys = (getattr(space, "misfit", lambda method: None)(method) for space in self.spaces)
+    def misfit(self, method: Method[Any]) -> str | None:
+        whys = (space.misfit(method) for space in self.spaces)
         return next((why for why in whys if why is not None), None)
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:

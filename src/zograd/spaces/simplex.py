@@ -10,12 +10,12 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Unit, refuse_metric, row_sum, shorten_
+from zograd.spaces.base import Extent, Space, refuse_metric, row_sum, shorten_
 from zograd.spaces.sphere import sphere_exp, sphere_log, sphere_transport
 
 
 @dataclass(frozen=True, slots=True)
-class Simplex:
+class Simplex(Space):
     """{p : p_i > 0, sum_i p_i = total} for each row along the last axis: a leaf of shape (N, 6) is N simplices.
 
     metric:
@@ -35,7 +35,7 @@ class Simplex:
     total: float = 1.0
     rho: float = 0.5
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "row"
+    unit: ClassVar[Extent] = "row"
 
     def __post_init__(self) -> None:
         refuse_metric(self, self.metric, METRICS)
@@ -55,10 +55,6 @@ class Simplex:
     @property
     def complete(self) -> bool:
         return self.metric != "fisher-rao"
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return self.geometry.lift_(z, x)

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from zograd.spaces.base import Unit, row_sum
+from zograd.spaces.base import Extent, Space, row_sum
 
 
 @dataclass(frozen=True, slots=True)
-class Sphere:
+class Sphere(Space):
     """{x : |x| = radius} for each row along the last axis, with the metric of the ambient space: compact, complete.
 
     exp_x(v) = x cos t + v sin(t) / t with t = |v| / radius. mu and lr are in units of x; |v| above pi radius goes
@@ -23,7 +23,7 @@ class Sphere:
 
     radius: float = 1.0
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "row"
+    unit: ClassVar[Extent] = "row"
     complete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -33,10 +33,6 @@ class Sphere:
     @property
     def curvature(self) -> float:
         return self.radius**-2
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         """z - x <x, z> / |x|^2, symmetric."""

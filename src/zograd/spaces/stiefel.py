@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from zograd.sets.base import one_thread
-from zograd.spaces.base import Unit, length, total
+from zograd.spaces.base import Extent, Space, length, total
 from zograd.spaces.sphere import Sphere
 
 
 @dataclass(frozen=True, slots=True)
-class Stiefel:
+class Stiefel(Space):
     """{X of shape (n, p), n >= p : X^T X = I}, with the metric of the ambient space: compact, complete.
 
     lift: the projection Z - X sym(X^T Z), symmetric. Retraction: "qr", the Q of X + V with a positive diagonal of R, or
@@ -26,17 +26,13 @@ class Stiefel:
 
     retraction: Literal["qr", "polar"] = "qr"
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "between -1/2 and 1"
     complete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.retraction not in ("qr", "polar"):
             raise ValueError(f"Stiefel retracts by 'qr' or 'polar', got {self.retraction!r}")
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return to_tangent_(z, x)
@@ -66,7 +62,7 @@ class Stiefel:
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
+class Landing(Space):
     """Matrices (n, p) near X^T X = I, approached and not enforced: products only, no factorisation.
 
     A move is Y = X + V, then Y <- Y + pull Y (I - Y^T Y), a step down |Y^T Y - I|^2 / 4 (Ablin and Peyre 2022;
@@ -78,7 +74,7 @@ class Landing:
     pull: float = 0.5
     rho: float = 0.5
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "between -1/2 and 1"
     complete: ClassVar[bool] = True
 
@@ -87,10 +83,6 @@ class Landing:
             raise ValueError(f"pull must lie in [0.25, 0.5] for X to stay near X^T X = I, got {self.pull}")
         if not 0 < self.rho <= 0.5:
             raise ValueError(f"rho must lie in (0, 0.5] for X to stay near X^T X = I, got {self.rho}")
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return to_tangent_(z, x)
@@ -109,12 +101,12 @@ class Landing:
 
 
 @dataclass(frozen=True, slots=True)
-class Oblique:
+class Oblique(Space):
     """Matrices (n, p) whose columns have norm `radius`: p spheres. For rows use `Sphere`, which needs no whole leaf."""
 
     radius: float = 1.0
     flat: ClassVar[bool] = False
-    unit: ClassVar[Unit] = "leaf"
+    unit: ClassVar[Extent] = "leaf"
     complete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -127,10 +119,6 @@ class Oblique:
     @property
     def curvature(self) -> str:
         return f"between 0 and {self.rows.curvature:g}"
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return {}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return z.copy_(self.rows.lift_(turned(z), turned(x), slots).mT)

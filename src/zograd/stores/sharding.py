@@ -10,13 +10,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from zograd.core.run import Method
 
 
 @dataclass(frozen=True)
@@ -94,15 +91,3 @@ def local(tensor: Tensor) -> Tensor:
     with torch.no_grad():
         part: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
     return part
-
-
-def misfit(method: Method[Any]) -> str | None:
-    """Why a method cannot move split weights; None when it can. It must act on elements, or on noise alone."""
-    for part in method.parts:
-        if hasattr(part, "prepare") or hasattr(part, "set"):
-            return f"{type(part).__name__} looks at whole tensors, and other processes hold parts of them"
-    if method.space.unit != "element":
-        return f"{type(method.space).__name__} couples elements that other processes hold"
-    if any(getattr(initial, "coupled", False) for initial in method.slots.values()):
-        return "it keeps a number a row or a tensor, of which other processes hold parts"
-    return None

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from zograd.core.run import Method, Record, rule_units
+from zograd.core.method import Method
+from zograd.core.record import Record
 from zograd.core.tape import Tape
 from zograd.core.vector import Array
 from zograd.learning_rate import AutoRate, lr_bounds
@@ -236,7 +237,7 @@ def _margin(settings: dict[str, Any], records: Sequence[Record]) -> Margin | str
         method = build_method(parse(settings))
     except (ValueError, TypeError, KeyError, OSError) as e:
         return f"not known: this zograd cannot build the method of the run ({' '.join(str(e).split())})"
-    if getattr(method.rule, "momentum", None) is None or not getattr(method.estimator, "estimates_gradient", True):
+    if AutoRate().misfit(method) is not None:
         return (
             f"not known: the edge is that of moves along an estimate of the gradient, and {method.name} "
             f"({type(method.estimator).__name__}, {type(method.rule).__name__}) makes another move"
@@ -251,9 +252,9 @@ def margin(method: Method[Any], records: Sequence[Record]) -> Margin:
 
     If only the trace is measured, L = T: no eigenvalue of a positive Hessian is larger.
     """
-    auto = method.lr if isinstance(method.lr, AutoRate) else AutoRate()
+    auto = AutoRate()
     state, traces = auto.initial(), list[float]()
-    q, beta = int(getattr(method.estimator, "n", 1)), float(method.rule.momentum)  # type: ignore[attr-defined]
+    q, beta = method.estimator.n, method.rule.momentum or 0.0
     low, high = np.full((2, len(records)), math.nan)
     for i, record in enumerate(records):
         meters = dict(record.meters)
@@ -265,7 +266,7 @@ def margin(method: Method[Any], records: Sequence[Record]) -> Margin:
             trace, largest = auto.curvature(state, q)
         else:
             trace = largest = float(np.mean(traces)) if traces else 0.0
-        unit = rule_units(method.rule, record.aux)
+        unit = method.rule.units(record.aux)
         if trace > 0 and largest > 0 and unit > 0 and "trace" in meters:
             stable, unstable = lr_bounds(trace, largest, q=q, beta=beta)
             low[i], high[i] = (record.rates[0].lr / unit / bound for bound in (unstable, stable))

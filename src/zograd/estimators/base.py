@@ -1,0 +1,69 @@
+"""The base of estimators: what one may declare, with defaults."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Generic, TypeVar
+
+from zograd.core.parts import Part, declared
+from zograd.core.query import Ask, Routine
+
+A = TypeVar("A")
+
+
+class Estimator(Part, ABC, Generic[A]):
+    """Yields the points where the loss is wanted, receives the losses, returns the estimate.
+
+    An estimator of your own defines `__call__` and `evaluations`, and declares what else applies. A is the type of the
+    scalars that it hands to the rule (`aux`); None where there are none.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def evaluations(self) -> int:
+        """Loss evaluations a step; the most, where steps differ."""
+
+    @declared
+    def fewest_evaluations(self) -> int:
+        """Loss evaluations of a step, the fewest, where steps differ."""
+        return self.evaluations
+
+    def most_evaluations(self, terms: int) -> int:
+        """The most that a step costs where f is a sum of so many terms (0: f is no sum), counted in terms."""
+        return self.evaluations * max(terms, 1)
+
+    @declared
+    def n(self) -> int:
+        """Directions that the estimate is a mean over."""
+        return 1
+
+    @declared
+    def aux(self) -> type[A] | None:
+        """The type of `Estimate.aux`, a tuple with `_make`, which rules ask for in `Rule.reads`."""
+        return None
+
+    @declared
+    def estimates_gradient(self) -> bool:
+        """Whether the estimate has the length of the gradient, which `lr="auto"` needs."""
+        return True
+
+    @abstractmethod
+    def __call__(self, ask: Ask, /) -> Routine[A]:
+        """A generator: `f0, *f = yield [Query(), Query(v), ...]` evaluates there; it returns an `Estimate`."""
+
+
+class Wrapper(Estimator[A]):
+    """What an estimator around an `inner` one takes over from it."""
+
+    __slots__ = ()
+    inner: Estimator[A]
+
+    @property
+    def n(self) -> int:
+        return self.inner.n
+
+    @property
+    def aux(self) -> Any:
+        return self.inner.aux
