@@ -65,10 +65,11 @@ def test_every_public_name_has_a_page_with_an_example(name: str) -> None:
 
 
 TYPES = {
-    "Check", "Curvatures", "Draw", "Law", "LinearMinimizer", "Measurement", "Mixture", "Moments", "NoiseFloor", "Place",
-    "Problem", "Projection", "Prox", "Rule", "Space", "SpaceReport", "Spread", "Unit",
+    "Check", "Controller", "Curvatures", "Draw", "Estimator", "Extent", "Law", "LinearMinimizer", "Measurement",
+    "Mixture", "Moments", "NoiseFloor", "Place", "Problem", "Projection", "Prox", "Rule", "Space", "SpaceReport",
+    "Spread", "Unit",
 }  # fmt: skip
-"""Public names that nobody makes by hand: protocols, and what functions return."""
+"""Public names that nobody makes by hand: base classes, and what functions return."""
 
 
 @pytest.mark.parametrize("module", ["diagnostics", "estimators", "laws", "learning_rate", "rules", "sets", "spaces"])
