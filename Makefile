@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-gpu test-matrix mutants lint format coverage files bench bench-check bench-gpu bench-methods release-check clean
+.PHONY: quickstart test test-slow test-gpu test-matrix mutants lint format coverage files docs docs-check bench bench-check bench-gpu bench-methods release-check clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
@@ -44,6 +44,14 @@ coverage: $(VENV)/.dev
 files: $(VENV)/.dev
 	$(BIN)/python tools/files.py
 
+# The site, in build/site. It needs no network, and a warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Pages of the site in a headless Chromium, pictures of them in build/pictures. Fails where something is missing.
+docs-check: docs
+	$(BIN)/python tools/site_check.py build/site build/pictures
+
 bench: $(VENV)/.demo
 	$(BIN)/zograd bench step
 	$(BIN)/zograd bench step --batch-size 2 --seq-len 32
@@ -75,7 +83,11 @@ $(VENV)/.demo: pyproject.toml constraints.txt setup.py $(wildcard src/zograd/nat
 
 $(VENV)/.dev: pyproject.toml constraints.txt setup.py $(wildcard src/zograd/native.h src/zograd/*/_native.cpp) | $(BIN)/python
 	$(PIP) -c constraints.txt -e ".[dev]"
-	touch $@ $(VENV)/.demo
+	touch $@ $(VENV)/.demo $(VENV)/.docs
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e ".[docs]"
+	touch $@
 
 $(VENV)/.release: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e ".[release]"
