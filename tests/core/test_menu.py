@@ -54,7 +54,7 @@ def test_a_cell_of_a_notebook_may_be_run_again() -> None:
 def test_a_law_is_known_by_its_name() -> None:
     @methods.register_law
     @dataclass(frozen=True)
-    class Mine:
+    class Mine(laws.Law):
         fixed_norm: bool = True
 
         def __call__(self, draw: Draw) -> Vector:

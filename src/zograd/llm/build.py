@@ -270,5 +270,5 @@ def ride_along(method: Method[Any]) -> bool:
 
     Such moves may be deferred for several steps: forwards add them as further sides of their probes.
     """
-    one = type(method.rule) is SGD and getattr(method.estimator, "n", 0) == 1
+    one = type(method.rule) is SGD and method.estimator.n == 1
     return one and isinstance(method.law, RankOne) and not method.slots and not method.weight_decay

@@ -130,7 +130,7 @@ def law_named(name: str) -> Law:
     """A law of directions, with its defaults, by its lower-case name as the command line gives it."""
     kinds = _built_in_laws() | LAWS
     if name not in kinds:
-        raise ValueError(f"there is no law {name!r}; use one of {', '.join(kinds)}")
+        raise ValueError(f"there is no law {name!r}; use one of {', '.join(sorted(kinds))}")
     return kinds[name]()
 
 

@@ -140,12 +140,6 @@ class Block:
         self.iterate._put_block(self, value)
 
 
-def part_of(space: Space, name: str) -> Space:
-    """The space of the leaf of that name: a part of a product, otherwise the space itself."""
-    of = getattr(space, "of", None)
-    return space if of is None else of(name)
-
-
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, as they lie in memory (copied to the CPU when it is elsewhere)."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zograd.core.vector import HALF
 from zograd.spaces import Space
-from zograd.stores.leaf import SUPPORTED, Leaf, part_of
+from zograd.stores.leaf import SUPPORTED, Leaf
 from zograd.stores.sharding import local, portion_of
 
 Rounding: TypeAlias = Literal["stochastic", "split", "nearest"]
@@ -30,7 +30,7 @@ def leaves_of(
     for name, tensor in tensors.items():
         if id(tensor) in by_id:
             continue
-        check(name, tensor, part_of(space, name))
+        check(name, tensor, space.of(name))
         portion = portion_of(tensor)
         held = tensor if portion is None else local(tensor)
         memory = (tensor.device, held.data_ptr())
@@ -44,7 +44,7 @@ def leaves_of(
             aliases.append(tensor)
             continue
         group = groups.get(name, 0)
-        leaf = Leaf(name, tensor, len(leaves), group, space=part_of(space, name), portion=portion)
+        leaf = Leaf(name, tensor, len(leaves), group, space=space.of(name), portion=portion)
         if leaf.dtype in HALF and (rounding == "split" or tensor.ndim <= 1):
             if portion is not None:
                 raise ValueError(
