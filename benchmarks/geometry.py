@@ -18,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
-from benchmarks import methods as bench
-from benchmarks.methods import Line, Results, significant
+from benchmarks import results
+from benchmarks.methods import significant
+from benchmarks.results import Line, Results
 from zograd import methods
 from zograd.cli.options import script
 from zograd.cli.output import say
@@ -43,7 +44,7 @@ REFERENCE = "space, sgd"
 
 def versions() -> dict[str, str]:
     """Of everything that decides the last digits."""
-    found = {k: v for k, v in bench.versions().items() if k != "transformers"}
+    found = {k: v for k, v in results.versions().items() if k != "transformers"}
     for package in ("scipy", "scikit-fem"):
         try:
             found[package] = version(package)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.geometry import LOST, NAIVE, REFERENCE
-from benchmarks.methods import Line, load
 from benchmarks.methods_page import fingerprint, number, table
+from benchmarks.results import Line, load
 from zograd.core.vector import Array
 from zograd.problems import PROBLEMS
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu`: a step on a CUDA device, beside its forwards and beside what the device can do.
+"""`python -m benchmarks.gpu`: a step on a CUDA device beside its forwards. One file, to run as one script anywhere.
 
 Stages: ceilings (copy, matrix product), noise (passes over weights, bits), steps (time, memory), numerics (exactness).
 Models have the shape of a known one and random bfloat16 weights, made on the device; nothing is fetched.

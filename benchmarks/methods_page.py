@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.methods import KINDS, REFUSED, WORSE, Line, load
+from benchmarks.methods import KINDS, REFUSED, WORSE
+from benchmarks.results import Line, load
 
 BASELINE = "mezo"
 

@@ -68,7 +68,7 @@ def benchmark(name: str) -> bool:
     return in_file(f"benchmarks/{name}.py::app")
 
 
-def door(name: str) -> bool:
+def interface(name: str) -> bool:
     import zograd
 
     return name in zograd.__all__ and callable(getattr(zograd, name))
@@ -90,7 +90,7 @@ THINGS: dict[str, Callable[[str], bool]] = {
     "schedule": exported("zograd.core.schedules"),
     "diagnostic": exported("zograd.diagnostics"),
     "control": exported("zograd.learning_rate"),
-    "door": door,
+    "interface": interface,
     "oracle": exported("zograd.oracles", "zograd.oracles.feature_reuse"),
     "command": command,
     "benchmark": benchmark,

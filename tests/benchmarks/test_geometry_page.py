@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from benchmarks import geometry as contest
 from benchmarks.geometry import TUNING_SEED, GeometryComparison, cell, compare, digest, tune, walk, ways_on
 from benchmarks.geometry_page import at_a_glance, page, pictured, rows_of, write
-from benchmarks.methods import Results, load
 from benchmarks.methods_page import fingerprint
+from benchmarks.results import Results, load
 from zograd.problems import PROBLEMS, problem_named
 
 TINY = GeometryComparison(budget=60, seeds=2, fraction=0.3)

@@ -14,25 +14,25 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import methods as bench
+from benchmarks import needs
 from benchmarks.language import LoraTask
 from benchmarks.methods import (
-    NEEDS,
     Comparison,
     Meter,
-    Results,
     compare,
-    half_decades,
-    load,
-    need_of,
     problem_named,
     trial,
     tune,
     unfit,
 )
 from benchmarks.methods_page import cells_of, columns_of, fingerprint, page, write
+from benchmarks.needs import NEEDS, need_of
+from benchmarks.results import Results, load
 from zograd import methods
 from zograd.estimators import Estimator
-from zograd.problems.small import METHOD_PROBLEMS, Problem, Session, method_problem
+from zograd.problems.base import half_decades
+from zograd.problems.problem import Problem, Session
+from zograd.problems.small import METHOD_PROBLEMS, method_problem
 
 TINY = Comparison(budget=100, seeds=2, fraction=0.2, grid=half_decades(1e-3, 1e-1))
 DOCS = Path(__file__).parents[2] / "docs"
@@ -52,7 +52,7 @@ def test_what_the_table_says_of_entries_is_what_they_are() -> None:
     sparse = method_problem("sparse-logistic")
     for name in methods.names():
         need = need_of(name)
-        method = methods.make(name, **bench.settings_of(sparse, name))
+        method = methods.make(name, **needs.settings_of(sparse, name))
         own = type(method.estimator).most_evaluations is not Estimator.most_evaluations
         assert need.sums == own, name
         assert need.constrained == (hasattr(method.rule, "set") or hasattr(method.rule, "prox")), name
@@ -85,7 +85,7 @@ def test_budgets_are_kept_by_every_entry(name: str, monkeypatch: pytest.MonkeyPa
     found = trial(problem, name, 1e-3 if need_of(name).tuned else None, budget, 0, marks=5)
     unit = problem.unit if whole else 1
     assert found["evaluations"] == pytest.approx(sum(asked) / unit, rel=1e-4)
-    method = methods.make(name, **bench.settings_of(problem, name))
+    method = methods.make(name, **needs.settings_of(problem, name))
     most = method.estimator.most_evaluations(problem.terms) / unit if whole else method.evaluations
     assert budget - most < sum(asked) / unit <= budget
     assert found["steps"] > 0
