@@ -28,7 +28,7 @@ from zograd.hub import register_task
 
 @methods.register_law
 @dataclass(frozen=True)
-class Doubtful:
+class Doubtful(laws.Law):
     fixed_norm: bool = True
 
     def __call__(self, draw):

@@ -15,8 +15,7 @@ from zograd.core.run import Run
 from zograd.lens import lens as stores_lens
 from zograd.oracles import sequential
 from zograd.spaces import PositiveOrthant
-from zograd.stores import Store
-from zograd.stores import store as stores_base
+from zograd.stores import Leaf, Store
 
 
 class LargestNewStorage(TorchDispatchMode):
@@ -53,7 +52,7 @@ SMALL = 1 << 14  # elements of a chunk and of a tile here; the weights have 2^20
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(stores_base, "CHUNK", SMALL)
+    monkeypatch.setattr(Leaf, "block", SMALL)
     monkeypatch.setattr(stores_lens, "TILE", SMALL)
 
 
@@ -116,7 +115,7 @@ def test_the_size_of_blocks_does_not_matter(case, kind: str, monkeypatch) -> Non
     dtype, rounding = DTYPES[kind]
     found = set()
     for chunk in (1, 7, 64, 1 << 18):
-        monkeypatch.setattr(stores_base, "CHUNK", chunk)
+        monkeypatch.setattr(Leaf, "block", chunk)
         weights = case.tensors(dtype, (9, 11), (5,), (40,))
         run = Run(case.store(weights, rounding), case.widened(50.0), 1)
         records = records_of(run, values_oracle, 3)

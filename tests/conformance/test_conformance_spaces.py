@@ -14,16 +14,14 @@ from zograd.estimators import Central
 from zograd.laws import Gaussian, Rademacher
 from zograd.rules import SGD, Adam, Momentum
 from zograd.spaces import Box, Diagonal, Domain, Euclidean, Oblique, Polytope, PositiveOrthant, Simplex, Sphere, Stiefel
-from zograd.stores import Store
-from zograd.stores import store as stores_base
-from zograd.stores.leaf import part_of
+from zograd.stores import Leaf, Store
 
 by_space = pytest.mark.parametrize("space", SPACES, ids=lambda s: f"{type(s).__name__}{getattr(s, 'metric', '')}")
 
 
 def case(space, seed: int):
     """The space of leaf "w", a point of it as a store shows it to the space, noise like it, and slots."""
-    part, leaf = part_of(space, "w"), inside(space, seed)
+    part, leaf = space.of("w"), inside(space, seed)
     x = leaf.flatten() if part.unit == "element" else leaf
     g = torch.Generator().manual_seed(seed + 100)
     slots = {"log_curvature": torch.linspace(-3.0, 5.0, x.numel(), dtype=x.dtype).view(x.shape)}
@@ -137,7 +135,7 @@ def test_what_lies_outside_is_named(space, values, why: str) -> None:
 @pytest.mark.parametrize("law", [Rademacher(), Gaussian()], ids=lambda v: type(v).__name__)
 def test_a_run_never_leaves_the_space(space, law) -> None:
     """Neither the points that are asked nor the iterates, at a radius and a step of order one."""
-    x0, part = inside(space, 7), part_of(space, "w")
+    x0, part = inside(space, 7), space.of("w")
     loop = AskTell(x0.numpy(), Method(Central(2), law, SGD(), space=part, mu=0.5, lr=0.2), seed=3)
     for _ in range(50):
         asked = loop.ask()
@@ -147,7 +145,7 @@ def test_a_run_never_leaves_the_space(space, law) -> None:
 
 
 def walk(space, chunk: int, threads: int, monkeypatch, dtype=torch.float32) -> tuple[torch.Tensor, list]:
-    monkeypatch.setattr(stores_base, "CHUNK", chunk)
+    monkeypatch.setattr(Leaf, "block", chunk)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -15,8 +15,7 @@ from zograd.laws import Gaussian, Rademacher
 from zograd.oracles import sequential
 from zograd.rules import SGD, Adam, Balanced, Momentum, ReplayMomentum
 from zograd.spaces import PositiveOrthant
-from zograd.stores import Store
-from zograd.stores import store as stores_base
+from zograd.stores import Leaf, Store
 
 N, M, RANK = 12, 10, 3
 
@@ -120,7 +119,7 @@ def test_bits_do_not_depend_on_blocks_or_threads_and_replay_is_equal(dtype, roun
     method = Method(Central(1), Gaussian(), Balanced(ReplayMomentum()), mu=1e-3, lr=1e-2)
 
     def walk(chunk: int, threads: int):
-        monkeypatch.setattr(stores_base, "CHUNK", chunk)
+        monkeypatch.setattr(Leaf, "block", chunk)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         leaves = {**factors(3.0, dtype), "bias": torch.zeros(5, dtype=dtype)}

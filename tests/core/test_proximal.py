@@ -20,8 +20,7 @@ from zograd.oracles import sequential
 from zograd.rules import Proximal
 from zograd.sets import L1, Box, GroupL2, L2Ball, LInfBall, Nuclear
 from zograd.spaces import PositiveOrthant
-from zograd.stores import Rate, Store
-from zograd.stores import store as stores_base
+from zograd.stores import Leaf, Rate, Store
 
 VALUES = {
     L1: lambda r, z: r.weight * z.abs().sum(),
@@ -128,7 +127,7 @@ def test_small_weights_become_exact_zeros(dtype: torch.dtype, rounding: str) -> 
 @pytest.mark.parametrize("chunk", [4, 1 << 18])
 def test_proximal_descent_solves_the_lasso(chunk: int, monkeypatch) -> None:
     """With exact gradients, over two leaves: the optimality conditions of |A x - b|^2 / 2 + w |x|_1 to 1e-8."""
-    monkeypatch.setattr(stores_base, "CHUNK", chunk)
+    monkeypatch.setattr(Leaf, "block", chunk)
     rng = np.random.default_rng(0)
     A, b, w = rng.normal(size=(30, 12)), rng.normal(size=30), 6.0
     lr = 1 / np.linalg.norm(A, 2) ** 2

@@ -36,8 +36,7 @@ from zograd.rules import (
 )
 from zograd.sets import L1, GroupL2, L1Ball
 from zograd.spaces import PositiveOrthant
-from zograd.stores import Rate, Store
-from zograd.stores import store as stores_base
+from zograd.stores import Leaf, Rate, Store
 
 SHAPES = ((4, 3), (5,), (2, 2, 2))
 STEPS = 25
@@ -103,7 +102,7 @@ by_chunk = pytest.mark.parametrize("chunk", [3, 1 << 18])
 
 @pytest.fixture
 def chunked(monkeypatch, chunk):
-    monkeypatch.setattr(stores_base, "CHUNK", chunk)
+    monkeypatch.setattr(Leaf, "block", chunk)
 
 
 @by_chunk

@@ -16,8 +16,7 @@ from zograd.oracles import sequential
 from zograd.rules import FrankWolfe, Proximal
 from zograd.sets import Box, L1Ball, L2Ball, LInfBall, NonNegative, NuclearBall, Place, Simplex
 from zograd.sets.spectral import top_singular_pair
-from zograd.stores import Rate, Store
-from zograd.stores import store as stores_base
+from zograd.stores import Leaf, Rate, Store
 
 SETS = [L1Ball(1.5), L2Ball(1.5), LInfBall(0.4), Simplex(1.5), NuclearBall(1.5)]
 by_set = pytest.mark.parametrize("C", SETS, ids=lambda c: type(c).__name__)
@@ -156,7 +155,7 @@ def test_frank_wolfe_is_feasible_in_few_bits(C, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("chunk", [3, 1 << 18])
 def test_exact_gradients_give_classical_frank_wolfe(C, chunk: int, monkeypatch) -> None:
     """fade = 0: the gap is at least f(x) - min f, and falls (Jaggi 2013: min gap <= 27 L D^2 / (4 (t + 2)))."""
-    monkeypatch.setattr(stores_base, "CHUNK", chunk)
+    monkeypatch.setattr(Leaf, "block", chunk)
     target, x = random(5), member(C, 2)
     store = Store({f"x{i}": v for i, v in enumerate(x)})
     rule, state, path = FrankWolfe(C, fade=0.0), {}, []
@@ -311,7 +310,7 @@ def test_projections_by_hand(C, y, z) -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
 def test_the_streamed_projection_is_that_of_all_leaves_end_to_end(C, chunk: int, monkeypatch) -> None:
     """One step of `Proximal` over several leaves, cut in any way."""
-    monkeypatch.setattr(stores_base, "CHUNK", chunk)
+    monkeypatch.setattr(Leaf, "block", chunk)
     x = random(11)
     y = [0.9 * v for v in x]  # x - lr g with g = x
     store = Store({f"x{i}": v for i, v in enumerate(x)})

@@ -24,7 +24,7 @@ from torch import Tensor
 from zograd import kernels, noise
 from zograd.core.vector import Basis, Vector, noise_terms, of_signs
 from zograd.stores.iterate import Iterate
-from zograd.stores.leaf import CHUNK, Leaf
+from zograd.stores.leaf import Leaf
 from zograd.stores.low_rank import Drawn, SignSide, sign_side
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class DeferredMoves:
             self._sides.pop(leaf.index, None)
             if sides and self._in_one_pass(leaf, moves, sides):
                 continue
-            for start, stop in self.store.pieces(leaf, CHUNK if len(moves) > 1 else None, write=True):
+            for start, stop in self.store.pieces(leaf, leaf.block if len(moves) > 1 else None, write=True):
                 for k, (iterate, direction) in enumerate(moves):
                     iterate.add(direction, leaf, start, stop, sides[k : k + 1])
             self._count(moves)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zograd import kernels, noise
 from zograd.core.vector import HALF, Address, Array, Noise, Vector, fill_, noise_terms, of_signs
-from zograd.stores.leaf import CHUNK, Block, Leaf
+from zograd.stores.leaf import Block, Leaf
 from zograd.stores.low_rank import SignSide, sign_sides
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ class Iterate:
                 self.changed += changed
                 self.moved = True
                 return
-        for a in range(start, stop, CHUNK):
-            b = min(a + CHUNK, stop)
+        for a in range(start, stop, leaf.block):
+            b = min(a + leaf.block, stop)
             v = self.store.scratch(leaf, b - a, use=1)
             if not sides or kernels.add_outer(v.zero_(), v, leaf.place(a), columns, 1.0, sides) is None:
                 fill_(v, direction * -rate.lr, Address(leaf.index, leaf.place(a), leaf.shape), {})

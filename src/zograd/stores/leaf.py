@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class Leaf:
     space: Space = Euclidean()
     portion: Portion | None = None
     """The part of the tensor that this process holds, when others hold the rest."""
+    block: ClassVar[int] = CHUNK
+    """Elements of a block of any leaf."""
 
     @property
     def flat(self) -> Tensor:
@@ -101,7 +103,7 @@ class Leaf:
             return max(self.numel, 1)
         if self.space.unit == "row":
             row = math.lcm(row, max(self.shape[-1], 1) if self.shape else 1)
-        return min(max(CHUNK // row, 1) * row, max(self.numel, 1))
+        return min(max(self.block // row, 1) * row, max(self.numel, 1))
 
 
 @dataclass(slots=True)
