@@ -228,7 +228,7 @@ class Branches(Lens):
         dtype = torch.float32 if wide else leaf.dtype
         if leaf.index in self.store.escaped:
             return leaf.tensor.to(dtype).expand(self.n, *leaf.shape)
-        made = [part for one in self.one if (part := one.made(leaf)) is not None]
+        made = [part for one in self.one if (part := one.ready(leaf)) is not None]
         if len(made) == self.n and dtype in (leaf.dtype, made[0].dtype):
             return torch.stack(made).to(dtype).view(self.n, *leaf.shape)
         out = torch.empty(self.n, leaf.numel, dtype=dtype, device=leaf.tensor.device)
@@ -355,7 +355,7 @@ class Branches(Lens):
             if k in done:
                 continue
             other = self._mirrored.get(k)
-            apart = leaf.low is not None or not leaf.space.flat or not one.noise_only or one.made(leaf) is not None
+            apart = leaf.low is not None or not leaf.space.flat or not one.noise_only or one.ready(leaf) is not None
             if other is None or apart:
                 yield k, one.tile(leaf, a, b)
                 continue

@@ -187,7 +187,7 @@ class Lens:
         leaf = self._leaf(a)
         return a if leaf is None else self._shown(leaf, leaf.dtype)
 
-    def made(self, leaf: Leaf) -> Tensor | None:
+    def ready(self, leaf: Leaf) -> Tensor | None:
         """A small leaf at the point, made with all others in a few launches; None where it is made alone.
 
         Flat, in the dtype of the leaf, or in float32 where its weights are split. For reading: nobody writes to it.
@@ -220,8 +220,8 @@ class Lens:
 
     def _shown(self, leaf: Leaf, dtype: torch.dtype) -> Tensor:
         """A fresh tensor with the leaf at the point."""
-        if (made := self.made(leaf)) is not None and dtype in (leaf.dtype, made.dtype):
-            return made.to(dtype, copy=True).view(leaf.shape)
+        if (ready := self.ready(leaf)) is not None and dtype in (leaf.dtype, ready.dtype):
+            return ready.to(dtype, copy=True).view(leaf.shape)
         out = torch.empty(leaf.numel, dtype=dtype, device=leaf.tensor.device)
         self.store.point_(out, leaf, self.point)
         return out.view(leaf.shape) if leaf.portion is None else leaf.portion.wrap(out.view(leaf.portion.sizes))
@@ -317,8 +317,8 @@ class Lens:
     def tile(self, leaf: Leaf, start: int, stop: int) -> Tensor:
         """Rows start .. stop of a matrix at the point, flat; in workspace that the next tile overwrites."""
         columns = leaf.shape[1]
-        if (made := self.made(leaf)) is not None:
-            return made[start * columns : stop * columns].to(leaf.dtype)
+        if (ready := self.ready(leaf)) is not None:
+            return ready[start * columns : stop * columns].to(leaf.dtype)
         if self._as_it_is(leaf):
             return leaf.flat[start * columns : stop * columns]
         if leaf.space.unit == "leaf":
