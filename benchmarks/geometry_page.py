@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.geometry import LOST, NAIVE, REFERENCE
 from benchmarks.methods_page import fingerprint, number, table
-from benchmarks.results import Line, load
+from benchmarks.results import Line, WithRuns, final, load
 from zograd.core.vector import Array
 from zograd.problems import PROBLEMS
 
@@ -40,7 +40,7 @@ HIDDEN = {"picture", "leaving"}
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(WithRuns):
     """One way on one problem: its tuning and its runs under the latest setup that the file has."""
 
     problem: str
@@ -48,15 +48,6 @@ class Row:
     tuning: Line
     runs: tuple[Line, ...]
     sweep: Line | None = None
-
-    @property
-    def values(self) -> list[float]:
-        """Values at the end, infinite for runs that ended outside."""
-        return [math.inf if run["value"] is None else run["value"] for run in self.runs]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
 
     @property
     def shown(self) -> str:
@@ -247,7 +238,7 @@ def pictured(rows: Sequence[Row]) -> list[tuple[str, list[float]]]:
     found = []
     for row in sorted(inner, key=lambda r: r.median)[:1]:
         run = row.runs[0]
-        title = f"{row.way}: error {number(math.inf if run['value'] is None else run['value'])}"
+        title = f"{row.way}: error {number(final(run))}"
         found.append((f"{title}\nafter {run['evaluations']:,} evaluations", run["measured"]["picture"]))
     for row in have:
         if row.way == NAIVE and row.sweep is not None and (lost := row.sweep["picture"]):

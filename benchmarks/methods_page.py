@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.methods import KINDS, REFUSED, WORSE
-from benchmarks.results import Line, load
+from benchmarks.results import Line, WithRuns, load
 
 BASELINE = "mezo"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(WithRuns):
     """One method on one problem: its runs under the latest setup that the file has."""
 
     problem: str
@@ -28,15 +28,6 @@ class Cell:
     budget: int
     tuning: Line
     runs: tuple[Line, ...]
-
-    @property
-    def values(self) -> list[float]:
-        """Final clean values, infinite for runs that diverged."""
-        return [math.inf if run["value"] is None else run["value"] for run in self.runs]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
 
     @property
     def quartiles(self) -> tuple[float, float]:

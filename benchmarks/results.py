@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import statistics
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,26 @@ def load(path: Path) -> list[Line]:
             if number < len(texts):
                 raise ValueError(f"{path} line {number} is not JSON; take it out, it will be computed again") from None
     return lines
+
+
+def final(run: Line) -> float:
+    """The value at the end of a run; infinite for a run that diverged or ended outside of the domain."""
+    return math.inf if run["value"] is None else float(run["value"])
+
+
+class WithRuns:
+    """Something with several runs, one for each seed."""
+
+    runs: tuple[Line, ...]
+
+    @property
+    def values(self) -> list[float]:
+        """The value at the end of each run (`final`)."""
+        return [final(run) for run in self.runs]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
 
 
 class Results:
