@@ -71,7 +71,7 @@ def problem(f: Callable[..., float | Tensor], x: npt.ArrayLike | Mapping[str, Te
         if items and all(isinstance(t, Tensor) for t in items):
             return Problem(Store({f"p{i}": t for i, t in enumerate(items)}, space=Euclidean()), sequential(f))
         x = np.asarray(items, dtype=np.float64)
-    from zograd.api.minimize import ArrayStore
+    from zograd.api.variables import ArrayStore
 
     store = ArrayStore(x, Euclidean())
 

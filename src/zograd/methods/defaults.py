@@ -23,6 +23,10 @@ BLACK_BOX_LR = 1e-2
 """For names whose move has a length of its own (signs, ranks, Adam) or whose edge of stability is not known."""
 
 
+BUDGET = 15_000
+"""Evaluations that `minimize` makes at most where no budget is given: those of SciPy's L-BFGS-B."""
+
+
 class Onto(NamedTuple):
     """How the menu's numbers change where another part of a model is trained."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zograd.api.minimize import ArrayStore
+from zograd.api.variables import ArrayStore
 from zograd.core.run import Method, Record, Run
 from zograd.core.vector import Array
 from zograd.errors import UsageError
