@@ -16,6 +16,9 @@ from zograd.methods.defaults import BLACK_BOX_LR
 CLEAR = 3.0
 """Standard errors by which two noisy values have to differ."""
 
+UNBOUNDED = 1e100
+"""A function that falls below minus this has no minimum."""
+
 FEW = 10
 """Steps below which it is not said that they were too short."""
 
@@ -38,6 +41,8 @@ def failure(
     """
     if not math.isfinite(final):
         return f"f is {final} at the result"
+    if final < -UNBOUNDED:
+        return f"f fell to {final:.3g}, as if it had no lower bound; pass bounds, or check its sign"
     if method is None:
         return _without_method(at_start, final, moved=moved)
     taken = [r for r in tape if not r.refused]

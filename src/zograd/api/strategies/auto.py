@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
+from zograd.api.strategies.base import Points, Problem, Routine, Strategy, Trace, Values, points
 from zograd.api.strategies.cma import CMA, available
 from zograd.api.strategies.lbfgs import LBFGS
 from zograd.api.strategies.of_menu import OfMenu
@@ -61,10 +61,11 @@ class Auto:
             return (yield from self.checked(trace, OfMenu(black_box("zo_sgd", d))))
         trace.reason = f"values repeat, and {a_variable}"
         message = yield from self.checked(trace, LBFGS())
-        if trace.noise > 0 or trace.left < d or (trace.stationary and not problem.thorough):
+        flat = trace.stationary is None
+        if trace.noise > 0 or flat or trace.left < d or (trace.stationary and not problem.thorough):
             return message
         trace.reason += "; what is left of the budget looks for a lower minimum"
-        return (yield from evolution(d)(trace))
+        return (yield from evolution(problem)(trace))
 
     def in_noise(self, trace: Trace, why: str) -> Routine:
         """The rule where values differ."""
@@ -72,7 +73,7 @@ class Auto:
         trace.fun = None
         if d <= FEW_VARIABLES:
             trace.reason = f"{why}, and {d:,} variables are few"
-            return (yield from evolution(d)(trace))
+            return (yield from evolution(trace.problem)(trace))
         trace.reason = f"{why}, and {d:,} variables are many"
         return (yield from OfMenu(black_box("zo_sgd", d))(trace))
 
@@ -107,6 +108,8 @@ class Auto:
         return float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
 
 
-def evolution(dim: int) -> Strategy:
-    """CMA-ES, or what the menu has in its place."""
-    return CMA() if available() else OfMenu(black_box("cr_fm_nes", dim))
+def evolution(problem: Problem) -> Strategy:
+    """CMA-ES, without restarts where the first minimum is enough, or what the menu has in its place."""
+    if available():
+        return CMA(restarts=10**9 if problem.thorough else 0)
+    return OfMenu(black_box("cr_fm_nes", problem.dim))

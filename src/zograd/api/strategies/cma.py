@@ -62,7 +62,7 @@ class CMA:
                 values = np.array((yield points([_given(x, problem) for x in asked])))
                 finite = values[np.isfinite(values)]
                 k = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
-                if repeats and finite.size and values[k] < best:
+                if repeats and finite.size and -math.inf < values[k] < best:
                     best_x, best = asked[k], float(values[k])
                     trace.position, trace.fun = partial(_given, best_x, problem), best
                 worst = float(finite.max()) if finite.size else 0.0

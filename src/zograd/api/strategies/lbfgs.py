@@ -175,7 +175,7 @@ class _Search:
             def fun(x: Flat) -> tuple[float, Flat]:
                 first = self.slope is None or np.array_equal(x, self.x)
                 f = self.f if first else counted(points([self.given(x)]))[0]
-                if not first and not f < self.f + self.noise:
+                if not first and not -math.inf < f < self.f + self.noise:
                     return self.refused(counted, x, f)
                 g = self.gradient(counted, x, f, central=central)
                 self.slope = g
@@ -200,16 +200,17 @@ class _Search:
                 "maxls": 20,
                 "maxcor": MANY if self.x.size <= 1000 else 10,
             }
-            return minimize(
-                fun, self.x.copy(), jac=True, method="L-BFGS-B", bounds=bounds, callback=after, options=options
-            )
+            with np.errstate(over="ignore", invalid="ignore"):
+                return minimize(
+                    fun, self.x.copy(), jac=True, method="L-BFGS-B", bounds=bounds, callback=after, options=options
+                )
 
         self.slope = None
         yield from inverted(work)
         if asked:
             self.trace.counted(asked)
         self.trace.stationary = self.at_rest()
-        return "L-BFGS-B found no way down from its last point"
+        return "no lower point near x: a local minimum, as far as finite differences show"
 
     def refused(self, ask: Asker, x: Flat, f: float) -> tuple[float, Flat]:
         """(value, gradient) at a trial point that the line search will refuse: only the slope along its line counts."""
@@ -225,10 +226,11 @@ class _Search:
 
     def at_rest(self) -> bool:
         """Whether moving along the gradient promises less than a millionth of what was gained, or than the noise."""
-        if self.slope is None:
+        if self.slope is None or not np.any(self.slope):  # f is constant around x, such as a rounded one
             return False
         g = self.slope
         if self.problem.lower is not None and self.problem.upper is not None:
             g = np.where((self.x <= self.problem.lower) & (g > 0) | (self.x >= self.problem.upper) & (g < 0), 0.0, g)
-        promised = float(g @ g) / (2 * max(self.curvature, 1e-300))
+        with np.errstate(over="ignore"):
+            promised = float(g @ g) / (2 * max(self.curvature, 1e-300))
         return promised <= max(1e-6 * (self.start - self.f), 100 * self.noise)
