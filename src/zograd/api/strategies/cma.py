@@ -47,24 +47,25 @@ class CMA:
         rng = np.random.default_rng(problem.seed)
         sigma = self.sigma or problem.radius
         repeats = trace.noise == 0
-        start = np.array(trace.position(), dtype=np.float64)
-        best_x, best = start, trace.fun if repeats and trace.fun is not None else math.inf
+        space = _Free(problem)
+        start = space.narrow(trace.position())
+        best = trace.fun if repeats and trace.fun is not None else math.inf
         population = None
         message = ""
         for restart in range(self.restarts + 1):
-            x0 = start if restart == 0 else np.asarray(problem.x0, dtype=np.float64)
-            es = cma.CMAEvolutionStrategy(x0, sigma, _options(problem, rng, separable, population))
+            x0 = start if restart == 0 else space.narrow(problem.x0)
+            es = cma.CMAEvolutionStrategy(x0, sigma, _options(space, rng, separable, population))
             population = 2 * int(es.popsize)
             if not repeats:
-                trace.position = partial(_mean, es, problem)
+                trace.position = partial(_mean, es, space)
             while not es.stop():
                 asked = [np.asarray(x) for x in es.ask()]
-                values = np.array((yield points([_given(x, problem) for x in asked])))
+                values = np.array((yield points([space.widen(x) for x in asked])))
                 finite = values[np.isfinite(values)]
                 k = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
                 if repeats and finite.size and -math.inf < values[k] < best:
-                    best_x, best = asked[k], float(values[k])
-                    trace.position, trace.fun = partial(_given, best_x, problem), best
+                    best = float(values[k])
+                    trace.position, trace.fun = partial(space.widen, asked[k]), best
                 worst = float(finite.max()) if finite.size else 0.0
                 es.tell(asked, np.where(np.isfinite(values), values, worst + abs(worst) + 1.0).tolist())
                 trace.counted(values.tolist())
@@ -85,23 +86,40 @@ def available() -> bool:
     return importlib.util.find_spec("cma") is not None
 
 
-def _given(x: Flat, problem: Problem) -> Flat:
-    """A point as f gets it."""
-    return problem.inside(x.astype(problem.x0.dtype))
+class _Free:
+    """The variables that are not fixed by their bounds, in float64."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        x0 = problem.x0
+        self.lower = np.full(x0.size, -np.inf) if problem.lower is None else problem.lower.astype(np.float64)
+        self.upper = np.full(x0.size, np.inf) if problem.upper is None else problem.upper.astype(np.float64)
+        self.free = self.lower < self.upper
+
+    def narrow(self, x: Flat) -> Flat:
+        """The free variables of a point."""
+        return x[self.free].astype(np.float64)
+
+    def widen(self, y: Flat) -> Flat:
+        """The point with these free variables, in the dtype of x0, within the bounds."""
+        x = self.problem.x0.copy()
+        x[self.free] = y
+        return self.problem.inside(x)
 
 
-def _mean(es: Any, problem: Problem) -> Flat:
+def _mean(es: Any, space: _Free) -> Flat:
     """The mean of the population."""
-    return _given(np.asarray(es.result.xfavorite), problem)
+    return space.widen(np.asarray(es.result.xfavorite))
 
 
-def _options(problem: Problem, rng: np.random.Generator, separable: bool, population: int | None) -> dict[str, Any]:
+def _options(space: _Free, rng: np.random.Generator, separable: bool, population: int | None) -> dict[str, Any]:
     options: dict[str, Any] = {
         "verbose": -9, "seed": math.nan, "CMA_diagonal": separable,
         "randn": lambda *shape: rng.standard_normal(shape), "tolfun": 1e-13, "maxiter": math.inf,
     }  # fmt: skip
     if population is not None:
         options["popsize"] = population
-    if problem.lower is not None and problem.upper is not None:
-        options["bounds"] = [problem.lower.astype(np.float64).tolist(), problem.upper.astype(np.float64).tolist()]
+    lower, upper = space.lower[space.free], space.upper[space.free]
+    if np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)):
+        options["bounds"] = [lower.tolist(), upper.tolist()]
     return options

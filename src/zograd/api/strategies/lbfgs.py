@@ -226,8 +226,8 @@ class _Search:
 
     def at_rest(self) -> bool:
         """Whether moving along the gradient promises less than a millionth of what was gained, or than the noise."""
-        if self.slope is None or not np.any(self.slope):  # f is constant around x, such as a rounded one
-            return False
+        if self.slope is None or not np.any(self.slope):  # f may be constant around x, such as a rounded one
+            return self.f < self.start
         g = self.slope
         if self.problem.lower is not None and self.problem.upper is not None:
             g = np.where((self.x <= self.problem.lower) & (g > 0) | (self.x >= self.problem.upper) & (g < 0), 0.0, g)
