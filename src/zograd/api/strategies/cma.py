@@ -24,8 +24,9 @@ class CMA:
     """`cma.CMAEvolutionStrategy` of the package pycma (Hansen), restarted with a doubled population when it stops.
 
     sigma: the first standard deviation, in units of x; None: `Problem.radius`. separable: a diagonal covariance
-    (Ros and Hansen 2008); None: above 200 variables. A restart begins at x0 again (Auger and Hansen 2005, IPOP), the
-    first at the recommended point. Values that are not finite rank last. Bounds are pycma's.
+    (Ros and Hansen 2008); None: above 200 variables. The first run begins at the recommended point, a restart (Auger
+    and Hansen 2005, IPOP) anywhere in the bounds, or without bounds around x0, each time four times as far.
+    Values that are not finite rank last.
 
     Where values repeat, the recommended point is the best one seen, otherwise the mean of the population.
     Memory: O(d^2), separable O(population d).
@@ -53,8 +54,8 @@ class CMA:
         population = None
         message = ""
         for restart in range(self.restarts + 1):
-            x0 = start if restart == 0 else space.narrow(problem.x0)
-            es = cma.CMAEvolutionStrategy(x0, sigma, _options(space, rng, separable, population))
+            x0, wide = (start, sigma) if restart == 0 else space.elsewhere(rng, sigma, restart)
+            es = cma.CMAEvolutionStrategy(x0, wide, _options(space, rng, separable, population))
             population = 2 * int(es.popsize)
             if not repeats:
                 trace.position = partial(_mean, es, space)
@@ -99,6 +100,14 @@ class _Free:
     def narrow(self, x: Flat) -> Flat:
         """The free variables of a point."""
         return x[self.free].astype(np.float64)
+
+    def elsewhere(self, rng: np.random.Generator, sigma: float, restart: int) -> tuple[Flat, float]:
+        """(start, standard deviation) of a restart: anywhere in the bounds, or ever farther from x0 without bounds."""
+        lower, upper = self.lower[self.free], self.upper[self.free]
+        if np.all(np.isfinite(upper - lower)):
+            return rng.uniform(lower, upper), sigma
+        wide = sigma * 4.0 ** min(restart, 5)
+        return np.clip(self.narrow(self.problem.x0) + 2 * wide * rng.standard_normal(lower.size), lower, upper), wide
 
     def widen(self, y: Flat) -> Flat:
         """The point with these free variables, in the dtype of x0, within the bounds."""
