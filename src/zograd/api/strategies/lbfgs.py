@@ -187,7 +187,8 @@ class _Search:
                 nonlocal idle, last
                 self.trace.counted(asked)
                 asked.clear()
-                idle = idle + 1 if last - intermediate_result.fun <= 4 * self.noise else 0
+                floor = max(4 * self.noise, 2.0**-52 * (self.start - self.f))
+                idle = idle + 1 if last - intermediate_result.fun <= floor else 0
                 last = intermediate_result.fun
                 if idle >= FEW:
                     raise StopIteration
