@@ -30,8 +30,11 @@ class Estimator(Part, ABC, Generic[A]):
         """Loss evaluations of a step, the fewest, where steps differ."""
         return self.evaluations
 
-    def most_evaluations(self, terms: int) -> int:
-        """The most that a step costs where f is a sum of so many terms (0: f is no sum), counted in terms."""
+    def most_evaluations(self, terms: int, dim: int = 0) -> int:
+        """The most that a step costs where f is a sum of so many terms (0: f is no sum), counted in terms.
+
+        dim: number of weights, where that is known: differences along coordinates are no more.
+        """
         return self.evaluations * max(terms, 1)
 
     @declared

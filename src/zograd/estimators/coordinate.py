@@ -62,6 +62,10 @@ class Coordinates(Estimator[None]):
         """Where there are fewer coordinates than `count`."""
         return 2
 
+    def most_evaluations(self, terms: int, dim: int = 0) -> int:
+        count = min(self.count, dim) if dim else self.count
+        return (2 * count if self.central else count + 1) * max(terms, 1)
+
     def chosen(self, ask: Ask) -> list[Unit]:
         """The coordinates of this step, in order of leaf and element."""
         sizes = [math.prod(shape) for shape in ask.shapes]

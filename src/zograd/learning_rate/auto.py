@@ -51,8 +51,8 @@ class Measured(Wrapper[A]):
     def fewest_evaluations(self) -> int:
         return self.inner.fewest_evaluations
 
-    def most_evaluations(self, terms: int) -> int:
-        return self.inner.most_evaluations(terms) + 2 * max(terms, 1)
+    def most_evaluations(self, terms: int, dim: int = 0) -> int:
+        return self.inner.most_evaluations(terms, dim) + 2 * max(terms, 1)
 
     @property
     def slots(self) -> Mapping[str, float]:
@@ -178,10 +178,11 @@ class AutoRate(Controller):
             state["seen"] = [*state["seen"], (meters["trace"], meters["curvature2"])][-self.window :]
         if "slope2" in meters:
             state["slopes"] = [*state["slopes"], meters["slope2"]][-self.window :]
+        value = loss + meters.get("penalty", 0.0)  # the rule adds its penalty once the step is taken
         if len(state["first"]) < self.patience:
-            state["first"] = [*state["first"], loss]
-        state["recent"] = [*state["recent"], loss][-self.patience :]
-        state["fit"] = _add(state["fit"], loss)
+            state["first"] = [*state["first"], value]
+        state["recent"] = [*state["recent"], value][-self.patience :]
+        state["fit"] = _add(state["fit"], value)
 
     def moved(self, state: State, lr: float) -> None:
         """Progress expected and made, and signs of divergence."""
@@ -238,8 +239,8 @@ def _slope(fit: list[float], least: int = 20) -> tuple[float, float]:
     return slope, math.sqrt(residual / across)
 
 
-def as_controller(value: Controller | float | str) -> Controller:
-    """What a method is given as its lr: a number is a constant schedule, "auto" an `AutoRate`."""
+def as_controller(value: Controller | float | str, automatic: Controller | None = None) -> Controller:
+    """What a method is given as its lr: a number is a constant schedule, "auto" what its rule declares or `AutoRate`."""
     if value == "auto":
-        return AutoRate()
+        return automatic or AutoRate()
     return value if isinstance(value, Controller) else as_schedule(value)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from zograd.core.parts import Part, declared
 from zograd.core.query import Estimate
 
 if TYPE_CHECKING:
+    from zograd.learning_rate.controller import Controller
     from zograd.stores import Iterate, Store
 
 A = TypeVar("A")
@@ -42,6 +43,11 @@ class Rule(Part, ABC, Generic[A]):
     @declared
     def momentum(self) -> float | None:
         """The beta with which the edge of stability is computed (`lr="auto"`); None: the edge is not known."""
+        return None
+
+    @declared
+    def automatic(self) -> Controller | None:
+        """The controller that `lr="auto"` means with this rule; None: `AutoRate()`."""
         return None
 
     @declared
