@@ -7,6 +7,7 @@ from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
 from zograd.estimators.differences import Central, Forward, OneSided, Richardson, Spread
 from zograd.estimators.extrapolated import Extrapolated, Trial
+from zograd.estimators.feasible import Feasible
 from zograd.estimators.population import Consensus
 from zograd.estimators.ranked import Mirrored, Preference, Ranked
 from zograd.estimators.reduced import SVRG, ZPDVR, LooplessSVRG, Recentred
@@ -28,6 +29,7 @@ __all__ = [
     "Curved",
     "Estimator",
     "Extrapolated",
+    "Feasible",
     "Forward",
     "Geometric",
     "LooplessSVRG",

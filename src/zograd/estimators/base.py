@@ -48,6 +48,11 @@ class Estimator(Part, ABC, Generic[A]):
         return None
 
     @declared
+    def shifts(self) -> bool:
+        """Whether it asks the queries of `inner` at another point: what measures along them then goes inside."""
+        return False
+
+    @declared
     def estimates_gradient(self) -> bool:
         """Whether the estimate has the length of the gradient, which `lr="auto"` needs."""
         return True

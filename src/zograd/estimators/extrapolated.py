@@ -44,9 +44,9 @@ class Extrapolated(Estimator[Trial]):
     D <= |x - y|^2 / (2 lr), the descent lemma (Beck and Teboulle 2009, Eq. 2.8), up to the error of g: forward
     differences are off by mu / (2 lr) an element at most. If it was not, the step is made again from y at
         lr' = min(lr / 2, |x - y|^2 / (2 D)),
-    without a new gradient; if it was, the next one starts at 2 lr (Scheinberg, Goldfarb and Bai 2014 let steps grow too;
-    the factor 2 is ours). The two values cost 2 evaluations a trial, and share a batch. The first rate is the inverse of
-    the curvature along g, by one more evaluation at distance sqrt(mu). Meter: `rate`, the rate to move by.
+    without a new gradient; if it was, the next one starts at 2 lr (Scheinberg, Goldfarb and Bai 2014 let steps grow
+    too; the factor 2 is ours). The two values cost 2 evaluations a trial, and share a batch. The first rate is the
+    inverse of the curvature along g, by one more evaluation at distance sqrt(mu). Meter: `rate`, the rate to move by.
 
     For values that repeat: the test compares differences of second order, which noise of more than about 1e-10 of f
     drowns; then the rate falls and falls.
@@ -128,7 +128,7 @@ class Extrapolated(Estimator[Trial]):
         if max(abs(D), allowed) <= RESOLUTION * (abs(at_x) + abs(at_y)):
             return True, ask.lr
         error = ask.mu * math.sqrt(ask.dim * float(square)) / (2 * ask.lr)
-        if D > allowed + error:
+        if allowed + error < D:
             return False, min(ask.lr / GROWTH, float(square) / (2 * D))
         return True, min(ask.lr * GROWTH, LARGEST)
 

@@ -14,6 +14,6 @@ from zograd.learning_rate.stability import (
 )
 
 __all__ = [
-    "MOMENTS", "AutoRate", "Backtracking", "Controller", "Measured", "Moments", "as_controller", "critical_lr", "lr_bounds", "moments",
-    "second_moment_map", "second_moment_radius",
+    "MOMENTS", "AutoRate", "Backtracking", "Controller", "Measured", "Moments", "as_controller", "critical_lr",
+    "lr_bounds", "moments", "second_moment_map", "second_moment_radius",
 ]  # fmt: skip

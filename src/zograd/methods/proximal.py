@@ -27,9 +27,9 @@ def fd_fista(
 ) -> Method[Trial]:
     """FISTA with finite differences and adaptive restart: min f(x) + r(x), f smooth, values that repeat, small d.
 
-    prox: a penalty or a set of `zograd.sets`; f alone is evaluated, at points that may leave a set. lr: "auto" finds the
-    step by backtracking, 1/lr near the curvature of f. d + 3 evaluations a step (2 d + 2 with `central`), and 2 more for
-    each trial that is repeated; a fixed lr saves the 2. mu is for float64 values; pass 2**-10 with float32 ones. count:
-    the largest d that is allowed. No randomness: the seed does not matter.
+    prox: a penalty or a set of `zograd.sets`; f alone is evaluated, at points that may leave a set. lr: "auto" finds
+    the step by backtracking, 1/lr near the curvature of f. d + 3 evaluations a step (2 d + 2 with `central`), and 2
+    more for each trial that is repeated; a fixed lr saves the 2. mu is for float64 values; pass 2**-10 with float32
+    ones. count: the largest d that is allowed. No randomness: the seed does not matter.
     """
     return Method(Extrapolated(Coordinates(count, central=central)), Rademacher(), FISTA(prox), mu=mu, lr=lr)

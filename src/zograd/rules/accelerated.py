@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -13,8 +13,6 @@ from zograd.core.query import Estimate
 from zograd.core.sums import Sum
 from zograd.core.vector import Slot, Vector
 from zograd.estimators.extrapolated import Extrapolated, Trial
-from zograd.learning_rate.backtracking import Backtracking
-from zograd.learning_rate.controller import Controller
 from zograd.rules.proximal import _Mapped
 from zograd.sets import Projection, Prox
 from zograd.stores import Block, Iterate
@@ -42,6 +40,7 @@ class FISTA(_Mapped):
     """
 
     prox: Prox | Projection
+    automatic: ClassVar[Literal["backtracking"]] = "backtracking"
 
     @property
     def reads(self) -> type[Trial]:
@@ -54,10 +53,6 @@ class FISTA(_Mapped):
     @property
     def slots(self) -> Mapping[str, float]:
         return {"extrapolation": 0.0}
-
-    @property
-    def automatic(self) -> Controller:
-        return Backtracking()
 
     def misfit(self, method: Method[Any]) -> str | None:
         if not isinstance(method.estimator, Extrapolated):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from zograd.core.parts import Part, declared
 from zograd.core.query import Estimate
 
 if TYPE_CHECKING:
-    from zograd.learning_rate.controller import Controller
     from zograd.stores import Iterate, Store
 
 A = TypeVar("A")
@@ -46,9 +45,9 @@ class Rule(Part, ABC, Generic[A]):
         return None
 
     @declared
-    def automatic(self) -> Controller | None:
-        """The controller that `lr="auto"` means with this rule; None: `AutoRate()`."""
-        return None
+    def automatic(self) -> Literal["edge", "backtracking"] | float:
+        """What `lr="auto"` means: below the edge of stability (`AutoRate`), a search (`Backtracking`), or a number."""
+        return "edge"
 
     @declared
     def meters(self) -> tuple[str, ...]:

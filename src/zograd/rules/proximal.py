@@ -102,8 +102,8 @@ class Proximal(_Mapped):
     `lr="auto"`: the edge of stability is that of the smooth part f alone. Let x* be a minimiser of f + r, so that
     x* = prox(x* - lr grad f(x*)). The map is non-expansive, |prox(a) - prox(b)| <= |a - b|, so that
         E|x' - x*|^2 <= E|x - x* - lr (g - grad f(x*))|^2:
-    on a quadratic the error x - x* grows by no more than a step of descent on f, with the part of the noise that does not
-    vanish at x* (there grad f(x*) is not 0) added. A rate at which descent on f contracts in mean square therefore
+    on a quadratic the error x - x* grows by no more than a step of descent on f, with the part of the noise that does
+    not vanish at x* (there grad f(x*) is not 0) added. A rate at which descent on f contracts in mean square therefore
     keeps E|x - x*|^2 bounded here, and the bound that `AutoRate` keeps is used as it is, with no momentum. The added
     part is a noise floor in proportion to lr |grad f(x*)|^2 d / n; `AutoRate` lowers lr when f + r stands still on it.
 

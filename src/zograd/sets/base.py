@@ -17,8 +17,8 @@ from torch import Tensor
 from zograd.core.sums import Sum
 
 Extent: TypeAlias = Literal["element", "row", "leaf", "all"]
-"""What has to be seen at once: single elements, rows of a leaf (its first axis by the rest), whole leaves, or all leaves
-end to end as one vector (in float64)."""
+"""What has to be seen at once: single elements, rows of a leaf (its first axis by the rest), whole leaves, or all
+leaves end to end as one vector (in float64)."""
 
 
 @dataclass(frozen=True)

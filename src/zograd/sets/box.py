@@ -22,8 +22,8 @@ class Box(OneTensor):
         elements as x, taken in memory order over all leaves end to end. -inf and inf leave a side open; then linear
         functions have no minimiser. Equal bounds fix a variable.
 
-    Frozen: arrays are copied, and two boxes with the same numbers are equal. Arrays cost two float64 copies of them, and
-    a projection in `Proximal` then gathers x in float64. Raises ValueError for NaN, and where low > high.
+    Frozen: arrays are copied, and two boxes with the same numbers are equal. Arrays cost two float64 copies of them,
+    and a projection in `Proximal` then gathers x in float64. Raises ValueError for NaN, and where low > high.
 
     >>> import torch, zograd as zo
     >>> box = zo.sets.Box([0.0, -1.0, 2.0], [1.0, float("inf"), 2.0])

@@ -21,8 +21,9 @@ class Intersection(Whole):
     linearly for polyhedra, at a rate that depends on their angles, and slower where curved sets touch.
 
     sets: two or more with a projection `project_` of a flat vector: `Box`, balls, `Simplex`, `NonNegative`, `Affine`,
-        `Halfspace`, `Polyhedron`. rounds: after which ValueError says how far outside x still is; the sets may not meet.
-    Costs a projection onto each set a round, d numbers of memory for each, in float64. Source: Boyle and Dykstra 1986.
+        `Halfspace`, `Polyhedron`. rounds: after which ValueError says how far outside x still is; the sets may not
+    meet. Costs a projection onto each set a round, d numbers of memory for each, in float64. Source: Boyle and Dykstra
+    1986.
 
     >>> import torch, zograd as zo
     >>> both = zo.sets.Intersection(zo.sets.Affine([[1.0, 1.0]], [1.0]), zo.sets.NonNegative())

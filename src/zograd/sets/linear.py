@@ -46,7 +46,8 @@ def _fits(owner: object, d: int, y: Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Affine(Whole):
-    """{x : A x = b}. P(y) = y - Q (Q^T y - c), Q an orthonormal basis of the rows of A and c the coordinates of b in it.
+    """{x : A x = b}. P(y) = y - Q (Q^T y - c), Q an orthonormal basis of the rows of A and c the coordinates of b in
+    it.
 
     A: [m, d], any rank; b: [m] or one number. Both are copied to float64. The singular value decomposition of A is
     computed once, when the set is made: O(m^2 d) time for m <= d, and m d numbers of memory; a projection costs 4 m d
@@ -72,8 +73,8 @@ class Affine(Whole):
             off = float((u @ (s * c) - b).abs().max())
         if off > ROUNDING * max(float(b.abs().max()), 1e-300):
             raise ValueError(
-                f"no x satisfies A x = b: the best leaves {off:g}; Affine needs consistent equations, remove those that "
-                f"contradict others"
+                f"no x satisfies A x = b: the best leaves {off:g}; Affine needs consistent equations, remove those "
+                f"that contradict others"
             )
         object.__setattr__(self, "_basis", (vt, c))
 
@@ -153,8 +154,8 @@ class Polyhedron(Whole):
     """{x : A x <= b}. The projection is a least-distance problem, solved exactly by an active-set method in its dual.
 
     With u = P(y) - y: min |u|^2 s.t. A u <= b - A y, by non-negative least squares on m multipliers (Lawson and Hanson
-    1974, chapter 23). A: [m, d], b: [m] or one number, copied to float64; m up to some hundreds: one projection solves a
-    few systems of the size of the active set, O(m d) each. Raises ValueError where A x <= b has no solution (when it
+    1974, chapter 23). A: [m, d], b: [m] or one number, copied to float64; m up to some hundreds: one projection solves
+    a few systems of the size of the active set, O(m d) each. Raises ValueError where A x <= b has no solution (when it
     is projected onto).
 
     >>> import torch, zograd as zo

@@ -17,8 +17,8 @@ Given: TypeAlias = "float | npt.NDArray[Any] | Tensor | Numbers | list[Any] | tu
 class Numbers:
     """A float64 array that never changes. Two are equal when shape and numbers are; `tensor` is a view to read.
 
-    values: a list, an array or a tensor, which is copied. Raises ValueError for NaN; infinities are allowed. Memory: one
-    copy in float64.
+    values: a list, an array or a tensor, which is copied. Raises ValueError for NaN; infinities are allowed. Memory:
+    one copy in float64.
     """
 
     __slots__ = ("_array", "_hash", "tensor")
