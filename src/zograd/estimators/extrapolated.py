@@ -48,12 +48,15 @@ class Extrapolated(Estimator[Trial]):
     too; the factor 2 is ours). The two values cost 2 evaluations a trial, and share a batch. The first rate is the
     inverse of the curvature along g, by one more evaluation at distance sqrt(mu). Meter: `rate`, the rate to move by.
 
+    whole: refuse to start where an `inner` of differences along coordinates has fewer of them than there are.
+
     For values that repeat: the test compares differences of second order, which noise of more than about 1e-10 of f
     drowns; then the rate falls and falls.
     """
 
     inner: Estimator[Any] = field(default=Coordinates(1000))
     check: bool = False
+    whole: bool = False
 
     estimates_gradient: ClassVar[bool] = False
 
@@ -85,11 +88,11 @@ class Extrapolated(Estimator[Trial]):
 
     def prepare(self, store: Store) -> None:
         """Raise ValueError where the differences would leave coordinates out."""
-        if isinstance(self.inner, Coordinates) and self.inner.count < store.dim:
+        if self.whole and isinstance(self.inner, Coordinates) and self.inner.count < store.dim:
             raise ValueError(
                 f"{type(self).__name__} takes differences along all coordinates, and there are {store.dim}, more than "
-                f"count={self.inner.count}: a step would cost {store.dim + 1} evaluations; pass count={store.dim}, or "
-                f"use methods.zo_prox"
+                f"{self.inner.count}: a step would cost {store.dim + 1} evaluations; pass count={store.dim} if that is "
+                f"wanted, or use methods.zo_prox(prox, lr='auto')"
             )
 
     def __call__(self, ask: Ask) -> Routine[Trial]:

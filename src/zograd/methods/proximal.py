@@ -11,6 +11,9 @@ from zograd.sets import L1, Projection, Prox
 
 __all__ = ["fd_fista"]
 
+MOST = 1000
+"""The largest d for which all coordinates are taken unasked."""
+
 
 @entry(
     source="FISTA, Beck and Teboulle 2009; restart: O'Donoghue and Candes 2015; growing steps: Scheinberg et al. 2014",
@@ -22,7 +25,7 @@ def fd_fista(
     prox: Prox | Projection,
     lr: LearningRate = "auto",
     mu: Radius = 2.0**-20,
-    count: int = 1000,
+    count: int | None = None,
     central: bool = False,
 ) -> Method[Trial]:
     """FISTA with finite differences and adaptive restart: min f(x) + r(x), f smooth, values that repeat, small d.
@@ -30,6 +33,8 @@ def fd_fista(
     prox: a penalty or a set of `zograd.sets`; f alone is evaluated, at points that may leave a set. lr: "auto" finds
     the step by backtracking, 1/lr near the curvature of f. d + 3 evaluations a step (2 d + 2 with `central`), and 2
     more for each trial that is repeated; a fixed lr saves the 2. mu is for float64 values; pass 2**-10 with float32
-    ones. count: the largest d that is allowed. No randomness: the seed does not matter.
+    ones. count: of coordinates that are differenced, the same random ones in each step, where not all of them; None is
+    all, and refuses d > 1000. No other randomness: the seed does not matter.
     """
-    return Method(Extrapolated(Coordinates(count, central=central)), Rademacher(), FISTA(prox), mu=mu, lr=lr)
+    inner = Coordinates(count or MOST, central=central, refresh=0)
+    return Method(Extrapolated(inner, whole=count is None), Rademacher(), FISTA(prox), mu=mu, lr=lr)
