@@ -1,4 +1,4 @@
-"""FISTA with a backtracking search, and queries that stay inside of a set: the recurrences in NumPy, and their cases."""
+"""FISTA with a backtracking search, and queries inside of a set: the recurrences in NumPy, and their cases."""
 
 import numpy as np
 from problems import Case

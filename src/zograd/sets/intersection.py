@@ -15,10 +15,10 @@ class Intersection(Whole):
 
         z_i = P_i(x + p_i),  p_i <- x + p_i - z_i,  x <- z_i,  for the sets in turn, over and over, from x = y, p = 0.
 
-    It ends when in one round no p_i changed by more than `tolerance` max(1, |y|) (Birgin and Raydan 2005) and x lies no
-    farther than that from each set: the result is a point of the last set, up to rounding, and **outside of the others
-    by up to tolerance max(1, |y|)**, as `distance` measures. Name the set that must hold exactly last. Rounds converge
-    linearly for polyhedra, at a rate that depends on their angles, and slower where curved sets touch.
+    It ends when in one round no p_i changed by more than e = `tolerance` max(1, |x|) (Birgin and Raydan 2005) and x
+    lies no farther than e from each set: the result is a point of the last set, up to rounding, and **outside of the
+    others by up to e**, as `distance` measures. Name the set that must hold exactly last. Rounds converge linearly for
+    polyhedra, at a rate that depends on their angles, and slower where curved sets touch.
 
     sets: two or more with a projection `project_` of a flat vector: `Box`, balls, `Simplex`, `NonNegative`, `Affine`,
         `Halfspace`, `Polyhedron`. rounds: after which ValueError says how far outside x still is; the sets may not
@@ -77,7 +77,7 @@ class Intersection(Whole):
 
     def nearest(self, y: Tensor) -> Tensor:
         """The nearest point to y, [d] in float64, to the tolerance of the set."""
-        allowed = self.tolerance * max(1.0, float(y.norm()))
+        rounding = 8 * torch.finfo(y.dtype).eps * float(y.norm())
         x, p = y.clone(), [torch.zeros_like(y) for _ in self.sets]
         for _ in range(self.rounds):
             change = 0.0
@@ -87,18 +87,22 @@ class Intersection(Whole):
                 new = from_here - x
                 change = max(change, float((new - p[i]).norm()))
                 p[i] = new
+            allowed = self._allowed(x) + rounding
             if change <= allowed and self.distance(x) <= allowed:
                 return x
         raise ValueError(
             f"after {self.rounds} rounds x still lies {self.distance(x):.3g} from the farthest set, and "
-            f"{allowed:.3g} was wanted; the sets may have no point in common, or pass a larger tolerance or more rounds"
+            f"{self._allowed(x):.3g} was wanted; the sets may have no point in common, or pass a larger tolerance or "
+            f"more rounds"
         )
 
     def explain(self, *leaves: Tensor) -> str | None:
-        size = max(1.0, float(torch.cat([leaf.detach().double().reshape(-1) for leaf in leaves]).norm()))
-        if (off := self.distance(*leaves)) <= 2 * self.tolerance * size:
-            return None
-        return f"it lies {off:g} from the farthest of the sets, and {2 * self.tolerance * size:g} is allowed"
+        allowed = 2 * self._allowed(torch.cat([leaf.detach().double().reshape(-1) for leaf in leaves]))
+        off = self.distance(*leaves)
+        return None if off <= allowed else f"it lies {off:g} from the farthest of the sets, and {allowed:g} is allowed"
+
+    def _allowed(self, x: Tensor) -> float:
+        return self.tolerance * max(1.0, float(x.norm()))
 
 
 def _made(sets: tuple[Any, ...], tolerance: float, rounds: int) -> Intersection:
