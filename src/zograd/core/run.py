@@ -144,7 +144,7 @@ class Run(Generic[A]):
     @property
     def most_evaluations(self) -> int:
         """The most that one step can cost, in the units of `evaluations`."""
-        return self.estimator.most_evaluations(self.terms, self.store.dim)
+        return self.estimator.in_dimensions(self.store.dim).most_evaluations(self.terms)
 
     def rates(self) -> tuple[Rate, ...]:
         """The learning rate and weight decay of each group at the current step."""

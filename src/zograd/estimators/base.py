@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from zograd.core.parts import Part, declared
@@ -30,12 +31,13 @@ class Estimator(Part, ABC, Generic[A]):
         """Loss evaluations of a step, the fewest, where steps differ."""
         return self.evaluations
 
-    def most_evaluations(self, terms: int, dim: int = 0) -> int:
-        """The most that a step costs where f is a sum of so many terms (0: f is no sum), counted in terms.
-
-        dim: number of weights, where that is known: differences along coordinates are no more.
-        """
+    def most_evaluations(self, terms: int) -> int:
+        """The most that a step costs where f is a sum of so many terms (0: f is no sum), counted in terms."""
         return self.evaluations * max(terms, 1)
+
+    def in_dimensions(self, dim: int) -> Estimator[A]:
+        """The same estimator for so many weights, whose counts of evaluations are then exact."""
+        return self
 
     @declared
     def n(self) -> int:
@@ -67,6 +69,10 @@ class Wrapper(Estimator[A]):
 
     __slots__ = ()
     inner: Estimator[A]
+
+    def in_dimensions(self, dim: int) -> Estimator[A]:
+        changed: Any = self
+        return replace(changed, inner=self.inner.in_dimensions(dim))  # type: ignore[no-any-return]
 
     @property
     def n(self) -> int:

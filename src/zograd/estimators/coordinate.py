@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -62,9 +62,8 @@ class Coordinates(Estimator[None]):
         """Where there are fewer coordinates than `count`."""
         return 2
 
-    def most_evaluations(self, terms: int, dim: int = 0) -> int:
-        count = min(self.count, dim) if dim else self.count
-        return (2 * count if self.central else count + 1) * max(terms, 1)
+    def in_dimensions(self, dim: int) -> Coordinates:
+        return replace(self, count=min(self.count, dim))
 
     def chosen(self, ask: Ask) -> list[Unit]:
         """The coordinates of this step, in order of leaf and element."""

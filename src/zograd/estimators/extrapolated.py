@@ -72,8 +72,8 @@ class Extrapolated(Estimator[Trial]):
     def fewest_evaluations(self) -> int:
         return 2 if self.check else self.inner.fewest_evaluations
 
-    def most_evaluations(self, terms: int, dim: int = 0) -> int:
-        return self.inner.most_evaluations(terms, dim) + 2 * self.check * max(terms, 1)
+    def in_dimensions(self, dim: int) -> Extrapolated:
+        return replace(self, inner=self.inner.in_dimensions(dim))
 
     @property
     def aux(self) -> type[Trial]:

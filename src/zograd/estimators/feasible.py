@@ -67,8 +67,8 @@ class Feasible(Wrapper[Any]):
     def fewest_evaluations(self) -> int:
         return self.inner.fewest_evaluations
 
-    def most_evaluations(self, terms: int, dim: int = 0) -> int:
-        return self.inner.most_evaluations(terms, dim)
+    def most_evaluations(self, terms: int) -> int:
+        return self.inner.most_evaluations(terms)
 
     @property
     def slots(self) -> Mapping[str, float]:

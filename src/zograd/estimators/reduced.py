@@ -156,7 +156,7 @@ class _Anchored(Estimator[None]):
     def fewest_evaluations(self) -> int:
         return min(4 * self.n, self.full.fewest_evaluations)
 
-    def most_evaluations(self, terms: int, dim: int = 0) -> int:
+    def most_evaluations(self, terms: int) -> int:
         terms = max(terms, 1)
         return max(4 * self.n * min(self.batch, terms), self.full.evaluations * terms)
 
@@ -257,7 +257,7 @@ class ZPDVR(Estimator[None]):
     def evaluations(self) -> int:
         return 4
 
-    def most_evaluations(self, terms: int, dim: int = 0) -> int:
+    def most_evaluations(self, terms: int) -> int:
         return 4 * max(terms, 1)
 
     def misfit(self, method: Method[Any]) -> str | None:

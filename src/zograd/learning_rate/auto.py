@@ -52,8 +52,8 @@ class Measured(Wrapper[A]):
     def fewest_evaluations(self) -> int:
         return self.inner.fewest_evaluations
 
-    def most_evaluations(self, terms: int, dim: int = 0) -> int:
-        return self.inner.most_evaluations(terms, dim) + 2 * max(terms, 1)
+    def most_evaluations(self, terms: int) -> int:
+        return self.inner.most_evaluations(terms) + 2 * max(terms, 1)
 
     @property
     def slots(self) -> Mapping[str, float]:
