@@ -158,7 +158,7 @@ def test_the_rate_watches_the_objective_and_not_the_loss_alone() -> None:
             auto.observe(state, 1.0 * t, {"penalty": 100 + penalty * t, "slope2": 1.0})
             auto.moved(state, 0.5)
         signals.append(state["signal"])
-    assert signals[0] < 0.1
+    assert signals[0] < 0.2
     assert signals[1] == 1.0
 
 
