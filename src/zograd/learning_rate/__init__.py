@@ -1,6 +1,7 @@
 """Controllers of the learning rate, and how large a stable zeroth-order step may be."""
 
 from zograd.learning_rate.auto import AutoRate, Measured, as_controller
+from zograd.learning_rate.backtracking import Backtracking
 from zograd.learning_rate.controller import Controller
 from zograd.learning_rate.stability import (
     MOMENTS,
@@ -13,6 +14,6 @@ from zograd.learning_rate.stability import (
 )
 
 __all__ = [
-    "MOMENTS", "AutoRate", "Controller", "Measured", "Moments", "as_controller", "critical_lr", "lr_bounds", "moments",
-    "second_moment_map", "second_moment_radius",
+    "MOMENTS", "AutoRate", "Backtracking", "Controller", "Measured", "Moments", "as_controller", "critical_lr",
+    "lr_bounds", "moments", "second_moment_map", "second_moment_radius",
 ]  # fmt: skip
