@@ -52,7 +52,7 @@ def snes(sigma: float | None = None, n: int = 16) -> Method[None]:
 @entry(
     source="Ros and Hansen 2008; constants of Hansen 2016, arXiv 1604.00772, without negative weights",
     extra_memory="three float32 slots a trained weight (log h and two paths)",
-    formula="x <- x + sigma sqrt(C) z_w,  C <- (1 - c_1 - c_mu) C + c_1 p_c^2 + c_mu sum_k w_k C z_k^2,  sigma by |p_s|",
+    formula="x <- x + sigma sqrt(C) z_w,  C <- (1 - c_1 - c_mu) C + c_1 p_c^2 + c_mu sum_k w_k C z_k^2,  sigma by p_s",
     sized=sized,
 )
 def sep_cma(sigma: float | None = None, n: int = 16) -> Method[None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from zograd.core.query import Estimate
 from zograd.core.sums import Sum
 from zograd.core.vector import Noise, Vector
-from zograd.estimators.evolution import length_of_normal
+from zograd.estimators.evolution import Evolution, RestrictedEvolution, length_of_normal
 from zograd.laws import Gaussian
 from zograd.rules.base import Rule
 from zograd.spaces import Diagonal
@@ -31,11 +31,14 @@ class _Adapted(Rule[Any]):
     meters: ClassVar[tuple[str, ...]] = ("sigma",)
 
     def misfit(self, method: Method[Any]) -> str | None:
-        mine, space, law = (type(part).__name__ for part in (self, method.space, method.law))
+        mine, law = type(self).__name__, type(method.law).__name__
         if not isinstance(method.space, Diagonal) or method.space.by_row:
             return f"{mine} keeps its spread in the metric of the space, one number a weight; use space=Diagonal()"
         if not isinstance(method.law, Gaussian):
-            return f"{mine} tells spreads by z_i^2 - 1 with z normal, and {law} draws other directions; use Gaussian()"
+            return f"{mine} tells spreads by z_i^2 - 1 with z normal, and {law} draws others; use law=Gaussian()"
+        if not isinstance(method.estimator, Evolution | RestrictedEvolution):
+            other = type(method.estimator).__name__
+            return f"{mine} reads weights by rank off the estimate, and {other} has none; use Evolution(n)"
         return None
 
     def prepare(self, store: Store) -> None:
@@ -89,8 +92,9 @@ def squares_(z: list[Tensor], weights: list[float]) -> Tensor:
 class SeparableNES(_Adapted):
     """x <- x + sigma sum_k u_k z_k, then log sigma <- log sigma + eta/2 sum_k u_k (z_k^2 - 1), element by element.
 
-    SNES: the natural gradient of E f(x + sigma z) in x and log sigma (Schaul, Glasmachers and Schmidhuber 2011; Wierstra
-    et al. 2014, Algorithm 6), with eta = (3 + ln d) / (5 sqrt(d)), and 1 for x. u_k and z_k are those of `Evolution`.
+    SNES: the natural gradient of E f(x + sigma z) in x and log sigma (Schaul, Glasmachers and Schmidhuber 2011;
+    Wierstra et al. 2014, Algorithm 6), with eta = (3 + ln d) / (5 sqrt(d)), and 1 for x. u_k and z_k are those of
+    `Evolution`.
     sigma is the metric of `Diagonal`: one slot, log h = -2 log(sigma / mu), and no other state. The meter "sigma" is
     the geometric mean of sigma. relative: see `prepare`.
     """

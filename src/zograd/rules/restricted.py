@@ -55,11 +55,11 @@ class FastMovingNES(_Adapted):
     """x <- x + sigma D sum_k w_k y_k, then v and D by natural gradients, D to det(D (I + v v^T) D) = 1, and sigma.
 
     CR-FM-NES (Nomura and Ono 2022, arXiv 2201.11422, Algorithm 1): the natural gradient takes the population with rate
-    eta_B and the path p_c of the mean with rate c_1; sigma <- sigma exp(eta_sigma G_sigma / 2). The scalars are those of
-    `RestrictedEvolution`, which holds v, p_sigma and p_c / D in slots. sigma D is the metric of `Diagonal`, h = mu^2 /
-    (sigma D)^2. Two passes over the noise and two over slots; memory: four slots, none of them new. D shrinks by a
-    factor of 1e-6 at most in a step, where the paper's formula could make it negative, and c_1 = 0 for d <= 5. The
-    meter "sigma" is the paper's sigma. relative: see `prepare`.
+    eta_B and the path p_c of the mean with rate c_1; sigma <- sigma exp(eta_sigma G_sigma / 2). The scalars are those
+    of `RestrictedEvolution`, which holds v, p_sigma and p_c / D in slots. sigma D is the metric of `Diagonal`,
+    h = mu^2 / (sigma D)^2. Two passes over the noise and two over slots; no slots besides those. In one step D shrinks
+    by a factor of 1e-6 at most, where the paper's formula could make it negative; and c_1 = 0 for d <= 5. The meter
+    "sigma" is the paper's sigma. relative: see `prepare`.
     """
 
     relative: float | None = None
