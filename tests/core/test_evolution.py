@@ -187,12 +187,11 @@ def test_the_sphere_takes_the_evaluations_that_other_implementations_take(name: 
 
 def test_sep_cma_learns_the_scales_of_coordinates_and_cr_fm_nes_one_direction() -> None:
     scales = np.logspace(0, 4, 10)
-    assert evaluations_to(1e-6, lambda x: float(scales @ x**2), np.ones(10), "sep_cma", 3000) < 3000
+    assert evaluations_to(1e-6, lambda x: float(scales @ x**2), np.ones(10), "sep_cma", 2500) < 2500
     u = np.ones(10) / math.sqrt(10)
-    cigar = lambda x: float((x @ u) ** 2 + 1e4 * (x @ x - (x @ u) ** 2))  # noqa: E731
-    x0 = np.arange(10.0)
-    fast, slow = (evaluations_to(1e-6, cigar, x0, name, 4000) for name in ("cr_fm_nes", "sep_cma"))
-    assert fast < 3000 < slow
+    cigar = lambda x: float((x @ u) ** 2 + 1e3 * (x @ x - (x @ u) ** 2))  # noqa: E731
+    fast, slow = (evaluations_to(1e-5, cigar, np.arange(10.0), name, 2500) for name in ("cr_fm_nes", "sep_cma"))
+    assert fast < 2500 == slow
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
