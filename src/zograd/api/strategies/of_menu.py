@@ -19,8 +19,8 @@ from zograd.sets import Box
 class OfMenu:
     """Steps of a `Method` until the budget ends, or `max_failures` steps in a row were refused.
 
-    The recommended point is the iterate. Within bounds the rule is a projected step, and points outside are moved to the
-    nearest bound before f sees them. Raises ValueError where a run cannot start at x0.
+    The recommended point is the iterate. Within bounds each step is projected onto them, and a point outside is moved
+    to the nearest bound before f sees it. Raises ValueError where a run cannot start at x0.
     """
 
     method: Method[Any]
