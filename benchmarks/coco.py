@@ -108,6 +108,11 @@ PEERS: dict[str, Solver] = {
 }  # fmt: skip
 
 
+def read_at(budget: int) -> list[int]:
+    """Where shares are read, in evaluations a variable: `BUDGETS` below the budget, and the budget."""
+    return [*(b for b in BUDGETS if b < budget), budget]
+
+
 def one(task: tuple[str, str, int, int, int, str, int]) -> tuple[str, int, list[float]]:
     """(method, function, lowest difference after each share of the budget)."""
     suite_name, instance, dim, index, budget, method, seed = task
@@ -125,7 +130,7 @@ def one(task: tuple[str, str, int, int, int, str, int]) -> tuple[str, int, list[
     if f.noisy:
         again = [float(problem(np.asarray(x))) - optimum for _ in range(AGAIN)]
         return method, index, [float(np.median(again))]
-    return method, index, [f.history[min(b * dim, len(f.history)) - 1] for b in BUDGETS if b <= budget]
+    return method, index, [f.history[min(b * dim, len(f.history)) - 1] for b in read_at(budget)]
 
 
 def main() -> None:
@@ -152,7 +157,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
         for method, index, values in pool.imap_unordered(one, tasks):
             found[method][index].append(values)
-    shown = [given.budget] if "noisy" in given.suite else [b for b in BUDGETS if b <= given.budget]
+    shown = [given.budget] if "noisy" in given.suite else read_at(given.budget)
     for method in methods:
         shares = [
             float(np.mean([np.mean(values[k] <= TARGETS) for i in functions for values in found[method][i]]))
