@@ -76,8 +76,9 @@ class Method(Generic[A]):
 
     @property
     def slots(self) -> dict[str, float]:
-        """All that the parts keep in the store, by name, with initial values."""
-        return {name: value for part in self.parts for name, value in part.slots.items()}
+        """All that the parts and the controller keep in the store, by name, with initial values."""
+        parts = {name: value for part in self.parts for name, value in part.slots.items()}
+        return parts | dict(self.controller.slots(self))
 
     @property
     def evaluations(self) -> int:

@@ -7,7 +7,7 @@ tensor; the estimator, the law, the space and the rule are frozen.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -92,6 +92,7 @@ class Run(Generic[A]):
                 self.terms,
                 first.shapes,
                 self.seed,
+                self.method.controller.repeats(self.control, self.step_number),
             )
             self._routine = self.estimator(ask)
             self._queries, self._given = next(self._routine), rates
@@ -169,11 +170,12 @@ class Run(Generic[A]):
         scalars = (*(c for _, c in estimate.vector.terms), *(estimate.aux or ()))  # type: ignore[misc]
         if not all(math.isfinite(c) for c in scalars):  # differences of finite losses may overflow
             return self._refuse(list(estimate.losses), rates)
+        mu = as_schedule(self.method.mu)(self.step_number)
         aux = None if estimate.aux is None else tuple(float(a) for a in estimate.aux)  # type: ignore[attr-defined]
         if rates is None:  # what this step measured counts for it already
             control = dict(self.control)
-            self.method.controller.observe(control, estimate.loss, estimate.meters)
-            rates = self._rates(control, aux)
+            self._observe(control, estimate.loss, estimate.meters, mu)
+            estimate, rates = self.method.controller.revise(control, self.method, estimate, self._rates(control, aux))
         record = Record(
             self.step_number,
             estimate.vector,
@@ -184,7 +186,7 @@ class Run(Generic[A]):
             self._asked,
             False,
             tuple(estimate.losses),
-            as_schedule(self.method.mu)(self.step_number),
+            mu,
             meters=tuple((name, float(value)) for name, value in estimate.meters.items()),
         )
         moved = self._apply(estimate, record)
@@ -197,6 +199,8 @@ class Run(Generic[A]):
         """Assign slots, then move: the only order in which an anchor and its gradient belong to the same point."""
         if estimate.writes:
             self.store.assign(estimate.writes)
+            if "x" in estimate.writes:  # back to an earlier iterate: the rule begins anew
+                self.state.clear()
         iterate = self.store.iterate(record.rates, keys.of_step(self.seed, record.step, OfStep.ROUNDING))
         self.method.rule.apply(iterate, estimate, self.state)
         return self.store.health(iterate)
@@ -208,10 +212,15 @@ class Run(Generic[A]):
         self.refused_in_a_row = self.refused_in_a_row + 1 if record.refused else 0
         if not record.refused:
             controller, unit = self.method.controller, self.method.rule.units(record.aux)
-            controller.observe(self.control, record.loss, dict(record.meters))
+            self._observe(self.control, record.loss, dict(record.meters), record.mu)
             controller.moved(self.control, record.rates[0].lr / unit if unit else 0.0)
+            controller.taken(self.control, self.method, record)
         flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
         self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
+
+    def _observe(self, control: State, loss: float, meters: Mapping[str, float], mu: float) -> None:
+        """What a step measured, for the controllers; the radius of its probes counts as measured."""
+        self.method.controller.observe(control, loss, {**meters, "mu": mu})
 
     @property
     def share(self) -> float:

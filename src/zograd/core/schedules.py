@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 E = TypeVar("E")
+R = TypeVar("R")
 Shape: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
@@ -65,6 +66,18 @@ class Schedule:
 
     def wrap(self, estimator: E) -> E:
         return estimator
+
+    def slots(self, method: object) -> Mapping[str, float]:
+        return {}
+
+    def repeats(self, state: dict[str, Any], step: int) -> int:
+        return 1
+
+    def revise(self, state: dict[str, Any], method: object, estimate: E, rates: R) -> tuple[E, R]:
+        return estimate, rates
+
+    def taken(self, state: dict[str, Any], method: object, record: object) -> None:
+        """Nothing that happens changes a schedule."""
 
     def misfit(self, method: object) -> str | None:
         return None

@@ -2,6 +2,7 @@
 
 from zograd.learning_rate.auto import AutoRate, Measured, as_controller
 from zograd.learning_rate.controller import Controller
+from zograd.learning_rate.levels import Levels
 from zograd.learning_rate.stability import (
     MOMENTS,
     Moments,
@@ -11,8 +12,9 @@ from zograd.learning_rate.stability import (
     second_moment_map,
     second_moment_radius,
 )
+from zograd.learning_rate.trust import TrustRate
 
 __all__ = [
-    "MOMENTS", "AutoRate", "Controller", "Measured", "Moments", "as_controller", "critical_lr", "lr_bounds", "moments",
-    "second_moment_map", "second_moment_radius",
+    "MOMENTS", "AutoRate", "Controller", "Levels", "Measured", "Moments", "TrustRate", "as_controller", "critical_lr",
+    "lr_bounds", "moments", "second_moment_map", "second_moment_radius",
 ]  # fmt: skip

@@ -121,6 +121,10 @@ class Block:
     iterate: Iterate | None = None
 
     @property
+    def stop(self) -> int:
+        return self.start + self.x.numel()
+
+    @property
     def lr(self) -> float:
         """The learning rate of this block's group."""
         assert self.iterate is not None

@@ -22,6 +22,7 @@ from zograd.core.vector import (
     HALF,
     Address,
     Array,
+    Slot,
     Vector,
     accumulation_dtype,
     fill_,
@@ -140,10 +141,22 @@ class Store:
         return new
 
     def assign(self, writes: Mapping[str, Vector]) -> None:
-        """slot <- vector for all of them at once, evaluated with the old slots."""
+        """slot <- vector for all of them at once, evaluated with the old slots.
+
+        The slot "x" is the iterate: where a slot of the size of the weights is a copy of it, it comes back bit for bit.
+        """
         for block in self.blocks(*writes.values()):
+            for vector, v in zip(writes.values(), block.v, strict=True):
+                if len(vector.terms) == 1 and isinstance(e := vector.terms[0][0], Slot) and vector.terms[0][1] == 1.0:
+                    x = e.name == "x"  # a copy: a sum would lose the sign of 0
+                    v.copy_(self.master(block.leaf, block.start, block.stop) if x else block.slots[e.name])
             for slot, v in zip(writes, block.v, strict=True):
-                block.slots[slot].copy_(v)
+                if slot != "x":
+                    block.slots[slot].copy_(v)
+                elif block.leaf.low is None:
+                    block.x.copy_(v)
+                else:
+                    noise.combine(block.x, None, dense=v, low=block.leaf.low[block.start : block.stop])
 
     # ---- reading -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,104 @@
+"""`Levels`: what the points of a step tell of the loss at its centre: level, slope, curvature and noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Array
+from zograd.learning_rate.auto import Measured, _complete, _pairs
+from zograd.learning_rate.controller import State
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Levels(Measured[A]):
+    """The inner estimator, with level, slope, curvature and noise of the loss measured from its own points.
+
+    Beside slope2, trace and curvature2 of `Measured`, the meters are
+        level    mean over the pairs of (f(x + mu v) + f(x - mu v)) / 2, which is f(x) + mu^2 v^T H v / 2
+        level2   the variance of that mean, from the spread of the pairs; with one pair there is none
+        here     f(x), the mean of its values, where it was evaluated
+        repeat2  the unbiased variance of the values of f(x) in this step, where it was evaluated twice (`Ask.repeats`)
+    Values that are not finite are left out with their pairs. Costs up to 3 evaluations more on measuring steps: one
+    more value of f(x), and with `Ask.repeats` = 2 another; a pair needs one where the estimator has none.
+    """
+
+    @property
+    def evaluations(self) -> int:
+        return self.inner.evaluations + 3
+
+    def most_evaluations(self, terms: int) -> int:
+        return self.inner.most_evaluations(terms) + 3 * max(terms, 1)
+
+    def __call__(self, ask: Ask) -> Routine[A]:
+        routine = self.inner(ask)
+        queries = list(next(routine))
+        measures = ask.moves < self.warm or ask.step % self.every == 0
+        pairs = _pairs(queries)
+        extra, center, completed = _complete(queries, pairs)
+        if pairs and not measures:
+            extra, center, completed = [], -1, pairs
+        here = [center] if center >= 0 else []
+        if here and measures:
+            here += [len(queries) + len(extra) + k for k in range(ask.repeats - 1)]
+            extra = [*extra, *[Query(rows=(*queries, *extra)[center].rows)] * (ask.repeats - 1)]
+        f = yield [*queries, *extra]
+        meters = _meters(np.array(f), here, completed, ask.mu)
+        answers: Sequence[float] = f[: len(queries)]
+        while True:
+            try:
+                queries = list(routine.send(answers))
+            except StopIteration as stop:
+                estimate: Estimate[A] = stop.value
+                return replace(estimate, meters={**meters, **estimate.meters})
+            answers = yield queries
+
+
+def _meters(f: Array, here: list[int], pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
+    plus, minus = f[[i for i, _ in pairs]], f[[j for _, j in pairs]]
+    fine = np.isfinite(plus) & np.isfinite(minus)
+    plus, minus, center = plus[fine], minus[fine], f[here]
+    meters: dict[str, float] = {}
+    if plus.size:
+        levels = (plus + minus) / 2
+        meters = {"slope2": float(np.mean(((plus - minus) / (2 * mu)) ** 2)), "level": float(np.mean(levels))}
+        if plus.size > 1:
+            meters["level2"] = float(np.var(levels, ddof=1)) / plus.size
+    if center.size and np.all(np.isfinite(center)):
+        meters["here"] = float(np.mean(center))
+        if center.size > 1:
+            meters["repeat2"] = float(np.var(center, ddof=1))
+        if plus.size:
+            second = (plus - 2 * meters["here"] + minus) / mu**2
+            meters |= {"trace": float(np.mean(second)), "curvature2": float(np.mean(second**2))}
+    return {name: value for name, value in meters.items() if math.isfinite(value)}
+
+
+# ---- the noise of single values, in the state of a controller -------------------------------------------------------
+
+KEPT = 12
+"""Variances that are remembered."""
+
+
+def sense_noise(state: State, meters: Mapping[str, float]) -> None:
+    """Remember the variance of repeated values."""
+    if "repeat2" in meters:
+        state["repeats"] = [*state["repeats"], meters["repeat2"]][-KEPT:]
+
+
+def noise_sd(state: State) -> float:
+    """The standard deviation of a value of f whose point is evaluated again, from the last repeated values."""
+    return math.sqrt(float(np.mean(state["repeats"]))) if state["repeats"] else 0.0
+
+
+def repeats_wanted(state: State, step: int, again: int = 32) -> int:
+    """How often f(x) is to be evaluated: twice at first and while the values differ, then twice once in `again`."""
+    seen: list[Any] = state["repeats"]
+    return 2 if len(seen) < 2 or any(seen) or step % again == 0 else 1
