@@ -101,7 +101,8 @@ class Run(Generic[A]):
     def tell(self, losses: Sequence[float], rates: Sequence[Rate] | None = None) -> Record | None:
         """Give the losses of `ask`, in its order. A Record when that ended the step, None when more is to be asked.
 
-        A loss that is not finite refuses the step: nothing moves, the step is counted, the next one draws anew.
+        A loss that is not finite refuses the step: nothing moves, the step is counted, the next one draws anew. An
+        estimator that `takes_failures` is told it instead, unless no loss is finite.
         """
         if self._routine is None:
             raise RuntimeError("tell() without ask(): there are no points whose losses could be told")
@@ -110,7 +111,8 @@ class Run(Generic[A]):
             raise ValueError(f"asked for {len(self._queries)} losses, was told {len(losses)}")
         self._answers.append(losses)
         self._asked += sum(self.cost(query) for query in self._queries)
-        if not all(math.isfinite(f) for f in losses):
+        finite = [math.isfinite(f) for f in losses]
+        if not all(finite) and not (self.estimator.takes_failures and any(finite)):
             return self._refuse(losses, rates)
         try:
             self._queries = self._routine.send(losses)

@@ -49,6 +49,14 @@ class Estimator(Part, ABC, Generic[A]):
         """Whether the estimate has the length of the gradient, which `lr="auto"` needs."""
         return True
 
+    @declared
+    def takes_failures(self) -> bool:
+        """Whether it is told losses that are not finite, as they came, when at least one of the yield is finite.
+
+        Otherwise one such loss refuses the step.
+        """
+        return False
+
     @abstractmethod
     def __call__(self, ask: Ask, /) -> Routine[A]:
         """A generator: `f0, *f = yield [Query(), Query(v), ...]` evaluates there; it returns an `Estimate`."""
