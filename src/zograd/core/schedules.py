@@ -73,6 +73,12 @@ class Schedule:
     def repeats(self, state: dict[str, Any], step: int) -> int:
         return 1
 
+    def ready(self, state: dict[str, Any]) -> bool:
+        return True
+
+    def failed(self, state: dict[str, Any]) -> None:
+        """Nothing that happens changes a schedule."""
+
     def revise(self, state: dict[str, Any], method: object, estimate: E, rates: R) -> tuple[E, R]:
         return estimate, rates
 

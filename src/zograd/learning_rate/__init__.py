@@ -12,9 +12,10 @@ from zograd.learning_rate.stability import (
     second_moment_map,
     second_moment_radius,
 )
+from zograd.learning_rate.radius import AutoRadius
 from zograd.learning_rate.trust import TrustRate
 
 __all__ = [
-    "MOMENTS", "AutoRate", "Controller", "Levels", "Measured", "Moments", "TrustRate", "as_controller", "critical_lr",
-    "lr_bounds", "moments", "second_moment_map", "second_moment_radius",
+    "MOMENTS", "AutoRadius", "AutoRate", "Controller", "Levels", "Measured", "Moments", "TrustRate", "as_controller",
+    "critical_lr", "lr_bounds", "moments", "second_moment_map", "second_moment_radius",
 ]  # fmt: skip

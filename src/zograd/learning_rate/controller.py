@@ -71,6 +71,13 @@ class Controller(Protocol):
         """How often f(x) is evaluated where a measuring estimator evaluates it: twice shows the noise."""
         return 1
 
+    def ready(self, state: State) -> bool:
+        """Whether steps may move: a radius that is still looked for says no."""
+        return True
+
+    def failed(self, state: State) -> None:
+        """Take in, in place of `observe`, a step that has no estimate, because its losses were not finite."""
+
     def revise(
         self, state: State, method: Method[Any], estimate: Estimate[A], rates: tuple[Rate, ...]
     ) -> tuple[Estimate[A], tuple[Rate, ...]]:

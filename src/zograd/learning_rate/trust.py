@@ -18,7 +18,7 @@ from zograd.core.vector import Slot, Vector
 from zograd.estimators.base import Estimator
 from zograd.learning_rate.auto import AutoRate, Measured
 from zograd.learning_rate.controller import State
-from zograd.learning_rate.levels import Levels, noise_sd, repeats_wanted, sense_noise
+from zograd.learning_rate.levels import Levels, repeats_wanted, sense_noise
 from zograd.stores import Rate
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class TrustRate(AutoRate):
     decrease that was predicted since. Let w be the level now minus that of the reference, and s its standard error.
 
         w > `clear` s and w > `worse` P     back to the reference, but for a share of the way: theta = P / (2 (w + P)),
-                                            the minimum of the parabola through both levels, within [0.1, 0.5]; R <- theta R
+                                            the minimum of the parabola through both levels, within [0.1, 0.5];
+                                            R <- theta R
         P > 2 s, and the step was of length R:   -w > P/2: R <- 4 R before the first step back, later `grow` R;
                                             -w < P/10: R <- 0.7 R
         otherwise                           the reference stays for up to `horizon` steps, then R <- 1.1 R
@@ -85,16 +86,23 @@ class TrustRate(AutoRate):
             **super().initial(),
             "repeats": [], "trust": 0.0, "slope2": 0.0, "level": None, "here": None, "mu": 0.0, "spread": [],
             "jumps": [], "predicted": 0.0, "length": 0.0, "steps": 0, "limited": False, "young": True, "back": 0.0,
-            "again": 0, "lr": 0.0, "moves": Vector(),
+            "again": 0, "lr": 0.0, "probe": 0.0, "moves": Vector(),
         }  # fmt: skip
 
     # ---- what a step tells -------------------------------------------------------------------------------------------
 
     def observe(self, state: State, loss: float, meters: Mapping[str, float]) -> None:
-        sense_noise(state, meters)
-        if "level2" in meters:
-            state["spread"] = [*state["spread"], meters["level2"]][-8:]
-        state["slope2"] = meters.get("slope2", 0.0)
+        if "radius" not in state:
+            sense_noise(state, meters)
+        state["probe"] = meters.get("mu", 0.0)
+        state["back"], state["slope2"] = 0.0, meters.get("slope2", 0.0)
+        if not state.get("fits", True):  # the radius is still looked for
+            return
+        if "spread2" in meters:
+            state["spread"] = [*state["spread"], meters["spread2"] / meters.get("n", 1)][-8:]
+        if state["mu"] and meters.get("mu", state["mu"]) != state["mu"]:  # curvature was seen at another radius
+            keep = max(len(state["seen"]) // 2, 2)
+            state["seen"] = state["seen"][-keep:] if meters["mu"] <= 4 * state["mu"] else []
         state["back"] = self._judge(state, meters)
         if state["back"]:
             state["seen"] = state["seen"][-4:]
@@ -102,6 +110,12 @@ class TrustRate(AutoRate):
         super().observe(state, loss, meters)
         if not state["trust"] and meters.get("mu"):
             state["trust"] = self._first_radius(state, meters["mu"])
+
+    def failed(self, state: State) -> None:
+        """No point of the step was finite, or x is not: half of the way that led there, and of the radius."""
+        state["back"] = 0.5 if state["length"] > 0 else 0.0
+        state["young"], state["slope2"], state["again"] = False, 0.0, state["again"] + 1
+        state["trust"] = 0.5 * min(state["trust"], state["length"] or state["trust"])
 
     def _first_radius(self, state: State, mu: float) -> float:
         """A step at the edge of one direction, where curvature is clearly positive; otherwise the radius of probes."""
@@ -112,7 +126,8 @@ class TrustRate(AutoRate):
 
     def _judge(self, state: State, meters: Mapping[str, float]) -> float:
         """The share of the way to keep when the step is to be taken back; 0 when it stands."""
-        here, level = meters.get("here"), meters.get("level")
+        here = meters.get("here")
+        level = meters.get("level", here)
         if level is None:
             return 0.0
         exact = not any(state["repeats"]) and here is not None and state["here"] is not None
@@ -158,7 +173,8 @@ class TrustRate(AutoRate):
 
     def _refer(self, state: State, meters: Mapping[str, float]) -> None:
         """The level of this step is the reference from now on."""
-        state["level"], state["here"], state["mu"] = meters["level"], meters.get("here"), meters.get("mu", 0.0)
+        here = meters.get("here")
+        state["level"], state["here"], state["mu"] = meters.get("level", here), here, meters.get("mu", 0.0)
         state["predicted"], state["length"], state["steps"], state["moves"] = 0.0, 0.0, 0, Vector()
 
     # ---- what a step does --------------------------------------------------------------------------------------------
@@ -168,7 +184,8 @@ class TrustRate(AutoRate):
         if not (slope > 0 and state["trust"] > 0):
             return 0.0
         edge = super().rate(state, step, q, beta)
-        bound = state["trust"] * (1 - beta) * self.shape(step) / slope
+        trust = min(state["trust"], state["probe"]) if state.get("edge") else state["trust"]
+        bound = trust * (1 - beta) * self.shape(step) / slope
         return float(min(edge or bound, bound, self.limit)) * unit
 
     def revise(

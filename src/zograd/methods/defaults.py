@@ -17,10 +17,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from zograd.core.method import Method
+from zograd.learning_rate import TrustRate
 from zograd.methods.menu import describe, make
 
 BLACK_BOX_LR = 1e-2
 """For names whose move has a length of its own (signs, ranks, Adam) or whose edge of stability is not known."""
+
+
+PAIRS = 4
+"""Pairs a step where the menu has one; twice as many from 50 numbers on."""
 
 
 class Onto(NamedTuple):
@@ -51,8 +56,10 @@ def black_box(name: str, dim: int) -> Method[Any]:
     given: dict[str, Any] = {"n": min(line["defaults"]["n"], dim)} if line["law"] == "Orthogonal" else {}
     if "lr" not in line["defaults"]:
         return make(name, **given)
+    if line["estimator"] == "Central" and line["defaults"].get("n") == 1:
+        given["n"] = PAIRS if dim < 50 else 2 * PAIRS
     try:
-        return make(name, lr="auto", **given)
+        return make(name, lr=TrustRate(), mu="auto", **given)
     except ValueError:  # the method says so itself where its rate cannot be measured
         return make(name, lr=BLACK_BOX_LR, **given)
 
