@@ -19,6 +19,9 @@ A = TypeVar("A")
 EDGE = 24
 """Steps after a failed point in which probes are as long as steps."""
 
+BLOCKED = 4
+"""Steps in a row without a way down, after which probes are shortened."""
+
 EPS = float(np.finfo(np.float64).eps)
 
 
@@ -75,7 +78,7 @@ class AutoRadius(Controller):
         return repeats_wanted(state, step)
 
     def initial(self) -> State:
-        return {"radius": self.start, "least": 0.0, "climbed": 0, "fits": False, "edge": 0, "curved": [], "repeats": []}
+        return {"radius": self.start, "least": 0.0, "climbed": 0, "fits": False, "edge": 0, "blocked": 0, "curved": [], "repeats": []}
 
     def rate(self, state: State, step: int, q: int = 1, beta: float = 0.0, unit: float = 1.0) -> float:
         return float(state["radius"])
@@ -92,9 +95,11 @@ class AutoRadius(Controller):
         sense_noise(state, meters)
         state["edge"] = EDGE if "failures" in meters else max(state["edge"] - 1, 0)
         if "failures" in meters and "slope2" not in meters:
-            state["radius"], state["curved"] = state["radius"] / 2, []
+            state["blocked"] += 1
+            state["radius"], state["curved"] = meters["mu"] / (2 if state["blocked"] % BLOCKED == 0 else 1), []
         elif state["edge"] and state["fits"] and state.get("trust"):
-            state["radius"], state["curved"] = min(max(state["trust"], meters["mu"] / 2), 2 * meters["mu"]), []
+            state["blocked"], state["curved"] = 0, []
+            state["radius"] = min(max(state["trust"], meters["mu"] / 2), 2 * meters["mu"])
         elif "curvature2" in meters and meters["mu"] == state["radius"]:
             state["curved"] = [*state["curved"], (meters["trace"], meters["curvature2"])][-24:]
             if state["fits"]:
@@ -107,7 +112,9 @@ class AutoRadius(Controller):
         first, second = 2 * mu * math.sqrt(meters["slope2"]), mu**2 * math.sqrt(meters["curvature2"])
         sd = noise_sd(state)
         if sd > 0:
-            sd = max(sd, math.sqrt(2 * meters.get("spread2", 0.0)))
+            if climbed == 0 and "spread2" in meters:  # here the spread of the pairs is noise alone
+                state["repeats"] = [*state["repeats"], *[2 * meters["spread2"]] * (int(meters.get("n", 1)) - 1)]
+                sd = noise_sd(state)
             up, down = first < 8 * sd and climbed < 5, False
         else:
             up = max(first, second) <= 1e-9 * here and 0 <= climbed < 16

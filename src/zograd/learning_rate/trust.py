@@ -30,6 +30,15 @@ A = TypeVar("A")
 BEFORE = "trust.before"
 """The slot with the weights at the reference point, where a step cannot be taken back by its own vector."""
 
+CERTAIN = 16
+"""Steps taken back after one that found the level of the reference as it was, until that is looked at again."""
+
+FADING = 0.99
+"""What is left after a step of the variance between steps that was found by going back."""
+
+FULLY = -1.0
+"""In place of the share of the way that is kept: all of it is taken back."""
+
 ROUNDOFF = 16 * float(np.finfo(np.float64).eps)
 """Relative difference of two values that rounding alone may cause."""
 
@@ -50,10 +59,11 @@ class TrustRate(AutoRate):
                                             R <- theta R
         P > 2 s, and the step was of length R:   -w > P/2: R <- 4 R before the first step back, later `grow` R;
                                             -w < P/10: R <- 0.7 R
-        otherwise                           the reference stays for up to `horizon` steps, then R <- 1.1 R
+        otherwise                           the reference stays for up to `horizon` steps, then R <- 2 R
 
-    s comes from the spread of the pairs, and from decreases of more than twice what was predicted, which a loss with
-    the same randomness in each step does not have: minibatches that change from step to step make s larger.
+    s comes from the spread of the pairs, and from the scatter between steps, which minibatches cause that change from
+    step to step: decreases of more than twice what was predicted, and the first of `CERTAIN` steps back, which goes all
+    the way, and finds the level of the reference again where there is no scatter. Otherwise R is as before.
 
     Taking back: in a flat space with SGD without weight decay the step moves by the last moves with the opposite sign,
     which costs no memory. Otherwise a slot of the size of the weights keeps x, and a step back restores it bit for bit.
@@ -86,7 +96,7 @@ class TrustRate(AutoRate):
             **super().initial(),
             "repeats": [], "trust": 0.0, "slope2": 0.0, "level": None, "here": None, "mu": 0.0, "spread": [],
             "jumps": [], "predicted": 0.0, "length": 0.0, "steps": 0, "limited": False, "young": True, "back": 0.0,
-            "again": 0, "lr": 0.0, "probe": 0.0, "moves": Vector(),
+            "again": 0, "certain": 0, "tried": [], "scatter2": 0.0, "lr": 0.0, "probe": 0.0, "moves": Vector(),
         }  # fmt: skip
 
     # ---- what a step tells -------------------------------------------------------------------------------------------
@@ -139,14 +149,29 @@ class TrustRate(AutoRate):
         now = here if exact else level
         shift = 0.0 if exact or meters["mu"] == state["mu"] else self._shift(state, meters["mu"])
         worse = now - ref - shift
-        within = 0.0 if exact or not state["spread"] else 2 * float(np.mean(state["spread"]))
+        within = 0.0 if exact else self._within(state, meters)
         jump = float(np.mean(state["jumps"])) if state["jumps"] else 0.0
-        error = math.sqrt(max(within, jump)) + ROUNDOFF * abs(ref) + abs(shift) / 2
-        if state["again"] and not state["length"]:  # at the reference again: any difference is scatter
-            state["jumps"] = [*state["jumps"], max(worse * worse - within, 0.0)][-12:]
+        rounding = ROUNDOFF * abs(ref) + abs(shift) / 2
+        error = math.sqrt(max(within, jump, state["scatter2"])) + rounding
+        state["scatter2"] *= FADING
+        if state["tried"]:  # at the reference again: any difference is scatter
+            first, trust = state["tried"]
+            if abs(worse) > max(self.clear * math.sqrt(within) + rounding, first / 32):
+                state["scatter2"] = max(state["scatter2"], (worse**2 + min(first**2, 4 * worse**2)) / 2)
+                state["trust"], state["certain"] = trust, 0
+            else:
+                state["certain"] = CERTAIN
+            state["tried"], state["again"] = [], 0
+            self._refer(state, meters)
+            return 0.0
         if worse > self.clear * error and worse > self.worse * predicted and state["again"] < 8 and state["length"] > 0:
             theta = min(max(predicted / (2 * (worse + predicted)), 0.1), 0.5)
+            trust = state["trust"]
             state["trust"] = theta * min(state["trust"], state["length"])
+            if not state["certain"]:  # all the way, to see whether the level is what it was
+                state["tried"], theta = [worse, trust], FULLY
+            else:
+                state["certain"] -= 1
             state["young"] = False
             state["again"] += 1
             return theta
@@ -162,9 +187,18 @@ class TrustRate(AutoRate):
             self._refer(state, meters)
         elif state["steps"] >= self.horizon:
             if state["limited"]:
-                state["trust"] *= 1.1
+                state["trust"] *= 2.0
             self._refer(state, meters)
         return 0.0
+
+    def _within(self, state: State, meters: Mapping[str, float]) -> float:
+        """The variance of a difference of two levels, from the spread of pairs within steps."""
+        if state["spread"]:
+            return 2 * float(np.mean(state["spread"]))
+        if not state["seen"]:
+            return 0.0
+        trace, second = np.mean(state["seen"], axis=0)
+        return float(max(second - trace**2, 0.0)) * meters["mu"] ** 4 / 2
 
     def _shift(self, state: State, mu: float) -> float:
         """How much larger levels are at this radius than at that of the reference."""
@@ -192,11 +226,12 @@ class TrustRate(AutoRate):
         self, state: State, method: Method[Any], estimate: Estimate[A], rates: tuple[Rate, ...]
     ) -> tuple[Estimate[A], tuple[Rate, ...]]:
         back = state["back"]
+        kept = 0.0 if back == FULLY else back
         if _reversible(method):
             if not back:
                 return estimate, rates
             lr = state["lr"]
-            vector = state["moves"] * (-(1 - back) / lr)
+            vector = state["moves"] * (-(1 - kept) / lr)
             return replace(estimate, vector=vector), tuple(Rate(lr, rate.weight_decay) for rate in rates)
         if not back:
             if state["steps"]:
@@ -219,7 +254,7 @@ class TrustRate(AutoRate):
     def taken(self, state: State, method: Method[Any], record: Record) -> None:
         back = state["back"]
         if back:
-            kept = 0.0 if any(name == "x" for name, _ in record.writes) else back
+            kept = 0.0 if back == FULLY or any(name == "x" for name, _ in record.writes) else back
             state["moves"] = state["moves"] * kept
             state["predicted"] *= kept
             state["length"] *= kept
