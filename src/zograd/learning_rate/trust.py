@@ -160,7 +160,8 @@ class TrustRate(AutoRate):
                 state["scatter2"] = max(state["scatter2"], (worse**2 + min(first**2, 4 * worse**2)) / 2)
                 state["trust"], state["certain"] = trust, 0
             else:
-                state["certain"] = CERTAIN
+                state["certain"] = 0 if state["scatter2"] else CERTAIN
+                state["scatter2"] /= 2
             state["tried"], state["again"] = [], 0
             self._refer(state, meters)
             return 0.0
@@ -168,7 +169,7 @@ class TrustRate(AutoRate):
             theta = min(max(predicted / (2 * (worse + predicted)), 0.1), 0.5)
             trust = state["trust"]
             state["trust"] = theta * min(state["trust"], state["length"])
-            if not state["certain"]:  # all the way, to see whether the level is what it was
+            if not state["certain"] or state["again"] > 3:  # all the way, to see whether the level is what it was
                 state["tried"], theta = [worse, trust], FULLY
             else:
                 state["certain"] -= 1
