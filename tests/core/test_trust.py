@@ -63,7 +63,9 @@ def test_the_first_step_that_went_too_far_is_taken_back_whole() -> None:
         points.append(loop.x)
         queries = loop.ask()
         loop.tell([square(x) + (1e3 * float(np.sum(x**4)) if k >= 3 else 0.0) for x in queries])
-    backs = [k for k, (a, b) in enumerate(zip(loop.records, loop.records[1:])) if b.vector == -a.vector]
+    backs = [
+        k for k, (a, b) in enumerate(zip(loop.records[:-1], loop.records[1:], strict=True)) if b.vector == -a.vector
+    ]
     assert backs == [2]
     np.testing.assert_allclose(points[4], points[2], atol=1e-15)
 
@@ -170,7 +172,7 @@ def test_minibatches_that_change_between_steps_take_no_good_steps_back() -> None
 
 
 def test_level_and_noise_come_from_the_points_of_the_step() -> None:
-    """On a quadratic the level is f(x) + mu^2 tr H / 2; two values of f(x) show the noise, equal ones that there is none."""
+    """On a quadratic the level is f(x) + mu^2 tr H / 2; two values of f(x) show the noise, or that there is none."""
     rng = np.random.default_rng(0)
     for sd in (0.0, 0.1):
         loop = AskTell(np.zeros(7), Method(Central(4), Rademacher(), SGD(), mu=0.5, lr=TrustRate()))

@@ -3,6 +3,7 @@
 from zograd.learning_rate.auto import AutoRate, Measured, as_controller
 from zograd.learning_rate.controller import Controller
 from zograd.learning_rate.levels import Levels
+from zograd.learning_rate.radius import AutoRadius
 from zograd.learning_rate.stability import (
     MOMENTS,
     Moments,
@@ -12,7 +13,6 @@ from zograd.learning_rate.stability import (
     second_moment_map,
     second_moment_radius,
 )
-from zograd.learning_rate.radius import AutoRadius
 from zograd.learning_rate.trust import TrustRate
 
 __all__ = [

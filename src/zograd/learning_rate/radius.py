@@ -78,7 +78,16 @@ class AutoRadius(Controller):
         return repeats_wanted(state, step)
 
     def initial(self) -> State:
-        return {"radius": self.start, "least": 0.0, "climbed": 0, "fits": False, "edge": 0, "blocked": 0, "curved": [], "repeats": []}
+        return {
+            "radius": self.start,
+            "least": 0.0,
+            "climbed": 0,
+            "fits": False,
+            "edge": 0,
+            "blocked": 0,
+            "curved": [],
+            "repeats": [],
+        }
 
     def rate(self, state: State, step: int, q: int = 1, beta: float = 0.0, unit: float = 1.0) -> float:
         return float(state["radius"])
