@@ -60,6 +60,14 @@ NEEDS: dict[str, Need] = {
         note="no learning rate, and its own mu, the width of the first population",
     ),
     "deepzero": Need(lambda p: {"count": max(1, p.dim // 10)}, note="count = d / 10 coordinates a step, as the paper"),
+    "fd_fista": Need(
+        lambda p: {"prox": L1Projection(p.radius or 1.0)},
+        tuned=False,
+        only="e",
+        constrained=True,
+        why=SET,
+        note="lr by its own search, differences along all coordinates",
+    ),
     "frank_wolfe": Need(
         lambda p: {"set": _ball(p)}, tuned=False, only="e", constrained=True, why=SET, note="lr = 1, its own step"
     ),

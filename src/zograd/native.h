@@ -1,4 +1,4 @@
-// What the three files of compiled loops share: export, inlining, vectors and instruction sets.
+// Shared by the three files of compiled loops: export, inlining, vectors and instruction sets.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
-// IVDEP: x == out (in place) has no loop-carried dependence; the check of GCC itself gives up.
+// IVDEP: in place (x == out) the loop carries no dependence, which GCC cannot prove by itself.
 #if defined(_MSC_VER) && !defined(__clang__)
 #define INLINE static __forceinline
 #define IVDEP __pragma(loop(ivdep))
@@ -22,9 +22,9 @@
 #define IVDEP _Pragma("GCC ivdep")
 #endif
 
-// One binary for every x86-64: each kernel is compiled for three instruction sets and the widest that the machine has is
-// picked at run time. The target attribute reaches only code that is inlined, hence INLINE everywhere; OpenMP regions
-// stay outside the kernels because they are outlined.
+// One binary serves every x86-64: each kernel is compiled for three instruction sets, and the widest available one is
+// chosen at run time. The target attribute applies to inlined code only, hence INLINE everywhere. Compilers outline
+// OpenMP regions, so these stay outside the kernels.
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
 #define LEVELS 3
 #define LEVEL1 __attribute__((target("arch=x86-64-v3")))

@@ -129,9 +129,9 @@ def test_args_and_callback() -> None:
     result = minimize(lambda x, a, b: a * smooth(x) + b, start(), args=(2.0, 1.0), budget=50)
     assert result.fun == 2 * smooth(result.x) + 1
     seen = []
-    result = minimize(smooth, start(), budget=1000, callback=lambda record: seen.append(record) or len(seen) == 4)
+    result = minimize(smooth, start(), budget=1000, callback=lambda progress: seen.append(progress) or len(seen) == 4)
     assert (result.nit, result.success, result.message) == (4, True, "stopped by the callback")
-    assert result.tape == seen
+    assert result.tape == [progress.record for progress in seen]
 
 
 def test_an_exception_of_f_passes_through() -> None:
@@ -148,7 +148,7 @@ def test_an_exception_of_f_passes_through() -> None:
 def test_nan_refuses_the_step_is_counted_and_ends_the_run() -> None:
     """max_failures refused steps in a row: success False, the value and the step in the message, the weights at x0."""
     calls = []
-    result = minimize(lambda x: calls.append(1) or math.nan, start(), budget=10_000, max_failures=7)
+    result = minimize(lambda x: calls.append(1) or math.nan, start(), "zo_sgd", budget=10_000, max_failures=7)
     assert not result.success
     assert result.message == "7 steps in a row had a non-finite value, the last nan at step 6"
     np.testing.assert_array_equal(result.x, start())

@@ -44,6 +44,7 @@ REASONS = (
     "f rose, from ",
     "f hardly came down, from ",
     "f did not come down by more than its noise, from ",
+    "the budget ended while f was falling: ",
 )
 
 
@@ -61,7 +62,8 @@ def test_every_name_descends_or_says_why_not(name: str, problem: str) -> None:
     else:
         assert result.message.startswith(REASONS)
         assert result.message.count("; ") >= 1, "a reason and a remedy"
-        assert not f(result.x) < 0.9 * f(x0), "what clearly came down is a success"
+        fell = result.message.startswith("the budget ended while f was falling")
+        assert fell == bool(f(result.x) < 0.9 * f(x0)), "what clearly came down is a success, or came down till the end"
 
 
 @pytest.mark.parametrize("problem", ["steep", "flat", "rosenbrock-2", "rosenbrock-10"])
@@ -97,7 +99,7 @@ def test_a_runaway_of_a_measured_rate_is_no_success() -> None:
 
 def test_nothing_that_moved_is_no_success() -> None:
     x0 = np.zeros(5)
-    straight = minimize(lambda x: float(np.sum(x)), x0, budget=100)
+    straight = minimize(lambda x: float(np.sum(x)), x0, "zo_sgd", budget=100)
     assert not straight.success
     assert "lr='auto' needs positive curvature" in straight.message
     np.testing.assert_array_equal(straight.x, x0)
@@ -131,7 +133,7 @@ def test_flat_steps_are_no_success(name: str, f, x0: np.ndarray) -> None:
 def test_refused_steps_alone_are_no_success() -> None:
     """Also where the budget ends before `max_failures`, and though f is finite at x0 and at the result."""
     x0 = np.ones(3)
-    result = minimize(lambda x: 1.0 if np.array_equal(x, x0) else math.nan, x0, budget=20, max_failures=100)
+    result = minimize(lambda x: 1.0 if np.array_equal(x, x0) else math.nan, x0, "zo_sgd", budget=20, max_failures=100)
     assert (result.success, result.fun) == (False, 1.0)
     assert result.message.startswith(f"all {result.nit} steps had a non-finite value; start where f is finite")
 

@@ -109,7 +109,8 @@ def coordinates(method: Method[Any], shapes: Sequence[tuple[int, ...]], seed: in
     starts = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
     nothing = (lambda j: Vector()), (lambda v: np.zeros((0, 0)))
     ask = Ask(step, int(starts[-1]), 1.0, *nothing, 0, shapes=tuple(shapes), run=seed)
-    return [int(starts[unit.leaf]) + unit.element for unit in method.estimator.chosen(ask)]  # type: ignore[attr-defined]
+    estimator: Any = getattr(method.estimator, "inner", method.estimator)
+    return [int(starts[unit.leaf]) + unit.element for unit in estimator.chosen(ask)]
 
 
 def exact_gram(sizes: Sequence[int | tuple[int, ...]]) -> Callable[[Sequence[Vector]], Array]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zograd.api.minimize import ArrayStore, check_start
+from zograd.api.variables import ArrayStore
 from zograd.core.method import Method
 from zograd.core.record import Record
 from zograd.core.run import Run
@@ -37,7 +37,8 @@ class AskTell:
     def __init__(self, x0: npt.ArrayLike, method: str | Method[Any] = "zo_sgd", *, seed: Seed = 0) -> None:
         m = black_box(method, int(np.size(x0))) if isinstance(method, str) else method
         self.store = ArrayStore(x0, m.space)
-        check_start(m, self.store)
+        if (why := m.rule.misplaced(self.store)) is not None:
+            raise ValueError(f"x0 {why}")
         self.run = Run(self.store, m, seed)
         self.records: list[Record] = []
 

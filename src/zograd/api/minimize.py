@@ -1,165 +1,234 @@
-"""`minimize`: a black box of NumPy arrays, with SciPy's shape of result."""
+"""`minimize`: a black box of numbers, with SciPy's shape of call and of result."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from zograd.api.verdict import failure
+from zograd.api.bounds import as_bounds
+from zograd.api.objective import Objective
+from zograd.api.result import Progress, Result
+from zograd.api.search import Search
+from zograd.api.strategies import Auto, OfMenu, Problem, as_strategy, points
+from zograd.api.variables import Variables
+from zograd.api.verdict import failure, unfinished
 from zograd.core.method import Method
-from zograd.core.query import Query
-from zograd.core.record import Record
-from zograd.core.run import Run
-from zograd.core.seeds import Seed
-from zograd.core.vector import Vector
-from zograd.distributed.executors import gather
-from zograd.methods.defaults import black_box
-from zograd.oracles import as_number
-from zograd.spaces import Space
-from zograd.stores import Store
+from zograd.core.seeds import Seed, as_seed
+from zograd.methods.defaults import BUDGET
 
-
-@dataclass
-class Result:
-    """What `minimize` found.
-
-    x, fun: the last iterate and the loss there. best: not kept, since a single noisy value proves nothing. nfev:
-    evaluations of f, failed ones included. nit: steps. success: whether f came down, by more than its noise, and the
-    run ended well; message says why not, and what to do. tape: the records, from which the run can be replayed.
-    seed: of the run.
-    """
-
-    x: npt.NDArray[Any]
-    fun: float
-    nfev: int
-    nit: int
-    success: bool
-    message: str
-    tape: list[Record] = field(repr=False)
-    seed: int = 0
-
-
-class ArrayStore(Store):
-    """One NumPy array as the iterate."""
-
-    def __init__(self, x0: npt.ArrayLike, space: Space) -> None:
-        x = np.array(x0, copy=True, order="C")  # ours
-        if x.size == 0:
-            raise ValueError("x0 is empty; pass an array with at least one element")
-        if x.dtype.kind in "biu":
-            x = x.astype(np.float64)
-        if x.dtype not in (np.float32, np.float64):
-            raise TypeError(f"x0 has dtype {x.dtype}; pass float64 or float32")
-        if not np.all(np.isfinite(x)):
-            raise ValueError("x0 holds NaN or infinite values; pass a finite starting point")
-        super().__init__({"x": torch.from_numpy(x)}, space=space)
-
-    @property
-    def array(self) -> npt.NDArray[Any]:
-        """The iterate itself, not a copy."""
-        array: npt.NDArray[Any] = self.leaves[0].tensor.numpy()
-        return array
-
-    def point(self, at: Vector) -> npt.NDArray[Any]:
-        """A fresh array at Retr_x(at); the caller may keep or overwrite it."""
-        leaf = self.leaves[0]
-        out = torch.empty(leaf.numel, dtype=leaf.dtype, device=leaf.tensor.device)
-        array: npt.NDArray[Any] = self.point_(out, leaf, at).view(leaf.tensor.shape).numpy()
-        return array
+__all__ = ["Result", "minimize"]
 
 
 def minimize(
     f: Callable[..., float],
-    x0: npt.ArrayLike,
-    method: str | Method[Any] = "zo_sgd",
+    x0: Any,
+    method: str | Method[Any] | Any = "auto",
     *,
     args: Sequence[Any] = (),
-    budget: int = 10_000,
+    bounds: Any = None,
+    budget: int | None = None,
+    seconds: float | None = None,
+    target: float | None = None,
+    maximize: bool = False,
     seed: Seed = 0,
-    callback: Callable[[Record], object] | None = None,
+    callback: Callable[..., object] | None = None,
     max_failures: int = 20,
     terms: int = 0,
     executor: Executor | None = None,
 ) -> Result:
-    """Minimize f(x, *args) over arrays of the shape of x0, from values alone.
+    """Minimize f(x, *args) over the numbers in x, from values alone.
 
-    f: takes a float array of x0's shape and dtype, returns a number. NaN or infinity is a failed evaluation: its step
-        is refused and the next one draws new directions. An exception from f passes through.
+    f: takes x in the form of x0 and returns a number. NaN or infinity is a failed evaluation. What f raises passes
+        through at the first evaluation; later, it ends the run, and the result has what was found.
+    x0: a number, a list, an array of float64 or float32, a torch tensor, or a dict of arrays.
+    method: "auto" chooses by the rule of `zograd.api.strategies.Auto`, and the result says what and why. "lbfgs" and
+        "cma" are SciPy's L-BFGS-B on finite differences and pycma's CMA-ES. Otherwise a name of the menu with the
+        defaults of `zograd.methods.defaults`, or a `zograd.Method`.
+    bounds: `scipy.optimize.Bounds`, or a pair (low, high) for each variable, None for no bound. f is never called
+        outside of them.
+    budget: evaluations of f, at most. None: 15,000, and "auto" stops at the first minimum; with a number it uses what
+        is left to look for a lower one. With a finite sum, evaluations of a single term: the whole f costs N.
+        Of the budget, two to four evaluations are spent on f(x0) for its noise, and one on f at the result.
+    seconds: time after which no further step begins. target: a value at which the run ends, as soon as it is reached.
+    maximize: look for the largest value; `fun` and `target` are values of f itself.
     terms: N, when f is a finite sum (1/N) sum_i f_i. It is then called as f(x, rows, *args) and returns the mean of
         the terms whose numbers are in the integer array `rows`.
-    method: a name of the menu with the defaults of `zograd.methods.defaults` (lr="auto" where it can be measured), or
-        a `zograd.Method`.
-    budget: evaluations of f, at most. Where it is more than one step, two are spent on f(x0), whose difference is its
-        noise (one with a finite sum); the last one is spent on f at the result. With a finite sum, evaluations of a
-        single term: the whole f costs N.
     seed: see `zograd.Run`; `Result.seed` holds the number.
-    callback: called with the `Record` of each step; returning something true ends the run.
-    max_failures: refused steps in a row after which the run gives up.
-    executor: evaluates the points of a step at once, where the method asks for several (`concurrent.futures`, loky,
+    callback: called after each step as callback(intermediate_result), see `zograd.api.result.Progress`. A parameter
+        that is named `xk` or `x` gets the point instead. Returning something true, or raising StopIteration, ends the
+        run.
+    max_failures: steps in a row without a finite value after which a method of the menu gives up.
+    executor: evaluates the points of a step at once, where the strategy asks for several (`concurrent.futures`, loky,
         dask, mpi4py, or `zograd.distributed.from_pool(pool)`); processes have to be able to pickle f. The trajectory
-        is the same, bit for bit. What f raises passes through.
+        is the same, bit for bit.
 
     Costs O(d) memory for one point at a time, or for those of a step with an executor. Raises ValueError for a budget
-    too small for a single step, an empty or non-finite x0, or an x0 outside of the method's space or set.
+    too small for a single step, an empty or non-finite x0, or an x0 outside of the bounds or of the method's set.
+
+        >>> import numpy as np, zograd as zo
+        >>> result = zo.minimize(lambda x: float(np.sum((x - 1) ** 2)), np.zeros(10))
+        >>> result.success, bool(result.fun < 1e-9)
+        (True, True)
     """
-    m = black_box(method, int(np.size(x0))) if isinstance(method, str) else method
-    store = ArrayStore(x0, m.space)
-    check_start(m, store)
-    run = Run(store, m, seed, terms=terms)
-    whole = max(terms, 1)
-    most = run.most_evaluations
-    if not math.isfinite(budget):
+    variables = Variables(x0)
+    lower, upper = as_bounds(bounds, variables)
+    most = BUDGET if budget is None else budget
+    if not math.isfinite(most):
         raise ValueError(f"budget={budget} would never be used up; pass a number of evaluations")
-    if budget < most + whole:
-        raise ValueError(f"budget={budget} is less than one step and the final value: use at least {most + whole}")
-    repeats = int(min(1 if terms else 2, (budget - most - whole) // whole))
-    first = repeats * whole
-    tape: list[Record] = []
-
-    def oracle(store: Any, queries: Sequence[Query], key: int) -> list[float]:
-        return values(arguments(store.point(query.at), query.rows) for query in queries)
-
-    def values(calls: Iterable[tuple[Any, ...]]) -> list[float]:
-        if executor is None:
-            return [as_number(f(*call)) for call in calls]
-        return [as_number(value) for value in gather([executor.submit(f, *call) for call in calls])]
-
-    def arguments(x: npt.NDArray[Any], rows: Sequence[int] | None) -> tuple[Any, ...]:
-        if not terms:
-            return (x, *args)
-        return (x, np.arange(terms) if rows is None else np.array(rows, dtype=np.intp), *args)
-
-    before = store.array.copy()
-    at_start = values(arguments(before.copy(), None) for _ in range(repeats))
-    message, gave_up = "budget used", False
-    while first + run.evaluations + most + whole <= budget:
-        record = run.step(oracle)
-        tape.append(record)
-        if callback is not None and callback(record):
-            message = "stopped by the callback"
-            break
-        if run.refused_in_a_row >= max_failures:
-            gave_up = True
-            message = (
-                f"{max_failures} steps in a row had a non-finite value, the last {record.loss} at step {record.step}"
-            )
-            break
-    (final,) = values([arguments(store.array.copy(), None)])
-    why = None if gave_up else failure(m, tape, at_start, final, moved=not np.array_equal(before, store.array))
-    if why is not None:
-        message = why if message == "budget used" else f"{message}; {why}"
-    nfev = first + run.evaluations + whole
-    return Result(store.array, final, nfev, run.step_number, not gave_up and why is None, message, tape, run.seed)
+    problem = Problem(variables, lower, upper, as_seed(seed), terms, budget=int(most), thorough=budget is not None)
+    strategy = as_strategy(method, variables.dim, max_failures)
+    sign = -1.0 if maximize else 1.0
+    objective = Objective(f, problem, args, sign=sign, executor=executor)
+    whole = max(terms, 1)
+    step = _first_step(strategy, problem)
+    if most < step + whole:
+        raise ValueError(f"budget={budget} is less than one step and the final value: use at least {step + whole}")
+    wanted = 1 if terms else 4 if isinstance(strategy, Auto) else 2
+    repeats = int(min(wanted, (most - step - whole) // whole))
+    return _Minimization(objective, problem, strategy, repeats, callback, seconds, target, sign).run()
 
 
-def check_start(method: Method[Any], store: Store) -> None:
-    """Raise ValueError where a run of the method cannot start, such as outside of a set into which no step leads."""
-    if (why := method.rule.misplaced(store)) is not None:
-        raise ValueError(f"x0 {why}")
+def _first_step(strategy: Any, problem: Problem) -> int:
+    """Evaluations without which a strategy cannot begin."""
+    if isinstance(strategy, OfMenu):
+        return strategy.run_at(problem.x0, problem).most_evaluations
+    return 1
+
+
+class _Minimization:
+    """One call of `minimize`."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        problem: Problem,
+        strategy: Any,
+        repeats: int,
+        callback: Callable[..., object] | None,
+        seconds: float | None,
+        target: float | None,
+        sign: float,
+    ) -> None:
+        self.objective, self.problem, self.strategy, self.repeats = objective, problem, strategy, repeats
+        self.callback = None if callback is None else _calling(callback)
+        self.ends = math.inf if seconds is None else time.monotonic() + seconds
+        self.target = -math.inf if target is None else sign * target
+        self.sign = sign
+        self.stopped: str | None = None
+
+    def run(self) -> Result:
+        problem, objective = self.problem, self.objective
+        whole = max(problem.terms, 1)
+        at_start = objective.values(points([problem.x0] * self.repeats))
+        search = Search(self.strategy, problem, problem.budget - self.repeats * whole - whole, at_start)
+        if min(at_start, default=math.inf) <= self.target:
+            self.stopped = "x0 reaches the target"
+        try:
+            while self.stopped is None and (request := search.ask()) is not None:
+                seen = len(search.tape)
+                search.tell(objective.values(request))
+                if len(search.tape) > seen:
+                    self.after_step(search)
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
+        if search.message is None:
+            search.end(self.stopped or "")
+        return self.result(search)
+
+    def after_step(self, search: Search) -> None:
+        """Whether to go on, after a step."""
+        objective = self.objective
+        if objective.best[0] <= self.target and self.reached(search):
+            self.stopped = "target reached"
+        elif time.monotonic() >= self.ends:
+            self.stopped = "time used"
+        elif self.callback is not None:
+            record = search.tape[-1]
+            progress = Progress(
+                x=self.problem.variables.shaped(search.x), fun=self.sign * record.loss, nit=len(search.tape),
+                nfev=objective.nfev, best_fun=self.sign * objective.best[0], record=record,
+            )  # fmt: skip
+            try:
+                stops = bool(self.callback(progress))
+            except StopIteration:
+                stops = True
+            if stops:
+                self.stopped = "stopped by the callback"
+
+    def reached(self, search: Search) -> bool:
+        """Whether a value at the target is no luck: where values differ, the mean of a step has to reach it."""
+        start = search.trace.values_at_start
+        repeats = search.trace.noise == 0 or (len(start) > 1 and min(start) == max(start))
+        return repeats or search.tape[-1].loss <= self.target
+
+    def result(self, search: Search) -> Result:
+        trace, objective, variables = search.trace, self.objective, self.problem.variables
+        start = trace.values_at_start
+        f0 = float(np.mean(start)) if start else math.nan
+        x = self.problem.inside(search.x)
+        message = self.stopped or search.message or ""
+        if (
+            trace.noise == 0
+            and trace.method is None
+            and objective.best[1] is not None
+            and objective.best[0] < (math.inf if trace.fun is None else trace.fun)
+        ):
+            x, final = objective.best[1], objective.best[0]
+        elif trace.fun is not None and trace.noise == 0:
+            final = trace.fun
+        elif self.stopped == "interrupted":
+            final = search.tape[-1].loss if search.tape else f0
+        else:
+            (final,) = objective.values(points([x]))
+        moved = not np.array_equal(x, self.problem.x0)
+        why = None
+        if self.stopped not in ("target reached", "x0 reaches the target"):
+            why = failure(trace.method, search.tape, start, final, moved=moved)
+            if why is None and message in ("budget used", "time used") and not trace.stationary:
+                why = unfinished(search.tape, f0, final, trace.noise if math.isfinite(trace.noise) else 0.0)
+        gave_up = search.message is not None and "in a row" in search.message
+        if why is not None and not gave_up:
+            message = why if message == "budget used" else f"{message}; {why}"
+        success = why is None and not gave_up and self.stopped != "interrupted"
+        best, best_x = objective.best
+        return Result(
+            x=variables.shaped(x), fun=self.sign * final, success=success, status=_status(success, message),
+            message=message, nfev=objective.nfev, nfail=objective.nfail, nit=len(search.tape),
+            strategy=", then ".join(trace.strategies), reason=trace.reason, noise=_noise(trace), mu=trace.mu,
+            lr=trace.lr, best_x=None if best_x is None else variables.shaped(best_x), best_fun=self.sign * best,
+            seed=self.problem.seed, tape=search.tape,
+        )  # fmt: skip
+
+
+def _noise(trace: Any) -> float:
+    start = [f for f in trace.values_at_start if math.isfinite(f)]
+    if math.isfinite(trace.noise) or len(start) < 2:
+        return float(trace.noise)
+    return float(np.std(start, ddof=1))
+
+
+def _status(success: bool, message: str) -> int:
+    if success:
+        return 0
+    if message.startswith(("stopped by", "interrupted")):
+        return 3
+    return 1 if message.startswith(("the budget ended", "time used")) else 2
+
+
+def _calling(callback: Callable[..., object]) -> Callable[[Progress], object]:
+    """The callback with what its parameter asks for, by its name as in SciPy."""
+    try:
+        names = list(inspect.signature(callback).parameters)
+    except (TypeError, ValueError):
+        names = []
+    if names == ["intermediate_result"]:
+        return lambda progress: callback(intermediate_result=progress)
+    if names and names[0] in ("x", "xk"):
+        return lambda progress: callback(progress.x)
+    return callback

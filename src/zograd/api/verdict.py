@@ -16,14 +16,19 @@ from zograd.methods.defaults import BLACK_BOX_LR
 CLEAR = 3.0
 """Standard errors by which two noisy values have to differ."""
 
+UNBOUNDED = 1e100
+"""A function that falls below minus this has no minimum."""
+
 FEW = 10
 """Steps below which it is not said that they were too short."""
 
 
 def failure(
-    method: Method[Any], tape: Sequence[Record], at_start: Sequence[float], final: float, *, moved: bool
+    method: Method[Any] | None, tape: Sequence[Record], at_start: Sequence[float], final: float, *, moved: bool
 ) -> str | None:
     """Why a run is no success, with the remedy; None where f came down.
+
+    method: None for a strategy that is not of the menu; then nothing is said about mu and lr.
 
     at_start: f(x0), twice where it may be noisy; empty: the first step stands for it. final: f at the result.
     moved: whether x has changed.
@@ -34,10 +39,14 @@ def failure(
     tenth, and of the last tenth have to. The noise is read off the two values and off the losses of single steps, whose
     points lie a radius mu apart.
     """
-    taken = [r for r in tape if not r.refused]
-    mu = as_schedule(method.mu)(0)
     if not math.isfinite(final):
         return f"f is {final} at the result"
+    if final < -UNBOUNDED:
+        return f"f fell to {final:.3g}, as if it had no lower bound; pass bounds, or check its sign"
+    if method is None:
+        return _without_method(at_start, final, moved=moved)
+    taken = [r for r in tape if not r.refused]
+    mu = as_schedule(method.mu)(0)
     if not taken:
         return (
             f"all {len(tape)} steps had a non-finite value; start where f is finite within mu={mu:.3g} of x0, or pass "
@@ -71,6 +80,45 @@ def failure(
     if up:
         return f"f rose, {values}: steps were too long; {_shorter(method, taken, f0)}"
     return None if down else f"f is as it was, {final:.6g} at x0 and at the result; pass another mu or lr"
+
+
+def _without_method(at_start: Sequence[float], final: float, *, moved: bool) -> str | None:
+    """The verdict on a strategy whose steps have no directions: from the values at both ends."""
+    finite = [f for f in at_start if math.isfinite(f)]
+    if not finite or not moved:
+        return None if moved else "x did not move: no point with a lower value was found"
+    f0, noise = float(np.mean(finite)), float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
+    values = f"from {f0:.6g} at x0 to {final:.6g} at the result"
+    if abs(final - f0) <= CLEAR * noise * math.sqrt(1 + 1 / len(finite)):
+        return (
+            f"f did not come down by more than its noise, {values}; pass a larger budget"
+            if noise
+            else (f"f is as it was, {final:.6g} at x0 and at the result")
+        )
+    return f"f rose, {values}" if final > f0 else None
+
+
+def unfinished(tape: Sequence[Record], f0: float, final: float, noise: float) -> str | None:
+    """Why the end of the budget came too early: f was still falling. None where it was not.
+
+    The last quarter of the evaluations brought more than a tenth of the whole drop, and more than the noise explains.
+    """
+    losses = [(r.evaluations, r.loss) for r in tape if not r.refused and math.isfinite(r.loss)]
+    total = f0 - final
+    if len(losses) < FEW or not total > 0:
+        return None
+    spent = np.cumsum([n for n, _ in losses])
+    values = np.array([f for _, f in losses])
+    late = values[spent >= 0.75 * spent[-1]]
+    part = max(len(late) // 3, 1)
+    early, end = float(np.mean(late[:part])), float(np.mean(late[-part:]))
+    drop = (early - end) * 1.5  # from thirds of the quarter to its whole
+    if drop > 0.1 * total and drop > CLEAR * noise / math.sqrt(part):
+        return (
+            f"the budget ended while f was falling: about {100 * min(drop / total, 1):.0f} % of the drop, from "
+            f"{f0:.6g} to {final:.6g}, came in its last quarter; pass a larger budget"
+        )
+    return None
 
 
 def _tenths(taken: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]]:

@@ -27,7 +27,7 @@ class Method(Generic[A]):
     mu: perturbation radius, in units of x (of log x on the positive orthant): a number, a schedule, or "auto", an
     `AutoRadius()`, which fits it to the scale and the noise of the loss. lr: in units of x per unit of direction;
     a number, a schedule, or another controller (`zograd.learning_rate`): "auto" is `AutoRate()`, which measures the
-    curvature and stays below the edge of stability.
+    curvature and stays below the edge of stability, or what the rule declares as `automatic`.
     weight_decay: decoupled, x <- (1 - lr weight_decay) x. name: the menu entry this came from.
     """
 
@@ -47,7 +47,7 @@ class Method(Generic[A]):
         check(self.space, Space, "space")
         mu = as_radius(self.mu)
         object.__setattr__(self, "mu", mu if isinstance(mu, Controller) else as_schedule(mu))
-        object.__setattr__(self, "lr", as_controller(self.lr))
+        object.__setattr__(self, "lr", as_controller(self.lr, self.rule.automatic))
         if (why := self.controller.misfit(self)) is not None:
             raise ValueError(why)
         if self.weight_decay and not self.space.flat:

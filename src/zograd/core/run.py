@@ -146,7 +146,7 @@ class Run(Generic[A]):
     @property
     def most_evaluations(self) -> int:
         """The most that one step can cost, in the units of `evaluations`."""
-        return self.estimator.most_evaluations(self.terms)
+        return self.estimator.in_dimensions(self.store.dim).most_evaluations(self.terms)
 
     def rates(self) -> tuple[Rate, ...]:
         """The learning rate and weight decay of each group at the current step."""
@@ -208,9 +208,10 @@ class Run(Generic[A]):
         )
         moved = self._apply(estimate, record)
         self.abandon()
-        self._count(record)
         shown = tuple((name, self.state[name]) for name in self.method.rule.meters)
-        return replace(record, moved=moved, meters=record.meters + shown)
+        record = replace(record, moved=moved, meters=record.meters + shown)
+        self._count(record)  # with all meters, as a replay counts it
+        return record
 
     def _apply(self, estimate: Estimate[A], record: Record) -> float:
         """Assign slots, then move: the only order in which an anchor and its gradient belong to the same point."""

@@ -1,4 +1,4 @@
-"""Diagnostics: what evaluations alone tell about a loss, and a comparison with its gradient where one exists."""
+"""Diagnostics: properties of a loss from evaluations alone, and a comparison with its gradient if one exists."""
 
 from zograd.diagnostics.curvature import flatness, gradient_hvp, largest_eigenvalue, trace, values_hvp
 from zograd.diagnostics.gradient import gradient_cosine

@@ -21,8 +21,8 @@ Product: TypeAlias = Callable[[Array], Array]
 def trace(p: Problem, mu: float = 2.0**-7, *, n: int = 32, law: Law = Rademacher(), seed: int = 0) -> Measurement:
     """tr H = E[(f(x + mu v) - 2 f(x) + f(x - mu v)) / mu^2] over n directions (Hutchinson). Costs 2n + 1 evaluations.
 
-    Variance of one term: 2 (|H|_F^2 - sum H_ii^2) for signs, 2 |H|_F^2 for normals, plus 6 sigma^2 / mu^4 for values
-    with noise sigma: take a larger mu than for gradients (`noise_floor` suggests one).
+    Variance of one term: 2 (|H|_F^2 - sum H_ii^2) for signs, 2 |H|_F^2 for normals, plus 6 sigma^2 / mu^4 if the values
+    have noise sigma. So use a larger mu than for gradients; `noise_floor` suggests one.
     """
     v = p.directions(law, n, seed)
     f0, *f = p.values([Vector(), *(side * mu * vj for vj in v for side in (1.0, -1.0))])
@@ -33,11 +33,11 @@ def trace(p: Problem, mu: float = 2.0**-7, *, n: int = 32, law: Law = Rademacher
 def flatness(
     p: Problem, mus: Sequence[float] = (2.0**-10, 2.0**-8, 2.0**-6, 2.0**-4), *, n: int = 16, seed: int = 0
 ) -> list[dict[str, float]]:
-    """What the radius regularises: zeroth-order descent minimises f_mu(x) = E f(x + mu v) ~ f(x) + (mu^2 / 2) tr H.
+    """The penalty of the radius: zeroth-order descent minimises f_mu(x) = E f(x + mu v) ~ f(x) + (mu^2 / 2) tr H.
 
-    A row for each mu: `penalty` = E[(f(x + mu v) + f(x - mu v)) / 2] - f(x) with standard error `error`, the `trace`
-    it implies (2 penalty / mu^2; constant in mu as long as f is quadratic on that scale) and `share` = penalty / |f|.
-    Costs 2n + 1 evaluations a row. Theory: arXiv 2506.05454.
+    Returns one row per mu: `penalty` = E[(f(x + mu v) + f(x - mu v)) / 2] - f(x), its standard error `error`, the
+    `trace` that it implies (2 penalty / mu^2; constant while f is quadratic at that scale), `share` = penalty / |f|.
+    Costs 2n + 1 evaluations per row. Theory: arXiv 2506.05454.
     """
     rows = []
     for mu in mus:
@@ -75,7 +75,7 @@ def largest_eigenvalue(p: Problem, product: Product, *, tolerance: float = 1e-4,
 
 
 def values_hvp(p: Problem, mu: float = 2.0**-7) -> Product:
-    """v -> H v from values alone, coordinate by coordinate: 4 d evaluations a product, for small d.
+    """v -> H v from values alone, coordinate by coordinate. Costs 4 d evaluations per product, so only for small d.
 
     (H v)_i = (f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)) |v| / (4 mu^2), a = mu e_i, b = mu v / |v|.
     """
@@ -106,8 +106,8 @@ def values_hvp(p: Problem, mu: float = 2.0**-7) -> Product:
 def gradient_hvp(closure: Callable[[], Any], p: Problem, mu: float = 2.0**-10) -> Product:
     """v -> H v = (grad f(x + mu u) - grad f(x - mu u)) |v| / (2 mu) with gradients by autograd, u = v / |v|.
 
-    `closure` is the loss of `p`, differentiable in its tensors. Two gradients a product; the tensors come back
-    bit-identical.
+    `closure` is the loss of `p`, differentiable in its tensors. Costs two gradients per product. The tensors are
+    restored bit for bit.
     """
     tensors = [leaf.tensor for leaf in p.store.leaves]
 

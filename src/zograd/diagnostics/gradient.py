@@ -1,4 +1,4 @@
-"""A zeroth-order estimate beside the gradient of autograd, where that exists."""
+"""Compares a zeroth-order estimate with the gradient of autograd."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def gradient_cosine(
     n: int = 8,
     seed: int = 0,
 ) -> Measurement:
-    """cos(g^, grad f) over n independent estimates, with grad f by autograd (which needs its memory).
+    """The mean of cos(g^, grad f) over n independent estimates; autograd computes grad f, and needs its memory.
 
-    closure: the loss of `p`, differentiable in its tensors. For q directions in d dimensions expect sqrt(q / (d + q))
-    with `Central(q)`; a bug in a loss or a method shows as a cosine far from it.
+    closure: the loss of `p`, differentiable in its tensors. The expected cosine of `Central(q)` in d dimensions is
+    sqrt(q / (d + q)); a cosine far from it points to a bug in the loss or the method.
     """
     if estimator is None:
         from zograd.estimators import Central

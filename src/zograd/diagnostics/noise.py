@@ -1,4 +1,4 @@
-"""How noisy the values are, and the radii that this noise implies."""
+"""The noise of the values, and the radii that follow from it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from zograd.laws import Law, Rademacher
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """sigma: standard deviation of one value. mu_forward, mu_central, mu_curvature: the radii at which the error of
-    noise and that of truncation balance, along random directions of norm sqrt(d). evaluations: what it cost.
+    """sigma: standard deviation of one value. mu_forward, mu_central, mu_curvature: the radii that balance noise error
+    and truncation error, along random directions of norm sqrt(d). evaluations: the cost.
 
     For a smooth f they minimise the bound of the mean square error of D_v (forward, central) and of v^T H v:
         forward    mu = (2 sqrt(2) sigma / |f''|)^(1/2)       central    mu = (3 sigma / |f'''|)^(1/3)
         curvature  mu = (12 sqrt(6) sigma / |f''''|)^(1/4)
-    with derivatives along the direction, measured by differences. Infinite when that derivative is not visible.
+    Differences measure the derivatives along the direction. A radius is infinite if noise hides its derivative.
     """
 
     sigma: float
@@ -35,11 +35,12 @@ def noise_floor(
 ) -> NoiseFloor:
     """ECNoise (More and Wild 2011): the noise of f from the table of differences of `points` equidistant values.
 
-    Differences of order k of a smooth function vanish as h^k, those of noise do not:
-    sigma_k^2 = (k!)^2 / (2k)! mean_i (Delta^k f_i)^2. The order is the first from which three estimates agree within a
-    factor 4. Costs directions (points + 1) evaluations, along x + i h v; the median over the directions is returned.
-    Deterministic rounding counts as noise. h: a spacing at which f is smooth but the noise shows; where no order agrees
-    it is taken 100 times smaller, where all values are equal 100 times larger, three times at most.
+    Differences of order k of a smooth function vanish as h^k; those of noise do not:
+    sigma_k^2 = (k!)^2 / (2k)! mean_i (Delta^k f_i)^2. The first order k is used from which three estimates agree within
+    a factor 4. Costs directions (points + 1) evaluations, along x + i h v. Returns the median over the directions.
+    Deterministic rounding counts as noise. h: a spacing at which f is smooth and the noise is visible. If no order
+    agrees, h is divided by 100; if all values are equal, h is multiplied by 100; at most three times. Raises ValueError
+    if that does not help.
     """
     if points < 6:
         raise ValueError(f"the table of differences needs points >= 6, got {points}")
@@ -59,7 +60,7 @@ def noise_floor(
                 spacing /= 100
     if not sigmas:
         raise ValueError(
-            f"differences do not settle at spacings from {h:g} to {h / 1e6:g}: the values vary smoothly down to there, "
+            f"no noise level found at spacings from {h:g} to {h / 1e6:g}: the values vary smoothly down to there, "
             f"or jump. Pass another h"
         )
     sigma = float(np.median(sigmas))
@@ -74,12 +75,12 @@ def noise_floor(
 
 
 def _along(p: Problem, v: Vector, h: float, points: int, key: int) -> Array:
-    """Each value under a random state of its own: the noise that is looked for is that between calls."""
+    """The values along v, each with its own random state, because the noise between calls is wanted."""
     return np.array([p.values([i * h * v], key=key + i)[0] for i in range(points)])
 
 
 def _table(f: Array) -> float | None:
-    """The noise level from a difference table, or None when no three orders in a row agree."""
+    """The noise level from a difference table, or None if no three successive orders agree."""
     levels, changes, table = [], [], f
     for k in range(1, f.size - 1):
         table = np.diff(table)
@@ -96,7 +97,7 @@ def _table(f: Array) -> float | None:
 
 
 def _derivatives(p: Problem, v: Vector, sigma: float) -> tuple[float, float, float, int]:
-    """|f''|, |f'''|, |f''''| along v: each from the smallest spacing at which its difference is 10 sigma or more."""
+    """|f''|, |f'''|, |f''''| along v, each at the smallest spacing at which its difference is at least 10 sigma."""
     found = [0.0, 0.0, 0.0]
     spacing, cost = 2.0**-12, 0
     while not all(found) and spacing <= 1.0:
@@ -118,10 +119,10 @@ def _radius(noise: float, derivative: float, order: int) -> float:
 def signal_to_noise(
     p: Problem, mu: float = 2.0**-10, *, sigma: float, n: int = 16, law: Law = Rademacher(), seed: int = 0
 ) -> Measurement:
-    """Standard deviation of f(x + mu v) - f(x - mu v) that the slope makes, over that which the noise makes.
+    """The standard deviation of f(x + mu v) - f(x - mu v) due to the slope, over that due to the noise.
 
-    sqrt(max(mean (f+ - f-)^2 / (2 sigma^2) - 1, 0)) over n directions; below 1, steps follow the noise more than the
-    loss: take a larger mu. sigma: from `noise_floor`. Costs 2n evaluations.
+    sqrt(max(mean (f+ - f-)^2 / (2 sigma^2) - 1, 0)) over n directions. Below 1, steps follow the noise more than the
+    loss; use a larger mu. sigma: from `noise_floor`. Costs 2n evaluations. Raises ValueError for sigma <= 0.
     """
     if not sigma > 0:
         raise ValueError(f"sigma must be > 0, got {sigma}; values without noise have no signal-to-noise ratio")

@@ -1,4 +1,4 @@
-"""A loss and the point where it is examined."""
+"""A loss and the point at which it is examined."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zograd.stores import Store
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number with its standard error and what it cost."""
+    """A number, its standard error, and its cost in evaluations."""
 
     value: float
     error: float
@@ -34,7 +34,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Problem:
-    """A loss at the point where its store stands. Nothing here moves the point."""
+    """A loss, examined at the current point of its store. The point does not move."""
 
     store: Store
     oracle: Oracle
@@ -44,25 +44,25 @@ class Problem:
         return self.store.dim
 
     def values(self, points: Iterable[Vector], key: int = 0) -> Array:
-        """The loss at x + p for each p, all under the same random state. ValueError when one is not finite."""
+        """The loss at x + p for each p, all with the same random state. Raises ValueError if one is not finite."""
         points = list(points)
         f = np.array(self.oracle(self.store, [Query(p) for p in points], key), dtype=np.float64)
         if not np.all(np.isfinite(f)):
             bad = int(np.flatnonzero(~np.isfinite(f))[0])
-            raise ValueError(f"the loss is {f[bad]} at probe {bad}; examine another point, or take a smaller mu")
+            raise ValueError(f"the loss is {f[bad]} at probe {bad}; examine another point, or use a smaller mu")
         return f
 
     def directions(self, law: Law, n: int, seed: int) -> list[Vector]:
-        """n independent directions of a law, which no run with this seed draws."""
+        """n independent directions of a law; no run with this seed draws the same."""
         own = keys.seed_of(seed, keys.Part.DIAGNOSTICS)
         return [law(Draw(own, k, 0, self.store.shapes, self.store.gram)) for k in range(n)]
 
 
 def problem(f: Callable[..., float | Tensor], x: npt.ArrayLike | Mapping[str, Tensor] | Iterable[Tensor]) -> Problem:
-    """A loss to examine.
+    """Wraps a loss for the diagnostics.
 
-    f(x) with x an array of numbers, or a closure f() that reads torch tensors together with those tensors (a mapping
-    by name, or `model.parameters()`).
+    Pass f(x) and an array x of numbers; or a closure f() that reads torch tensors, and these tensors (a mapping by
+    name, or `model.parameters()`).
     """
     if isinstance(x, Mapping):
         return Problem(Store(x, space=Euclidean()), sequential(f))
@@ -71,7 +71,7 @@ def problem(f: Callable[..., float | Tensor], x: npt.ArrayLike | Mapping[str, Te
         if items and all(isinstance(t, Tensor) for t in items):
             return Problem(Store({f"p{i}": t for i, t in enumerate(items)}, space=Euclidean()), sequential(f))
         x = np.asarray(items, dtype=np.float64)
-    from zograd.api.minimize import ArrayStore
+    from zograd.api.variables import ArrayStore
 
     store = ArrayStore(x, Euclidean())
 

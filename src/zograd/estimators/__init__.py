@@ -6,6 +6,8 @@ from zograd.estimators.comparison import Compared
 from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
 from zograd.estimators.differences import Central, Forward, OneSided, Richardson, Spread
+from zograd.estimators.extrapolated import Extrapolated, Trial
+from zograd.estimators.feasible import Feasible
 from zograd.estimators.population import Consensus
 from zograd.estimators.ranked import Mirrored, Preference, Ranked
 from zograd.estimators.reduced import SVRG, ZPDVR, LooplessSVRG, Recentred
@@ -26,6 +28,8 @@ __all__ = [
     "Curvatures",
     "Curved",
     "Estimator",
+    "Extrapolated",
+    "Feasible",
     "Forward",
     "Geometric",
     "LooplessSVRG",
@@ -39,6 +43,7 @@ __all__ = [
     "Richardson",
     "SimulatedMomentum",
     "Spread",
+    "Trial",
     "Unbiased",
     "Zipf",
     "deepest_level",

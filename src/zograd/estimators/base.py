@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from zograd.core.parts import Part, declared
@@ -34,6 +35,10 @@ class Estimator(Part, ABC, Generic[A]):
         """The most that a step costs where f is a sum of so many terms (0: f is no sum), counted in terms."""
         return self.evaluations * max(terms, 1)
 
+    def in_dimensions(self, dim: int) -> Estimator[A]:
+        """The same estimator for so many weights, whose counts of evaluations are then exact."""
+        return self
+
     @declared
     def n(self) -> int:
         """Directions that the estimate is a mean over."""
@@ -43,6 +48,11 @@ class Estimator(Part, ABC, Generic[A]):
     def aux(self) -> type[A] | None:
         """The type of `Estimate.aux`, a tuple with `_make`, which rules ask for in `Rule.reads`."""
         return None
+
+    @declared
+    def shifts(self) -> bool:
+        """Whether it asks the queries of `inner` at another point: what measures along them then goes inside."""
+        return False
 
     @declared
     def estimates_gradient(self) -> bool:
@@ -67,6 +77,10 @@ class Wrapper(Estimator[A]):
 
     __slots__ = ()
     inner: Estimator[A]
+
+    def in_dimensions(self, dim: int) -> Estimator[A]:
+        changed: Any = self
+        return replace(changed, inner=self.inner.in_dimensions(dim))  # type: ignore[no-any-return]
 
     @property
     def n(self) -> int:

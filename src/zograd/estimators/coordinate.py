@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -61,6 +61,9 @@ class Coordinates(Estimator[None]):
     def fewest_evaluations(self) -> int:
         """Where there are fewer coordinates than `count`."""
         return 2
+
+    def in_dimensions(self, dim: int) -> Coordinates:
+        return replace(self, count=min(self.count, dim))
 
     def chosen(self, ask: Ask) -> list[Unit]:
         """The coordinates of this step, in order of leaf and element."""

@@ -1,6 +1,7 @@
-"""Compiled loops besides noise: side branches and moves of low rank, log-sum-exp in pieces (`_native.cpp`).
+"""Compiled loops other than noise: low-rank side branches and moves, log-sum-exp in pieces (`_native.cpp`).
 
-Without a compiler, off the CPU and for other dtypes torch computes the same to rounding; moves have the same bits.
+Without the compiled loops, on other devices and for other dtypes, torch computes the same result up to rounding; moves
+have the same bits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled loops, or None when they were not built (or declined, like those of `zograd.noise`)."""
+    """The compiled loops, or None if they were not built or ZOGRAD_BACKEND declines them."""
     lib = newest_build(__file__, "zograd_kernels_abi", ABI) if backend() == "native" else None
     if lib is not None:
         i64, f32, address = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -40,13 +41,13 @@ def library() -> ctypes.CDLL | None:
 
 
 def _compiled(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The library, when all of these are on the CPU and the first is of a dtype that it knows."""
+    """The library if all tensors are on the CPU and it supports the dtype of the first; else None."""
     on_cpu = tensors[0].dtype in DTYPES and all(t.device.type == "cpu" for t in tensors)
     return library() if on_cpu else None
 
 
 class Factors:
-    """U [r, rows] and V [r, columns] of a matrix U^T V, in float32 or float64."""
+    """The factors U [r, rows] and V [r, columns] of a matrix U^T V, in float32 or float64."""
 
     __slots__ = ("_at", "_kept", "u", "v")
 
@@ -68,10 +69,10 @@ Side: TypeAlias = tuple[Sequence[float], Factors]
 
 
 def add_sides_(y: Tensor, x: Tensor, sides: Sequence[Sequence[Side]], start: int = 0) -> Tensor:
-    """y[k] += sum_j (x[k] V_kj^T) diag(c_kj) U_kj, y [n, N, rows] and x [n, N, columns], n branches; returns y.
+    """y[k] += sum_j (x[k] V_kj^T) diag(c_kj) U_kj for y [n, N, rows], x [n, N, columns], n branches; returns y.
 
-    start: the first of the rows of the matrices that y has. In 16 bits U, V and all sums are float32, and y is rounded
-    once every 32 ranks. Cost: a pass over y, one over x and N (rows + columns) products for each rank.
+    start: y holds the rows of the matrices from `start` on. For bfloat16, U, V and all sums are float32, and y is
+    rounded once every 32 ranks. Cost: one pass over y, one over x, and N (rows + columns) products per rank.
     """
     n, each = y.shape[:2]
     if x.is_contiguous() and y.is_contiguous() and (lib := _compiled(y, x)) is not None:
@@ -108,12 +109,12 @@ def add_sides_(y: Tensor, x: Tensor, sides: Sequence[Sequence[Side]], start: int
 
 
 def _float_rows(t: Tensor) -> Tensor:
-    """float32, each row contiguous: the tensor itself where it is."""
+    """The matrix in float32 with contiguous rows; a copy only where that is needed."""
     return t if t.dtype == torch.float32 and t.stride(1) == 1 else t.float().contiguous()
 
 
 def _addresses(t: Tensor) -> list[int]:
-    """Of the rows of a float32 matrix."""
+    """The addresses of the rows of a float32 matrix."""
     at, apart = t.data_ptr(), 4 * t.stride(0)
     return [at + k * apart for k in range(t.shape[0])]
 
@@ -130,10 +131,11 @@ def add_outer(
 ) -> int | None:
     """out <- scale x + sum_k c_k u_k v_k^T on elements start .. start + len(x) of a matrix, in one pass.
 
-    out may be x. u_k, v_k: float32, all rows and all columns, with elements +1 or -1. The sum over k comes first, in
-    float32, and bfloat16 is rounded to nearest. one_by_one: (x + c_1 u_1 v_1^T) + c_2 u_2 v_2^T ... in float32, for
-    float32 and scale 1: the bits of as many moves, one after the other. Returns how many elements of out differ from x;
-    None (nothing is done) where the loops are not compiled for this device or dtype.
+    out may be x. u_k, v_k: float32, all rows and all columns, with elements +1 or -1. The sum over k is computed first,
+    in float32; bfloat16 is rounded to nearest. one_by_one (float32 and scale 1 only): computes
+    (x + c_1 u_1 v_1^T) + c_2 u_2 v_2^T ..., which has the bits of single moves made one after another. Returns the
+    number of elements of out that differ from x, or None, with nothing done, if there is no compiled loop for this
+    device or dtype.
     """
     if out.dtype != x.dtype or (lib := _compiled(out, x)) is None:
         return None
@@ -149,9 +151,9 @@ def add_outer(
 
 
 def log_sum_exp_(top: Tensor, total: Tensor, logits: Tensor) -> None:
-    """Take the columns of `logits` [N, columns] into log sum_j e^l_j = top + log total, from -inf and 0 on.
+    """Adds the columns of `logits` [N, columns] to a running log-sum-exp, log sum_j e^l_j = top + log total.
 
-    top <- m = max(top, max_j l_j);  total <- total e^(top_old - m) + sum_j e^(l_j - m).
+    top <- m = max(top, max_j l_j);  total <- total e^(top_old - m) + sum_j e^(l_j - m). Start from -inf and 0.
     """
     if (lib := _compiled(logits, top, total)) is not None and logits.stride(1) == 1:
         lib.zograd_kernels_lse(

@@ -1,7 +1,7 @@
 // Loops that torch has no single operation for: side branches and moves of rank one, log-sum-exp in pieces.
 //
-// Plain loops that vectorise; sums run over 16 fixed lanes, so that results depend neither on the number of threads nor on
-// the instruction set. Compiled with -ffp-contract=off. C ABI, called by __init__.py through ctypes.
+// Compilers vectorise these plain loops. Sums run over 16 fixed lanes, so results depend neither on the number of
+// threads nor on the instruction set. Compiled with -ffp-contract=off. C ABI, called by __init__.py through ctypes.
 
 #include <cmath>
 #include <cstdint>
@@ -47,9 +47,9 @@ INLINE float sum(const float* lanes) {
 
 // ---- y[n] += sum_t coef_t (x[n] . v_t) u_t --------------------------------------------------------------------------
 
-// 16 floats, one in each lane; added and multiplied lane by lane.
+// 16 floats, one per lane; added and multiplied lane by lane.
 #if defined(__GNUC__) || defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // about calls with such arguments; all of these are inlined
+#pragma GCC diagnostic ignored "-Wpsabi"  // warns of calls with vector arguments; all of these are inlined
 typedef float Lanes __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
@@ -106,7 +106,7 @@ struct Sides {
     const float* const* v;
 };
 
-// a[r MOST + t] = coef_t (x[r] . v_t) for R rows and the T terms from `first` on, which share what is loaded.
+// a[r MOST + t] = coef_t (x[r] . v_t) for R rows and the T terms from `first` on; x and v are loaded once for all.
 template <int R, int T, class F>
 INLINE void dots(float* a, const F* x, const Sides& m, int64_t first) {
     const float* const* const v = m.v + first;
@@ -176,14 +176,14 @@ INLINE void side_rows(F* y, const F* x, const Sides& m, int64_t first, int64_t l
 struct Outer {
     int64_t start, columns;  // out[0] is element `start` of its matrix
     float scale;
-    bool one_by_one;  // (x + first) + second ..., in the place of scale x + (first + second ...)
+    bool one_by_one;  // (x + first) + second ..., instead of scale x + (first + second ...)
     int64_t n_terms;
     const float* coef;
-    const float* const* u;  // one a term: all rows
-    const float* const* v;  // one a term: all columns
+    const float* const* u;  // one per term: all rows
+    const float* const* v;  // one per term: all columns
 };
 
-// `count` elements of row i from column j on: the sums stay in registers while the terms go by.
+// `count` elements of row i from column j on; the sums over the terms stay in registers.
 template <class T>
 INLINE int64_t moved_one_by_one(const Outer& m, T* to, const T* from, int64_t i, int64_t j, int64_t count) {
     constexpr int64_t WIDE = 64;
@@ -218,7 +218,7 @@ INLINE int64_t moved_one_by_one(const Outer& m, T* to, const T* from, int64_t i,
     return differ;
 }
 
-// Elements first .. last (counted from out[0]); returns how many of out differ from x. out may be x.
+// Elements first .. last (counted from out[0]); returns the number of elements that differ from x. out may be x.
 template <class T>
 INLINE int64_t outer_range(const Outer& m, T* out, const T* x, int64_t first, int64_t last) {
     constexpr int64_t PIECE = 512;
@@ -278,7 +278,7 @@ INLINE float exp_(float x) {
     return x < -87.3f ? 0.0f : p * scale;
 }
 
-// top and total of rows first .. last take in the columns of their logits.
+// Adds the columns of the logits to top and total, for rows first .. last.
 template <class T>
 INLINE void lse_rows(const T* logits, int64_t stride, int64_t columns, float* top, float* total, int64_t first,
                      int64_t last) {
@@ -290,7 +290,7 @@ INLINE void lse_rows(const T* logits, int64_t stride, int64_t columns, float* to
         for (; j + LANES <= columns; j += LANES)
             for (int k = 0; k < LANES; ++k) {
                 const float l = load(row + j + k);
-                most[k] = most[k] > l ? most[k] : l;  // a NaN may get lost here, and comes back in the sum
+                most[k] = most[k] > l ? most[k] : l;  // may drop a NaN; the sum below restores it
             }
         for (int k = 0; j < columns; ++j, ++k) {
             const float l = load(row + j);
@@ -356,8 +356,8 @@ void split(int64_t n, int64_t elements, int64_t threads, F work) {
 
 EXPORT int64_t zograd_kernels_abi() { return ABI; }
 
-// y and x of n rows; rows b each .. (b + 1) each are branch b, with its own coef, u and v: `most` of them, or fewer before
-// the first u that is null. y has as columns `rows` elements of each u, from `start` on.
+// y and x have n rows; rows b each .. (b + 1) each belong to branch b. Each branch has its own coef, u and v: `most` of
+// them, or fewer, ended by a null u. The columns of y are `rows` elements of each u, from `start` on.
 EXPORT void zograd_kernels_side(int64_t dtype, void* y, const void* x, int64_t each, int64_t n, int64_t columns,
                                 int64_t rows, int64_t start, int64_t most, const float* coef,
                                 const float* const* u, const float* const* v, int64_t threads) {

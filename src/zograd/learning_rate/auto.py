@@ -17,6 +17,7 @@ from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.schedules import Schedule, as_schedule
 from zograd.core.vector import Array, Vector
 from zograd.estimators.base import Estimator, Wrapper
+from zograd.learning_rate.backtracking import Backtracking
 from zograd.learning_rate.controller import Controller, State
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class AutoRate(Controller):
     error falls below `resolution`, and moves `signal` by a factor 2 at most. At a noise floor the loss stands still,
     so the rate shrinks until it falls again. A loss three standard deviations above its first values halves the rate.
 
+    With a penalty that the rule measures (`Proximal`), the loss in all this is f + r.
+
     shape: a `Schedule` with peak 1. limit: never a larger lr than this. The state is a few numbers.
     """
 
@@ -152,6 +155,9 @@ class AutoRate(Controller):
         return self.limit
 
     def wrap(self, estimator: Estimator[A]) -> Estimator[A]:
+        if estimator.shifts:
+            inner: Any = estimator
+            return replace(inner, inner=self.wrap(inner.inner))  # type: ignore[no-any-return]
         return estimator if isinstance(estimator, Measured) else Measured(estimator)
 
     def misfit(self, method: Method[Any]) -> str | None:
@@ -178,10 +184,11 @@ class AutoRate(Controller):
             state["seen"] = [*state["seen"], (meters["trace"], meters["curvature2"])][-self.window :]
         if "slope2" in meters:
             state["slopes"] = [*state["slopes"], meters["slope2"]][-self.window :]
+        value = loss + meters.get("penalty", 0.0)  # the rule adds its penalty once the step is taken
         if len(state["first"]) < self.patience:
-            state["first"] = [*state["first"], loss]
-        state["recent"] = [*state["recent"], loss][-self.patience :]
-        state["fit"] = _add(state["fit"], loss)
+            state["first"] = [*state["first"], value]
+        state["recent"] = [*state["recent"], value][-self.patience :]
+        state["fit"] = _add(state["fit"], value)
 
     def moved(self, state: State, lr: float) -> None:
         """Progress expected and made, and signs of divergence."""
@@ -238,8 +245,10 @@ def _slope(fit: list[float], least: int = 20) -> tuple[float, float]:
     return slope, math.sqrt(residual / across)
 
 
-def as_controller(value: Controller | float | str) -> Controller:
-    """What a method is given as its lr: a number is a constant schedule, "auto" an `AutoRate`."""
+def as_controller(value: Controller | float | str, automatic: str | float = "edge") -> Controller:
+    """What a method is given as its lr: a number is a constant schedule, "auto" what its rule says (`automatic`)."""
     if value == "auto":
-        return AutoRate()
+        if automatic == "edge":
+            return AutoRate()
+        value = Backtracking() if automatic == "backtracking" else automatic
     return value if isinstance(value, Controller) else as_schedule(value)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Array, Vector, combination
+from zograd.estimators.base import Estimator
 from zograd.learning_rate.auto import Measured, _complete, _pairs
 from zograd.learning_rate.controller import State
 
@@ -123,6 +124,18 @@ def _meters(f: Array, here: list[int], pairs: list[tuple[int, int]], mu: float) 
             second = (plus - 2 * meters["here"] + minus) / mu**2
             meters |= {"trace": float(np.mean(second)), "curvature2": float(np.mean(second**2))}
     return {name: value for name, value in meters.items() if math.isfinite(value)}
+
+
+def with_levels(estimator: Estimator[A], every: int, warm: int) -> Estimator[A]:
+    """The estimator with levels measured; one that moves the queries of another has them measured inside of it."""
+    if isinstance(estimator, Levels):
+        return estimator
+    if estimator.shifts:
+        inner: Any = estimator
+        return replace(inner, inner=with_levels(inner.inner, every, warm))  # type: ignore[no-any-return]
+    if isinstance(estimator, Measured):
+        return Levels(estimator.inner, estimator.every, estimator.warm)
+    return Levels(estimator, every, warm)
 
 
 # ---- the noise of single values, in the state of a controller -------------------------------------------------------

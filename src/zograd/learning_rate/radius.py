@@ -10,9 +10,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from zograd.estimators.base import Estimator
-from zograd.learning_rate.auto import Measured
 from zograd.learning_rate.controller import Controller, State
-from zograd.learning_rate.levels import Levels, noise_sd, repeats_wanted, sense_noise
+from zograd.learning_rate.levels import noise_sd, repeats_wanted, sense_noise, with_levels
 
 A = TypeVar("A")
 
@@ -68,11 +67,7 @@ class AutoRadius(Controller):
         return self.start
 
     def wrap(self, estimator: Estimator[A]) -> Estimator[A]:
-        if isinstance(estimator, Levels):
-            return estimator
-        if isinstance(estimator, Measured):
-            return Levels(estimator.inner, estimator.every, estimator.warm)
-        return Levels(estimator, self.every, self.warm)
+        return with_levels(estimator, self.every, self.warm)
 
     def repeats(self, state: State, step: int) -> int:
         return repeats_wanted(state, step)

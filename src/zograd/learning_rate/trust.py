@@ -16,9 +16,9 @@ import numpy as np
 from zograd.core.query import Estimate
 from zograd.core.vector import Slot, Vector
 from zograd.estimators.base import Estimator
-from zograd.learning_rate.auto import AutoRate, Measured
+from zograd.learning_rate.auto import AutoRate
 from zograd.learning_rate.controller import State
-from zograd.learning_rate.levels import Levels, repeats_wanted, sense_noise
+from zograd.learning_rate.levels import repeats_wanted, sense_noise, with_levels
 from zograd.stores import Rate
 
 if TYPE_CHECKING:
@@ -79,11 +79,15 @@ class TrustRate(AutoRate):
     standstill: ClassVar[str] = "lr='auto' found no slope at x0: f does not change there, or x0 is a minimum"
 
     def wrap(self, estimator: Estimator[A]) -> Estimator[A]:
-        if isinstance(estimator, Levels):
-            return estimator
-        if isinstance(estimator, Measured):
-            return Levels(estimator.inner, estimator.every, estimator.warm)
-        return Levels(estimator, self.every, self.warm)
+        return with_levels(estimator, self.every, self.warm)
+
+    def misfit(self, method: Method[Any]) -> str | None:
+        if "penalty" in method.rule.meters:
+            return (
+                f"TrustRate judges steps by the loss alone, and {type(method.rule).__name__} lowers the loss plus a "
+                f"penalty; use lr='auto'"
+            )
+        return super().misfit(method)
 
     def slots(self, method: Method[Any]) -> Mapping[str, float]:
         return {} if _reversible(method) else {BEFORE: 0.0}

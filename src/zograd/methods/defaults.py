@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from zograd.core.method import Method
@@ -26,6 +27,9 @@ BLACK_BOX_LR = 1e-2
 
 PAIRS = 4
 """Pairs a step where the menu has one; twice as many from 50 numbers on."""
+
+BUDGET = 15_000
+"""Evaluations that `minimize` makes at most where no budget is given: those of SciPy's L-BFGS-B."""
 
 
 class Onto(NamedTuple):
@@ -58,10 +62,10 @@ def black_box(name: str, dim: int) -> Method[Any]:
         return make(name, **given)
     if line["estimator"] == "Central" and line["defaults"].get("n") == 1:
         given["n"] = PAIRS if dim < 50 else 2 * PAIRS
-    try:
-        return make(name, lr=TrustRate(), mu="auto", **given)
-    except ValueError:  # the method says so itself where its rate cannot be measured
-        return make(name, lr=BLACK_BOX_LR, **given)
+    for tuned in ({"lr": TrustRate(), "mu": "auto"}, {"lr": "auto"}):
+        with suppress(ValueError):  # the method says so itself where its rate cannot be measured
+            return make(name, **tuned, **given)
+    return make(name, lr=BLACK_BOX_LR, **given)
 
 
 def language_model(name: str, onto: Onto) -> dict[str, float]:

@@ -12,6 +12,7 @@ from zograd.core.method import Method
 from zograd.core.parts import concrete
 from zograd.core.schedules import Schedule
 from zograd.errors import UsageError
+from zograd.estimators import Estimator, Feasible
 from zograd.laws import Law
 from zograd.learning_rate import Controller
 
@@ -20,6 +21,7 @@ __all__ = [
     "MU",
     "LearningRate",
     "MenuEntry",
+    "Queries",
     "Radius",
     "describe",
     "entry",
@@ -30,6 +32,8 @@ __all__ = [
     "register_law",
 ]
 
+Queries: TypeAlias = Literal["relaxed", "feasible"]
+"""Where a constrained method evaluates: anywhere within mu |v| of x, or inside of the set (`estimators.Feasible`)."""
 LearningRate: TypeAlias = float | Controller | Literal["auto"]
 Radius: TypeAlias = float | Schedule
 Build = TypeVar("Build", bound=Callable[..., Method[Any]])
@@ -157,6 +161,20 @@ def describe(name: str) -> dict[str, Any]:
         "slots": sorted(method.slots),
         "source": item.source,
     }
+
+
+def inside(queries: Queries, estimator: Estimator[Any], set: Any) -> Estimator[Any]:
+    """The estimator with its queries kept in the set where that is wanted. ValueError says why it cannot be done."""
+    if queries not in ("relaxed", "feasible"):
+        raise ValueError(f"queries must be 'relaxed' or 'feasible', got {queries!r}")
+    if queries == "relaxed":
+        return estimator
+    if not hasattr(set, "ball"):
+        raise ValueError(
+            f"queries='feasible' needs a set to stay in, and {type(set).__name__} is a penalty, for which every x is "
+            f"feasible; leave queries out"
+        )
+    return Feasible(estimator, set)
 
 
 def plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from zograd.estimators import (
 )
 from zograd.estimators.simulated import Anneal
 from zograd.laws import Gaussian, Law, Rademacher
-from zograd.methods.menu import MU, LearningRate, Radius, entry
+from zograd.methods.menu import MU, LearningRate, Queries, Radius, entry, inside
 from zograd.rules import (
     SGD,
     AdaMU,
@@ -140,12 +140,15 @@ def zo_prox(
     lr: LearningRate = 1e-6,
     mu: Radius = MU,
     n: int = 1,
+    queries: Queries = "relaxed",
     law: Law = Rademacher(),
     weight_decay: float = 0.0,
 ) -> Method[None]:
-    """Proximal descent: `prox` is one of `zograd.sets` L1, GroupL2, Nuclear, Box, LInfBall, L2Ball. The loss that is
-    evaluated is f alone; probes may leave the set by mu |v|."""
-    return Method(Central(n), law, Proximal(prox), mu=mu, lr=lr, weight_decay=weight_decay)
+    """Proximal descent: `prox` is a penalty or a set of `zograd.sets`. The loss that is evaluated is f alone; probes
+    may leave a set by mu |v|, or with queries="feasible" never do (`estimators.Feasible`), from a start in it.
+    lr="auto" stays below the edge of stability of f."""
+    rule = Proximal(prox)
+    return Method(inside(queries, Central(n), prox), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(

@@ -1,8 +1,8 @@
 """Seeded noise, fused with the weight update: x -> scale * x + dense + sum_j coef_j * noise(key_j).
 
-Noise is a pure function of (key: 64 bits, leaf: 32 bits, element index: below 2^40). It is never stored: the same three
-numbers give it again, on any device, with any number of threads, in any chunking, bit for bit. `leaf` numbers the
-tensors of a model; the element index counts the elements of one tensor in memory order.
+Noise is a pure function of (key: 64 bits, leaf: 32 bits, element index: below 2^40). It is never stored. The same three
+numbers give the same bits on any device, with any number of threads and any division into chunks. `leaf` is the number
+of a tensor in its model. The element index counts the elements of one tensor in memory order.
 
 Format (version 1, frozen). Philox4x32-10 with key = (key lo, key hi) and counter = (q lo, q hi, leaf, stream):
 
@@ -18,8 +18,8 @@ stream    element i of block b
 ========  =====================================================================================================
 
 Three backends with the same bits: "native" (compiled C++, CPU), "triton" (CUDA, where triton is installed) and "torch"
-(integer operations, any device). The environment variable ZOGRAD_BACKEND=torch forces the last. Reference in NumPy:
-`reference.py`.
+(integer operations, any device). The environment variable ZOGRAD_BACKEND=torch selects "torch" everywhere. Reference in
+NumPy: `reference.py`.
 
 Files: format.py (names, Philox, fold), table.py (quantiles), portable.py (torch), native.py and _native.cpp (C++),
 device.py and triton_kernels.py (CUDA).
@@ -92,14 +92,14 @@ def _use_triton() -> bool:
 
 @cache
 def _use_native() -> bool:
-    """Decided once per process, with a warning if the kernels are missing rather than declined."""
+    """Decided once per process. Warns if the kernels are missing, but not if ZOGRAD_BACKEND declines them."""
     if _torch_is_forced():
         return False
     if native.library() is None:
         warnings.warn(
-            "the compiled noise kernels of zograd are missing, so noise on the CPU runs as torch operations: the same "
+            "the compiled noise kernels of zograd are missing, so torch operations compute noise on the CPU: the same "
             "bits, 40 to 100 times slower. Install a C++ compiler and reinstall zograd (in a checkout: "
-            f"`python setup.py build_ext --inplace`), or set {_ENVIRONMENT}=torch to accept this silently.",
+            f"`python setup.py build_ext --inplace`), or set {_ENVIRONMENT}=torch to silence this warning.",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -114,17 +114,17 @@ def _engine(device: torch.device) -> ModuleType:
 
 
 def backend(device: torch.device | str = "cpu") -> str:
-    """ "native", "triton" or "torch": what computes noise for tensors on this device."""
+    """The backend that computes noise for tensors on this device: "native", "triton" or "torch"."""
     return {native: "native", cuda: "triton", portable: "torch"}[_engine(torch.device(device))]
 
 
 def grouped(device: torch.device) -> bool:
-    """Whether a pass over several leaves is one launch on this device, and a loop over them is not."""
+    """Whether one launch can process several leaves on this device."""
     return _engine(device) is cuda
 
 
 def counter(device: torch.device) -> Tensor | None:
-    """A count on the device, for `combine_group(..., counter=...)`; None where a count costs no synchronisation."""
+    """A zero on the device for `combine_group(..., counter=...)`; None where counting needs no synchronisation."""
     return cuda.counter(device) if grouped(device) else None
 
 
@@ -143,36 +143,36 @@ def combine(
 ) -> int:
     """out[i] = round(scale * x[i] + (dense_coef * dense[i] + sum_j coef_j * noise_j(key_j, leaf, start + i))).
 
-    One read of x and one write of out, whatever the number of terms. Nothing is recorded for autograd.
+    Reads x once and writes out once, whatever the number of terms. Autograd records nothing.
 
-    Arithmetic is float32 (float64 when out is float64), without fused multiply-add, in this order: v = dense_coef *
-    dense, then v += coef_j * z_j for each term (the first contribution assigns), then scale * x + v. Coefficients are
-    first rounded to that precision. NaN is stored in 16 bits as the canonical quiet NaN.
+    Arithmetic is float32 (float64 when out is float64), without fused multiply-add. Coefficients are first rounded to
+    that precision. The order is: v = dense_coef * dense, then v += coef_j * z_j for each term, then scale * x + v. The
+    first contribution to v is assigned, not added to 0. A 16-bit NaN is stored as the canonical quiet NaN.
 
     Args:
         out: float32, float64, bfloat16 or float16; contiguous, any shape, read as a flat vector of n elements.
-        x: same dtype, device and n; may be `out` itself (in place), must not overlap it otherwise. None: zeros.
+        x: same dtype, device and n; either `out` itself (in place) or memory apart from it. None: zeros.
         terms: `Term(kind, key, coef)` triples.
         dense: n elements, float32 (float64 when out is float64), contiguous.
-        leaf: 0 <= leaf < 2^32, which tensor this is.
+        leaf: the number of the tensor, 0 <= leaf < 2^32.
         start: index of out[0] within that tensor; start + n <= 2^40. Any value, no alignment needed.
         rounding: None rounds to nearest even. A key (bfloat16 and float16 only) rounds stochastically with the 16-bit
-            draws of that key at (leaf, start + i): E[out] is the unrounded value (for float16 subnormals to 2^-16 of
-            their spacing), values that need no rounding stay, and finite values stay finite. Use a fresh key per call.
+            draws of that key at (leaf, start + i): E[out] is the unrounded value (for float16 subnormals to within
+            2^-16 of their spacing). Exact values do not change; finite values stay finite. Use a new key per call.
         low: int16[n], contiguous: the lower halves of split master weights (bfloat16 and float16, in place only). The
-            pair holds 32 bits: for bfloat16 exactly a float32; for float16 the sign, 5 exponent bits and 26 mantissa
-            bits. out is the master rounded to 16 bits (half away from zero). All zero means master == out. The
-            float32 increment v is added to the master in float32 (bfloat16) or float64 (float16), where `scale` is
-            not rounded to float32 either. Finite masters stay finite.
+            pair holds a 32-bit master: for bfloat16 a float32; for float16 the sign, 5 exponent bits and 26 mantissa
+            bits. out is the master rounded to 16 bits (half away from zero). If low is 0, master == out. The float32
+            increment v is added to the master in float32 (bfloat16) or float64 (float16; `scale` then keeps float64
+            precision). Finite masters stay finite.
 
-    Returns the number of elements whose bits changed (with `low`: either half), 0 when out is not x. Off the CPU this
-    number is the only synchronisation.
+    Returns the number of elements whose bits changed (with `low`: in either half), or 0 when out is not x. On a GPU,
+    reading this number is the only synchronisation.
 
-    Cost per element, one core with AVX-512: one sign as `out.add_(c)` (float16: twice that), each further sign 0.06 ns,
-    one normal twice `out.add_(c)`, each further normal 0.45 ns, stochastic rounding 0.35 ns (`zograd bench noise`). The
-    torch backend: 40 ns per sign, 80 ns per normal.
+    Cost per element on one core with AVX-512 (`zograd bench noise`): the first sign as much as `out.add_(c)` (float16:
+    twice that), each further sign 0.06 ns; the first normal twice `out.add_(c)`, each further normal 0.45 ns;
+    stochastic rounding 0.35 ns. The torch backend: 40 ns per sign, 80 ns per normal.
 
-    Raises ValueError or TypeError, before anything is written.
+    Raises ValueError or TypeError before anything is written.
 
     >>> w = torch.zeros(4)
     >>> combine(w, w, terms=[Term(Kind.SIGN, key=7, coef=0.5)])
@@ -192,9 +192,9 @@ def combine(
 
 
 def signs(key: int, runs: Sequence[tuple[int, int, int]], device: torch.device) -> Tensor:
-    """float32: the signs of `key` at elements start .. start + count, one (leaf, start, count) after the other.
+    """Concatenates, in float32, the signs of `key` at elements start .. start + count of each (leaf, start, count).
 
-    `combine` without its checks; on the CPU one call, whatever the number of runs.
+    Like `combine`, but without its checks. On the CPU one call serves any number of runs.
     """
     with torch.inference_mode(False):
         out = torch.empty(sum(count for _, _, count in runs), dtype=torch.float32, device=device)
@@ -217,17 +217,17 @@ def combine_group(
     rounding: int | None = None,
     counter: Tensor | None = None,
 ) -> int:
-    """`combine` for each of `jobs`, a `Job(out, x, leaf, start, dense, low)` for each tensor, with the same numbers.
+    """Calls `combine` on each of `jobs` with the same numbers; each tensor is a `Job(out, x, leaf, start, dense, low)`.
 
-    On a CUDA device with triton this is one launch for each combination of dtype and parts present (two where tensors
-    do not lie on 16-byte boundaries), whatever the number of tensors and terms, and one synchronisation at the end for
-    the count. Elsewhere one call after the other. Jobs must not overlap; this is not looked for.
+    On a CUDA device with triton this takes one launch for each combination of dtype and arguments given (two where some
+    tensors are not aligned to 16 bytes), whatever the number of tensors and terms, and one synchronisation at the end
+    for the count. Elsewhere the jobs run one after another. Jobs must not overlap; this is not checked.
 
-    rounding: a key rounds float16 and bfloat16 tensors without `low` stochastically; all others ignore it.
-    counter: what `zograd.noise.counter` gave for the device. The count is added to it there, without synchronisation.
+    rounding: with a key, float16 and bfloat16 tensors without `low` are rounded stochastically; others ignore it.
+    counter: the result of `zograd.noise.counter` for the device. The count is added to it without synchronisation.
 
-    Returns the number of elements in place whose bits changed (0 where `counter` took it). Raises like `combine`,
-    before anything is written.
+    Returns the number of elements changed in place (0 if `counter` is given). Raises like `combine`, before anything is
+    written.
 
     >>> a, b = torch.zeros(2), torch.zeros(3, dtype=torch.bfloat16)
     >>> combine_group([Job(a, a, leaf=0), Job(b, b, leaf=1)], terms=[Term(Kind.SIGN, key=7, coef=0.5)])
@@ -258,14 +258,14 @@ def combine_pair(
 ) -> None:
     """plus[i] = round(x[i] + v[i]) and minus[i] = round(x[i] - v[i]), v = sum_j coef_j noise_j(key_j, leaf, start + i).
 
-    Both sides of x for one making of the noise and one read of x. The bits are those of `combine(plus, x, terms=...)`
-    and of `combine(minus, x, ...)` with the coefficients negated, except for the sign of a zero where terms cancel.
-    Arithmetic and arguments as in `combine`; rounds to nearest even. `plus`, `minus` and `x` must not overlap.
+    Computes the noise once and reads x once. The bits are those of `combine(plus, x, terms=...)` and of
+    `combine(minus, x, ...)` with negated coefficients, except for the sign of a zero where terms cancel. Arithmetic and
+    arguments are as in `combine`; rounds to nearest even. `plus`, `minus` and `x` must not overlap.
 
-    Cost: beside the two calls, on tiles of 2^18 to 2^20 elements that lie in the cache: signs 0.77 of their time in
-    float32, 0.65 in bfloat16; normals 0.63 and 0.55.
+    Cost relative to these two calls, on tiles of 2^18 to 2^20 elements in the cache: signs 0.77 in float32, 0.65 in
+    bfloat16; normals 0.63 and 0.55.
 
-    Raises ValueError or TypeError, before anything is written.
+    Raises ValueError or TypeError before anything is written.
 
     >>> x, plus, minus = torch.zeros(2), torch.empty(2), torch.empty(2)
     >>> combine_pair(plus, minus, x, terms=[Term(Kind.SIGN, key=7, coef=0.5)])
@@ -296,8 +296,8 @@ def move_and_pair(
 ) -> int:
     """`combine(x, x, scale=scale, terms=move, rounding=rounding)`, then `combine_pair(plus, minus, x, terms=terms)`.
 
-    The bits are those of the two calls; on the CPU both are done tile by tile, so that the weights are read from memory
-    once. Returns the number of elements of x whose bits changed. Raises like both, before anything is written.
+    The bits are those of the two calls. On the CPU both run tile by tile, so the weights are read from memory once.
+    Returns the number of elements of x whose bits changed. Raises like both calls, before anything is written.
     """
     check_pair(plus, minus, x, terms, leaf, start)
     if rounding is not None:
@@ -313,17 +313,17 @@ def move_and_pair(
 def combine_rows(out: Tensor, x: Tensor, rows: Tensor, *, terms: Sequence[Term], leaf: int) -> None:
     """out[r, :] = round(x[rows[r], :] + sum_j coef_j noise_j), noise at elements rows[r] * row_len + 0 .. row_len - 1.
 
-    What an embedding table perturbed by `combine(..., start=0)` would return for these rows, without touching the rest
-    of the table. Rounds to nearest even.
+    Gives the rows that a lookup in an embedding table perturbed by `combine(..., start=0)` would give, without reading
+    the rest of the table. Rounds to nearest even.
 
     Args:
         out: [R, row_len] (or any shape of R * row_len elements), contiguous, dtype and device of x; no overlap with x.
         x: [num_rows, row_len], contiguous, float32, float64, bfloat16 or float16.
         rows: int64[R], contiguous, 0 <= rows < num_rows; repeated rows get the same noise.
 
-    Raises ValueError, TypeError, or IndexError for a row outside the table (off the CPU: torch's own device check).
+    Raises ValueError, TypeError, or IndexError for a row outside the table (on a GPU: torch's device-side assertion).
 
-    Cost: R * row_len elements of `combine`, plus up to one extra block of noise per row.
+    Cost: that of `combine` on R * row_len elements, plus up to one block of noise per row.
     """
     if x.dim() != 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected [num_rows, row_len]. Write x.view(num_rows, -1)")
@@ -357,9 +357,10 @@ def gram(keys: Sequence[tuple[Kind, int]], leaf: int, start: int, count: int) ->
     """G[j, k] = sum_i z_j[i] z_k[i] over elements start <= i < start + count, exactly, in units of 2^-32.
 
     keys: `(kind, key)` pairs. Returns Python ints in an object array [n, n]; `G.astype(float) * 2.0**-32` is the Gram
-    matrix in floating point. Sums over leaves and ranges add without error. A sign has diagonal count * 2^32.
+    matrix in floating point. Results for several leaves and ranges can be added exactly. The diagonal of a sign is
+    count * 2^32.
 
-    Cost: the noise of n keys, then n^2 / 2 dot products (sign with sign: 32 elements per word operation).
+    Cost: the noise of n keys, then n^2 / 2 dot products (of two signs: 32 elements per word operation).
     """
     for kind, key in keys:
         check_kind(kind)

@@ -1,12 +1,12 @@
 // Noise kernels: Philox4x32-10 signs, normals and rounding draws, fused with the weight update.
 //
-// The format (which bit of which Philox word belongs to which element) is fixed in __init__.py; reference.py is the
-// readable statement of it. This file is the quick one: plain loops, written so that GCC and Clang vectorise them, and
-// for x86-64 Philox and the look-ups of normals by hand.
+// __init__.py fixes the format (which bit of which Philox word belongs to which element); reference.py is a readable
+// implementation of it. This file is the fast one: plain loops that GCC and Clang vectorise, and for x86-64
+// hand-vectorised Philox and look-ups of normals.
 // C ABI, no Python or torch headers; native.py calls it through ctypes.
 //
-// Work is cut into tiles of 2048 consecutive element indices (one Philox sign block). Per tile, all noise terms are
-// summed into a buffer v that stays in the first-level cache, so weights are read once and written once whatever the
+// A tensor is processed in tiles of 2048 consecutive element indices (one Philox sign block). For each tile, all noise
+// terms are summed into a buffer v in the first-level cache, so weights are read once and written once, whatever the
 // number of terms.
 //
 // Compile with -ffp-contract=off: a fused multiply-add would change the last bit.
@@ -69,7 +69,7 @@ INLINE To bits(From from) {
     return to;
 }
 
-// condition ? yes : no, without a branch. Where ?: chains make GCC see control flow, it gives up on the whole loop.
+// condition ? yes : no, without a branch. GCC may take chains of ?: for control flow, and then vectorises nothing.
 template <class U>
 INLINE U select(bool condition, U yes, U no) {
     const U mask = U(0) - U(condition);
@@ -85,7 +85,7 @@ INLINE void round_(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint3
 }
 
 // words[16 k + lane] = word k of Philox4x32-10(counter = (16 block + lane, leaf, stream), key). The ten rounds are
-// unrolled by hand so that the loop over lanes is the one that gets vectorised.
+// unrolled by hand, so that the compiler vectorises the loop over lanes.
 INLINE void philox16(uint64_t key, uint64_t block, uint32_t leaf, uint32_t stream, uint32_t* words) {
     const uint64_t q = block * 16;  // a multiple of 16: lanes never carry into the high word
     const uint32_t q0 = uint32_t(q), q1 = uint32_t(q >> 32);
@@ -110,11 +110,11 @@ INLINE void philox16(uint64_t key, uint64_t block, uint32_t leaf, uint32_t strea
     }
 }
 
-// What noise is made of, once for each instruction set, as real functions: a call per tile costs nothing.
+// The primitives of noise, once per instruction set. They are not inlined: one call per tile costs nothing.
 //   words:   words[64 b + 16 k + lane] = word k of Philox(counter = (16 (block + b) + lane, leaf, stream)), b < count
 //   normals: v[128 b + e] = coef * z or (without `first`) v[128 b + e] + coef * z, z the normal of element e of block
 //            `block + b` of 128
-// `ahead` and `ahead_bytes`: memory to prefetch while block b is being made, from ahead + b * ahead_bytes.
+// `ahead` and `ahead_bytes`: while block b is computed, prefetch from ahead + b * ahead_bytes.
 struct Makers {
     void (*words)(uint64_t key, uint64_t block, int count, uint32_t leaf, uint32_t stream, uint32_t* words,
                   uint64_t ahead, int ahead_bytes);
@@ -126,7 +126,7 @@ INLINE void prefetch(uint64_t from, int bytes) {
     for (int i = 0; i < bytes; i += 64) PREFETCH(reinterpret_cast<const char*>(from + uint64_t(i)));
 }
 
-// u: a 16-bit draw in the low half; whatever is above is ignored.
+// u: a 16-bit draw in the low half; the upper half is ignored.
 INLINE float normal_of(uint32_t u, const float* table) {
     return bits<float>(bits<uint32_t>(table[u & 0x7fffu]) ^ ((u << 16) & 0x80000000u));
 }
@@ -157,8 +157,8 @@ void normals_0(uint64_t key, uint64_t block, int count, uint32_t leaf, const flo
 #if LEVELS == 3
 constexpr uint64_t LANES[8] = {0, 1, 2, 3, 4, 5, 6, 7};
 
-// By hand, because compilers use vpmullq (three multiplications) where vpmuludq would do, and load the table element by
-// element. Each 64-bit lane holds one counter word; the upper half is whatever the multiplication left there.
+// Vectorised by hand, because compilers use vpmullq (three multiplications) where vpmuludq suffices, and load the table
+// element by element. Each 64-bit lane holds one counter word in its lower half; the upper half is undefined.
 using Wide1 = uint64_t __attribute__((vector_size(32)));
 using Wide2 = uint64_t __attribute__((vector_size(64)));
 using Half1 = uint32_t __attribute__((vector_size(32)));
@@ -168,7 +168,7 @@ using Float2 = float __attribute__((vector_size(64)));
 
 #define MULTIPLY_1(a, b) Wide1(_mm256_mul_epu32(__m256i(a), __m256i(b)))
 #define MULTIPLY_2(a, b) Wide2(_mm512_mul_epu32(__m512i(a), __m512i(b)))
-// The upper half of each lane in its lower half: a shuffle, since shifts would compete with the multiplications.
+// Moves the upper half of each lane to its lower half. A shuffle, because shifts would compete with multiplications.
 #define UPPER_1(a) Wide1(_mm256_shuffle_epi32(__m256i(a), 0xf5))
 #define UPPER_2(a) Wide2(_mm512_shuffle_epi32(__m512i(a), _MM_PERM_ENUM(0xf5)))
 // The lower halves of a, then those of b.
@@ -183,7 +183,7 @@ using Float2 = float __attribute__((vector_size(64)));
 #define LOOK_UP_2(table, index) Half2(_mm512_i32gather_ps(__m512i(index), table, 4))
 
 // Ten rounds on the counters q, q + 1, ... (16 of them, 8 with AVX2); then w[k] holds word k of each. NEXT runs after
-// round r: work on the words of the step before goes there, so that table look-ups and multiplications overlap.
+// round r. It processes the words of the previous step, so that table look-ups and multiplications overlap.
 #define PHILOX(L, q, stream, w, NEXT)                                                                                 \
     Wide##L c[4][2];                                                                                                  \
     for (int h = 0; h < 2; ++h) {                                                                                     \
@@ -314,7 +314,7 @@ INLINE void accumulate(const Term& term, bool first, uint32_t leaf, const float*
 // load: stored bits -> arithmetic type. nearest: round half to even. stochastic: up with probability (t - down) / ulp.
 // join / split: the 32-bit master code held as (16-bit float, 16 low bits).
 
-// NaN leaves as the canonical quiet NaN; infinities pass; a finite value never becomes infinite in stochastic or split.
+// Every NaN becomes the canonical quiet NaN; infinities are kept; stochastic and split keep finite values finite.
 
 struct Float32 {
     using Bits = uint32_t;
@@ -423,8 +423,8 @@ struct Float16 {
     }
 };
 
-// Blocks of float16 through the conversion instructions of the processor, in place of the integer arithmetic above, with
-// the same bits: both round half to even, and a NaN leaves as 0x7e00.
+// Blocks of float16 by the processor's conversion instructions instead of the integer arithmetic above, with the same
+// bits: both round half to even, and every NaN becomes 0x7e00.
 //   widen:  t[e] = x[e], exact
 //   narrow: out[e] = nearest(t[e]); returns how many differ from before[e], which may be out[e] itself
 struct Converters {
@@ -497,8 +497,8 @@ constexpr bool CONVERTS = LEVEL > 0 && std::is_same<D, Float16>::value;
 
 // ------------------------------------------------------------------------------------------------------- the update
 
-// Elements lo .. hi - 1 of a tile are wanted; noise is made in whole blocks of 128, from .. to - 1. offset: where element
-// lo is in the tensors of the call.
+// Elements lo .. hi - 1 of a tile are wanted; noise is computed in whole blocks of 128: elements from .. to - 1.
+// offset: the position of element lo in the tensors of the call.
 struct Part {
     int lo, hi, from, to;
     int64_t offset;
@@ -511,7 +511,7 @@ INLINE Part part_of(const Call& call, int64_t tile) {
     return {lo, hi, lo & ~127, (hi + 127) & ~127, base + lo - call.start};
 }
 
-// Is there noise that takes longer to make than the weights take to arrive?
+// Does computing the noise take longer than loading the weights?
 INLINE bool slow_to_make(const Call& call, const Term* terms) {
     bool slow = false;
     for (int64_t j = 0; j < call.n_terms; ++j) slow |= terms[j].kind == NORMAL;
@@ -528,7 +528,7 @@ INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_
     const auto scale = Acc(call.scale), dense_coef = Acc(call.dense_coef);
     const bool slow = MODE == STOCHASTIC || slow_to_make(call, terms);
     const bool silent = call.n_terms == 0 && call.dense == 0;
-    // t + (-0.0) == t for every t, zeros included: the loops below need no case for "nothing to add".
+    // Sums start from -0.0: t + (-0.0) == t for every t, zeros included, so no loop needs a case for "nothing to add".
     if (silent) for (int e = 0; e < TILE; ++e) v[e] = HAS_X ? Acc(-0.0) : Acc(0.0);
 
     int64_t moved = 0;
@@ -536,8 +536,8 @@ INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_
         const auto [lo, hi, from, to, offset] = part_of(call, tile);
         const int count = hi - lo;
 
-        // Making the noise takes no memory traffic and is too long for out-of-order execution to look past it: ask for
-        // the weights so that they arrive meanwhile, a few lines with each block of normals or draws, or at once.
+        // Computing the noise needs no memory traffic, and takes too long for out-of-order execution to load weights
+        // early. So prefetch them: a few cache lines with each block of normals or draws, or all at once.
         Bits* const out = reinterpret_cast<Bits*>(call.out) + offset;
         const Bits* const x = HAS_X ? reinterpret_cast<const Bits*>(call.x) + offset : nullptr;
         const uint64_t ahead = HAS_X ? call.x + uint64_t((offset + from - lo) * int64_t(sizeof(Bits))) : 0;
@@ -619,7 +619,7 @@ INLINE int64_t combine_tiles(const Call& call, const Term* terms, int64_t first_
     return moved;
 }
 
-// out = x + v and minus = x - v: two sides of x for one making of the noise. At least one term.
+// out = x + v and minus = x - v, with the noise computed once. At least one term.
 template <int LEVEL, class D>
 INLINE int64_t pair_tiles(const Call& call, const Term* terms, int64_t first_tile, int64_t last_tile) {
     using Acc = typename D::Acc;
@@ -734,7 +734,7 @@ void unpack(const char* packed, Call& call, std::vector<Term>& terms) {
 
 // ------------------------------------------------------------------------------------------------------------- Gram
 
-INLINE int32_t ones(uint32_t b) {  // population count; written out because it then vectorises everywhere
+INLINE int32_t ones(uint32_t b) {  // population count, written out so that every compiler vectorises it
     b = b - ((b >> 1) & 0x55555555u);
     b = (b & 0x33333333u) + ((b >> 2) & 0x33333333u);
     return int32_t((((b + (b >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24);
@@ -802,13 +802,13 @@ GRAM(2, LEVEL2)
 
 EXPORT int64_t zograd_noise_abi() { return ABI; }
 
-// Uses at most this level (0 baseline, 1 AVX2, 2 AVX-512) and returns the level in use; for tests and measurements.
+// Sets the highest level to use (0 baseline, 1 AVX2, 2 AVX-512); returns the level in use. For tests and measurements.
 EXPORT int64_t zograd_noise_limit_level(int64_t limit) {
     level_limit = int(limit);
     return level();
 }
 
-// setuptools on Windows and macOS links an extension module by this symbol; nobody imports it.
+// setuptools on Windows and macOS requires this symbol to link an extension module; nothing imports it.
 EXPORT void* PyInit__native() { return nullptr; }
 
 // Returns the number of elements whose bits differ between x and out.
@@ -828,7 +828,7 @@ EXPORT int64_t zograd_noise_combine(const char* packed) {
     return moved;
 }
 
-// The call on elements start .. start + count of a leaf for each (leaf, start, count), one run after the other in `out`.
+// Runs the call on elements start .. start + count of each (leaf, start, count); `out` holds the results in order.
 EXPORT void zograd_noise_signs(const char* packed, int64_t n_runs, const char* packed_runs) {
     Call call;
     std::vector<Term> terms;
@@ -845,8 +845,8 @@ EXPORT void zograd_noise_signs(const char* packed, int64_t n_runs, const char* p
     }
 }
 
-// One call and then another on the same elements, tile by tile: what the first writes is in the cache for the second.
-// Returns what the first one does.
+// Runs two calls on the same elements, tile by tile, so the second finds the results of the first in the cache. Returns
+// the result of the first.
 EXPORT int64_t zograd_noise_chain(const char* packed, const char* packed_next) {
     Call call, next;
     std::vector<Term> terms, next_terms;

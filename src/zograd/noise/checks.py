@@ -1,4 +1,4 @@
-"""What the functions of `zograd.noise` expect of their arguments; each check raises before anything is written."""
+"""Checks of the arguments of `zograd.noise`; each raises before anything is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def strided(name: str, tensor: Tensor) -> str:
 
 
 def check_job(job: Job) -> None:
-    """What `combine` expects of its tensors and of their place in the leaf."""
+    """Checks the tensors of `combine` and their place in the leaf."""
     out, x, leaf, start, dense, low = job
     dtype, n = out.dtype, out.numel()
     if dtype not in SUPPORTED:
@@ -81,7 +81,7 @@ def check_like(name: str, tensor: Tensor, other: Tensor, numel: int, dtype: torc
 
 
 def check_overlap(name: str, tensor: Tensor, out: Tensor, *, same_allowed: bool = True) -> None:
-    """Same memory is in place; partly the same memory would read elements that are already overwritten."""
+    """Equal memory means in place. With partial overlap, elements would be read after they were overwritten."""
     a, b = tensor.data_ptr(), out.data_ptr()
     if a == b and same_allowed and tensor.dtype == out.dtype:
         return

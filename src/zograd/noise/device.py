@@ -1,8 +1,8 @@
 """Noise on CUDA devices: one Triton launch for a group of leaves, one synchronisation at most.
 
-The host writes two small tables: of the jobs (addresses, leaf numbers, ranges) and of the knobs (keys, coefficients,
-scale, rounding key). Both live on the device. A `Pass` keeps them, so that a CUDA graph of its launches can be replayed
-after `set` with other knobs. Kernels: triton_kernels.py.
+The host writes two small tables to the device: the jobs (addresses, leaf numbers, ranges) and the knobs (keys,
+coefficients, scale, rounding key). A `Pass` keeps them, so a CUDA graph of its launches can be replayed after `set`
+has changed the knobs. Kernels: triton_kernels.py.
 """
 
 import struct
@@ -22,9 +22,9 @@ from .table import values_on
 if TYPE_CHECKING:
     from types import ModuleType
 
-TILE, ROW_TILE = 8192, 2048  # elements of a program; multiples of a block of signs
-MOST_JOBS = 4096  # in one launch: each program looks at the first tiles of all of them
-MOST_UNROLLED = 4  # terms; more run in a loop, at one exchange through shared memory a term
+TILE, ROW_TILE = 8192, 2048  # elements per program; multiples of a block of signs
+MOST_JOBS = 4096  # per launch: each program searches the list of first tiles for its job
+MOST_UNROLLED = 4  # terms; more terms run in a loop, with one exchange through shared memory per term
 VECTOR_BYTES = 16
 
 Terms = Sequence[tuple[Kind, int, float]]
@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
 @cache
 def available() -> bool:
-    """Whether triton can be imported (it is not imported for this)."""
+    """Whether triton is installed (checked without importing it)."""
     return find_spec("triton") is not None
 
 
@@ -62,14 +62,17 @@ def kernels() -> "ModuleType":
 class Pass:
     """One pass over a group of leaves: out = round(scale * x + (dense_coef * dense + sum_j coef_j noise_j)) for each.
 
-    Jobs of one device; `kinds` of the terms in order. `set` gives the numbers (no synchronisation), `launch` runs the
-    kernels: one for each combination of dtype, rounding and parts present among the jobs, two where some tensors do not
-    lie on 16-byte boundaries. `changed`: int64 on the device, counts elements in place whose bits changed, from all
-    launches since it was last zeroed; give one to count into it. Tensors of the jobs must outlive the pass; overlaps
-    between jobs are not looked for. scaled=False compiles the multiplication by `scale` away, counted=False the count.
-    pair: out gets x + v, and `low` of the jobs, of the dtype of x, gets x - v.
+    jobs: all on one device; their tensors must outlive the pass. Overlaps between jobs are not checked.
+    kinds: the kinds of the terms, in order.
+    scaled, counted: False removes the multiplication by `scale`, or the count, from the compiled kernel.
+    pair: out receives x + v, and `low` of each job (dtype of x) receives x - v.
+    changed: int64 on the device, to which each launch adds the number of elements it changed in place (default: a new
+        one). It is never reset here.
 
-    Memory: 64 bytes a job and 24 a term on the device.
+    `set` stores the numbers, without synchronisation. `launch` runs the kernels: one for each combination of dtype,
+    rounding and arguments given among the jobs, two where some tensors are not aligned to 16 bytes.
+
+    Memory: 64 bytes per job and 24 per term on the device.
     """
 
     def __init__(
@@ -102,11 +105,11 @@ class Pass:
                 self._groups.append(_Group(shape, alike[i : i + MOST_JOBS], self.device))
 
     def set(self, scale: float, terms: Terms, dense_coef: float, rounding: int | None) -> None:
-        """The numbers of the next launches; `terms` of the kinds that the pass was made for."""
+        """Sets the numbers of the next launches; the kinds of `terms` must be those of the pass."""
         if tuple(kind for kind, _, _ in terms) != self.kinds:
             raise ValueError(f"terms are of kinds {[kind for kind, _, _ in terms]}; expected {list(self.kinds)}")
         if scale != 1.0 and not self.scaled:
-            raise ValueError(f"scale={scale} in a pass that was made with scaled=False; make it with scaled=True")
+            raise ValueError(f"scale={scale} in a pass made with scaled=False; make the pass with scaled=True")
         _to_device(knobs_of(scale, terms, dense_coef, rounding or 0), self.device, self._knobs)
 
     def launch(self) -> None:
@@ -137,7 +140,7 @@ class Pass:
 
 
 class _Group:
-    """Jobs that one launch serves, as tables on the device."""
+    """The jobs of one launch, as tables on the device."""
 
     def __init__(self, shape: tuple[Any, ...], jobs: Sequence[Job], device: torch.device):
         self.shape, self.size = shape, len(jobs)
@@ -155,42 +158,42 @@ class _Group:
 
 
 def kinds_options(kinds: Sequence[Kind]) -> dict[str, int]:
-    """What the kernel is compiled for: which kinds occur, and how many terms are unrolled."""
+    """Compile-time options: which kinds occur, and how many terms are unrolled."""
     signs, normals = Kind.SIGN in kinds, Kind.NORMAL in kinds
     return {"KINDS": signs + 2 * normals, "TERMS": len(kinds) if len(kinds) <= MOST_UNROLLED else 0}
 
 
 def elements_per_thread(kinds: Sequence[Kind], mode: int) -> int:
-    """64 for one sign: half as many would double its Philox calls. Else 32, which halves the registers of a thread."""
+    """64 for one sign, since 32 would double the Philox calls; otherwise 32, which halves the registers per thread."""
     return 64 if tuple(kinds) == (Kind.SIGN,) and mode == NEAREST else 32
 
 
 def launch_options(tile: int, kinds: Sequence[Kind], mode: int) -> dict[str, Any]:
-    """Options of every launch and compilation. A fused multiply-add would change the last bit."""
+    """Options of every launch. Fused multiply-adds are off, because they would change the last bit."""
     return {"enable_fp_fusion": False, "num_warps": tile // (32 * elements_per_thread(kinds, mode))}
 
 
 def knobs_of(scale: float, terms: Terms, dense_coef: float, rounding: int) -> Tensor:
-    """int64 on the CPU: what a launch loads, in the layout of `triton_kernels.KNOBS`; reals as float64 patterns."""
+    """The knobs as int64 on the CPU, in the layout of `triton_kernels.KNOBS`; reals as float64 bit patterns."""
     values = struct.pack("=2dQ", scale, dense_coef, rounding)
     values += b"".join(struct.pack("=qQd", kind, key, coef) for kind, key, coef in terms)
     return torch.frombuffer(bytearray(values), dtype=torch.int64)
 
 
 def _to_device(table: Tensor, device: torch.device, into: Tensor | None = None) -> Tensor:
-    """A copy of a small table on the device, through pinned memory so that nobody waits for it."""
+    """Copies a small table to the device, through pinned memory so that the host does not wait."""
     if device.type == "cuda":
         table = table.pin_memory()
     return table.to(device, non_blocking=True) if into is None else into.copy_(table, non_blocking=True)
 
 
 def _origin(tensor: Tensor | None, start: int) -> int:
-    """The address that element 0 of the leaf would have; `tensor` holds elements from `start` on."""
+    """The address of element 0 of the leaf, extrapolated from `tensor`, which holds elements from `start` on."""
     return 0 if tensor is None else tensor.data_ptr() - start * tensor.element_size()
 
 
 def _aligned(job: Job) -> bool:
-    """Whether 16-byte vectors lie wholly inside or outside of the job, in each of its tensors."""
+    """Whether every 16-byte vector lies wholly inside or wholly outside the job, in each of its tensors."""
     step = VECTOR_BYTES // job.out.element_size()
     if job.start % step or job.out.numel() % step:
         return False
@@ -202,7 +205,7 @@ def _aligned(job: Job) -> bool:
 
 
 def counter(device: torch.device) -> Tensor:
-    """A count of changed elements, on the device: int64, 0."""
+    """A new count of changed elements on the device: int64, 0."""
     return torch.zeros((), dtype=torch.int64, device=device)
 
 
@@ -273,5 +276,5 @@ def combine_rows(out: Tensor, x: Tensor, rows: Tensor, terms: Terms, leaf: int, 
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, launches go to this device. Nothing changes for tensors on the CPU (Triton's interpreter)."""
+    """A context in which launches go to this device; does nothing on the CPU (Triton's interpreter)."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,4 +1,4 @@
-"""What noise is: names, constants and key derivation of the frozen format.
+"""The frozen format of noise: names, constants and key derivation.
 
 Philox4x32-10 is the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -13,7 +13,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
 
-# The fourth counter word keeps the uses of one key apart.
+# The stream, the fourth counter word: different uses of one key draw from different streams.
 SIGNS, NORMALS, ROUNDING, FOLD = range(4)
 
 SIGN_BLOCK = 2048  # elements of one block of 16 counters x 4 words x 32 bits
@@ -23,12 +23,12 @@ MAX_INDEX = 1 << 40
 
 
 class Kind(IntEnum):
-    """Law of one element: mean 0, variance 1."""
+    """The distribution of one element; mean 0, variance 1."""
 
     SIGN = 0
     """+1 or -1, each with probability 1/2. One Philox call gives 128 of them."""
     NORMAL = 1
-    """The 65,536-atom normal law of `table.py`. One Philox call gives 8 of them."""
+    """A normal number, discretised to the 65,536 values of `table.py`. One Philox call gives 8 of them."""
 
 
 class Term(NamedTuple):
@@ -53,16 +53,16 @@ def philox(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int) -> tuple[int, i
 
 
 def fold(key: int, *data: int) -> int:
-    """The key derived from `key` by `data`: for each d, key <- Philox(counter = (d lo, d hi, 0, 3), key)[:2].
+    """Derives a key from `key` and `data`: for each d, key <- Philox(counter = (d lo, d hi, 0, 3), key)[:2].
 
-    `key` is in [0, 2^64); each of `data` in [-2^63, 2^64), negative numbers in two's complement. The result is a key.
-    Order matters: fold(k, a, b) == fold(fold(k, a), b). With no data the key itself is returned.
-    For one key, different d give different results except with the probability of a random collision, 2^-64 per pair.
+    `key` is in [0, 2^64). Each of `data` is in [-2^63, 2^64); negative numbers are taken in two's complement.
+    Order matters: fold(k, a, b) == fold(fold(k, a), b). Without data the key itself is returned.
+    For one key, the results of two different d collide with probability 2^-64.
 
     >>> hex(fold(0, 1))
     '0x39c3390a86865c32'
     """
-    key = operator.index(key)  # NumPy's integers would overflow
+    key = operator.index(key)  # a NumPy integer would overflow
     if not 0 <= key < 1 << 64:
         raise ValueError(f"key={key} is not a 64-bit key; expected 0 <= key < 2**64, for example fold(0, seed)")
     for d in map(operator.index, data):

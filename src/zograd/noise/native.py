@@ -1,8 +1,7 @@
 """Loads the compiled kernels (`_native.cpp`) and calls them through ctypes.
 
-torch is imported first on purpose: the kernels use OpenMP, and the loader then gives them the runtime that torch has
-already loaded instead of a second one. All arguments of a call travel in one packed buffer, which keeps the cost of a
-call near 2 microseconds.
+torch must be imported first: the kernels use OpenMP, and then share the runtime that torch has loaded, instead of
+loading a second one. All arguments of a call are packed into one buffer; a call then costs about 2 microseconds.
 """
 
 import ctypes
@@ -30,10 +29,10 @@ _TERM = struct.Struct("=qQd")
 
 
 def newest_build(beside: str, abi_function: str, abi: int) -> ctypes.CDLL | None:
-    """The library `_native*` in the folder of the file `beside` whose `abi_function` returns `abi`, or None."""
+    """The library `_native*` in the folder of the file `beside` whose `abi_function` returns `abi`; else None."""
     found = [path for path in Path(beside).parent.glob("_native*") if path.suffix in SUFFIXES]
     tag = sysconfig.get_config_var("EXT_SUFFIX") or ""
-    # Any build will do, the ABI is plain C; the one of the running Python is the freshest when there are several.
+    # The ABI is plain C, so a build for any Python works. Of several, that of the running Python is the newest.
     for path in sorted(found, key=lambda path: (not path.name.endswith(tag), path.name)):
         try:
             lib = ctypes.CDLL(str(path))
@@ -48,7 +47,7 @@ def newest_build(beside: str, abi_function: str, abi: int) -> ctypes.CDLL | None
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None when they were not built (or were built from another version of the source)."""
+    """The compiled kernels, or None if they were not built, or were built from another version of the source."""
     lib = newest_build(__file__, "zograd_noise_abi", ABI)
     if lib is None:
         return None
@@ -71,7 +70,7 @@ def _pack_terms(terms: Sequence[tuple[Kind, int, float]]) -> bytes:
 
 
 def _table_for(terms: Sequence[tuple[Kind, int, float]]) -> int:
-    """Address of the table of normals; 0 when nobody reads it, so that signs never pay for it."""
+    """Address of the table of normals, or 0 if no term is normal, so that signs do not compute the table."""
     return values().data_ptr() if any(kind for kind, _, _ in terms) else 0
 
 
@@ -125,7 +124,7 @@ def _packed(
     rows: Tensor | None = None,
     minus: Tensor | None = None,
 ) -> bytes:
-    """A struct Call and its terms. n: elements, or elements a row (default: those of `out`)."""
+    """A struct Call and its terms. n: the number of elements, or of elements per row (default: that of `out`)."""
     others = (0 if t is None else t.data_ptr() for t in (x, dense, low, rows, minus))
     call = _CALL.pack(
         DTYPES[out.dtype], mode, torch.get_num_threads(), len(terms), out.numel() if n is None else n, start,

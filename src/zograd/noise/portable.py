@@ -1,7 +1,7 @@
 """Noise in torch integer operations: any device, no compiler, the same bits as the compiled kernels.
 
-32-bit words live in int64 tensors. The product of two of them may pass 2^63 and wrap, which leaves both halves right:
-low = p & mask, high = (p >> 32) & mask. Work proceeds in chunks, so temporaries stay at a few megabytes whatever the
+32-bit words are held in int64 tensors. A product of two words may exceed 2^63 and wrap; both halves are still correct:
+low = p & mask, high = (p >> 32) & mask. Tensors are processed in chunks, so temporaries take about 10 MB, whatever the
 size of the tensor.
 """
 
@@ -27,7 +27,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def philox(c0: Tensor, c1: Tensor, c2: int, c3: int, key: int) -> list[Tensor]:
-    """The four words of Philox4x32-10 at counters (c0, c1, c2, c3); c0 and c1 int64 of one shape, values < 2^32."""
+    """The four words of Philox4x32-10 at counters (c0, c1, c2, c3); c0 and c1: int64 of equal shape, < 2^32."""
     w: list[Tensor] = [c0, c1, torch.full_like(c0, c2), torch.full_like(c0, c3)]
     k0, k1 = key & MASK32, key >> 32
     for _ in range(10):
@@ -38,10 +38,10 @@ def philox(c0: Tensor, c1: Tensor, c2: int, c3: int, key: int) -> list[Tensor]:
 
 
 def _blocks(key: int, leaf: int, stream: int, starts: Tensor, count: int, block: int) -> tuple[Tensor, Tensor]:
-    """Words of the blocks that cover elements starts[r] + (0 .. count - 1), for each row r.
+    """The Philox words of the blocks that cover elements starts[r] + (0 .. count - 1), for each row r.
 
     Returns int64[R, blocks, 4, 16], word k of lane l of each block (counters q = 16 block + lane), and int64[R, count],
-    where in the row's blocks each wanted element is.
+    the position of each wanted element within its row's blocks.
     """
     first = torch.div(starts, block, rounding_mode="floor")
     spanned = (count + block - 2) // block + 1
@@ -83,7 +83,7 @@ def _patterns(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pack16(code: Tensor, sign: Tensor, nan: Tensor, dtype: torch.dtype) -> Tensor:
-    """16-bit patterns as int16, from 15-bit magnitudes; NaN becomes the canonical one."""
+    """16-bit patterns as int16, from 15-bit magnitudes; every NaN becomes the canonical NaN."""
     code = torch.where(nan, _CANONICAL_NAN[dtype], code | sign << 15)
     return torch.where(code >= 1 << 15, code - (1 << 16), code).to(torch.int16)
 
@@ -99,10 +99,10 @@ def nearest(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def stochastic(t: Tensor, draws: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bit patterns of float32 t rounded away from zero with probability (|t| - below) / spacing.
+    """Bit patterns of float32 t, rounded away from zero with probability (|t| - below) / spacing, else towards zero.
 
-    float16 subnormals compare with 16 random bits, so their bias is at most 2^-16 of the spacing; everywhere else the
-    rounding is exactly unbiased.
+    float16 subnormals are compared with 16 random bits, so their bias is at most 2^-16 of the spacing. For all other
+    values the rounding is exactly unbiased.
     """
     sign, a = _patterns(t)
     if dtype == torch.bfloat16:
@@ -169,9 +169,9 @@ def rounded(value: float, dtype: torch.dtype) -> float:
 def _increment(
     terms: Terms, dense: Tensor | None, dense_coef: float, leaf: int, starts: Tensor, count: int, dtype: torch.dtype
 ) -> Tensor | None:
-    """dtype[R, count]: v = dense_coef * dense + sum_j coef_j z_j, in order; None if there is nothing to add.
+    """dtype[R, count]: v = dense_coef * dense + sum_j coef_j z_j, in this order; None if there is nothing to add.
 
-    The first contribution assigns; every product and every sum is rounded to dtype.
+    The first contribution is assigned, not added to 0. Every product and every sum is rounded to dtype.
     """
     v = None if dense is None else dense * rounded(dense_coef, dtype)
     for kind, key, coef in terms:

@@ -1,9 +1,9 @@
-"""Noise written for reading: NumPy, one element formula per line, no chunking, no speed.
+"""Readable reference of the noise in NumPy: one formula per line, no chunks, slow.
 
-Nothing imports this at run time. The tests hold both backends to it, bit for bit. float32 and float64 tensors are NumPy
-arrays of that type; bfloat16 and float16 tensors are uint16 arrays of bit patterns, with the dtype named by a string.
+Nothing imports this file at run time. Tests compare all backends with it, bit for bit. float32 and float64 tensors are
+NumPy arrays of that type. bfloat16 and float16 tensors are uint16 arrays of bit patterns; a string names the dtype.
 
-Formulas are those of the package docstring: Philox4x32-10 (Salmon et al., SC 2011), key = (key lo, key hi),
+The formulas are those of the package docstring: Philox4x32-10 (Salmon et al., SC 2011), key = (key lo, key hi),
 counter = (q lo, q hi, leaf, stream).
 """
 
@@ -89,14 +89,14 @@ def integers(kind: int, key: int, leaf: int, index: Array) -> Array:
 
 
 def decode(code: Array, dtype: str) -> Array:
-    """float32 values of stored ones."""
+    """The stored values as floats (float32, or float64 for dtype float64)."""
     if dtype == "bfloat16":
         return (code.astype(np.uint32) << 16).view(np.float32)
     return code.view(np.float16).astype(np.float32) if dtype == "float16" else code
 
 
 def round_nearest(t: Array, dtype: str) -> Array:
-    """Stored values nearest to t, ties to even; NaN becomes the canonical one."""
+    """The stored values nearest to t, ties to even; NaN becomes the canonical NaN."""
     if dtype in ("float32", "float64"):
         return t
     if dtype == "float16":
@@ -107,7 +107,7 @@ def round_nearest(t: Array, dtype: str) -> Array:
 
 
 def round_stochastic(t: Array, draws: Array, dtype: str) -> Array:
-    """One of the two stored values around t, the farther from zero with probability (|t| - nearer) / spacing."""
+    """One of the two stored values around t: the one farther from zero with probability (|t| - nearer) / spacing."""
     a = t.view(np.uint32).astype(np.int64) & 0x7FFFFFFF
     if dtype == "bfloat16":
         largest, infinity, nan = 0x7F7F, 0x7F80, 0x7FC0

@@ -1,12 +1,12 @@
-"""The 32,768 magnitudes of the normal law, as integers in units of 2^-16.
+"""The 32,768 magnitudes of the discretised normal distribution, as integers in units of 2^-16.
 
-Magnitude `idx` is the quantile of |N(0, 1)| at (idx + 1/2) / 32768, times one constant so that the symmetric law of
-65,536 atoms has variance 1, rounded to an integer. The largest is 4.325 (283,441 units), the smallest one unit; the
-variance is 1 - 1.1e-8 and the fourth moment 2.9992.
+Magnitude `idx` is the quantile of |N(0, 1)| at (idx + 1/2) / 32768, times a constant that gives the symmetric
+distribution of 65,536 values variance 1, rounded to an integer. The largest is 4.325 (283,441 units), the smallest one
+unit. After rounding the variance is 1 - 1.1e-8 and the fourth moment 2.9992.
 
-Being integers, normals are the same on every machine and device. The quantiles come from the standard library
-(Wichura 1988, algorithm AS 241); its last-bit differences between C libraries disappear in the rounding, and the hash
-below makes sure of it.
+Integers are the same on every machine and device. The quantiles come from the standard library (Wichura 1988,
+algorithm AS 241). C libraries may differ in their last bit; rounding removes these differences, and the hash below
+checks that it did.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ SHA256 = "664ac76760a232cec689540a3e8564b6780f5ddf8f2c22ad0f294852c9950752"
 def magnitudes() -> Tensor:
     """int32[32768] on the CPU, made at the first call (about 20 ms).
 
-    Raises RuntimeError if this machine computes another table than the frozen one.
+    Raises RuntimeError if this machine computes a table that differs from the frozen one.
     """
     quantile = NormalDist().inv_cdf
     half_normal = [quantile(0.5 + (idx + 0.5) / (2 * SIZE)) for idx in range(SIZE)]
@@ -45,17 +45,17 @@ def magnitudes() -> Tensor:
 
 @cache
 def magnitudes_on(device: torch.device) -> Tensor:
-    """The same table on `device`, copied once."""
+    """`magnitudes()` on `device`, copied once."""
     return magnitudes().to(device)
 
 
 @cache
 def values() -> Tensor:
-    """float32[32768] on the CPU: the magnitudes as numbers, which are exact (19 bits)."""
+    """float32[32768] on the CPU: the magnitudes as floats, exact (19 bits)."""
     return magnitudes().to(torch.float32) * UNIT
 
 
 @cache
 def values_on(device: torch.device) -> Tensor:
-    """The same numbers on `device`, copied once."""
+    """`values()` on `device`, copied once."""
     return values().to(device)

@@ -1,17 +1,18 @@
 # mypy: ignore-errors
-# (the functions are a language of their own; mypy sees untyped decorators)
+# (Triton compiles these functions; to mypy the decorators are untyped)
 """The Triton kernel of `combine`: one launch for a group of leaves, any number of noise terms, the bits of the CPU.
 
-A program makes one tile: TILE consecutive element indices of one leaf, cut at multiples of TILE of the element index.
-Signs take one Philox call for 128 elements, normals and rounding draws one for 8; words reach the threads that own
-their elements through shared memory. Weights are read once and written once.
+A program computes one tile: TILE consecutive element indices of one leaf, starting at a multiple of TILE. One Philox
+call gives 128 signs, or 8 normals or rounding draws. Words reach the threads that own their elements through shared
+memory. Weights are read once and written once.
 
-Everything that changes from step to step (keys, coefficients, scale, rounding key) is loaded from memory, so that a
-CUDA graph replays with other values. What is compiled for: number formats, rounding, which parts are present.
+Everything that changes from step to step (keys, coefficients, scale, rounding key) is loaded from memory, so a CUDA
+graph can be replayed with other values. Number formats, rounding, and which arguments are given are fixed at compile
+time.
 
-Arithmetic is that of `_native.cpp`, line by line; `enable_fp_fusion=False` keeps multiply-adds apart. bfloat16 is
-rounded by integers, because Triton's interpreter (which the tests run) truncates there. This file imports triton at its
-top and is itself imported only by `device.py`, when a kernel is wanted.
+Arithmetic is that of `_native.cpp`, line by line; `enable_fp_fusion=False` prevents fused multiply-adds. bfloat16 is
+rounded by integer operations, because the conversion truncates in Triton's interpreter, which the tests use. This file
+imports triton at its top; only `device.py` imports it, when a kernel is needed.
 """
 
 import triton
@@ -32,13 +33,13 @@ SIGNS = tl.constexpr(0)
 NORMALS = tl.constexpr(1)
 ROUNDING = tl.constexpr(2)
 
-# Columns of the table of jobs, int64. Addresses are those of element 0 of the leaf, were it all there. In a pair, `low`
-# is the tensor that gets x - v.
+# Columns of the table of jobs, int64. Addresses are those of element 0 of the leaf, extrapolated. In a pair, `low` is
+# the tensor that receives x - v.
 JOB = ("out", "x", "dense", "low", "leaf", "start", "stop", "tile")
 OUT, X, DENSE, LOW, LEAF, START, STOP, FIRST_TILE = (tl.constexpr(i) for i in range(len(JOB)))
 JOB_SIZE = tl.constexpr(len(JOB))
 
-# Columns of the knobs, int64; then three more for each term: kind, key, coef. Reals are float64 patterns.
+# Columns of the knobs, int64; three more follow for each term: kind, key, coef. Reals are float64 bit patterns.
 KNOBS = ("scale", "dense_coef", "round_key")
 SCALE, DENSE_COEF, ROUND_KEY = (tl.constexpr(i) for i in range(len(KNOBS)))
 FIRST_TERM = tl.constexpr(len(KNOBS))
@@ -55,7 +56,7 @@ WITH_NORMALS = tl.constexpr(2)
 def words(key, leaf, stream: tl.constexpr, q, COUNT: tl.constexpr):
     """[COUNT / 16, 2, 2, 16] (block, word >> 1, word & 1, lane): the words at counters q .. q + COUNT - 1.
 
-    q is a multiple of COUNT, so that its upper half is one number.
+    q is a multiple of COUNT, so all counters have the same upper half.
     """
     c0 = tl.arange(0, COUNT).to(tl.uint32) + (q & 0xFFFFFFFF).to(tl.uint32)
     zero = tl.zeros([COUNT], tl.uint32)
@@ -94,7 +95,7 @@ def normals(key, leaf, base, table, TILE: tl.constexpr):
 
 @triton.jit
 def load(code, FORMAT: tl.constexpr):
-    """The number of a bit pattern, in the precision of the arithmetic."""
+    """The value of a bit pattern, in the precision of the arithmetic."""
     if FORMAT == F32:
         return code.to(tl.float32, bitcast=True)
     elif FORMAT == F64:
@@ -107,7 +108,7 @@ def load(code, FORMAT: tl.constexpr):
 
 @triton.jit
 def nearest(t, FORMAT: tl.constexpr):
-    """The bit pattern of t rounded half to even; NaN of 16 bits is the canonical one."""
+    """The bit pattern of t rounded half to even; a 16-bit NaN becomes the canonical NaN."""
     if FORMAT == F32:
         return t.to(tl.int32, bitcast=True)
     elif FORMAT == F64:
@@ -226,7 +227,7 @@ def tile_of_combine(
     out,
     x,
 ):
-    """Elements base .. base + TILE - 1 of one leaf, as far as they are in start .. stop - 1."""
+    """Computes elements base .. base + TILE - 1 of one leaf that lie in start .. stop - 1."""
     real: tl.constexpr = tl.float64 if FORMAT == F64 else tl.float32
     bits: tl.constexpr = tl.int64 if FORMAT == F64 else (tl.int32 if FORMAT == F32 else tl.int16)
     size: tl.constexpr = 8 if FORMAT == F64 else (4 if FORMAT == F32 else 2)
@@ -237,8 +238,8 @@ def tile_of_combine(
     if ALIGNED:
         inside = tl.max_constancy(inside, [1, vector])
 
-    # t + (-0.0) == t for every t, zeros included: sums start there.
-    # As a product, since tl.full loses the sign of zero in triton 3.7.
+    # Sums start from -0.0, because t + (-0.0) == t for every t, zeros included.
+    # It is written as a product, because tl.full loses the sign of zero in triton 3.7.
     v = tl.zeros([TILE // 32, 32], real) * (1.0 if KINDS == 0 and not HAS_X else -1.0)
     if HAS_DENSE:
         dense = at(tl.load(job + DENSE), base, e, 8 if FORMAT == F64 else 4, real, ALIGNED)
@@ -290,7 +291,7 @@ def tile_of_combine(
 
 @triton.jit
 def noise(knobs, j, leaf, base, table, KINDS: tl.constexpr, FORMAT: tl.constexpr, TILE: tl.constexpr):
-    """coef_j z_j on one tile, float32 (float64 where the weights are)."""
+    """coef_j z_j on one tile, float32 (float64 for float64 weights)."""
     real: tl.constexpr = tl.float64 if FORMAT == F64 else tl.float32
     term = knobs + FIRST_TERM + TERM_SIZE * j
     kind, key = tl.load(term), tl.load(term + 1)
@@ -310,7 +311,7 @@ def noise(knobs, j, leaf, base, table, KINDS: tl.constexpr, FORMAT: tl.constexpr
 def signed(coef, sign_bit, FORMAT: tl.constexpr):
     """coef with its sign flipped where bit 31 of sign_bit is set."""
     if FORMAT == F64:
-        return tl.where(sign_bit != 0, coef * -1.0, coef)  # -coef may be 0 - coef
+        return tl.where(sign_bit != 0, coef * -1.0, coef)  # not -coef, which may be compiled as 0 - coef
     else:
         return (coef.to(tl.uint32, bitcast=True) ^ sign_bit).to(tl.float32, bitcast=True)
 
@@ -336,7 +337,7 @@ def combine_kernel(
     JOBS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One tile of one of the jobs: the last whose first tile is not beyond this program."""
+    """Computes one tile. Its job is the last one whose first tile is not beyond this program's number."""
     tile = tl.program_id(0)
     if JOBS == 1:
         job = jobs

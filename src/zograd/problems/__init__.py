@@ -1,10 +1,10 @@
 """Problems with a domain: simplices, meshes, positive hyper-parameters, orthonormal frames.
 
-Each is a loss in the coordinates of the space that its domain suggests and in flat ones (`base.GeometryProblem`), so
-that what a geometry buys can be measured: `python -m benchmarks.geometry`.
+Each problem (`base.GeometryProblem`) has one loss in two kinds of coordinates: those of a space that fits its domain,
+and flat ones. `python -m benchmarks.geometry` measures the benefit of the space.
 
-Files: base.py (what such a problem is, and a run that counts points outside), simplex.py, mesh.py and pde.py (Poisson
-and Helmholtz by scikit-fem), gaussian_process.py, stiefel.py. Problems without a domain: problem.py and small.py.
+Files: base.py (the base class, and a run that counts points outside), simplex.py, mesh.py and pde.py (Poisson and
+Helmholtz by scikit-fem), gaussian_process.py, stiefel.py. Problems without a domain: problem.py and small.py.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ PROBLEMS: dict[str, Callable[[], GeometryProblem]] = {
 
 @cache
 def problem_named(name: str) -> GeometryProblem:
-    """A problem by its name. Raises ImportError where its library is not installed."""
+    """A problem by its name. Raises ImportError if its library is not installed."""
     return PROBLEMS[name]()

@@ -1,4 +1,4 @@
-"""What a problem with a domain is: one loss, in the coordinates of a space and in flat ones."""
+"""A problem with a domain: one loss, in the coordinates of a space and in flat coordinates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zograd.api.minimize import ArrayStore
+from zograd.api.variables import ArrayStore
 from zograd.core.run import Method, Record, Run
 from zograd.core.vector import Array
 from zograd.errors import UsageError
@@ -19,7 +19,7 @@ from zograd.spaces import Euclidean, Space
 
 
 def half_decades(low: float, high: float) -> tuple[float, ...]:
-    """low, 10^(1/2) low, 10 low, ... up to high, to three digits."""
+    """The grid low, 10^(1/2) low, 10 low, ... up to high, rounded to three digits."""
     if not 0 < low <= high:
         raise UsageError(f"a grid of learning rates needs 0 < low <= high, got {low:g} and {high:g}")
     count = round(2 * math.log10(high / low) - 0.49)  # never past high
@@ -27,19 +27,19 @@ def half_decades(low: float, high: float) -> tuple[float, ...]:
 
 
 OUTSIDE = float("nan")
-"""The loss where it is not defined; a step that meets it is refused."""
+"""The value of an undefined loss; a step that meets it is refused."""
 
 RADII = (1e-4, 1e-3, 1e-2, 1e-1)
-"""At which it is counted how many probes leave."""
+"""The radii at which `leaving` counts the probes that leave the domain."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A loss in some coordinates: where they start, which space they live in, which of them lie in the domain.
+    """A loss in one choice of coordinates, with its start, its space and its domain.
 
-    value: the loss, NaN where it is not defined. inside: whether a point lies in the domain. project: the nearest
-    point of the domain, None where nobody has a formula for it. mu: the radius of probes, and rates: the learning rates
-    that tuning may choose from, in units of the space.
+    x0: the start. value: the loss, NaN where it is undefined. inside: whether a point lies in the domain. mu: the
+    radius of probes. rates: the learning rates that tuning may choose from, in units of the space. project: the nearest
+    point of the domain; None if no formula for it is known.
     """
 
     x0: Array = field(repr=False)
@@ -53,13 +53,13 @@ class View:
 
 @dataclass(frozen=True)
 class GeometryProblem:
-    """min f over a domain, seen through the space that the domain suggests (`curved`) and through R^d (`flat`).
+    """min f over a domain, in coordinates of a space that fits the domain (`curved`) and in those of R^d (`flat`).
 
-    minimum: of f; 0 where it is not known and f >= 0. facts: what fixes the problem, as text. budget: evaluations of
-    a run. others: more spaces, by name, each with the view whose coordinates it has. flatten: from coordinates of the
-    space to flat ones. measure: what else is to be known of a point, from a view's name and its coordinates (an
-    independent score, the distance from the constraint). picture: numbers from which the page draws a point; the same
-    arguments.
+    facts: the definition of the problem, as text. minimum: min f, or 0 if it is unknown and f >= 0. budget: evaluations
+    per run. others: more spaces by name, each with the name of the view whose coordinates it uses. flatten: maps
+    coordinates of the space to flat ones. measure: further measurements of a point, such as an independent score or the
+    distance from the constraint; it takes a view's name and coordinates. picture: the numbers from which the page draws
+    a point; same arguments.
     """
 
     name: str
@@ -98,7 +98,7 @@ class GeometryProblem:
         return self.flat if name == "flat" else self.curved
 
     def about(self) -> str:
-        """All that fixes the problem, as a line of text."""
+        """The complete definition of the problem, as one line of text."""
         start = self.value(self.x0) - self.minimum
         ends = [f"{v.rates[0]:g} .. {v.rates[-1]:g}" for v in (self.curved, self.flat)]
         return (
@@ -109,10 +109,10 @@ class GeometryProblem:
 
 @dataclass
 class Census:
-    """How many points a run has stood at, and how many of them lay outside of the domain.
+    """Counts of the points of a run, and of those outside of the domain.
 
-    probes: points that the method asked for. iterates: points that it moved to. refused: steps that met an undefined
-    loss. reverted: moves that were taken back.
+    probes: points that the method evaluated. iterates: points that it moved to. refused: steps that met an undefined
+    loss. reverted: moves that were undone.
     """
 
     probes: int = 0
@@ -130,7 +130,7 @@ class Census:
 
 
 def leaving(view: View, x: Array, radii: Sequence[float] = RADII, n: int = 100) -> dict[float, float]:
-    """The share of 2 n probes x +- mu v, v of signs, that leave the domain, for each radius mu."""
+    """For each radius mu, the share of 2 n probes x +- mu v, with random signs v, that leave the domain."""
     store = ArrayStore(x, view.space)
     found = {}
     for mu in radii:
@@ -143,10 +143,11 @@ FLAT_RATES = half_decades(1e-5, 1e-1)
 
 
 class Walk:
-    """A method on a view, one step at a time, under one of four ways to treat the outside of the domain.
+    """Runs a method on a view, one step at a time, with one of four treatments of points outside of the domain.
 
-    outside: "never" and "leave" do nothing about it ("never" is for spaces, that promise it); "project": the loss is
-    that of the nearest point of the domain, and so is each iterate; "revert": a move out of the domain is taken back.
+    outside: "never" and "leave" do nothing ("never" is for spaces, which never leave the domain). "project" evaluates
+    the loss at the nearest point of the domain, and moves each iterate there. "revert" undoes a move out of the domain.
+    Raises ValueError for "project" if the view has no projection.
     """
 
     def __init__(self, view: View, method: Method[Any], outside: str = "never", seed: int = 0) -> None:
@@ -190,7 +191,7 @@ class Walk:
         return evaluate
 
     def loss(self, x: Array) -> float:
-        """f at a probe, which is counted."""
+        """f at a probe; counts the probe."""
         self.census.probes += 1
         if not self.view.inside(x):
             self.census.probes_outside += 1

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a Gaussian process, all positive, by its marginal likelihood."""
+"""Positive hyper-parameters of a Gaussian process, fitted by its marginal likelihood."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zograd.problems.base import OUTSIDE, GeometryProblem, View, half_decades
 from zograd.spaces import PositiveOrthant
 
 LEAST = 1e-4
-"""Onto which flat methods project what is not positive; the orthant itself has no nearest point."""
+"""The smallest value onto which flat methods project; the open orthant itself has no nearest point."""
 
 
 @cache
@@ -31,8 +31,8 @@ def data(n: int) -> tuple[Array, Array]:
 class Likelihood:
     """-log p(y | x, theta) / n for theta = (length scales l, signal, noise).
 
-    k(a, b) = signal^2 exp(-|(a - b) / l|^2 / 2), y ~ N(0, K + noise^2 I). NaN where theta is not positive or the matrix
-    not numerically positive definite.
+    k(a, b) = signal^2 exp(-|(a - b) / l|^2 / 2), y ~ N(0, K + noise^2 I). NaN if theta is not positive or the matrix
+    is not numerically positive definite.
     """
 
     def __init__(self, x: Array, y: Array) -> None:
@@ -51,7 +51,7 @@ class Likelihood:
             return None
         scales, signal, noise = theta[:-2], theta[-2], theta[-1]
         try:
-            with np.errstate(all="ignore"):  # what overflows is refused by the factorisation
+            with np.errstate(all="ignore"):  # after an overflow the factorisation fails
                 k = signal**2 * np.exp(-0.5 * np.tensordot(scales**-2.0, self.squares, 1))
                 low = cholesky(k + noise**2 * np.eye(self.n), lower=True)
         except (LinAlgError, ValueError):
@@ -74,7 +74,7 @@ class Likelihood:
         return value, np.asarray([*scales, *both]) / (2 * self.n)
 
     def minimum(self, theta: Array, starts: int = 6) -> float:
-        """The least of L-BFGS in log theta from a few starts, within e^-12 .. e^12."""
+        """The smallest value that L-BFGS finds in log theta, from `starts` starts, within e^-12 .. e^12."""
         from scipy.optimize import minimize
 
         rng = np.random.default_rng(0)
@@ -93,7 +93,7 @@ class Likelihood:
 
 @cache
 def hyperparameters(n: int = 150) -> GeometryProblem:
-    """Ten length scales, signal and noise for n patients, from l = 1, signal 1, noise 0.1."""
+    """The problem: ten length scales, signal and noise for n patients, from l = 1, signal 1, noise 0.1."""
     x, y = data(n)
     f = Likelihood(x, y)
     start = np.concatenate([np.ones(x.shape[1]), [1.0, 0.1]])

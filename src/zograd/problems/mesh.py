@@ -1,16 +1,16 @@
-"""Meshes that adapt: interior nodes are convex combinations of their neighbours, the solver is scikit-fem.
+"""Adaptive meshes: interior nodes are convex combinations of their neighbours, the solver is scikit-fem.
 
 Floater's theorem (One-to-one piecewise linear mappings over triangulations, Math. Comp. 72, 2003, Theorem 4.1; Tutte
-1963 for equal weights): let a triangulation's boundary be mapped one-to-one onto that of a convex region, and each
-interior node to a convex combination, with positive weights, of its neighbours. Then the piecewise linear map is
-one-to-one, that is, every triangle keeps its orientation, unless an edge that joins two boundary nodes through the
-interior is mapped into the boundary.
+1963 for equal weights): map a triangulation's boundary one-to-one onto that of a convex region, and each interior node
+to a convex combination of its neighbours with positive weights. Then the piecewise linear map is one-to-one, that is,
+every triangle keeps its orientation. The exception is an edge that joins two boundary nodes through the interior and
+is mapped into the boundary.
 
-So whatever positive weights p_ik a method proposes, the nodes that solve x_i = sum_k p_ik x_k(i), all at once, form a
-valid mesh. (The system is solvable: its matrix is an irreducible diagonally dominant M-matrix.) Moving one node into
-the hull of where its neighbours were is not enough, since they move too. The reverse holds as well: in a valid mesh
-each interior node sees all its neighbours, so mean value coordinates (Floater, CAGD 20, 2003) give it positive
-weights. The product of simplices therefore covers exactly the valid meshes with this connectivity.
+So for any positive weights p_ik, the nodes that solve the system x_i = sum_k p_ik x_k(i) form a valid mesh. (The
+system is solvable: its matrix is an irreducible diagonally dominant M-matrix.) It is not enough to move each node into
+the hull of the old positions of its neighbours, because these move too. The converse also holds: in a valid mesh each
+interior node sees all its neighbours, so mean value coordinates (Floater, CAGD 20, 2003) give it positive weights.
+Therefore the product of simplices covers exactly the valid meshes with this connectivity.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from zograd.core.vector import Array
 Ints = npt.NDArray[np.intp]
 
 FLOOR = 0.01
-"""The share of equal weights in every mean. In exact arithmetic 0 would do; weights of 1e-17 make triangles whose area
-is lost to the rounding of coordinates. It leaves out only meshes in which a neighbour counts less than 1 in 600."""
+"""The share of equal weights that is mixed into every mean. In exact arithmetic 0 would suffice, but with weights of
+1e-17 rounding of coordinates destroys the area of triangles. This excludes only meshes in which a neighbour has a
+weight below 1/600."""
 
 
 def require_skfem() -> Any:
@@ -44,8 +45,8 @@ class Net:
     """A triangulation of the unit square with n x n cells, each cut by a diagonal of the same direction.
 
     nodes: (N, 2), the uniform grid. triangles: (T, 3) counter-clockwise. interior: (I,) nodes that may move.
-    neighbours: (I, 6) of each, counter-clockwise. across: (T, 3), the triangle beyond the edge opposite of each corner,
-    -1 beyond the boundary.
+    neighbours: (I, 6), those of each interior node, counter-clockwise. across: (T, 3), the triangle on the other side
+    of the edge opposite each corner; -1 at the boundary.
     """
 
     nodes: Array
@@ -55,9 +56,9 @@ class Net:
     across: Ints
 
     def place(self, weights: Array) -> Array:
-        """(N, 2) nodes whose interior ones are means of their neighbours with these weights > 0, of shape (I, 6).
+        """(N, 2) nodes; each interior node is the mean of its neighbours with these weights > 0, of shape (I, 6).
 
-        Rows sum to 1, and are mixed with equal weights: (1 - FLOOR) p + FLOOR / 6. Solves one sparse system of size I.
+        Rows sum to 1. They are mixed with equal weights: (1 - FLOOR) p + FLOOR / 6. Solves one sparse system of size I.
         """
         from scipy.sparse import csc_array
         from scipy.sparse.linalg import splu
@@ -79,13 +80,13 @@ class Net:
         return nodes
 
     def moved(self, interior: Array) -> Array:
-        """(N, 2) nodes with these interior ones."""
+        """(N, 2) all nodes, with these positions of the interior nodes."""
         nodes = self.nodes.copy()
         nodes[self.interior] = interior
         return nodes
 
     def areas(self, nodes: Array) -> Array:
-        """Signed areas of the triangles, positive where they keep their orientation."""
+        """Signed areas of the triangles; positive if the triangle keeps its orientation."""
         a, b, c = (nodes[self.triangles[:, k]] for k in range(3))
         ab, ac = b - a, c - a
         return np.asarray(0.5 * (ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]))
@@ -138,8 +139,8 @@ def net(n: int) -> Net:
 def interpolate(mesh: Net, nodes: Array, u: Array, points: Array, start: Ints, steps: int = 200) -> Array:
     """The piecewise linear function with values u at the nodes, at `points`; `start`: triangles near them.
 
-    Walks from triangle to triangle across the edge that a point lies farthest beyond; what has not arrived after
-    `steps` is looked for in every triangle. Needs a valid mesh.
+    For each point, walks from triangle to triangle across the edge beyond which the point lies farthest. Points not
+    found after `steps` are searched in every triangle. Needs a valid mesh.
     """
     corner = nodes[mesh.triangles]
     inverse = np.linalg.inv(np.stack([corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]], axis=-1))
@@ -172,6 +173,3 @@ def locate(mesh: Net, points: Array) -> Ints:
     inverse = np.linalg.inv(np.stack([corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]], axis=-1))
     local = np.stack([_barycentric(corner[:, 0], inverse, p).min(1) for p in points])
     return np.asarray(local.argmax(1), dtype=np.intp)
-
-
-# ---- equations -------------------------------------------------------------------------------------------------------

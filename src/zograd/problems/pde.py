@@ -1,4 +1,4 @@
-"""Poisson and Helmholtz equations on meshes that adapt: how well a mesh lets finite elements solve them."""
+"""Poisson and Helmholtz equations on adaptive meshes: the error of finite elements as a function of the mesh."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def solve(
 ) -> tuple[Any, Array]:
     """(basis, u) of -lap u - k^2 u = source by finite elements on a scikit-fem mesh.
 
-    k = 0: u = 0 on the boundary. k > 0: waves leave, du/dn = i k u, and u is complex. order: of the quadrature.
-    leaving: the matrix of that condition, if it is known.
+    k = 0: u = 0 on the boundary. k > 0: waves leave through the boundary, du/dn = i k u, and u is complex. order: of
+    the quadrature. leaving: the matrix of this boundary condition, if it is known.
     """
     skfem = require_skfem()
     basis = skfem.Basis(mesh, skfem.ElementTriP2() if quadratic else skfem.ElementTriP1(), intorder=order)
@@ -56,14 +56,14 @@ def boundary(mesh: Any, element: Any) -> Any:
 
 @cache
 def fixed_boundary(n: int) -> Any:
-    """That of linear elements on the net, which nodes that move in the interior do not change."""
+    """The boundary matrix of linear elements on the net; it does not depend on the interior nodes."""
     skfem, mesh = require_skfem(), net(n)
     return boundary(skfem.MeshTri(mesh.nodes.T.copy(), mesh.triangles.T.copy(), validate=False), skfem.ElementTriP1())
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A fine solution by quadratic elements on m x m cells, at the vertices, with the L2 norm of that grid."""
+    """A fine solution by quadratic elements on m x m cells: values at the vertices, and the L2 norm of that grid."""
 
     m: int
     k: float
@@ -89,8 +89,8 @@ def reference(m: int, k: float) -> Reference:
 class Equation:
     """The relative L2 error, against a fine solution, of linear elements on the net of n x n cells with moved nodes.
 
-    The error is taken at the fixed points of the fine grid. An error integrated over the elements that move could be
-    lowered by hiding it between their quadrature points.
+    The error is evaluated at the fixed points of the fine grid. If it were integrated over the moving elements, a mesh
+    could hide error between their quadrature points.
     """
 
     n: int
@@ -122,11 +122,11 @@ def _start(n: int, m: int, k: float) -> Ints:
 
 
 DIKIN = 100
-"""So many moving nodes may have the metric of `Domain`, whose every lift takes the eigenvalues of a dense matrix."""
+"""Up to this many moving nodes the metric of `Domain` is used; each of its lifts needs a dense eigendecomposition."""
 
 
 class Walls:
-    """The areas of the triangles that may move: inequalities of `spaces.Domain` on coordinates of nodes, (I, 2)."""
+    """The areas of the triangles that may move, as inequalities of `spaces.Domain` on node coordinates (I, 2)."""
 
     def __init__(self, mesh: Net) -> None:
         moving = np.isin(mesh.triangles, mesh.interior).any(1)
@@ -145,7 +145,7 @@ class Walls:
         return 0.5 * (ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0])
 
     def jacobian(self, x: Tensor) -> Tensor:
-        """(triangles, I, 2): a corner moves an area by half the edge opposite of it, turned by a right angle."""
+        """(triangles, I, 2): the gradient of an area in a corner is half the opposite edge, turned by a right angle."""
         corners, t = self.corners(x), torch.arange(len(self.triangles))
         found = x.new_zeros(len(t), *x.shape)
         for k in range(3):
@@ -156,9 +156,9 @@ class Walls:
 
 
 def adaptive(name: str, title: str, equation: Equation, facts: str, budget: int) -> GeometryProblem:
-    """The equation's error as a function of weights on a product of simplices, and of the coordinates of nodes.
+    """The error of the equation, as a function of weights on a product of simplices and of node coordinates.
 
-    A flat method has no projection onto the valid meshes; it may take moves back.
+    There is no projection onto the valid meshes, so flat methods can only undo moves.
     """
     mesh = equation.mesh
     uniform = np.full(mesh.neighbours.shape, 1.0 / mesh.neighbours.shape[1])
@@ -166,7 +166,7 @@ def adaptive(name: str, title: str, equation: Equation, facts: str, budget: int)
     last: dict[bytes, Array] = {}
 
     def placed(p: Array) -> Array:
-        """place(p), which the loss and the count of valid meshes both ask for."""
+        """place(p), cached, because the loss and the check of validity both need it."""
         if (key := p.tobytes()) not in last:
             last.clear()
             last[key] = mesh.place(p)
@@ -221,7 +221,7 @@ def adaptive(name: str, title: str, equation: Equation, facts: str, budget: int)
 
 
 RESCORE = 2
-"""How many times finer the grid is on which final meshes are judged once more, with over-integrated loads."""
+"""The factor by which the grid is finer for the second score of final meshes, with over-integrated loads."""
 
 
 def poisson() -> GeometryProblem:

@@ -1,4 +1,4 @@
-"""A problem on which methods are compared: a frozen recipe, opened for one run by `begin`."""
+"""A problem on which methods are compared: a frozen description; `begin` opens it for one run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Rows = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Session:
-    """A problem opened for one run: where x lives, what answers queries, and what judges the result.
+    """A problem opened for one run: the store of x, the oracle, and the judge of the result.
 
-    start: the value of the first x. judge(): "value", the clean f(x) - min f, and whatever else is known of x.
-    project(): x into the constraint set.
+    start: the value of the first x. judge(): measurements of x; "value" is the clean f(x) - min f. project(): moves x
+    into the constraint set.
     """
 
     store: Store
@@ -38,7 +38,7 @@ class Session:
 
 
 class ComparedProblem(Protocol):
-    """What the comparison of methods needs to know of a problem; `Problem` and `LoraTask` are two."""
+    """The protocol of a problem in the comparison of methods, such as `Problem` and `LoraTask`."""
 
     @property
     def name(self) -> str: ...
@@ -52,34 +52,34 @@ class ComparedProblem(Protocol):
     def terms(self) -> int: ...
     @property
     def unit(self) -> int:
-        """Terms of the sum that one evaluation (a forward pass) takes."""
+        """How many terms of the sum one evaluation (a forward pass) takes."""
 
     @property
     def matrices(self) -> bool:
-        """Whether some trained tensor is a matrix."""
+        """Whether at least one trained tensor is a matrix."""
 
     @property
     def radius(self) -> float: ...
     @property
     def marks(self) -> int:
-        """At how many equally spaced points of the budget the clean value is taken."""
+        """The number of equally spaced points of the budget at which the clean value is recorded."""
 
     def about(self) -> str:
-        """All that fixes the problem, as a line of text."""
+        """The complete definition of the problem, as one line of text."""
 
     def begin(self, space: Space, seed: int, whole: bool) -> Session:
-        """Open it; whole: a query without `rows` is answered by all terms of the sum, not by a batch."""
+        """Opens the problem. whole: a query without `rows` gets all terms of the sum, not a batch."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """f, with what a method may see of it.
+    """f, and the part of it that a method may see.
 
-    value: the clean f(x). x0: the start. mu: a radius at which differences are about the slope. minimum: of f.
+    value: the clean f(x). x0: the start. mu: a radius at which differences approximate the slope. minimum: min f.
     terms, batch, part: for a finite sum, part(x, rows) is the mean of the terms `rows`; a step sees `batch` of them
-        (0: all). noise(rng): added to each value on its own. order: only the ranks of a step's values are told.
-    kind: one letter of the table in docs/methods.md. radius: of the l1 ball that constrains x, 0 for none.
-    shapes: of the tensors that x is made of, in order; () is one vector.
+        (0: all). noise(rng): added to each value independently. order: a step learns only the ranks of its values.
+    kind: the letter of its group in docs/methods.md. radius: that of the l1 ball that constrains x; 0: no constraint.
+    shapes: those of the tensors that x consists of, in order; (): x is one vector.
     """
 
     name: str
@@ -131,9 +131,9 @@ class Problem:
         return Session(store, self.oracle(seed, whole), judge()["value"], judge, project if self.radius else None)
 
     def oracle(self, seed: int, whole: bool = False) -> Oracle:
-        """What a run asks: all queries of a step see the same batch; noise is drawn anew for each value.
+        """The oracle of a run. All queries of a step see the same batch; each value has its own noise.
 
-        whole: a query that names no terms gets all of them, as methods for finite sums expect it.
+        whole: a query that names no terms gets all of them, as methods for finite sums expect.
         """
         rng = np.random.default_rng([seed, 1])
 
@@ -182,7 +182,7 @@ class L1Projection:
 
 
 class FlatStore(Store):
-    """One flat array as the iterate, seen as the tensors of a problem."""
+    """A store whose tensors are views of one flat array, the iterate."""
 
     def __init__(self, x0: Array, shapes: Sequence[tuple[int, ...]], space: Space) -> None:
         self.array = x0.astype(np.float64)  # a copy
@@ -194,7 +194,7 @@ class FlatStore(Store):
         super().__init__(tensors, space=space)
 
     def point(self, at: Vector) -> Array:
-        """A fresh array at Retr_x(at)."""
+        """A new array: the point Retr_x(at)."""
         out = torch.empty(self.dim, dtype=torch.float64)
         for leaf, part in zip(self.leaves, out.tensor_split(self.cuts), strict=True):
             self.point_(part, leaf, at)
@@ -203,5 +203,5 @@ class FlatStore(Store):
 
 
 def as_store(problem: Problem, space: Space = Euclidean()) -> FlatStore:
-    """The start of a problem as the store of a run."""
+    """A store for a run, at the start of a problem."""
     return FlatStore(problem.x0, problem.shapes or (problem.x0.shape,), space)

@@ -12,11 +12,11 @@ from zograd.problems.base import FLAT_RATES, OUTSIDE, GeometryProblem, View
 from zograd.spaces import Simplex
 
 ROUNDING = 1e-12
-"""How negative an element may be and still count as 0."""
+"""An element is counted as 0 if it is not below minus this."""
 
 
 def target(d: int, seed: int = 0) -> Array:
-    """A distribution: half of the elements log-uniform in 1e-6 .. 1e-3, the others share what is left."""
+    """A distribution: half of the elements are log-uniform in 1e-6 .. 1e-3, the others share the rest."""
     rng = np.random.default_rng(seed)
     small = 10 ** rng.uniform(-6, -3, d // 2)
     rest = rng.dirichlet(np.full(d - d // 2, 5.0)) * (1 - small.sum())
@@ -41,12 +41,12 @@ def project(y: Array) -> Array:
 
 
 def on_plane(x: Array) -> Array:
-    """The nearest point with sum 1: a flat method is spared what it would lose across the plane of the simplex."""
+    """The nearest point with sum 1, so that flat methods lose nothing to errors of the sum."""
     return np.asarray(x + (1 - x.sum()) / x.size)
 
 
 def near_boundary(kind: str, d: int) -> GeometryProblem:
-    """KL(p || q) or |p - q|^2 / 2 from the centre; undefined outside, as for anything that samples from p."""
+    """KL(p || q) or |p - q|^2 / 2, from the centre. Undefined outside, like any loss that samples from p."""
     f = {"kl": relative_entropy, "square": half_square}[kind]
     formula = {"kl": "KL(p || q)", "square": "|p - q|^2 / 2"}[kind]
     q, centre = target(d), np.full(d, 1.0 / d)

@@ -1,8 +1,8 @@
 """Problems on which methods are compared: quadratics, statistics, noise, ordinal feedback, constraints.
 
-Every problem is a frozen recipe: a dimension, a start, a radius that suits its scale, the value that a method sees
-(noisy, or of a batch, or only its order) and the clean value by which it is judged. Data come with scikit-learn.
-`begin` opens it for one run. The problems with a language model are in `benchmarks/language.py`.
+Every problem is a frozen description: a dimension, a start, a radius that suits its scale, the value that a method sees
+(noisy, or of a batch, or only its rank) and the clean value that judges the method. Data come with scikit-learn.
+`begin` opens a problem for one run. Problems with a language model are in `benchmarks/language.py`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from zograd.problems.problem import Problem, Rows, project_l1
 def quadratic(
     name: str, eigenvalues: Array, *, rotate: bool = True, fast: bool = False, seed: int = 0, **more: Any
 ) -> Problem:
-    """x^T H x / 2 with these eigenvalues, in a random rotation, from a start with equal shares of all eigenvectors.
+    """x^T H x / 2 with these eigenvalues, randomly rotated, from a start with equal components along all eigenvectors.
 
-    fast: a rotation in O(d log d), by `_spread`; taken in any case above d = 2000, where a matrix would not fit.
+    fast: rotates in O(d log d), by `_spread`. Above d = 2000, where a matrix would not fit, this is always used.
     """
     d = eigenvalues.size
     rng = np.random.default_rng(seed)
@@ -45,8 +45,8 @@ def quadratic(
 
 
 def _spread(x: Array) -> Array:
-    """The orthonormal Hartley transform, its own inverse. With random signs before it and eigenvalues in random order
-    behind it, H has a nearly constant diagonal and small elements everywhere else, as in a rotation drawn uniformly.
+    """The orthonormal Hartley transform, its own inverse. With random signs before it and eigenvalues in random
+    order after it, H has a nearly constant diagonal and small other elements, as after a uniformly random rotation.
     """
     z = np.fft.fft(x)
     return np.asarray((z.real - z.imag) / math.sqrt(x.size))
@@ -142,17 +142,17 @@ def rosenbrock(name: str = "rosenbrock", d: int = 10, **more: Any) -> Problem:
 
 
 def noisy(problem: Problem, name: str, noise: Callable[[np.random.Generator], float], mu: float) -> Problem:
-    """The same f, each value with noise of its own."""
+    """The same f; each value has independent noise."""
     return replace(problem, name=name, kind="c", noise=noise, mu=mu)
 
 
 def ordinal(problem: Problem, name: str, mu: float) -> Problem:
-    """The same f, of which only the ranks of the values of each query list are told: 0, 1, ..., equal for equal."""
+    """The same f, but each list of queries is answered by ranks 0, 1, ...; equal values have equal ranks."""
     return replace(problem, name=name, kind="d", order=True, mu=mu)
 
 
 def sparse_logistic(name: str = "sparse-logistic", *, n: int = 400, d: int = 100, radius: float = 10.0) -> Problem:
-    """Logistic regression over an l1 ball, with a truth of ten coefficients."""
+    """Logistic regression over an l1 ball; ten true coefficients are not 0."""
     rng = np.random.default_rng(7)
     x = rng.normal(size=(n, d))
     truth = np.zeros(d)
@@ -183,7 +183,7 @@ def _constrained_minimum(x: Array, signs: Array, radius: float, steps: int = 500
 
 
 def auto_problems() -> list[Problem]:
-    """The ten problems on which lr="auto" is held against a grid."""
+    """The ten problems on which lr="auto" is compared with a grid."""
     harmonic = quadratic("quadratic-100", 1 / np.arange(1.0, 101.0))
     return [
         harmonic,
@@ -206,7 +206,7 @@ def method_problem(name: str) -> Problem:
 
 
 def _wide(d: int, rows: int) -> Problem:
-    """Eigenvalues 1 .. 1e-3 in geometric order; x is handed over as a matrix, so that low-rank methods have one."""
+    """A quadratic with eigenvalues 1 .. 1e-3, geometrically spaced; x is a matrix, so that low-rank methods apply."""
     return quadratic(f"quadratic-{d}", np.logspace(0, -3, d), fast=d > 100, shapes=((rows, d // rows),))
 
 

@@ -23,7 +23,7 @@ def polar(x: Array) -> Array:
 def trace(n: int = 50, p: int = 5, seed: int = 0) -> GeometryProblem:
     """min -tr(X^T A X) over X^T X = I_p: minus the sum of the p largest eigenvalues, here 1, 1/2, 1/3, ...
 
-    A flat method sees the same formula off the manifold, where it has no minimum, or at the nearest frame.
+    Flat methods see the same formula off the manifold, where it has no minimum; with projection, at the nearest frame.
     """
     rng = np.random.default_rng(seed)
     q = np.linalg.qr(rng.normal(size=(n, n)))[0]

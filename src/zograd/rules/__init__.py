@@ -1,5 +1,6 @@
 """Rules: from an estimate to the direction of the move, block by block."""
 
+from zograd.rules.accelerated import FISTA
 from zograd.rules.adam import Adam
 from zograd.rules.adamu import AdaMU
 from zograd.rules.amsgrad import AMSGrad
@@ -17,6 +18,7 @@ from zograd.rules.sgd import SGD, Momentum, ReplayMomentum
 from zograd.rules.sign import Sign
 
 __all__ = [
+    "FISTA",
     "SGD",
     "AMSGrad",
     "AdaMU",

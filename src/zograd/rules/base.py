@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from zograd.core.parts import Part, declared
 from zograd.core.query import Estimate
@@ -43,6 +43,11 @@ class Rule(Part, ABC, Generic[A]):
     def momentum(self) -> float | None:
         """The beta with which the edge of stability is computed (`lr="auto"`); None: the edge is not known."""
         return None
+
+    @declared
+    def automatic(self) -> Literal["edge", "backtracking"] | float:
+        """What `lr="auto"` means: below the edge of stability (`AutoRate`), a search (`Backtracking`), or a number."""
+        return "edge"
 
     @declared
     def meters(self) -> tuple[str, ...]:

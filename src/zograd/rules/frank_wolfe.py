@@ -26,7 +26,9 @@ class FrankWolfe(Rule[Any]):
 
     rho_t = rho (t + 1)^(-fade) with rho_0 = 1: the averaged estimate of stochastic Frank-Wolfe (Mokhtari et al. 2020),
     without which a single direction's noise picks a random vertex; fade = 0 and rho = 1 take the estimate as it is, for
-    estimators whose variance vanishes. lr = 1 is the classical step. Memory: one slot.
+    estimators whose variance vanishes. lr = 1 is the classical open-loop step, which `lr="auto"` takes: it needs no
+    curvature. (The short step min(1, gap / (L |s - x|^2)) with a measured L needs a gap that is not noise.)
+    Memory: one slot.
     Feasible at every iterate up to rounding; the start must lie in the set, and lr in [0, 1].
 
     Shows gap = <m, x - s>, at least f(x) - min f when m is the gradient and f convex: one more pass over the slot.
@@ -50,6 +52,7 @@ class FrankWolfe(Rule[Any]):
     def meters(self) -> tuple[str, ...]:
         return ("gap",)
 
+    automatic: ClassVar[float] = 1.0
     works_on_pieces: ClassVar[bool] = False
 
     @property
@@ -61,6 +64,12 @@ class FrankWolfe(Rule[Any]):
         return why and f"is not in {type(self.set).__name__}: {why}; start inside, for example at 0"
 
     def misfit(self, method: Method[Any]) -> str | None:
+        if not isinstance(self.set, LinearMinimizer):
+            known = "L1Ball, L2Ball, LInfBall, NuclearBall, Simplex and Box have one"
+            return (
+                f"FrankWolfe needs a set with a linear minimiser, and {type(self.set).__name__} has none; {known}, or "
+                f"use methods.zo_prox, which projects"
+            )
         if method.space.flat:
             return None
         name = type(method.space).__name__

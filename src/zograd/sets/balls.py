@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zograd.core.sums import Sum
-from zograd.sets.base import Extent, Gathered, OneTensor, Place, positive
+from zograd.sets.base import Ball, Gathered, OneTensor, Place, positive
 
 ROUNDING = 1 + 1e-6
 """How far outside a point may lie and still count as inside: weights are rounded after each step."""
@@ -66,6 +66,10 @@ class L1Ball(OneTensor):
     def explain(self, *leaves: Tensor) -> str | None:
         return outside("sum |x_i|", total(x.abs() for x in leaves), "l1 ball", self.radius)
 
+    def ball(self, dim: int) -> Ball:
+        """Radius / sqrt(d): |r|_1 <= sqrt(d) |r|, with equality for vectors of signs."""
+        return Ball(0.0, self.radius / math.sqrt(dim))
+
 
 @dataclass(frozen=True, slots=True)
 class L2Ball(OneTensor):
@@ -99,6 +103,10 @@ class L2Ball(OneTensor):
     def explain(self, *leaves: Tensor) -> str | None:
         return outside("|x|", math.sqrt(total(x.double().square() for x in leaves)), "l2 ball", self.radius)
 
+    def ball(self, dim: int) -> Ball:
+        """The set itself."""
+        return Ball(0.0, self.radius)
+
 
 @dataclass(frozen=True, slots=True)
 class LInfBall(OneTensor):
@@ -106,7 +114,6 @@ class LInfBall(OneTensor):
 
     radius: float
     whole_leaf: ClassVar[bool] = False
-    unit: ClassVar[Extent] = "element"
 
     def __post_init__(self) -> None:
         positive(self, "radius", self.radius)
@@ -129,6 +136,10 @@ class LInfBall(OneTensor):
     def explain(self, *leaves: Tensor) -> str | None:
         largest = max(float(x.abs().max()) for x in leaves if x.numel())
         return outside("max |x_i|", largest, "l-infinity ball", self.radius)
+
+    def ball(self, dim: int) -> Ball:
+        """|r|_inf <= |r|."""
+        return Ball(0.0, self.radius)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +185,7 @@ class Simplex(OneTensor):
         if abs(size - self.radius) > self.radius * (ROUNDING - 1):
             return f"sum x_i = {size:g}, but the simplex needs {self.radius:g}"
         return None
+
+    def ball(self, dim: int) -> Ball:
+        """Raises ValueError: sum x_i is fixed, so probes in all directions leave."""
+        raise ValueError("Simplex has no interior: sum x_i is fixed; use space=spaces.Simplex(), which probes stay in")

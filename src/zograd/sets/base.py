@@ -9,15 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from zograd.core.sums import Sum
 
-Extent: TypeAlias = Literal["element", "row", "leaf"]
-"""What has to be seen at once: single elements, rows of a leaf (its first axis by the rest), or whole leaves."""
+Extent: TypeAlias = Literal["element", "row", "leaf", "all"]
+"""What has to be seen at once: single elements, rows of a leaf (its first axis by the rest), whole leaves, or all
+leaves end to end as one vector (in float64)."""
+
+
+@dataclass(frozen=True)
+class Ball:
+    """{center + r : |r| <= radius}, inside of a set. center: [d], or 0 for the origin."""
+
+    center: Tensor | float
+    radius: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +37,7 @@ class Place:
     shape: tuple[int, int]
 
 
+@runtime_checkable
 class LinearMinimizer(Protocol):
     """A set over which linear functions are easy to minimise, streamed over blocks in two passes."""
 
@@ -60,6 +70,14 @@ class Prox(Protocol):
 
 
 @runtime_checkable
+class Penalty(Protocol):
+    """A penalty whose value is cheap, so that `Proximal` shows it and `lr="auto"` watches f + r instead of f."""
+
+    def add_value(self, total: Sum, y: Tensor) -> None:
+        """total += r(y), y a block of what `unit` says."""
+
+
+@runtime_checkable
 class Projection(Protocol):
     """A set whose projection needs one number of all elements first."""
 
@@ -81,7 +99,15 @@ class OneTensor:
     """
 
     __slots__ = ()
-    unit: ClassVar[Extent] = "element"
+
+    @property
+    def unit(self) -> Extent:
+        """What the maps must be given at once."""
+        return "element"
+
+    def ball(self, dim: int) -> Ball:
+        """A ball inside of the set, for queries that stay inside; ValueError where there is none, or none is known."""
+        raise ValueError(f"no ball inside of {type(self).__name__} is known; use queries='relaxed'")
 
     def project_(self: Any, x: Tensor) -> Tensor:
         """x <- argmin_{s in set} |s - x|."""
@@ -101,6 +127,21 @@ class OneTensor:
     def _seen(self, x: Tensor) -> Tensor:
         x = x.detach().clone(memory_format=torch.contiguous_format)
         return x.view(matrix_shape(x)) if self.unit == "leaf" else x.view(-1)
+
+
+class Whole(OneTensor):
+    """The maps of a set that is projected onto as one vector of all leaves: it defines `nearest`, and nothing else."""
+
+    __slots__ = ()
+
+    @property
+    def unit(self) -> Extent:
+        return "all"
+
+    def project_(self: Any, x: Tensor) -> Tensor:
+        """x <- argmin_{s in set} |s - x|, computed in float64 by one thread."""
+        with one_thread():
+            return x.copy_(self.nearest(x.detach().double().reshape(-1)).view(x.shape))
 
 
 def matrix_shape(x: Tensor) -> tuple[int, int]:

@@ -1,8 +1,7 @@
-"""Penalties and boxes with a proximal map."""
+"""Penalties with a proximal map, and the non-negative orthant."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zograd.core.sums import Sum, row_sums_
-from zograd.sets.base import Extent, OneTensor, Place, positive
+from zograd.sets.base import Ball, Extent, OneTensor, positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,53 +25,13 @@ class L1:
     def prox_(self, y: Tensor, t: float) -> Tensor:
         return y.sub_(y.clamp(-t * self.weight, t * self.weight))
 
-
-@dataclass(frozen=True, slots=True)
-class Box(OneTensor):
-    """{x : low <= x_i <= high}. The projection clips; argmin <g, s> = low where g_i > 0, high elsewhere.
-
-    Either bound may be infinite; then linear functions have no minimiser.
-    """
-
-    low: float
-    high: float
-    whole_leaf: ClassVar[bool] = False
-    unit: ClassVar[Extent] = "element"
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise ValueError(f"a box needs low <= high, got low={self.low}, high={self.high}")
-
-    def project_(self, x: Tensor) -> Tensor:
-        """x <- clip(x, low, high)."""
-        return x.clamp_(self.low, self.high)
-
-    def scan(self, g: Tensor, at: Place, found: Sum | None) -> Sum:
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            raise ValueError(f"no point of Box({self.low:g}, {self.high:g}) minimises a linear function; bound the box")
-        lowest = Sum() if found is None else found
-        lowest.add(self.vertex_(torch.empty_like(g), g, at, lowest), g)
-        return lowest
-
-    def vertex_(self, out: Tensor, g: Tensor, at: Place, found: Sum) -> Tensor:
-        return out.fill_(self.high).masked_fill_(g > 0, self.low)
-
-    def lowest(self, found: Sum) -> float:
-        return found.value
-
-    def explain(self, *leaves: Tensor) -> str | None:
-        for x in leaves:
-            low, high = (float(x.min()), float(x.max())) if x.numel() else (self.low, self.high)
-            if low < self.low or high > self.high:
-                return f"its elements reach from {low:g} to {high:g}, but the box from {self.low:g} to {self.high:g}"
-        return None
+    def add_value(self, total: Sum, y: Tensor) -> None:
+        total.add(y.abs().mul_(self.weight))
 
 
 @dataclass(frozen=True, slots=True)
 class NonNegative(OneTensor):
     """{x : x_i >= 0}: Box(0, inf). The projection is max(x, 0)."""
-
-    unit: ClassVar[Extent] = "element"
 
     def project_(self, x: Tensor) -> Tensor:
         """x <- max(x, 0)."""
@@ -85,6 +44,10 @@ class NonNegative(OneTensor):
     def explain(self, *leaves: Tensor) -> str | None:
         least = min((float(x.min()) for x in leaves if x.numel()), default=0.0)
         return None if least >= 0.0 else f"its least element is {least:g}, but every element must be >= 0"
+
+    def ball(self, dim: int) -> Ball:
+        """Around the vector of ones, up to the bounds."""
+        return Ball(torch.ones(dim, dtype=torch.float64, device="cpu"), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +69,6 @@ class GroupL2:
         keep = norm > t * self.weight
         norm.reciprocal_().mul_(-t * self.weight).add_(1.0)
         return y.mul_(norm.where(keep, 0.0)[:, None])
+
+    def add_value(self, total: Sum, y: Tensor) -> None:
+        total.add(row_sums_(y * y).sqrt_().mul_(self.weight))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zograd.sets.balls import outside
-from zograd.sets.base import Extent, Gathered, OneTensor, Place, one_thread, positive
+from zograd.sets.base import Ball, Extent, Gathered, OneTensor, Place, one_thread, positive
 
 SMALL = 128
 """Matrices whose shorter side is at most this are factorised; of larger ones the top pair is found by iteration."""
@@ -89,6 +89,10 @@ class NuclearBall(OneTensor):
     def explain(self, *leaves: Tensor) -> str | None:
         size = math.fsum(float(torch.linalg.svdvals(as_matrix(x)).sum()) for x in leaves if x.numel())
         return outside("the nuclear norm", size, "nuclear ball", self.radius)
+
+    def ball(self, dim: int) -> Ball:
+        """Radius / sqrt(d): all leaves together have at most d singular values, whose squares add up to |r|^2."""
+        return Ball(0.0, self.radius / math.sqrt(dim))
 
 
 @dataclass(frozen=True, slots=True)

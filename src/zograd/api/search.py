@@ -1,0 +1,64 @@
+"""A strategy at work: it asks for points, is told their values, and never asks for more than the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zograd.api.strategies import Points, Problem, Strategy, Trace
+from zograd.api.variables import Flat
+from zograd.core.record import Record
+
+
+class Search:
+    """What `minimize` and `AskTell` share.
+
+    budget: evaluations that may be asked for. tape: a record for each step. message: why it ended, None as long as it
+    goes on. The strategy starts here, and raises what it raises about x0.
+    """
+
+    def __init__(
+        self, strategy: Strategy, problem: Problem, budget: int, values_at_start: Sequence[float] = ()
+    ) -> None:
+        x0 = problem.x0
+        self.problem = problem
+        self.tape: list[Record] = []
+        self.message: str | None = None
+        self.trace = Trace(problem, budget, lambda: x0, values_at_start=list(values_at_start))
+        self.trace.on_step = self.tape.append
+        self._routine = strategy(self.trace)
+        self._points: Points | None = None
+        self.evaluations = 0
+        self._advance(None)
+
+    def ask(self) -> Points | None:
+        """The points whose values are wanted, the same until they are told; None when the search has ended."""
+        return self._points
+
+    def tell(self, values: Sequence[float]) -> None:
+        """The values of `ask`, in its order; NaN or infinity is a failed evaluation."""
+        if self._points is None:
+            raise RuntimeError("tell() after the end: there are no points whose values could be told")
+        cost = self._points.cost(self.problem.terms)
+        self.evaluations += cost
+        self.trace.left -= cost
+        self._advance(values)
+
+    def _advance(self, values: Sequence[float] | None) -> None:
+        try:
+            wanted = self._routine.send(values)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            self._points, self.message = None, str(stop.value)
+            return
+        self._points = wanted
+        if wanted.cost(self.problem.terms) > self.trace.left:
+            self.end("budget used")
+
+    def end(self, message: str) -> None:
+        """End the search from outside."""
+        self._points, self.message = None, message
+        self._routine.close()
+
+    @property
+    def x(self) -> Flat:
+        """The recommended point, a copy."""
+        return self.trace.position().copy()

@@ -1,0 +1,39 @@
+"""Strategies: the ways in which `minimize` and `AskTell` search, of the menu and of other libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zograd.api.strategies.auto import Auto
+from zograd.api.strategies.base import Points, Problem, Routine, Strategy, Trace, points
+from zograd.api.strategies.cma import CMA
+from zograd.api.strategies.lbfgs import LBFGS
+from zograd.api.strategies.of_menu import OfMenu
+from zograd.core.method import Method
+from zograd.methods.defaults import black_box
+
+OTHERS: dict[str, type[Any]] = {"auto": Auto, "lbfgs": LBFGS, "cma": CMA}
+"""Names beside those of the menu."""
+
+
+def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
+    """A strategy from what a user passes as `method`: a name, a `Method`, or a strategy. TypeError says what else."""
+    if isinstance(method, str):
+        if method in OTHERS:
+            strategy: Strategy = OTHERS[method]()
+            return strategy
+        return OfMenu(black_box(method, dim), max_failures)
+    if isinstance(method, Method):
+        return OfMenu(method, max_failures)
+    if isinstance(method, (*OTHERS.values(), OfMenu)):
+        return method  # type: ignore[no-any-return]
+    if callable(method):
+        name = getattr(method, "__name__", type(method).__name__)
+        raise TypeError(f"method={name} is a function; call it, such as methods.{name}(), or pass its name {name!r}")
+    raise TypeError(f"method={method!r} is no method; pass a name of the menu, 'auto', or a zograd.Method")
+
+
+__all__ = [
+    "CMA", "LBFGS", "OTHERS", "Auto", "OfMenu", "Points", "Problem", "Routine", "Strategy", "Trace", "as_strategy",
+    "points",
+]  # fmt: skip

@@ -1,0 +1,115 @@
+"""`method="auto"`: which strategy, from whether values repeat, the number of variables and the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from zograd.api.strategies.base import Points, Problem, Routine, Strategy, Trace, Values, points
+from zograd.api.strategies.cma import CMA, available
+from zograd.api.strategies.lbfgs import LBFGS
+from zograd.api.strategies.of_menu import OfMenu
+from zograd.methods.defaults import black_box
+
+REPEATS = 4
+"""Values at x0, from which the noise is read."""
+
+FEW_VARIABLES = 1000
+"""Up to which an evolution strategy is taken in noise."""
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The rule, in order; the measurements behind it are on the page "Choose a method".
+
+    1. f(x0) is evaluated four times. Equal values repeat; they are tested again during the run, after 2 (d + 1)
+       evaluations and then after each doubling, since a start can be free of a noise that is elsewhere.
+    2. Values repeat and the budget is at least 4 (d + 1): L-BFGS-B on finite differences until it ends. Then, if a
+       budget was given, CMA-ES with the rest, from the best point.
+    3. They repeat, and the budget is smaller: the two-point method of the menu.
+    4. They do not repeat, d <= 1000: CMA-ES, separable above 200 variables.
+    5. Otherwise: the two-point method, whose radius follows the noise.
+
+    Where pycma is not installed, `cr_fm_nes` of the menu takes the place of CMA-ES.
+    """
+
+    @property
+    def name(self) -> str:
+        return "auto"
+
+    def __call__(self, trace: Trace) -> Routine:
+        problem = trace.problem
+        values = trace.values_at_start
+        if len(values) < REPEATS and trace.left > REPEATS:
+            values += yield points([problem.x0] * (REPEATS - len(values)))
+        finite = [f for f in values if math.isfinite(f)]
+        trace.noise = float(np.std(finite, ddof=1)) if len(finite) > 1 and max(finite) > min(finite) else 0.0
+        if finite:
+            trace.fun = float(np.mean(finite))
+        d, budget = problem.dim, trace.left + len(values)
+        a_variable = f"{budget:,} evaluations are {budget / d:.3g} a variable"
+        if not finite:
+            trace.reason = "f is not finite at x0"
+            return "f is not finite at x0; start where it is finite"
+        if trace.noise > 0 or problem.shared:
+            return (yield from self.in_noise(trace, "values differ at x0"))
+        if budget < 4 * (d + 1):
+            trace.reason = f"values repeat, and {a_variable}, too few for finite differences"
+            return (yield from self.checked(trace, OfMenu(black_box("zo_sgd", d))))
+        trace.reason = f"values repeat, and {a_variable}"
+        message = yield from self.checked(trace, LBFGS())
+        flat = trace.stationary is None
+        if trace.noise > 0 or flat or trace.left < d or (trace.stationary and not problem.thorough):
+            return message
+        trace.reason += "; what is left of the budget looks for a lower minimum"
+        return (yield from evolution(problem)(trace))
+
+    def in_noise(self, trace: Trace, why: str) -> Routine:
+        """The rule where values differ."""
+        d = trace.problem.dim
+        trace.fun = None
+        if d <= FEW_VARIABLES:
+            trace.reason = f"{why}, and {d:,} variables are few"
+            return (yield from evolution(trace.problem)(trace))
+        trace.reason = f"{why}, and {d:,} variables are many"
+        return (yield from OfMenu(black_box("zo_sgd", d))(trace))
+
+    def checked(self, trace: Trace, strategy: Strategy) -> Routine:
+        """A strategy for values that repeat, and the rule of noise as soon as they do not."""
+        routine = strategy(trace)
+        spent, check = 0, 2 * (trace.problem.dim + 1)
+        try:
+            request = next(routine)
+            while True:
+                values = yield request
+                spent += len(values)
+                request = routine.send(values)
+                if spent >= check and trace.left > REPEATS + request.cost(trace.problem.terms):
+                    check *= 2
+                    noise = yield from self.differs(trace)
+                    if noise > 0:
+                        routine.close()
+                        trace.noise = noise
+                        return (yield from self.in_noise(trace, "values that were equal at x0 differ elsewhere"))
+        except StopIteration as stop:
+            return str(stop.value)
+
+    def differs(self, trace: Trace) -> Generator[Points, Values, float]:
+        """The noise at the recommended point: two values, and two more if they differ."""
+        here = np.array(trace.position(), copy=True)
+        values = list((yield points([here, here])))
+        if values[0] == values[1]:
+            return 0.0
+        values += yield points([here, here])
+        finite = [f for f in values if math.isfinite(f)]
+        return float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
+
+
+def evolution(problem: Problem) -> Strategy:
+    """CMA-ES, without restarts where the first minimum is enough, or what the menu has in its place."""
+    if available():
+        return CMA(restarts=10**9 if problem.thorough else 0)
+    return OfMenu(black_box("cr_fm_nes", problem.dim))

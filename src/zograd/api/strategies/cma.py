@@ -1,0 +1,134 @@
+"""CMA-ES of the package pycma, with restarts of doubled populations."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from zograd.api.strategies.base import Problem, Routine, Trace, points
+from zograd.api.variables import Flat
+from zograd.errors import needs
+
+SEPARABLE = 200
+"""Variables above which the covariance is diagonal."""
+
+
+@dataclass(frozen=True)
+class CMA:
+    """`cma.CMAEvolutionStrategy` of the package pycma (Hansen), restarted with a doubled population when it stops.
+
+    sigma: the first standard deviation, in units of x; None: `Problem.radius`. separable: a diagonal covariance
+    (Ros and Hansen 2008); None: above 200 variables. The first run begins at the recommended point, a restart (Auger
+    and Hansen 2005, IPOP) anywhere in the bounds, or without bounds around x0, each time four times as far.
+    Values that are not finite rank last.
+
+    Where values repeat, the recommended point is the best one seen, otherwise the mean of the population.
+    Memory: O(d^2), separable O(population d).
+    """
+
+    sigma: float | None = None
+    separable: bool | None = None
+    restarts: int = 10**9
+
+    @property
+    def name(self) -> str:
+        return "CMA-ES (pycma)"
+
+    def __call__(self, trace: Trace) -> Routine:
+        cma = module()
+        problem = trace.problem
+        separable = problem.dim > SEPARABLE if self.separable is None else self.separable
+        trace.began(f"separable {self.name}" if separable else self.name)
+        rng = np.random.default_rng(problem.seed)
+        sigma = self.sigma or problem.radius
+        repeats = trace.noise == 0
+        space = _Free(problem)
+        start = space.narrow(trace.position())
+        best = trace.fun if repeats and trace.fun is not None else math.inf
+        population = None
+        message = ""
+        for restart in range(self.restarts + 1):
+            x0, wide = (start, sigma) if restart == 0 else space.elsewhere(rng, sigma, restart)
+            es = cma.CMAEvolutionStrategy(x0, wide, _options(space, rng, separable, population))
+            population = 2 * int(es.popsize)
+            if not repeats:
+                trace.position = partial(_mean, es, space)
+            while not es.stop():
+                asked = [np.asarray(x) for x in es.ask()]
+                values = np.array((yield points([space.widen(x) for x in asked])))
+                finite = values[np.isfinite(values)]
+                k = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
+                if repeats and finite.size and -math.inf < values[k] < best:
+                    best = float(values[k])
+                    trace.position, trace.fun = partial(space.widen, asked[k]), best
+                worst = float(finite.max()) if finite.size else 0.0
+                es.tell(asked, np.where(np.isfinite(values), values, worst + abs(worst) + 1.0).tolist())
+                trace.counted(values.tolist())
+            message = f"CMA-ES stopped: {', '.join(es.stop())}"
+        return message
+
+
+def module() -> Any:
+    """The package cma; ImportError with what to install."""
+    try:
+        return importlib.import_module("cma")
+    except ImportError:
+        raise needs("CMA-ES", "cma", "blackbox") from None
+
+
+def available() -> bool:
+    """Whether the package cma is installed."""
+    return importlib.util.find_spec("cma") is not None
+
+
+class _Free:
+    """The variables that are not fixed by their bounds, in float64."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        x0 = problem.x0
+        self.lower = np.full(x0.size, -np.inf) if problem.lower is None else problem.lower.astype(np.float64)
+        self.upper = np.full(x0.size, np.inf) if problem.upper is None else problem.upper.astype(np.float64)
+        self.free = self.lower < self.upper
+
+    def narrow(self, x: Flat) -> Flat:
+        """The free variables of a point."""
+        return x[self.free].astype(np.float64)
+
+    def elsewhere(self, rng: np.random.Generator, sigma: float, restart: int) -> tuple[Flat, float]:
+        """(start, standard deviation) of a restart: anywhere in the bounds, or ever farther from x0 without bounds."""
+        lower, upper = self.lower[self.free], self.upper[self.free]
+        if np.all(np.isfinite(upper - lower)):
+            return rng.uniform(lower, upper), sigma
+        wide = sigma * 4.0 ** min(restart, 5)
+        return np.clip(self.narrow(self.problem.x0) + 2 * wide * rng.standard_normal(lower.size), lower, upper), wide
+
+    def widen(self, y: Flat) -> Flat:
+        """The point with these free variables, in the dtype of x0, within the bounds."""
+        x = self.problem.x0.copy()
+        x[self.free] = y
+        return self.problem.inside(x)
+
+
+def _mean(es: Any, space: _Free) -> Flat:
+    """The mean of the population."""
+    return space.widen(np.asarray(es.result.xfavorite))
+
+
+def _options(space: _Free, rng: np.random.Generator, separable: bool, population: int | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "verbose": -9, "seed": math.nan, "CMA_diagonal": separable,
+        "randn": lambda *shape: rng.standard_normal(shape), "tolfun": 1e-13, "maxiter": math.inf,
+    }  # fmt: skip
+    if population is not None:
+        options["popsize"] = population
+    lower, upper = space.lower[space.free], space.upper[space.free]
+    if np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)):
+        options["bounds"] = [lower.tolist(), upper.tolist()]
+    return options

@@ -1,0 +1,237 @@
+"""L-BFGS-B of SciPy on gradients by finite differences, with the radius of the noise floor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from zograd.api.strategies.base import Points, Routine, Trace, Values, points
+from zograd.api.strategies.inverted import inverted
+from zograd.api.variables import Flat
+
+Differences: TypeAlias = Literal["forward", "central", "both"]
+Asker: TypeAlias = Callable[[Points], Values]
+
+RESOLVED = 100.0
+"""A second difference so many times the noise counts as measured."""
+
+MANY = 50
+"""Pairs of steps and gradients that SciPy remembers up to 1,000 variables; above, its own 10."""
+
+FEW = 2
+"""Iterations in a row without progress after which SciPy is stopped."""
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """SciPy's L-BFGS-B until it ends by itself, first on forward differences and then on central ones.
+
+    The gradient of f at x costs d evaluations (2d central), all in one request. The radius balances noise and curvature
+    (More' and Wild 2012, "Estimating derivatives of noisy functions"):
+
+        h_i = max(2 sqrt(noise / c), 2^-26 |x_i|),    c = |v^T H v| / d,    v of random signs.
+
+    noise: the standard deviation of a value, at least the rounding of a number of its size. c is measured at the start
+    on a ladder of radii, in some 4 to 20 evaluations. Central differences take h^(2/3) times the cube root of the
+    ladder's radius.
+    The line search refuses a trial point that is worse than the last iterate whatever its gradient, so there one more
+    evaluation, along the search line, takes the gradient's place. A value that is not finite counts as a wall.
+
+    Memory: 100 vectors of d numbers in float64 (20 above 1,000 variables), and the points of a request one at a time.
+    """
+
+    differences: Differences = "both"
+
+    @property
+    def name(self) -> str:
+        return f"L-BFGS-B (SciPy) on {self.differences.replace('both', 'forward, then central')} differences"
+
+    def __call__(self, trace: Trace) -> Routine:
+        trace.began(self.name)
+        search = _Search(trace)
+        if (why := (yield from search.begin())) is not None:
+            return why
+        message = ""
+        for kind in ("forward", "central"):
+            if self.differences in (kind, "both"):
+                message = yield from search.solve(central=kind == "central")
+        return message
+
+
+class _Search:
+    """What both kinds of differences share: the lowest point so far, its value, the radius."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace, self.problem = trace, trace.problem
+        self.dtype = self.problem.x0.dtype
+        self.single = self.dtype != np.float64
+        self.x = np.array(trace.position(), dtype=np.float64)
+        self.f = self.start = math.inf
+        self.radius, self.curvature = 0.0, 0.0
+        self.slope: Flat | None = None
+        trace.position = lambda: self.x.astype(self.dtype)
+
+    def given(self, x: Flat) -> Flat:
+        """A point as f gets it: in the dtype of x0, within the bounds."""
+        return self.problem.inside(x.astype(self.dtype))
+
+    @property
+    def noise(self) -> float:
+        """The uncertainty of a value at the lowest point."""
+        measured = self.trace.noise if math.isfinite(self.trace.noise) else 0.0
+        return max(measured, (2.0**-23 if self.single else 2.0**-52) * abs(self.f), 1e-300)
+
+    def begin(self) -> Generator[Points, Values, str | None]:
+        """f at the start, and the curvature along random signs; why there is none, if so."""
+        known = [f for f in self.trace.values_at_start if math.isfinite(f)]
+        self.f = self.start = float(np.mean(known)) if known else (yield points([self.given(self.x)]))[0]
+        if not math.isfinite(self.f):
+            return f"f is {self.f} at x0; start where it is finite"
+        self.trace.fun = self.f
+        signs = np.random.default_rng(self.problem.seed).choice([-1.0, 1.0], self.x.size)
+        scale = max(1.0, float(np.max(np.abs(self.x))))
+        r, changed = 1e-4 * scale, False
+        found: list[tuple[float, float]] = []  # (radius, curvature), each resolved
+        for _ in range(10):
+            plus, minus = yield points([self.given(self.x + r * signs), self.given(self.x - r * signs)])
+            second = abs(plus - 2 * self.f + minus)
+            changed |= plus != self.f or minus != self.f
+            resolved = second >= RESOLVED * self.noise
+            if math.isfinite(second) and resolved:
+                found.append((r, second / (r * r * self.x.size)))
+                if len(found) > 1 and found[-2][1] < 2 * found[-1][1] < 4 * found[-2][1]:
+                    break
+            if found and not resolved:
+                break
+            up = math.isfinite(second) and not resolved
+            if up and r > 1e4 * scale:
+                break
+            r *= 30 if up else 1 / 30
+        if not changed:
+            return f"f did not change within {r:.3g} of x0; scale x so that f feels such a change"
+        self.radius, self.curvature = found[-1] if found else (r, 0.0)
+        return None
+
+    def steps(self, x: Flat, *, central: bool) -> Flat:
+        """h_i at x."""
+        h = self.radius
+        if self.curvature > 0:
+            h = min(h, 2 * math.sqrt(self.noise / self.curvature))
+        h = max(h, 1e-9 * self.radius)
+        if central:
+            h = h ** (2 / 3) * self.radius ** (1 / 3)
+        least = 2.0**-11 if self.single else 2.0**-26
+        return np.maximum(h, (least ** (2 / 3) if central else least) * np.abs(x))
+
+    def gradient(self, ask: Asker, x: Flat, f: float, *, central: bool) -> Flat:
+        """The gradient at x by differences; sides that leave the bounds or are not finite take the other one."""
+        h = self.steps(x, central=central)
+        d = x.size
+        low, high = self.problem.lower, self.problem.upper
+        if high is not None and low is not None:
+            h = np.where((x + h > high) & (x - low > high - x), -h, h)
+            h = np.where(high == low, 0.0, h)
+
+        def at(i: int) -> Flat:
+            y = x.copy()
+            y[i % d] += h[i] if i < d else -h[i - d]
+            return self.given(y)
+
+        here = self.given(x)
+        values = np.array(ask(Points(at, 2 * d if central else d)), dtype=np.float64)
+        plus = values[:d]
+        minus = values[d:] if central else np.full(d, f)
+        ends = [np.array([float(at(i)[i % d]) for i in range(s, s + d)]) for s in ((0, d) if central else (0,))]
+        up = ends[0] - here
+        down = ends[1] - here if central else np.zeros(d)
+        bad_up, bad_down = ~np.isfinite(plus), ~np.isfinite(minus)
+        plus, up = np.where(bad_up, f, plus), np.where(bad_up, 0.0, up)
+        minus, down = np.where(bad_down, f, minus), np.where(bad_down, 0.0, down)
+        width = up - down
+        with np.errstate(divide="ignore", invalid="ignore"):
+            g: Flat = np.where(width != 0, (plus - minus) / width, 0.0)
+        return g
+
+    def solve(self, *, central: bool) -> Generator[Points, Values, str]:
+        """Run SciPy from the lowest point."""
+        from scipy.optimize import Bounds, minimize
+
+        bounds = None
+        if self.problem.lower is not None and self.problem.upper is not None:
+            bounds = Bounds(self.problem.lower.astype(np.float64), self.problem.upper.astype(np.float64))
+        idle, last = 0, self.f
+        asked: list[float] = []
+
+        def work(ask: Asker) -> Any:
+            def counted(request: Points) -> Values:
+                values = ask(request)
+                asked.extend(values)
+                return values
+
+            def fun(x: Flat) -> tuple[float, Flat]:
+                first = self.slope is None or np.array_equal(x, self.x)
+                f = self.f if first else counted(points([self.given(x)]))[0]
+                if not first and not -math.inf < f < self.f + self.noise:
+                    return self.refused(counted, x, f)
+                g = self.gradient(counted, x, f, central=central)
+                self.slope = g
+                if f <= self.f:
+                    self.x, self.f, self.trace.fun = np.array(x), f, f
+                return f, g
+
+            def after(intermediate_result: Any) -> None:
+                nonlocal idle, last
+                self.trace.counted(asked)
+                asked.clear()
+                floor = max(4 * self.noise, 2.0**-52 * (self.start - self.f))
+                idle = idle + 1 if last - intermediate_result.fun <= floor else 0
+                last = intermediate_result.fun
+                if idle >= FEW:
+                    raise StopIteration
+
+            options = {
+                "maxiter": 10**9,
+                "maxfun": 10**9,
+                "ftol": 0.0,
+                "gtol": 0.0,
+                "maxls": 20,
+                "maxcor": MANY if self.x.size <= 1000 else 10,
+            }
+            with np.errstate(over="ignore", invalid="ignore"):
+                return minimize(
+                    fun, self.x.copy(), jac=True, method="L-BFGS-B", bounds=bounds, callback=after, options=options
+                )
+
+        self.slope = None
+        yield from inverted(work)
+        if asked:
+            self.trace.counted(asked)
+        self.trace.stationary = self.at_rest()
+        return "no lower point near x: a local minimum, as far as finite differences show"
+
+    def refused(self, ask: Asker, x: Flat, f: float) -> tuple[float, Flat]:
+        """(value, gradient) at a trial point that the line search will refuse: only the slope along its line counts."""
+        p = x - self.x
+        length2 = float(p @ p)
+        if not math.isfinite(f):
+            wall = 10 * max(abs(self.f), self.start - self.f, 1e-300)
+            return self.f + wall, p * (2 * wall / length2)
+        t = float(np.max(self.steps(x, central=False))) / math.sqrt(length2)
+        (beyond,) = ask(points([self.given(x - t * p)]))
+        along = (f - beyond) / t if math.isfinite(beyond) else 2 * (f - self.f)
+        return f, p * (along / length2)
+
+    def at_rest(self) -> bool:
+        """Whether moving along the gradient promises less than a millionth of what was gained, or than the noise."""
+        if self.slope is None or not np.any(self.slope):  # f may be constant around x, such as a rounded one
+            return self.f < self.start
+        g = self.slope
+        if self.problem.lower is not None and self.problem.upper is not None:
+            g = np.where((self.x <= self.problem.lower) & (g > 0) | (self.x >= self.problem.upper) & (g < 0), 0.0, g)
+        with np.errstate(over="ignore"):
+            promised = float(g @ g) / (2 * max(self.curvature, 1e-300))
+        return promised <= max(1e-6 * (self.start - self.f), 100 * self.noise)

@@ -1,0 +1,137 @@
+"""What x0 was: a number, a list, an array, a dict of arrays or a tensor, and the flat array that strategies see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from zograd.core.vector import Vector
+from zograd.spaces import Space
+from zograd.stores import Store
+
+Flat: TypeAlias = npt.NDArray[Any]
+"""All variables in one array of one axis, in the order of x0."""
+
+
+class Variables:
+    """x0 as it was given, and as one flat array.
+
+    x0: a number, a list, an array, a torch tensor, or a dict of arrays. `f` gets its points in the same form, and the
+    result has it too; numbers and lists become arrays, integers float64. flat: x0 as an array of one axis, a copy.
+    Raises ValueError for an empty or non-finite x0, TypeError for other types of numbers.
+    """
+
+    def __init__(self, x0: Any) -> None:
+        self.names: tuple[str, ...] | None = None
+        self.tensor: torch.Tensor | None = None
+        if isinstance(x0, Mapping):
+            self.names = tuple(str(name) for name in x0)
+            parts = [_array(value, f"x0[{name!r}]") for name, value in x0.items()]
+        elif isinstance(x0, torch.Tensor):
+            self.tensor = torch.empty(0, dtype=x0.dtype, device=x0.device)
+            parts = [_array(x0.detach().cpu().numpy() if x0.dtype != torch.bfloat16 else x0, "x0")]
+        else:
+            parts = [_array(x0, "x0")]
+        if sum(part.size for part in parts) == 0:
+            raise ValueError("x0 is empty; pass an array with at least one element")
+        self.shapes = [part.shape for part in parts]
+        self.dtypes = [part.dtype for part in parts]
+        self.sizes = [part.size for part in parts]
+        dtype = np.result_type(*self.dtypes)
+        self.flat: Flat = np.concatenate([part.reshape(-1) for part in parts]).astype(dtype, copy=False)
+
+    @property
+    def dim(self) -> int:
+        return int(self.flat.size)
+
+    def shaped(self, flat: Flat) -> Any:
+        """The form of x0; arrays are views of `flat` where their dtype is its own."""
+        if self.names is None:
+            array = flat.reshape(self.shapes[0])
+            if self.tensor is None:
+                return array
+            return torch.from_numpy(array).to(self.tensor.device, self.tensor.dtype)
+        found, start = {}, 0
+        for name, shape, size, dtype in zip(self.names, self.shapes, self.sizes, self.dtypes, strict=True):
+            found[name] = flat[start : start + size].reshape(shape).astype(dtype, copy=False)
+            start += size
+        return found
+
+    def flattened(self, x: Any, what: str) -> Flat:
+        """A value for each variable: a number for all, or the form of x0."""
+        if self.names is not None and isinstance(x, Mapping):
+            if set(map(str, x)) != set(self.names):
+                raise ValueError(f"{what} names {sorted(map(str, x))}, but x0 has {sorted(self.names)}")
+            parts = [np.broadcast_to(np.asarray(x[n], self.flat.dtype), s).reshape(-1)
+                     for n, s in zip(self.names, self.shapes, strict=True)]  # fmt: skip
+            return np.concatenate(parts)
+        array = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, self.flat.dtype)
+        if array.size in (1, self.dim):
+            return np.broadcast_to(array.reshape(-1), (self.dim,)).copy()
+        raise ValueError(f"{what} has {array.size} values, but x0 has {self.dim} variables")
+
+    def store(self, space: Space) -> ArrayStore:
+        """A store whose weights are a copy of x0."""
+        return ArrayStore(self.flat, space, names=self.names, shapes=self.shapes)
+
+
+class ArrayStore(Store):
+    """Arrays as the iterate: parts of one flat array, `flat`; a single one is the leaf "x"."""
+
+    def __init__(
+        self,
+        x0: npt.ArrayLike,
+        space: Space,
+        *,
+        names: Sequence[str] | None = None,
+        shapes: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
+        x = _array(x0, "x0")
+        if x.size == 0:
+            raise ValueError("x0 is empty; pass an array with at least one element")
+        self.flat = x.reshape(-1)
+        tensors, start = {}, 0
+        for name, shape in zip(names or ("x",), shapes or (x.shape,), strict=True):
+            size = math.prod(shape)
+            tensors[name] = torch.from_numpy(self.flat[start : start + size].reshape(shape))
+            start += size
+        super().__init__(tensors, space=space)
+
+    @property
+    def array(self) -> npt.NDArray[Any]:
+        """The iterate itself, not a copy; with one leaf in its shape."""
+        if len(self.leaves) > 1:
+            return self.flat
+        array: npt.NDArray[Any] = self.leaves[0].tensor.numpy()
+        return array
+
+    def point(self, at: Vector) -> npt.NDArray[Any]:
+        """A fresh array at Retr_x(at); the caller may keep or overwrite it. With several leaves it is flat."""
+        first = self.leaves[0]
+        if len(self.leaves) == 1:
+            out = torch.empty(first.numel, dtype=first.dtype, device=first.tensor.device)
+            array: npt.NDArray[Any] = self.point_(out, first, at).view(first.tensor.shape).numpy()
+            return array
+        flat = np.empty_like(self.flat)
+        start = 0
+        for leaf in self.leaves:
+            self.point_(torch.from_numpy(flat[start : start + leaf.numel]), leaf, at)
+            start += leaf.numel
+        return flat
+
+
+def _array(value: Any, what: str) -> npt.NDArray[Any]:
+    """An own array of float64 or float32, finite."""
+    x = np.array(value, copy=True, order="C")
+    if x.size and x.dtype.kind in "biu":
+        x = x.astype(np.float64)
+    if x.size and x.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{what} has dtype {x.dtype}; pass float64 or float32")
+    if x.size and not np.all(np.isfinite(x)):
+        raise ValueError(f"{what} holds NaN or infinite values; pass a finite starting point")
+    return x.astype(np.float64) if not x.size else x
