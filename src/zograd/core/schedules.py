@@ -89,10 +89,10 @@ class Schedule:
         return None
 
 
-def as_schedule(value: float | Schedule) -> Schedule:
+def as_schedule(value: Any) -> Schedule:
     """A number is a constant schedule."""
     if isinstance(value, str):
-        raise ValueError(f"expected a number or a Schedule, got {value!r}; only lr of a method may be 'auto'")
+        raise ValueError(f"expected a number or a Schedule, got {value!r}")
     return value if isinstance(value, Schedule) else Schedule(float(value))
 
 

@@ -77,6 +77,7 @@ class Controller(Protocol):
 
     def failed(self, state: State) -> None:
         """Take in, in place of `observe`, a step that has no estimate, because its losses were not finite."""
+        return None
 
     def revise(
         self, state: State, method: Method[Any], estimate: Estimate[A], rates: tuple[Rate, ...]
@@ -86,6 +87,7 @@ class Controller(Protocol):
 
     def taken(self, state: State, method: Method[Any], record: Record) -> None:
         """Take in the step that was taken, as the tape keeps it (live, and when a tape is replayed)."""
+        return None
 
     def misfit(self, method: Method[Any]) -> str | None:
         """Why this controller cannot choose the rates of this method, as a sentence; None when it can."""

@@ -3,8 +3,9 @@
     entry point                             lr                                          mu
     the menu itself, `ZOOptimizer("name")`  the paper's, for all weights of a           the menu's
                                             language model
-    `minimize`, `AskTell` with a name       "auto" where estimator and rule allow it,   the menu's
-                                            otherwise `BLACK_BOX_LR`, in units of x
+    `minimize`, `AskTell` with a name       `TrustRate()` where estimator and rule      "auto"
+                                            allow it, with `PAIRS` pairs a step
+                                            otherwise "auto", or `BLACK_BOX_LR`         the menu's
     `zograd train`, full weights            the menu's                                  the menu's
     `zograd train --train lora`             the menu's times `LORA.lr`                  `LORA.mu`
     `zograd train --train scales`           the menu's times `SCALES.lr`                `SCALES.mu`
@@ -26,7 +27,7 @@ BLACK_BOX_LR = 1e-2
 
 
 PAIRS = 4
-"""Pairs a step where the menu has one; twice as many from 50 numbers on."""
+"""Pairs a step where the menu has one and the rate is measured: fewer judge steps worse, more make fewer steps."""
 
 BUDGET = 15_000
 """Evaluations that `minimize` makes at most where no budget is given: those of SciPy's L-BFGS-B."""
@@ -60,9 +61,8 @@ def black_box(name: str, dim: int) -> Method[Any]:
     given: dict[str, Any] = {"n": min(line["defaults"]["n"], dim)} if line["law"] == "Orthogonal" else {}
     if "lr" not in line["defaults"]:
         return make(name, **given)
-    if line["estimator"] == "Central" and line["defaults"].get("n") == 1:
-        given["n"] = PAIRS if dim < 50 else 2 * PAIRS
-    for tuned in ({"lr": TrustRate(), "mu": "auto"}, {"lr": "auto"}):
+    pairs = {"n": PAIRS} if line["estimator"] == "Central" and line["defaults"].get("n") == 1 else {}
+    for tuned in ({"lr": TrustRate(), "mu": "auto", **pairs}, {"lr": "auto"}):
         with suppress(ValueError):  # the method says so itself where its rate cannot be measured
             return make(name, **tuned, **given)
     return make(name, lr=BLACK_BOX_LR, **given)
