@@ -50,7 +50,12 @@ SET = "it needs a set or a penalty"
 POSITIVE = "it trains positive numbers"
 EIGHTH = "as many terms a step as an eighth of an evaluation takes"
 
+SPREAD = Need(
+    tuned=False, own_mu=True, note="no learning rate; its first spread is 0.3 |x0| / sqrt(d), or 1 where x0 = 0"
+)
+
 NEEDS: dict[str, Need] = {
+    **{name: SPREAD for name in ("snes", "sep_cma", "cr_fm_nes")},
     **{name: LOW_RANK for name in ("eggroll", "lozo", "lozo_m", "subzero", "tezo", "zo_dct", "zo_muon")},
     "cbo": Need(
         tuned=False,

@@ -235,5 +235,6 @@ def test_the_menu_says_where_it_stands(case) -> None:
     """In flat space, unless the entry has a metric of its own."""
     space = case.method().space
     own = {"hizoo": Diagonal, "hizoo_row": Diagonal, "hozo": PositiveOrthant}
+    own |= dict.fromkeys(("snes", "sep_cma", "cr_fm_nes"), Diagonal)
     assert isinstance(space, own.get(case.name, Euclidean))
     assert methods.describe(case.name)["space"] == type(space).__name__

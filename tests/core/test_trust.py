@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from zograd import AskTell, Method, Run, methods, minimize
-from zograd.api.minimize import ArrayStore
+from zograd.api.variables import ArrayStore
 from zograd.core.tape_records import pack_record, unpack_record
 from zograd.core.vector import Slot, Vector
 from zograd.estimators import Central

@@ -129,8 +129,14 @@ def _tenths(taken: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]
 
 def _too_short(taken: Sequence[Record], drop: float) -> bool:
     """Whether all steps together lowered f by less than a probe changes it, and the slope has not gone."""
-    first, last = (float(np.mean([max(r.losses) - min(r.losses) for r in part])) / 2 for part in _tenths(taken))
+    first, last = (float(np.mean([_range(r) for r in part])) / 2 for part in _tenths(taken))
     return len(taken) >= FEW and drop < first and last > first / 4
+
+
+def _range(record: Record) -> float:
+    """The difference of the largest and the smallest finite loss of a step."""
+    finite = [f for f in record.losses if math.isfinite(f)]
+    return max(finite) - min(finite) if finite else 0.0
 
 
 def _stuck(method: Method[Any], taken: Sequence[Record]) -> str:
@@ -172,5 +178,6 @@ def _beyond_noise(taken: Sequence[Record], at_start: Sequence[float], final: flo
 def _scatter(taken: Sequence[Record]) -> float:
     """Standard deviation of the losses within a step: that of the noise, and of the slope over a radius mu."""
     with np.errstate(over="ignore"):
-        variances = [float(np.var(r.losses, ddof=1)) for r in taken if len(r.losses) > 1]
+        finite = [[f for f in r.losses if math.isfinite(f)] for r in taken]
+        variances = [float(np.var(losses, ddof=1)) for losses in finite if len(losses) > 1]
     return math.sqrt(float(np.mean(variances))) if variances else 0.0

@@ -13,6 +13,7 @@ children as it likes.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 from zograd.noise import fold
 
@@ -49,6 +50,7 @@ class Part(IntEnum):
     DIAGNOSTICS = 2
 
 
+@lru_cache(maxsize=64)
 def of_step(seed: int, step: int, what: OfStep | None = None) -> int:
     """The key of a step, or of a domain within it."""
     key = fold(seed, step)

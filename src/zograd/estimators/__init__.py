@@ -6,6 +6,7 @@ from zograd.estimators.comparison import Compared
 from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
 from zograd.estimators.differences import Central, Forward, OneSided, Richardson, Spread
+from zograd.estimators.evolution import Evolution, Restricted, RestrictedEvolution, population_size
 from zograd.estimators.extrapolated import Extrapolated, Trial
 from zograd.estimators.feasible import Feasible
 from zograd.estimators.population import Consensus
@@ -28,6 +29,7 @@ __all__ = [
     "Curvatures",
     "Curved",
     "Estimator",
+    "Evolution",
     "Extrapolated",
     "Feasible",
     "Forward",
@@ -40,6 +42,8 @@ __all__ = [
     "ProbeWeighted",
     "Ranked",
     "Recentred",
+    "Restricted",
+    "RestrictedEvolution",
     "Richardson",
     "SimulatedMomentum",
     "Spread",
@@ -48,4 +52,5 @@ __all__ = [
     "Zipf",
     "deepest_level",
     "grasp_densities",
+    "population_size",
 ]

@@ -35,7 +35,8 @@ class Central(Estimator[None]):
     """g = (1/n) sum_j D_j v_j with D_j = (f(x + mu v_j) - f(x - mu v_j)) / (2 mu).
 
     Costs 2 n evaluations. Bias O(mu^2), zero on quadratics. Variance (d - 1)/n |g|^2 for laws of fixed norm. A pair
-    with a value that is not finite is left out, and the mean is over the others. SPSA (Spall 1992), MeZO (Malladi et al. 2023, Definition 1).
+    with a value that is not finite is left out, and the mean is over the others. SPSA (Spall 1992), MeZO (Malladi et
+    al. 2023, Definition 1).
 
     clip: C bounds each slope, D_j <- min(max(D_j, -C), C): the directional-derivative clipping of QZO (arXiv
     2505.13430). Not unbiased, as the paper says, but shrunk: E[g] = (2 Phi(C/|grad f|) - 1) grad f for Gaussian

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
 
@@ -13,6 +14,20 @@ from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count
 
 Weights: TypeAlias = Literal["linear", "log", "top"]
+
+
+def by_order(weights: Array, losses: Sequence[float]) -> Array:
+    """The weight of each loss: weights[0] for the lowest, weights[-1] for the highest; 0 where all losses are equal.
+
+    Tied losses share the mean of their weights. Those that are not finite come last, tied.
+    """
+    f = np.array(losses)
+    _, group, count = np.unique(np.where(np.isfinite(f), f, np.inf), return_inverse=True, return_counts=True)
+    if len(count) == 1:  # no order at all: exactly 0
+        return np.zeros(len(f))
+    last = np.cumsum(count)
+    shared = np.array([weights[b - m : b].mean() for b, m in zip(last, count, strict=True)])
+    return np.asarray(shared[group])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +78,7 @@ class Ranked(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
         f = yield [Query(ask.mu * vj) for vj in v]
-        _, group, count = np.unique(np.array(f), return_inverse=True, return_counts=True)
-        last = np.cumsum(count)
-        w = self.by_rank() if len(count) > 1 else np.zeros(self.n)  # no order at all: exactly 0
-        shared = np.array([w[b - m : b].mean() for b, m in zip(last, count, strict=True)])  # ties averaged
-        return Estimate(combination(shared[group], v), float(np.mean(f)), f, None)
+        return Estimate(combination(by_order(self.by_rank(), f), v), float(np.mean(f)), f, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,10 @@ class AutoRadius(Controller):
     def ready(self, state: State) -> bool:
         return bool(state["fits"])
 
+    def moved(self, state: State, lr: float) -> None:
+        """Nothing: what a step measured has set the radius."""
+        return None
+
     def failed(self, state: State) -> None:
         if state.get("length", 0.0) > 0 and state["again"] < 4:  # the step that led here is taken back first
             return

@@ -208,7 +208,7 @@ class TrustRate(AutoRate):
     def _shift(self, state: State, mu: float) -> float:
         """How much larger levels are at this radius than at that of the reference."""
         trace = float(np.mean([t for t, _ in state["seen"]])) if state["seen"] else 0.0
-        return (mu**2 - state["mu"] ** 2) * trace / 2
+        return float((mu**2 - state["mu"] ** 2) * trace / 2)
 
     def _refer(self, state: State, meters: Mapping[str, float]) -> None:
         """The level of this step is the reference from now on."""

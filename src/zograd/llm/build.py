@@ -71,14 +71,16 @@ def build_method(s: TrainSettings) -> Method[Any]:
     onto_scales = loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
     default = language_model(s.method, LORA if s.train == "lora" else SCALES if onto_scales else FULL)
     lr = default.get("lr") if lr is None else lr
-    mu = default["mu"] if mu is None else mu
+    mu = default.get("mu") if mu is None else mu
+    if mu is not None:
+        settings["mu"] = float(mu)
     if s.weight_decay:
         settings["weight_decay"] = s.weight_decay
     if lr is not None:
         schedule = Schedule(1.0 if lr == "auto" else float(lr), s.lr_schedule, s.steps, s.warmup, s.lr_end)
         settings["lr"] = AutoRate(shape=schedule) if lr == "auto" else schedule
     try:
-        method = methods.make(s.method, mu=float(mu), **settings)
+        method = methods.make(s.method, **settings)
     except (TypeError, ValueError) as e:
         raise SettingsError(f"method {s.method!r}: {e}") from e
     if not onto_scales:

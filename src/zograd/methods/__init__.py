@@ -9,6 +9,7 @@ from zograd.methods.gradient import *  # noqa: F403  # the first page of the men
 # isort: split
 from zograd.methods.directions import *  # noqa: F403
 from zograd.methods.estimators import *  # noqa: F403
+from zograd.methods.evolution import *  # noqa: F403
 from zograd.methods.geometry import *  # noqa: F403
 from zograd.methods.menu import *  # noqa: F403
 from zograd.methods.proximal import *  # noqa: F403

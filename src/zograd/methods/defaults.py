@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from zograd.core.method import Method
 from zograd.learning_rate import TrustRate
-from zograd.methods.menu import describe, make
+from zograd.methods.menu import MENU, describe, make
 
 BLACK_BOX_LR = 1e-2
 """For names whose move has a length of its own (signs, ranks, Adam) or whose edge of stability is not known."""
@@ -52,13 +52,14 @@ SCALES = Onto(1000.0, 2.0**-7)
 def black_box(name: str, dim: int) -> Method[Any]:
     """The method of that name with the defaults of `minimize` and `AskTell`, for dim numbers. ValueError: it has none.
 
-    Directions that are orthogonal are no more than dim.
+    Directions that are orthogonal are no more than dim; a population has the size that its paper takes in dim.
     """
     line = describe(name)
     if line["required"]:
         setting = line["required"][0]
         raise ValueError(f"{name} has no default for {setting!r}; pass methods.{name}({setting}=...) for its name")
     given: dict[str, Any] = {"n": min(line["defaults"]["n"], dim)} if line["law"] == "Orthogonal" else {}
+    given |= MENU[name].sized(dim)
     if "lr" not in line["defaults"]:
         return make(name, **given)
     pairs = {"n": PAIRS} if line["estimator"] == "Central" and line["defaults"].get("n") == 1 else {}
@@ -69,7 +70,7 @@ def black_box(name: str, dim: int) -> Method[Any]:
 
 
 def language_model(name: str, onto: Onto) -> dict[str, float]:
-    """lr and mu of that name for a part of a language model; no lr where the method has none."""
+    """lr and mu of that name for a part of a language model; only those that the method has."""
     menu = describe(name)["defaults"]
-    mu = menu["mu"] if onto.mu is None else onto.mu
-    return {"lr": menu["lr"] * onto.lr, "mu": mu} if "lr" in menu else {"mu": mu}
+    lr = {"lr": menu["lr"] * onto.lr} if "lr" in menu else {}
+    return lr | ({"mu": menu["mu"] if onto.mu is None else onto.mu} if "mu" in menu else {})

@@ -45,7 +45,10 @@ MU = 2.0**-10
 
 @dataclass(frozen=True)
 class MenuEntry:
-    """A line of the menu. `example` holds values for the settings that have no default."""
+    """A line of the menu. `example` holds values for the settings that have no default.
+
+    sized: the defaults that depend on the number of weights, where it is known (`zograd.methods.defaults`).
+    """
 
     name: str
     build: Callable[..., Method[Any]]
@@ -53,6 +56,7 @@ class MenuEntry:
     extra_memory: str
     formula: str
     example: Mapping[str, Any] = field(default_factory=dict)
+    sized: Callable[[int], Mapping[str, Any]] = lambda dim: {}
 
 
 MENU: dict[str, MenuEntry] = {}
@@ -65,7 +69,12 @@ class DuplicateNameError(UsageError):
 
 
 def entry(
-    *, source: str, extra_memory: str, formula: str, example: Mapping[str, Any] | None = None
+    *,
+    source: str,
+    extra_memory: str,
+    formula: str,
+    example: Mapping[str, Any] | None = None,
+    sized: Callable[[int], Mapping[str, Any]] = lambda dim: {},
 ) -> Callable[[Build], Build]:
     """Decorator: put this function on the menu under its own name, which its methods then have."""
 
@@ -81,7 +90,7 @@ def entry(
         def named(*args: Any, **settings: Any) -> Method[Any]:
             return replace(build(*args, **settings), name=name)
 
-        MENU[name] = MenuEntry(name, named, source, extra_memory, formula, example or {})
+        MENU[name] = MenuEntry(name, named, source, extra_memory, formula, example or {}, sized)
         return cast(Build, named)
 
     return register

@@ -8,12 +8,14 @@ from zograd.rules.balanced import Balanced
 from zograd.rules.base import Rule
 from zograd.rules.bounded import Bounded
 from zograd.rules.curvature import DiagonalNewton, PublishedHiZOO
+from zograd.rules.evolution import SeparableCMA, SeparableNES
 from zograd.rules.frank_wolfe import FrankWolfe
 from zograd.rules.lion import Lion, NormalizedLion
 from zograd.rules.lowrank import FactorMomentum, SubspaceMuon
 from zograd.rules.normalized import SpreadSGD
 from zograd.rules.optimistic import Optimistic
 from zograd.rules.proximal import Proximal
+from zograd.rules.restricted import FastMovingNES
 from zograd.rules.sgd import SGD, Momentum, ReplayMomentum
 from zograd.rules.sign import Sign
 
@@ -27,6 +29,7 @@ __all__ = [
     "Bounded",
     "DiagonalNewton",
     "FactorMomentum",
+    "FastMovingNES",
     "FrankWolfe",
     "Lion",
     "Momentum",
@@ -36,6 +39,8 @@ __all__ = [
     "PublishedHiZOO",
     "ReplayMomentum",
     "Rule",
+    "SeparableCMA",
+    "SeparableNES",
     "Sign",
     "SpreadSGD",
     "SubspaceMuon",

@@ -42,6 +42,11 @@ class Space(Part, ABC):
         return False
 
     @declared
+    def adds(self) -> bool:
+        """Whether move_ is x + v and lift_ does not look at x, so that a store may lift first and then add the x."""
+        return self.flat
+
+    @declared
     def unit(self) -> Extent:
         """What has to be seen at once."""
         return "leaf"

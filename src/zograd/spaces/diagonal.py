@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from zograd.core.slots import PerRow
 from zograd.spaces.base import Extent, Space
 
 
@@ -21,14 +22,13 @@ class Diagonal(Space):
 
     by_row: bool = False
     flat: ClassVar[bool] = False
+    adds: ClassVar[bool] = True
     unit: ClassVar[Extent] = "element"
     curvature: ClassVar[str] = "0 while the metric rests"
     complete: ClassVar[bool] = True
 
     @property
     def slots(self) -> Mapping[str, float]:
-        from zograd.core.slots import PerRow  # stores import spaces
-
         return {"log_curvature": PerRow(0.0) if self.by_row else 0.0}
 
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:

@@ -151,12 +151,7 @@ class Store:
                     x = e.name == "x"  # a copy: a sum would lose the sign of 0
                     v.copy_(self.master(block.leaf, block.start, block.stop) if x else block.slots[e.name])
             for slot, v in zip(writes, block.v, strict=True):
-                if slot != "x":
-                    block.slots[slot].copy_(v)
-                elif block.leaf.low is None:
-                    block.x.copy_(v)
-                else:
-                    noise.combine(block.x, None, dense=v, low=block.leaf.low[block.start : block.stop])
+                block.restore_(v) if slot == "x" else block.slots[slot].copy_(v)
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -257,6 +252,14 @@ class Store:
             ]  # fmt: skip
             if None not in made:
                 return out
+        plain = leaf.low is None and not pending and out.dtype == leaf.dtype and leaf.dtype not in HALF
+        if plain and leaf.space.adds and point and out.data_ptr() != leaf.flat.data_ptr():
+            for a, b in leaf.runs(start, stop, leaf.chunk()):
+                part, slots = out[a - start : b - start], self._slots(leaf, a, b)
+                sources = self._sources(leaf, a, b, slots, (point,))
+                fill_(part, point, Address(leaf.index, leaf.place(a), leaf.shape), sources)
+                leaf.space.lift_(part, part, slots).add_(leaf.flat[a:b])
+            return out
         for a, b in leaf.runs(start, stop, leaf.chunk()):
             x = expand(leaf.flat[a:b], None if leaf.low is None else leaf.low[a:b])
             at = Address(leaf.index, leaf.place(a), leaf.shape)
@@ -266,8 +269,7 @@ class Store:
                 x.add_(z)
             if point:
                 slots, z = self._slots(leaf, a, b), self.scratch(leaf, b - a, use=0)
-                fill_(z, point, at, self._sources(leaf, a, b, slots, (point,)))
-                leaf.retract_(x, z, slots)
+                leaf.retract_(x, fill_(z, point, at, self._sources(leaf, a, b, slots, (point,))), slots)
             out[a - start : b - start].copy_(x)
         return out
 

@@ -25,8 +25,8 @@ def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
         return OfMenu(black_box(method, dim), max_failures)
     if isinstance(method, Method):
         return OfMenu(method, max_failures)
-    if isinstance(method, (*OTHERS.values(), OfMenu)):
-        return method  # type: ignore[no-any-return]
+    if isinstance(method, Auto | LBFGS | CMA | OfMenu):
+        return method
     if callable(method):
         name = getattr(method, "__name__", type(method).__name__)
         raise TypeError(f"method={name} is a function; call it, such as methods.{name}(), or pass its name {name!r}")

@@ -49,8 +49,9 @@ class Auto:
         trace.noise = float(np.std(finite, ddof=1)) if len(finite) > 1 and max(finite) > min(finite) else 0.0
         if finite:
             trace.fun = float(np.mean(finite))
-        d, budget = problem.dim, trace.left + len(values)
-        a_variable = f"{budget:,} evaluations are {budget / d:.3g} a variable"
+        d, budget = problem.dim, problem.budget
+        share = budget / d
+        a_variable = f"{budget:,} evaluations are {f'{share:,.0f}' if share >= 10 else f'{share:.2g}'} a variable"
         if not finite:
             trace.reason = "f is not finite at x0"
             return "f is not finite at x0; start where it is finite"

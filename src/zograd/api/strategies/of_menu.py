@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zograd.api.strategies.base import Points, Problem, Routine, Trace
@@ -11,13 +11,16 @@ from zograd.api.variables import ArrayStore, Flat
 from zograd.core.method import Method
 from zograd.core.query import Query
 from zograd.core.run import Run
+from zograd.rules import Proximal
+from zograd.sets import Box
 
 
 @dataclass(frozen=True)
 class OfMenu:
     """Steps of a `Method` until the budget ends, or `max_failures` steps in a row were refused.
 
-    The recommended point is the iterate. Raises ValueError where a run cannot start at x0.
+    The recommended point is the iterate. Within bounds each step is projected onto them, and a point outside is moved
+    to the nearest bound before f sees it. Raises ValueError where a run cannot start at x0.
     """
 
     method: Method[Any]
@@ -36,11 +39,23 @@ class OfMenu:
 
     def run_at(self, x: Flat, problem: Problem) -> Run[Any]:
         """A run that starts at x."""
-        store = problem.variables.store(self.method.space)
+        method = self.within(problem)
+        store = problem.variables.store(method.space)
         store.flat[:] = x
-        if (why := self.method.rule.misplaced(store)) is not None:
+        if (why := method.rule.misplaced(store)) is not None:
             raise ValueError(f"x0 {why}")
-        return Run(store, self.method, problem.seed, terms=problem.terms)
+        return Run(store, method, problem.seed, terms=problem.terms)
+
+    def within(self, problem: Problem) -> Method[Any]:
+        """The method, whose steps are projected onto the bounds where there are any. ValueError: they cannot be."""
+        if problem.lower is None or problem.upper is None:
+            return self.method
+        if not (self.method.rule.linear and self.method.space.flat):
+            raise ValueError(
+                f"bounds need steps along the estimate, which {self.name} does not take; use 'auto', 'lbfgs', 'cma' or "
+                f"'zo_sgd', or a set: methods.zo_prox(sets.Box(low, high))"
+            )
+        return replace(self.method, rule=Proximal(Box(problem.lower, problem.upper)))
 
     def steps(self, trace: Trace, run: Run[Any]) -> Routine:
         """Go on with a run."""
@@ -48,7 +63,7 @@ class OfMenu:
         trace.began(self.name)
         trace.method = self.method
         trace.position, trace.fun = (lambda: store.flat), None
-        while run.refused_in_a_row < self.max_failures:
+        while True:
             if trace.left < run.most_evaluations:
                 return "budget used"
             record = None
@@ -58,9 +73,11 @@ class OfMenu:
                 trace.lr, trace.mu = record.rates[0].lr, record.mu
             trace.control = run.control
             trace.step(record)
-        return (
-            f"{self.max_failures} steps in a row had a non-finite value, the last {record.loss} at step {record.step}"
-        )
+            if run.refused_in_a_row >= self.max_failures:
+                return (
+                    f"{self.max_failures} steps in a row had a non-finite value, the last {record.loss} at step "
+                    f"{record.step}"
+                )
 
 
 def _points(store: ArrayStore, queries: Sequence[Query]) -> Points:
