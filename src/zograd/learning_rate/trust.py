@@ -179,7 +179,7 @@ class TrustRate(AutoRate):
                 state["certain"] -= 1
             state["young"] = False
             state["again"] += 1
-            return theta
+            return float(theta)
         state["again"] = 0
         surplus = min(worse + 2 * predicted, 0.0)
         state["jumps"] = [*state["jumps"], 2 * max(surplus * surplus - within / 2, 0.0)][-12:]

@@ -22,9 +22,9 @@ from zograd.core.vector import (
     HALF,
     Address,
     Array,
-    Slot,
     Vector,
     accumulation_dtype,
+    copied,
     fill_,
     noise_terms,
     of_signs,
@@ -141,15 +141,11 @@ class Store:
         return new
 
     def assign(self, writes: Mapping[str, Vector]) -> None:
-        """slot <- vector for all of them at once, evaluated with the old slots.
-
-        The slot "x" is the iterate: where a slot of the size of the weights is a copy of it, it comes back bit for bit.
-        """
+        """slot <- vector, all at once, evaluated with the old slots; "x" is the iterate, which copies restore exactly."""
         for block in self.blocks(*writes.values()):
             for vector, v in zip(writes.values(), block.v, strict=True):
-                if len(vector.terms) == 1 and isinstance(e := vector.terms[0][0], Slot) and vector.terms[0][1] == 1.0:
-                    x = e.name == "x"  # a copy: a sum would lose the sign of 0
-                    v.copy_(self.master(block.leaf, block.start, block.stop) if x else block.slots[e.name])
+                if (name := copied(vector)) is not None:  # a sum would lose the sign of 0
+                    v.copy_(self.master(block.leaf, block.start, block.stop) if name == "x" else block.slots[name])
             for slot, v in zip(writes, block.v, strict=True):
                 block.restore_(v) if slot == "x" else block.slots[slot].copy_(v)
 
