@@ -19,16 +19,8 @@ from torch import Tensor
 from zograd import kernels, noise
 from zograd.core.slots import Bits, PerLeaf, PerRow
 from zograd.core.vector import (
-    HALF,
-    Address,
-    Array,
-    Vector,
-    accumulation_dtype,
-    copied,
-    fill_,
-    noise_terms,
-    of_signs,
-)
+    HALF, Address, Array, Vector, accumulation_dtype, copied, fill_, noise_terms, of_signs,
+)  # fmt: skip
 from zograd.spaces import Euclidean, Space
 from zograd.stores.deferred import DeferredMoves
 from zograd.stores.gram import gram
@@ -141,7 +133,7 @@ class Store:
         return new
 
     def assign(self, writes: Mapping[str, Vector]) -> None:
-        """slot <- vector, all at once, evaluated with the old slots; "x" is the iterate, which copies restore exactly."""
+        """slot <- vector, all at once, evaluated with the old slots; "x" is the iterate, which a copy restores."""
         for block in self.blocks(*writes.values()):
             for vector, v in zip(writes.values(), block.v, strict=True):
                 if (name := copied(vector)) is not None:  # a sum would lose the sign of 0
