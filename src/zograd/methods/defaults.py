@@ -27,7 +27,7 @@ BLACK_BOX_LR = 1e-2
 
 
 PAIRS = 4
-"""Pairs a step where the menu has one and the rate is measured: fewer judge steps worse, more make fewer steps."""
+"""Pairs a step where the menu has one and the rate is measured; twice as many from 50 numbers on."""
 
 BUDGET = 15_000
 """Evaluations that `minimize` makes at most where no budget is given: those of SciPy's L-BFGS-B."""
@@ -62,7 +62,11 @@ def black_box(name: str, dim: int) -> Method[Any]:
     given |= MENU[name].sized(dim)
     if "lr" not in line["defaults"]:
         return make(name, **given)
-    pairs = {"n": PAIRS} if line["estimator"] == "Central" and line["defaults"].get("n") == 1 else {}
+    pairs = (
+        {"n": PAIRS if dim < 50 else 2 * PAIRS}
+        if line["estimator"] == "Central" and line["defaults"].get("n") == 1
+        else {}
+    )
     for tuned in ({"lr": TrustRate(), "mu": "auto", **pairs}, {"lr": "auto"}):
         with suppress(ValueError):  # the method says so itself where its rate cannot be measured
             return make(name, **tuned, **given)

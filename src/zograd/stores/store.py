@@ -19,7 +19,15 @@ from torch import Tensor
 from zograd import kernels, noise
 from zograd.core.slots import Bits, PerLeaf, PerRow
 from zograd.core.vector import (
-    HALF, Address, Array, Vector, accumulation_dtype, copied, fill_, noise_terms, of_signs,
+    HALF,
+    Address,
+    Array,
+    Vector,
+    accumulation_dtype,
+    copied,
+    fill_,
+    noise_terms,
+    of_signs,
 )  # fmt: skip
 from zograd.spaces import Euclidean, Space
 from zograd.stores.deferred import DeferredMoves
