@@ -179,8 +179,6 @@ def test_the_torch_door_shows_the_rate() -> None:
 def test_a_rule_without_a_known_edge_is_refused() -> None:
     with pytest.raises(ValueError, match=r"lr='auto' knows the edge .* Adam makes another move"):
         Method(Central(1), Rademacher(), Adam(), lr="auto")
-    with pytest.raises(ValueError, match="only lr of a method may be 'auto'"):
-        Method(Central(1), Rademacher(), SGD(), mu="auto")
     with pytest.raises(ValueError, match="share of the largest stable learning rate"):
         AutoRate(safety=1.5)
 

@@ -7,7 +7,7 @@ tensor; the estimator, the law, the space and the rule are frozen.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +16,6 @@ from zograd.core.keys import OfStep
 from zograd.core.method import Method
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.record import Record
-from zograd.core.schedules import as_schedule
 from zograd.core.seeds import Seed, as_seed
 from zograd.core.vector import Vector
 from zograd.laws import Draw
@@ -49,15 +48,15 @@ class Run(Generic[A]):
         if store.sharded and (why := method.why_not_sharded()) is not None:
             raise TypeError(f"the weights are split over processes, which {method.name} cannot move: {why}")
         self.store, self.method, self.seed, self.terms = store, method, as_seed(seed), terms
-        self.estimator = method.controller.wrap(method.estimator)
+        self.estimator = method.measured
         self.step_number = 0
         self.moves = 0
         self.evaluations = 0
         self.refused_in_a_row = 0
         self.flat_in_a_row = 0
         self.state: dict[str, Any] = {}
-        self.control = method.controller.initial()
-        """The state of the controller of the learning rate."""
+        self.control = {**method.radius.initial(), **method.controller.initial()}
+        """The state of the controllers of the learning rate and of the radius."""
         self._routine: Routine[A] | None = None
         self._queries: Sequence[Query] = ()
         self._given: Sequence[Rate] | None = None
@@ -83,7 +82,7 @@ class Run(Generic[A]):
             ask = Ask(
                 self.step_number,
                 store.dim,
-                as_schedule(self.method.mu)(self.step_number),
+                self.mu,
                 lambda j: law(first.number(j)),
                 store.gram,
                 keys.of_step(self.seed, self.step_number, OfStep.SCALAR),
@@ -92,6 +91,7 @@ class Run(Generic[A]):
                 self.terms,
                 first.shapes,
                 self.seed,
+                max(c.repeats(self.control, self.step_number) for c in (self.method.controller, self.method.radius)),
             )
             self._routine = self.estimator(ask)
             self._queries, self._given = next(self._routine), rates
@@ -160,9 +160,19 @@ class Run(Generic[A]):
 
     def _refuse(self, losses: Sequence[float], rates: Sequence[Rate] | None) -> Record:
         bad = next((f for f in losses if not math.isfinite(f)), math.inf)  # inf: the estimate overflowed
+        control = dict(self.control)
+        self._failed(control)
+        nothing: Estimate[Any] = Estimate(Vector(), bad, losses, None)
+        estimate, back = nothing, self.rates()
+        if rates is None:  # the step that led here may be taken back
+            estimate, back = self.method.controller.revise(control, self.method, nothing, back)
+        moves = bool(estimate.vector or estimate.writes)
         record = Record(
-            self.step_number, Vector(), bad, tuple(rates or self.rates()), None, (), self._asked, True, tuple(losses)
-        )
+            self.step_number, estimate.vector, bad, tuple(rates or back), None, tuple(estimate.writes.items()),
+            self._asked, not moves, tuple(losses), self.mu if moves else 0.0,
+        )  # fmt: skip
+        if moves:
+            record = replace(record, moved=self._apply(estimate, record))
         self.abandon()
         self._count(record)
         return record
@@ -171,11 +181,18 @@ class Run(Generic[A]):
         scalars = (*(c for _, c in estimate.vector.terms), *(estimate.aux or ()))  # type: ignore[misc]
         if not all(math.isfinite(c) for c in scalars):  # differences of finite losses may overflow
             return self._refuse(list(estimate.losses), rates)
+        if not (estimate.vector or math.isfinite(estimate.loss)):  # what failed left no estimate
+            return self._refuse([estimate.loss], rates)
+        mu = self.mu
         aux = None if estimate.aux is None else tuple(float(a) for a in estimate.aux)  # type: ignore[attr-defined]
         if rates is None:  # what this step measured counts for it already
             control = dict(self.control)
-            self.method.controller.observe(control, estimate.loss, estimate.meters)
+            self._observe(control, estimate.loss, estimate.meters, mu)
             rates = self._rates(control, aux)
+            if self.method.radius.ready(control):
+                estimate, rates = self.method.controller.revise(control, self.method, estimate, rates)
+            else:  # the slopes mean nothing yet
+                estimate, rates = replace(estimate, vector=Vector()), tuple(Rate(0.0, r.weight_decay) for r in rates)
         record = Record(
             self.step_number,
             estimate.vector,
@@ -186,7 +203,7 @@ class Run(Generic[A]):
             self._asked,
             False,
             tuple(estimate.losses),
-            as_schedule(self.method.mu)(self.step_number),
+            mu,
             meters=tuple((name, float(value)) for name, value in estimate.meters.items()),
         )
         moved = self._apply(estimate, record)
@@ -200,6 +217,9 @@ class Run(Generic[A]):
         """Assign slots, then move: the only order in which an anchor and its gradient belong to the same point."""
         if estimate.writes:
             self.store.assign(estimate.writes)
+        if "x" in estimate.writes:  # back to an earlier iterate: the rule begins anew
+            self.state.clear()
+            return 1.0
         iterate = self.store.iterate(record.rates, keys.of_step(self.seed, record.step, OfStep.ROUNDING))
         self.method.rule.apply(iterate, estimate, self.state)
         return self.store.health(iterate)
@@ -209,12 +229,32 @@ class Run(Generic[A]):
         self.moves += not record.refused
         self.evaluations += record.evaluations
         self.refused_in_a_row = self.refused_in_a_row + 1 if record.refused else 0
-        if not record.refused:
-            controller, unit = self.method.controller, self.method.rule.units(record.aux)
-            controller.observe(self.control, record.loss, dict(record.meters))
+        controller = self.method.controller
+        if not math.isfinite(record.loss):
+            self._failed(self.control)
+            controller.taken(self.control, self.method, record)
+        elif not record.refused:
+            unit = self.method.rule.units(record.aux)
+            self._observe(self.control, record.loss, dict(record.meters), record.mu)
             controller.moved(self.control, record.rates[0].lr / unit if unit else 0.0)
+            controller.taken(self.control, self.method, record)
         flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
         self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
+
+    def _failed(self, control: State) -> None:
+        for part in (self.method.radius, self.method.controller):
+            part.failed(control)
+
+    def _observe(self, control: State, loss: float, meters: Mapping[str, float], mu: float) -> None:
+        """What a step measured, for the controllers; the radius of its probes counts as measured."""
+        meters = {**meters, "mu": mu, "n": self.method.estimator.n}
+        self.method.radius.observe(control, loss, meters)
+        self.method.controller.observe(control, loss, meters)
+
+    @property
+    def mu(self) -> float:
+        """The radius of the probes of the current step."""
+        return self.method.radius.rate(self.control, self.step_number)
 
     @property
     def share(self) -> float:

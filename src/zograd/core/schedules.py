@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 E = TypeVar("E")
+R = TypeVar("R")
 Shape: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
@@ -66,14 +67,32 @@ class Schedule:
     def wrap(self, estimator: E) -> E:
         return estimator
 
+    def slots(self, method: object) -> Mapping[str, float]:
+        return {}
+
+    def repeats(self, state: dict[str, Any], step: int) -> int:
+        return 1
+
+    def ready(self, state: dict[str, Any]) -> bool:
+        return True
+
+    def failed(self, state: dict[str, Any]) -> None:
+        """Nothing that happens changes a schedule."""
+
+    def revise(self, state: dict[str, Any], method: object, estimate: E, rates: R) -> tuple[E, R]:
+        return estimate, rates
+
+    def taken(self, state: dict[str, Any], method: object, record: object) -> None:
+        """Nothing that happens changes a schedule."""
+
     def misfit(self, method: object) -> str | None:
         return None
 
 
-def as_schedule(value: float | Schedule) -> Schedule:
+def as_schedule(value: Any) -> Schedule:
     """A number is a constant schedule."""
     if isinstance(value, str):
-        raise ValueError(f"expected a number or a Schedule, got {value!r}; only lr of a method may be 'auto'")
+        raise ValueError(f"expected a number or a Schedule, got {value!r}")
     return value if isinstance(value, Schedule) else Schedule(float(value))
 
 

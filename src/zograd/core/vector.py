@@ -183,6 +183,12 @@ def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vec
     return Vector(tuple(merged.items()))
 
 
+def copied(v: Vector) -> str | None:
+    """The slot that v is a copy of; None where it is another vector."""
+    ((e, c),) = v.terms if len(v.terms) == 1 else ((None, 0.0),)
+    return e.name if isinstance(e, Slot) and c == 1.0 else None
+
+
 def of_signs(e: Basis) -> bool:
     """Whether e is a product u v^T of signs on matrices, and signs of its own key on vectors (`laws.RankOne`)."""
     return e.signs

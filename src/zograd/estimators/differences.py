@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -33,8 +34,9 @@ def slopes(f: Sequence[float], mu: float) -> Array:
 class Central(Estimator[None]):
     """g = (1/n) sum_j D_j v_j with D_j = (f(x + mu v_j) - f(x - mu v_j)) / (2 mu).
 
-    Costs 2 n evaluations. Bias O(mu^2), zero on quadratics. Variance (d - 1)/n |g|^2 for laws of fixed norm.
-    SPSA (Spall 1992), MeZO (Malladi et al. 2023, Definition 1).
+    Costs 2 n evaluations. Bias O(mu^2), zero on quadratics. Variance (d - 1)/n |g|^2 for laws of fixed norm. A pair
+    with a value that is not finite is left out, and the mean is over the others. SPSA (Spall 1992), MeZO (Malladi et
+    al. 2023, Definition 1).
 
     clip: C bounds each slope, D_j <- min(max(D_j, -C), C): the directional-derivative clipping of QZO (arXiv
     2505.13430). Not unbiased, as the paper says, but shrunk: E[g] = (2 Phi(C/|grad f|) - 1) grad f for Gaussian
@@ -43,6 +45,8 @@ class Central(Estimator[None]):
 
     n: int = 1
     clip: float | None = None
+
+    takes_failures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         positive_count(self.n)
@@ -56,10 +60,15 @@ class Central(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
         f = yield pairs(v, ask.mu)
+        alive = [j for j in range(self.n) if math.isfinite(f[2 * j]) and math.isfinite(f[2 * j + 1])]
+        if len(alive) < self.n:
+            f, v = [f[i] for j in alive for i in (2 * j, 2 * j + 1)], [v[j] for j in alive]
+            if not alive:
+                return Estimate(Vector(), math.nan, [], None)
         D = slopes(f, ask.mu)
         if self.clip is not None:
             D = np.clip(D, -self.clip, self.clip)
-        return Estimate(combination(D / self.n, v), float(np.mean(f)), f, None)
+        return Estimate(combination(D / len(v), v), float(np.mean(f)), f, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from zograd.learning_rate.auto import AutoRate, Measured, as_controller
 from zograd.learning_rate.backtracking import Backtracking
 from zograd.learning_rate.controller import Controller
+from zograd.learning_rate.levels import Levels
+from zograd.learning_rate.radius import AutoRadius
 from zograd.learning_rate.stability import (
     MOMENTS,
     Moments,
@@ -12,8 +14,9 @@ from zograd.learning_rate.stability import (
     second_moment_map,
     second_moment_radius,
 )
+from zograd.learning_rate.trust import TrustRate
 
 __all__ = [
-    "MOMENTS", "AutoRate", "Backtracking", "Controller", "Measured", "Moments", "as_controller", "critical_lr",
-    "lr_bounds", "moments", "second_moment_map", "second_moment_radius",
+    "MOMENTS", "AutoRadius", "AutoRate", "Backtracking", "Controller", "Levels", "Measured", "Moments", "TrustRate",
+    "as_controller", "critical_lr", "lr_bounds", "moments", "second_moment_map", "second_moment_radius",
 ]  # fmt: skip

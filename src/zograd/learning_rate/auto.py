@@ -251,4 +251,4 @@ def as_controller(value: Controller | float | str, automatic: str | float = "edg
         if automatic == "edge":
             return AutoRate()
         value = Backtracking() if automatic == "backtracking" else automatic
-    return value if isinstance(value, Controller) else as_schedule(value)  # type: ignore[arg-type]
+    return value if isinstance(value, Controller) else as_schedule(value)

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_che
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
+    from zograd.core.query import Estimate
+    from zograd.core.record import Record
     from zograd.estimators.base import Estimator
+    from zograd.stores import Rate
 
 A = TypeVar("A")
 State: TypeAlias = dict[str, Any]
@@ -59,6 +62,32 @@ class Controller(Protocol):
     def wrap(self, estimator: Estimator[A]) -> Estimator[A]:
         """The estimator as the run calls it: one that also measures what the controller needs."""
         return estimator
+
+    def slots(self, method: Method[Any]) -> Mapping[str, float]:
+        """What it keeps of the size of the weights, by name, with initial values (`zograd.core.slots`)."""
+        return {}
+
+    def repeats(self, state: State, step: int) -> int:
+        """How often f(x) is evaluated where a measuring estimator evaluates it: twice shows the noise."""
+        return 1
+
+    def ready(self, state: State) -> bool:
+        """Whether steps may move: a radius that is still looked for says no."""
+        return True
+
+    def failed(self, state: State) -> None:
+        """Take in, in place of `observe`, a step that has no estimate, because its losses were not finite."""
+        return None
+
+    def revise(
+        self, state: State, method: Method[Any], estimate: Estimate[A], rates: tuple[Rate, ...]
+    ) -> tuple[Estimate[A], tuple[Rate, ...]]:
+        """The step as it is taken, after `observe` and `rate`: another one where the last step is to be taken back."""
+        return estimate, rates
+
+    def taken(self, state: State, method: Method[Any], record: Record) -> None:
+        """Take in the step that was taken, as the tape keeps it (live, and when a tape is replayed)."""
+        return None
 
     def misfit(self, method: Method[Any]) -> str | None:
         """Why this controller cannot choose the rates of this method, as a sentence; None when it can."""

@@ -3,8 +3,9 @@
     entry point                             lr                                          mu
     the menu itself, `ZOOptimizer("name")`  the paper's, for all weights of a           the menu's
                                             language model
-    `minimize`, `AskTell` with a name       "auto" where estimator and rule allow it,   the menu's
-                                            otherwise `BLACK_BOX_LR`, in units of x
+    `minimize`, `AskTell` with a name       `TrustRate()` where estimator and rule      "auto"
+                                            allow it, with `PAIRS` pairs a step
+                                            otherwise "auto", or `BLACK_BOX_LR`         the menu's
     `zograd train`, full weights            the menu's                                  the menu's
     `zograd train --train lora`             the menu's times `LORA.lr`                  `LORA.mu`
     `zograd train --train scales`           the menu's times `SCALES.lr`                `SCALES.mu`
@@ -14,14 +15,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from zograd.core.method import Method
+from zograd.learning_rate import TrustRate
 from zograd.methods.menu import MENU, describe, make
 
 BLACK_BOX_LR = 1e-2
 """For names whose move has a length of its own (signs, ranks, Adam) or whose edge of stability is not known."""
 
+
+PAIRS = 4
+"""Pairs a step where the menu has one and the rate is measured; twice as many from 50 numbers on."""
 
 BUDGET = 15_000
 """Evaluations that `minimize` makes at most where no budget is given: those of SciPy's L-BFGS-B."""
@@ -56,10 +62,15 @@ def black_box(name: str, dim: int) -> Method[Any]:
     given |= MENU[name].sized(dim)
     if "lr" not in line["defaults"]:
         return make(name, **given)
-    try:
-        return make(name, lr="auto", **given)
-    except ValueError:  # the method says so itself where its rate cannot be measured
-        return make(name, lr=BLACK_BOX_LR, **given)
+    pairs = (
+        {"n": PAIRS if dim < 50 else 2 * PAIRS}
+        if line["estimator"] == "Central" and line["defaults"].get("n") == 1
+        else {}
+    )
+    for tuned in ({"lr": TrustRate(), "mu": "auto", **pairs}, {"lr": "auto"}):
+        with suppress(ValueError):  # the method says so itself where its rate cannot be measured
+            return make(name, **tuned, **given)
+    return make(name, lr=BLACK_BOX_LR, **given)
 
 
 def language_model(name: str, onto: Onto) -> dict[str, float]:

@@ -14,7 +14,7 @@ from zograd.core.schedules import Schedule
 from zograd.errors import UsageError
 from zograd.estimators import Estimator, Feasible
 from zograd.laws import Law
-from zograd.learning_rate import Controller
+from zograd.learning_rate import AutoRadius, Controller
 
 __all__ = [
     "MENU",
@@ -35,7 +35,7 @@ __all__ = [
 Queries: TypeAlias = Literal["relaxed", "feasible"]
 """Where a constrained method evaluates: anywhere within mu |v| of x, or inside of the set (`estimators.Feasible`)."""
 LearningRate: TypeAlias = float | Controller | Literal["auto"]
-Radius: TypeAlias = float | Schedule
+Radius: TypeAlias = float | Schedule | AutoRadius | Literal["auto"]
 Build = TypeVar("Build", bound=Callable[..., Method[Any]])
 Made = TypeVar("Made", bound=type)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from zograd import noise
 from zograd.core.vector import HALF
 from zograd.spaces import Euclidean, Space
 from zograd.stores.sharding import Portion, local
@@ -121,10 +122,21 @@ class Block:
     iterate: Iterate | None = None
 
     @property
+    def stop(self) -> int:
+        return self.start + self.x.numel()
+
+    @property
     def lr(self) -> float:
         """The learning rate of this block's group."""
         assert self.iterate is not None
         return self.iterate.rates[self.leaf.group].lr
+
+    def restore_(self, value: Tensor) -> None:
+        """x <- value, an iterate of before: bit for bit (to the rounding of its float32, where float16 is split)."""
+        if self.leaf.low is None:
+            self.x.copy_(value)
+        else:
+            noise.combine(self.x, None, dense=value, low=self.leaf.low[self.start : self.stop])
 
     def rows(self) -> slice:
         """The rows of the leaf (as a matrix) that this block touches, the first and last perhaps in part."""

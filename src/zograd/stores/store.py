@@ -24,10 +24,11 @@ from zograd.core.vector import (
     Array,
     Vector,
     accumulation_dtype,
+    copied,
     fill_,
     noise_terms,
     of_signs,
-)
+)  # fmt: skip
 from zograd.spaces import Euclidean, Space
 from zograd.stores.deferred import DeferredMoves
 from zograd.stores.gram import gram
@@ -140,10 +141,13 @@ class Store:
         return new
 
     def assign(self, writes: Mapping[str, Vector]) -> None:
-        """slot <- vector for all of them at once, evaluated with the old slots."""
+        """slot <- vector, all at once, evaluated with the old slots; "x" is the iterate, which a copy restores."""
         for block in self.blocks(*writes.values()):
+            for vector, v in zip(writes.values(), block.v, strict=True):
+                if (name := copied(vector)) is not None:  # a sum would lose the sign of 0
+                    v.copy_(self.master(block.leaf, block.start, block.stop) if name == "x" else block.slots[name])
             for slot, v in zip(writes, block.v, strict=True):
-                block.slots[slot].copy_(v)
+                block.restore_(v) if slot == "x" else block.slots[slot].copy_(v)
 
     # ---- reading -----------------------------------------------------------------------------------------------
 

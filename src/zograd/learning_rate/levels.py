@@ -1,0 +1,161 @@
+"""`Levels`: what the points of a step tell of the loss at its centre: level, slope, curvature and noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.vector import Array, Vector, combination
+from zograd.estimators.base import Estimator
+from zograd.learning_rate.auto import Measured, _complete, _pairs
+from zograd.learning_rate.controller import State
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Levels(Measured[A]):
+    """The inner estimator, with level, slope, curvature and noise of the loss measured from its own points.
+
+    Beside slope2, trace and curvature2 of `Measured`, the meters are
+        level    mean over the pairs of (f(x + mu v) + f(x - mu v)) / 2, which is f(x) + mu^2 v^T H v / 2
+        spread2  the variance of a pair's term of that mean, where there are several pairs
+        failures the share of pairs that were left out
+        here     f(x), the mean of its values, where it was evaluated
+        repeat2  the unbiased variance of the values of f(x) in this step, where it was evaluated twice (`Ask.repeats`)
+    Pairs with a value that is not finite are left out; then f(x) is evaluated too. Where it is not finite either, the
+    estimate is empty, with that loss, which refuses the step. Where it is, a pair with one finite point that lies lower
+    than x joins the estimate with its one-sided slope, (f(x + mu v) - f(x)) / mu: a way down that stays where f is
+    finite. Costs up to 3 evaluations more on measuring steps: one
+    more value of f(x), and with `Ask.repeats` = 2 another; a pair needs one where the estimator has none.
+    """
+
+    @property
+    def takes_failures(self) -> bool:
+        return self.inner.takes_failures
+
+    @property
+    def evaluations(self) -> int:
+        return self.inner.evaluations + 3
+
+    def most_evaluations(self, terms: int) -> int:
+        return self.inner.most_evaluations(terms) + 3 * max(terms, 1)
+
+    def __call__(self, ask: Ask) -> Routine[A]:
+        routine = self.inner(ask)
+        queries = list(next(routine))
+        measures = ask.moves < self.warm or ask.step % self.every == 0
+        pairs = _pairs(queries)
+        extra, center, completed = _complete(queries, pairs)
+        if pairs and not measures:
+            extra, center, completed = [], -1, pairs
+        here = [center] if center >= 0 else []
+        if here and measures:
+            here += [len(queries) + len(extra) + k for k in range(ask.repeats - 1)]
+            extra = [*extra, *[Query(rows=(*queries, *extra)[center].rows)] * (ask.repeats - 1)]
+        f = yield [*queries, *extra]
+        values = np.array(f)
+        if not here and not np.all(np.isfinite(values)):  # whether x itself is where f is finite
+            values, here = np.append(values, (yield [Query(rows=queries[0].rows)])), [len(f)]
+        meters = _meters(values, here, completed, ask.mu)
+        one_sided = _one_sided(values, here, pairs, [*queries], ask.mu)
+        answers: Sequence[float] = f[: len(queries)]
+        outside = [float(values[i]) for i in here if not math.isfinite(values[i])]
+        while True:
+            try:
+                queries = list(routine.send(answers))
+            except StopIteration as stop:
+                estimate: Estimate[A] = stop.value
+                if outside:
+                    return replace(estimate, vector=Vector(), writes={}, loss=outside[0])
+                if one_sided:
+                    estimate, meters = _with(estimate, meters, one_sided, len(pairs))
+                return replace(estimate, meters={**meters, **estimate.meters})
+            answers = yield queries
+
+
+def _one_sided(
+    f: Array, here: list[int], pairs: list[tuple[int, int]], queries: Sequence[Query], mu: float
+) -> list[tuple[float, Vector]]:
+    """(slope, direction) of the pairs of which one point failed: 0 where the other one does not lie lower than f(x)."""
+    found = []
+    if here and np.all(np.isfinite(f[here])):
+        for i, j in pairs:
+            if math.isfinite(f[i]) != math.isfinite(f[j]):
+                k = i if math.isfinite(f[i]) else j
+                found.append((min(float(f[k] - np.mean(f[here])) / mu, 0.0), queries[k].at / mu))
+    return found
+
+
+def _with(
+    estimate: Estimate[A], meters: dict[str, float], one_sided: list[tuple[float, Vector]], pairs: int
+) -> tuple[Estimate[A], dict[str, float]]:
+    """The estimate and the squared slope as means over whole pairs and one-sided ones."""
+    whole = round((1 - meters["failures"]) * pairs)
+    share = whole / (whole + len(one_sided))
+    slopes, directions = zip(*one_sided, strict=True)
+    added = combination([s / (whole + len(one_sided)) for s in slopes], directions)
+    slope2 = share * meters.get("slope2", 0.0) + (1 - share) * float(np.mean(np.square(slopes)))
+    loss = estimate.loss if math.isfinite(estimate.loss) else meters["here"]
+    meters = {**meters, "slope2": slope2} if slope2 else {k: v for k, v in meters.items() if k != "slope2"}
+    return replace(estimate, vector=share * estimate.vector + added, loss=loss), meters
+
+
+def _meters(f: Array, here: list[int], pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
+    plus, minus = f[[i for i, _ in pairs]], f[[j for _, j in pairs]]
+    fine = np.isfinite(plus) & np.isfinite(minus)
+    plus, minus, center = plus[fine], minus[fine], f[here]
+    meters = {} if np.all(fine) else {"failures": float(np.mean(~fine))}
+    if plus.size:
+        levels = (plus + minus) / 2
+        meters |= {"slope2": float(np.mean(((plus - minus) / (2 * mu)) ** 2)), "level": float(np.mean(levels))}
+        if plus.size > 1:
+            meters["spread2"] = float(np.var(levels, ddof=1))
+    if center.size and np.all(np.isfinite(center)):
+        meters["here"] = float(np.mean(center))
+        if center.size > 1:
+            meters["repeat2"] = float(np.var(center, ddof=1))
+        if plus.size:
+            second = (plus - 2 * meters["here"] + minus) / mu**2
+            meters |= {"trace": float(np.mean(second)), "curvature2": float(np.mean(second**2))}
+    return {name: value for name, value in meters.items() if math.isfinite(value)}
+
+
+def with_levels(estimator: Estimator[A], every: int, warm: int) -> Estimator[A]:
+    """The estimator with levels measured; one that moves the queries of another has them measured inside of it."""
+    if isinstance(estimator, Levels):
+        return estimator
+    if estimator.shifts:
+        inner: Any = estimator
+        return replace(inner, inner=with_levels(inner.inner, every, warm))  # type: ignore[no-any-return]
+    if isinstance(estimator, Measured):
+        return Levels(estimator.inner, estimator.every, estimator.warm)
+    return Levels(estimator, every, warm)
+
+
+# ---- the noise of single values, in the state of a controller -------------------------------------------------------
+
+KEPT = 12
+"""Variances that are remembered."""
+
+
+def sense_noise(state: State, meters: Mapping[str, float]) -> None:
+    """Remember the variance of repeated values."""
+    if "repeat2" in meters:
+        state["repeats"] = [*state["repeats"], meters["repeat2"]][-KEPT:]
+
+
+def noise_sd(state: State) -> float:
+    """The standard deviation of a value of f whose point is evaluated again, from the last repeated values."""
+    return math.sqrt(float(np.mean(state["repeats"]))) if state["repeats"] else 0.0
+
+
+def repeats_wanted(state: State, step: int, again: int = 32) -> int:
+    """How often f(x) is to be evaluated: twice at first and while the values differ, then twice once in `again`."""
+    seen: list[Any] = state["repeats"]
+    return 2 if len(seen) < 2 or any(seen) or step % again == 0 else 1
