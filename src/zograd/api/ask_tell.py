@@ -94,7 +94,8 @@ class AskTell:
 
     def ask(self) -> list[Any]:
         """The points to evaluate, each a fresh array; the same points again until they are told. [] after the end."""
-        return [trial.x for trial in self._trials(range(self.desk.first, self.desk.first + len(self._request() or ())))]
+        self._request()
+        return [trial.x for trial in self._trials(range(self.desk.first, self.desk.first + self.desk.size))]
 
     def tell(self, losses: Sequence[float]) -> Record | None:
         """The losses in the order of `ask`. Returns the step's record, or None when the method asks for more points.
@@ -129,6 +130,24 @@ class AskTell:
         free = self.desk.free(moment)[:n]
         self.desk.give(free, moment)
         return self._trials(free)
+
+    @property
+    def free(self) -> int:
+        """How many trials `trials()` would give now."""
+        self._request()
+        return len(self.desk.free(trials.now()))
+
+    @property
+    def unanswered(self) -> list[int]:
+        """Ids of the trials of the open step that have no answer."""
+        self._request()
+        return self.desk.unanswered
+
+    @property
+    def wait(self) -> float | None:
+        """Seconds until the lease of the next trial without an answer ends; None after the end."""
+        self._request()
+        return self.desk.wait(trials.now())
 
     def pair(self) -> tuple[Trial, Trial] | None:
         """Two trials that the method compares, for `prefer`; None where all are given out or the search has ended.
@@ -282,7 +301,9 @@ class AskTell:
             raise ValueError(f"{path} is no file of AskTell.save of this version") from None
         chosen = told["method"] if method is None else method
         if chosen is None:
-            raise UsageError(f"{path} was saved with a Method {told['name']!r}; pass it again: AskTell.load(path, method)")
+            raise UsageError(
+                f"{path} was saved with a Method {told['name']!r}; pass it again: AskTell.load(path, method)"
+            )
         bounds = None if told["bounds"] is None else list(zip(*told["bounds"], strict=True))
         loop = cls(
             x0_from(told["x0"]), chosen, bounds=bounds, budget=told["budget"], maximize=told["maximize"],

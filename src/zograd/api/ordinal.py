@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from zograd.api.sources import Source
 from zograd.api.trials import Answer, Desk, FeedbackError
@@ -13,7 +14,12 @@ __all__ = ["comparison", "ranking", "takers"]
 
 def takers(kind: str) -> list[str]:
     """Names of the menu whose methods read "order" or "pairs" of the losses."""
-    return [name for name, item in MENU.items() if item.build(**item.example).estimator.feedback == kind]
+    return [name for name, feedback in _feedback(tuple(MENU)).items() if feedback == kind]
+
+
+@lru_cache(maxsize=1)
+def _feedback(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: MENU[name].build(**MENU[name].example).estimator.feedback for name in names}
 
 
 def comparison(source: Source, desk: Desk, pair: tuple[int, int] | None = None, tie: bool = False) -> list[Answer]:
@@ -22,7 +28,7 @@ def comparison(source: Source, desk: Desk, pair: tuple[int, int] | None = None, 
         raise FeedbackError(_needs_values(source))
     if source.feedback == "order" and desk.size > 2:
         raise FeedbackError(
-            f"{source.name} ranks its {desk.size} points together: use tell_ranking() or values; for comparisons of two, "
+            f"{source.name} ranks its {desk.size} points together: use tell_ranking() or values; to compare two, "
             f"take {_either(takers('pairs'))}"
         )
     if pair is None:
@@ -61,8 +67,8 @@ def ranking(source: Source, desk: Desk, order: Sequence[Sequence[int]]) -> list[
 
 def _needs_values(source: Source) -> str:
     return (
-        f"{source.name} computes with the values of the points, which an order does not give: use report(); methods that "
-        f"rank: {', '.join(takers('order'))}; that compare pairs: {', '.join(takers('pairs'))}"
+        f"{source.name} computes with the values of the points, which an order does not give: use report(); methods "
+        f"that rank: {', '.join(takers('order'))}; that compare pairs: {', '.join(takers('pairs'))}"
     )
 
 

@@ -25,8 +25,9 @@ class Source(Protocol):
     """
 
     problem: Problem
-    records: list[Record]
 
+    @property
+    def records(self) -> list[Record]: ...
     @property
     def name(self) -> str: ...
     @property

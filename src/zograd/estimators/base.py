@@ -12,7 +12,7 @@ from zograd.core.query import Ask, Routine
 A = TypeVar("A")
 
 Feedback: TypeAlias = Literal["values", "order", "pairs"]
-"""What an estimator reads of the losses of a yield: the numbers, their order, or the order in each pair (2j, 2j + 1)."""
+"""What an estimator reads of the losses of a yield: the numbers, their order, or the order in pairs (2j, 2j + 1)."""
 
 
 class Estimator(Part, ABC, Generic[A]):
