@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ class AskTell:
         self.method, self.budget, self.maximize = method, budget, maximize
         self.source = source(as_strategy(method, variables.dim, 1), problem, budget)
         self.desk = Desk(lease)
+        self.journal: Callable[[Sequence[Answer]], None] | None = None
+        """Called with new answers before they count; where it raises, they do not count. It is not pickled."""
 
     # ---- all points at once --------------------------------------------------------------------------------------
 
@@ -168,11 +171,21 @@ class AskTell:
 
     def report(self, trial: Trial | int, value: Any) -> Receipt:
         """The value of one trial; NaN or infinity is a failed evaluation."""
-        return self._answered([Answer(_number(trial), self._sign * as_number(value))])
+        return self.report_all({_number(trial): value})[0]
+
+    def report_all(self, values: Mapping[Any, Any]) -> list[Receipt]:
+        """The values of several trials, by id; a receipt for each. NaN or infinity is a failed evaluation."""
+        answers = [Answer(_number(trial), as_number(value)) for trial, value in values.items()]
+        self._request()
+        new = [answer for answer in answers if self.desk.status(answer.id) == "counted"]
+        receipts = {a.id: Receipt(self.desk.status(a.id), (a.id,)) for a in answers}
+        if new:
+            receipts[new[-1].id] = replace(receipts[new[-1].id], record=self._answered(new).record)
+        return list(receipts.values())
 
     def report_failure(self, trial: Trial | int) -> Receipt:
         """The trial could not be evaluated."""
-        return self._answered([Answer(_number(trial), math.nan)])
+        return self.report(trial, math.nan)
 
     def prefer(self, winner: Trial | int, loser: Trial | int, *, tie: bool = False) -> Receipt:
         """The first of two rivals is better; with `tie`, they are equally good.
@@ -314,6 +327,9 @@ class AskTell:
         loop.load_state_dict(told["state"])
         return loop
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "journal": None}
+
     # ---- inside --------------------------------------------------------------------------------------------------
 
     @property
@@ -346,10 +362,13 @@ class AskTell:
         for number in numbers:
             if (status := self.desk.status(number)) != "counted":
                 return Receipt(status, numbers)
+        if self.journal is not None:
+            self.journal(answers)
         self.desk.answers |= {answer.id: answer for answer in answers}
         record = None
-        if (values := self.desk.values()) is not None:
-            record = self.source.tell(values[0], ranked=values[1])
+        if (complete := self.desk.complete()) is not None:
+            values = [a.value if a.ranked else self._sign * a.value for a in complete]
+            record = self.source.tell(values, ranked=any(a.ranked for a in complete))
             self._request()
         return Receipt("counted", numbers, record)
 

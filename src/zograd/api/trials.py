@@ -108,12 +108,11 @@ class Desk:
         ends = [self._given[i][1] + self.lease - now if i in self._given else 0.0 for i in self.unanswered]
         return max(min(ends), 0.0) if ends else None
 
-    def values(self) -> tuple[list[float], bool] | None:
-        """The values in order and whether they are ranks, once all are there."""
+    def complete(self) -> list[Answer] | None:
+        """The answers in order, once all are there."""
         if self.size == 0 or len(self.answers) < self.size:
             return None
-        answers = [self.answers[i] for i in range(self.first, self.first + self.size)]
-        return [a.value for a in answers], any(a.ranked for a in answers)
+        return [self.answers[i] for i in range(self.first, self.first + self.size)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without who has which trial: a clock counts in its own process only."""
