@@ -52,8 +52,8 @@ class AskTell:
     `prefer` and `tell_ranking` in place of values.
 
     All points of one `ask` belong together: evaluate them on the same data and randomness. A NaN or infinite loss
-    refuses the step of a method of the menu: nothing moves, and the next `ask` brings new points. Pickle and deepcopy
-    work at any time, `save` and `load` with a file of JSON.
+    refuses the step: nothing moves, and the next `ask` brings new points. Evolution strategies rank it last instead,
+    and "lbfgs" keeps away from there. Pickle and deepcopy work at any time, `save` and `load` with a file of JSON.
 
     x0: a number, a list, an array of float64 or float32, a torch tensor, or a dict of arrays; points have its form.
     method: a name of the menu with the defaults of `zograd.methods.defaults`, a `zograd.Method`, or "auto", "lbfgs",
@@ -200,8 +200,9 @@ class AskTell:
     def tell_ranking(self, order: Sequence[Any]) -> Receipt:
         """Open trials from the best to the worst; a list among them holds equally good ones: [4, [7, 5], 6].
 
-        For methods that rank (`rank`), which need all trials of the group that have not failed, and methods that
-        compare pairs, which need both of each pair. They compute with the order itself; the record has no loss (NaN).
+        For methods that rank (`rank`, `snes`, `sep_cma`, `cr_fm_nes`), which need all trials of the group that have not
+        failed, and methods that compare pairs, which need both of each pair. They compute with the order itself; the
+        record has no loss (NaN).
         Raises `FeedbackError` for other methods, ValueError for a ranking that lacks trials or has one twice.
         """
         self._request()

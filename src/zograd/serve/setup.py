@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from zograd.api.ask_tell import AskTell
+from zograd.api.strategies import OTHERS
 from zograd.api.variables import Variables
 from zograd.errors import UsageError
 from zograd.methods.defaults import black_box
-from zograd.methods.menu import describe, make
+from zograd.methods.menu import MENU, describe, make
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,15 @@ class Setup:
         )  # fmt: skip
 
     def _method(self, dim: int) -> Any:
-        """The name, or with settings the method of that name; its learning rate is otherwise that of `minimize`."""
+        """The name, or with settings the method of that name; what they leave out is as in `minimize`."""
         if not self.settings:
             return self.method
-        rate = {}
+        if self.method in OTHERS:
+            raise UsageError(f"{self.method!r} takes no settings; leave them out, or take a method of the menu")
+        given = {}
         if "lr" not in self.settings and "lr" in describe(self.method)["defaults"]:
-            rate = {"lr": black_box(self.method, dim).lr}
-        return make(self.method, **rate, **self.settings)
+            given["lr"] = black_box(self.method, dim).lr
+        return make(self.method, **{**MENU[self.method].sized(dim), **given, **self.settings})
 
     def _bounds(self, variables: Variables) -> Any:
         if not isinstance(self.bounds, dict):
