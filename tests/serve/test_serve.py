@@ -173,8 +173,12 @@ def test_a_server_goes_on_where_the_last_one_stopped(setup: Setup, tmp_path: Pat
 
 def test_one_server_at_a_time_and_one_run_a_database(tmp_path: Path) -> None:
     path = tmp_path / "a.sqlite"
-    with served(path, RANKED), pytest.raises(LockedError, match=r"a\.sqlite is being written by this process itself"):
-        Board(path)
+    with served(path, RANKED) as (_, board):
+        with pytest.raises(LockedError, match=r"a\.sqlite is being written by this process itself"):
+            Board(path)
+        db = board.storage._db
+        told = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+        assert told == ["wal", 2]  # 2: FULL, the log is synchronized at each commit
     with pytest.raises(UsageError, match="holds a run with method='rank', not 'preference'; leave the option out"):
         Board(path, PAIRS)
     with pytest.raises(UsageError, match="there is no database"):
