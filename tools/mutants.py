@@ -238,6 +238,27 @@ MUTANTS = (
         "    if False:\n",
         ("tests/core/test_success.py::test_a_runaway_is_no_success_and_a_rate_that_works_is_named",),
     ),
+    Mutant(
+        "an answer counts before it is on the disk",
+        "src/zograd/api/ask_tell.py",
+        "            self.journal(answers)",
+        "            pass",
+        ("tests/serve/test_serve.py",),
+    ),
+    Mutant(
+        "the second answer to a trial takes the place of the first",
+        "src/zograd/api/trials.py",
+        'return "repeated" if number in self.answers else "counted"',
+        'return "counted"',
+        ("tests/core/test_trials.py",),
+    ),
+    Mutant(
+        "a body without a length may have any size",
+        "src/zograd/serve/guard.py",
+        "if len(body) > self.limits.body:",
+        "if len(body) > 1e12:",
+        ("tests/serve/test_serve.py::test_a_large_body_is_refused_before_it_is_read",),
+    ),
 )
 
 

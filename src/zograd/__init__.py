@@ -35,7 +35,7 @@ _MODULES = {
         for name in (
             "api", "bench", "cli", "core", "diagnostics", "distributed", "errors", "estimators", "hub", "kernels",
             "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems", "quantized",
-            "rules", "runs", "sets", "spaces", "stores",
+            "rules", "runs", "serve", "sets", "spaces", "stores",
         )
     },
     **{name: f"zograd.core.{name}" for name in ("schedules", "tape", "vector")},

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from zograd.api.variables import ArrayStore
+from zograd.api import trials
+from zograd.api.bounds import as_bounds
+from zograd.api.ordinal import comparison, ranking
+from zograd.api.saved import described, rebuilt, strict, x0_from
+from zograd.api.sources import RunSource, source
+from zograd.api.strategies import Points, Problem, as_strategy
+from zograd.api.trials import Answer, Desk, Receipt, Trial
+from zograd.api.variables import Variables
 from zograd.core.method import Method
 from zograd.core.record import Record
 from zograd.core.run import Run
-from zograd.core.seeds import Seed
-from zograd.core.tape_records import named, renamed
-from zograd.core.vector import Vector
-from zograd.methods.defaults import black_box
+from zograd.core.seeds import Seed, as_seed
+from zograd.errors import UsageError
+from zograd.files import atomic_write
+from zograd.methods.defaults import BUDGET
+from zograd.oracles import as_number
+from zograd.stores import Store
+
+FORMAT = 1
+"""Of saved files."""
 
 
 class AskTell:
@@ -27,82 +39,340 @@ class AskTell:
             losses = [f(x) for x in loop.ask()]
             loop.tell(losses)
 
-    All points of one `ask` belong together: evaluate them on the same data and randomness. A NaN or infinite loss
-    refuses the step; nothing moves and the next `ask` brings new points. Pickle and deepcopy work at any time.
+    Where answers arrive one by one, take trials, which have a number:
 
-    method: a name of the menu with the defaults of `zograd.methods.defaults`, or a `zograd.Method`. seed: see
-    `zograd.Run`.
+        for trial in loop.trials(8):
+            queue.put((trial.id, trial.x))
+        ...
+        receipt = loop.report(number, value)
+
+    Answers may come in any order. The first one of each trial counts, and a step is made when the last one of its
+    points has come; the trajectory is that of `ask` and `tell`. An answer that comes twice, or after its step, changes
+    nothing, and its `Receipt` says so. A failed evaluation is `report_failure`. Methods that compare or rank take
+    `prefer` and `tell_ranking` in place of values.
+
+    All points of one `ask` belong together: evaluate them on the same data and randomness. A NaN or infinite loss
+    refuses the step: nothing moves, and the next `ask` brings new points. Evolution strategies rank it last instead,
+    and "lbfgs" keeps away from there. Pickle and deepcopy work at any time, `save` and `load` with a file of JSON.
+
+    x0: a number, a list, an array of float64 or float32, a torch tensor, or a dict of arrays; points have its form.
+    method: a name of the menu with the defaults of `zograd.methods.defaults`, a `zograd.Method`, or "auto", "lbfgs",
+        "cma", see `zograd.minimize`.
+    bounds: see `zograd.minimize`; no point is outside of them.
+    budget: points that are asked for, at most. None: no end, and 15,000 for "auto", "lbfgs" and "cma".
+    maximize: larger values are better. `records` hold the values with their sign changed.
+    lease: seconds for which `trials` does not give a trial to somebody else. 0: each call gives all that are open.
+    seed: see `zograd.Run`.
+
+    Memory: O(d), and a point for each trial that is held. One thread at a time. Raises ValueError for a budget of less
+    than a step, an empty or non-finite x0, or an x0 outside of the bounds or of the method's set.
     """
 
-    def __init__(self, x0: npt.ArrayLike, method: str | Method[Any] = "zo_sgd", *, seed: Seed = 0) -> None:
-        m = black_box(method, int(np.size(x0))) if isinstance(method, str) else method
-        self.store = ArrayStore(x0, m.space)
-        if (why := m.rule.misplaced(self.store)) is not None:
-            raise ValueError(f"x0 {why}")
-        self.run = Run(self.store, m, seed)
-        self.records: list[Record] = []
+    def __init__(
+        self,
+        x0: Any,
+        method: str | Method[Any] | Any = "zo_sgd",
+        *,
+        bounds: Any = None,
+        budget: int | None = None,
+        maximize: bool = False,
+        lease: float = 0.0,
+        seed: Seed = 0,
+    ) -> None:
+        variables = Variables(x0)
+        lower, upper = as_bounds(bounds, variables)
+        if budget is not None and not (math.isfinite(budget) and budget >= 1):
+            raise ValueError(f"budget={budget} must be a number of evaluations, at least 1, or None for no end")
+        problem = Problem(
+            variables, lower, upper, as_seed(seed), budget=BUDGET if budget is None else int(budget),
+            thorough=budget is not None,
+        )  # fmt: skip
+        self.method, self.budget, self.maximize = method, budget, maximize
+        self.source = source(as_strategy(method, variables.dim, 1), problem, budget)
+        self.desk = Desk(lease)
+        self.journal: Callable[[Sequence[Answer]], None] | None = None
+        """Called with new answers before they count; where it raises, they do not count. It is not pickled."""
 
-    def ask(self) -> list[npt.NDArray[Any]]:
-        """The points to evaluate, each a fresh array; the same points again until they are told."""
-        return [self.store.point(query.at) for query in self.run.ask()]
+    # ---- all points at once --------------------------------------------------------------------------------------
+
+    def ask(self) -> list[Any]:
+        """The points to evaluate, each a fresh array; the same points again until they are told. [] after the end."""
+        self._request()
+        return [trial.x for trial in self._trials(range(self.desk.first, self.desk.first + self.desk.size))]
 
     def tell(self, losses: Sequence[float]) -> Record | None:
-        """The losses in the order of `ask`. Returns the step's record, or None when the method asks for more points."""
+        """The losses in the order of `ask`. Returns the step's record, or None when the method asks for more points.
+
+        Raises RuntimeError where some of the points have been answered one by one.
+        """
         try:
             told = list(losses) if not isinstance(losses, Mapping | str) else None
         except TypeError:  # a single number, also as an array without axes
             told = None
         if told is None:
             raise TypeError(f"tell() takes the losses in the order of ask(), as a list, got {type(losses).__name__}")
-        record = self.run.tell(told)
-        if record is not None:
-            self.records.append(record)
-        return record
+        if self.desk.answers:
+            raise RuntimeError(
+                f"{len(self.desk.answers)} of these {self.desk.size} points have an answer by report(); report the "
+                f"others too"
+            )
+        return self.source.tell([self._sign * as_number(loss) for loss in told])
+
+    # ---- one by one ----------------------------------------------------------------------------------------------
+
+    def trials(self, n: int | None = None) -> list[Trial]:
+        """Open trials, at most n: those without an answer that nobody has.
+
+        A trial is given to somebody else when `lease` seconds have passed without an answer; then the first answer
+        counts. [] where everything is given out or the search has ended (`done`).
+        """
+        if n is not None and n < 0:
+            raise ValueError(f"n={n} trials; pass a number >= 0, or None for all that are open")
+        self._request()
+        moment = trials.now()
+        free = self.desk.free(moment)[:n]
+        self.desk.give(free, moment)
+        return self._trials(free)
 
     @property
-    def x(self) -> npt.NDArray[Any]:
-        """The current iterate (a copy)."""
-        return self.store.array.copy()
+    def free(self) -> int:
+        """How many trials `trials()` would give now."""
+        self._request()
+        return len(self.desk.free(trials.now()))
+
+    @property
+    def unanswered(self) -> list[int]:
+        """Ids of the trials of the open step that have no answer."""
+        self._request()
+        return self.desk.unanswered
+
+    @property
+    def wait(self) -> float | None:
+        """Seconds until the lease of the next trial without an answer ends; None after the end."""
+        self._request()
+        return self.desk.wait(trials.now())
+
+    def pair(self) -> tuple[Trial, Trial] | None:
+        """Two trials that the method compares, for `prefer`; None where all are given out or the search has ended.
+
+        Raises `FeedbackError` where the method does not compare pairs.
+        """
+        self._request()
+        comparison(self.source, self.desk)
+        moment = trials.now()
+        free = self.desk.free(moment)
+        for number in free:
+            if (rival := self._rival(number)) in free:
+                both = sorted([number, rival])
+                self.desk.give(both, moment)
+                a, b = self._trials(both)
+                return a, b
+        return None
+
+    def report(self, trial: Trial | int, value: Any) -> Receipt:
+        """The value of one trial; NaN or infinity is a failed evaluation."""
+        return self.report_all({_number(trial): value})[0]
+
+    def report_all(self, values: Mapping[Any, Any]) -> list[Receipt]:
+        """The values of several trials, by id; a receipt for each. NaN or infinity is a failed evaluation."""
+        answers = [Answer(_number(trial), as_number(value)) for trial, value in values.items()]
+        self._request()
+        new = [answer for answer in answers if self.desk.status(answer.id) == "counted"]
+        receipts = {a.id: Receipt(self.desk.status(a.id), (a.id,)) for a in answers}
+        if new:
+            receipts[new[-1].id] = replace(receipts[new[-1].id], record=self._answered(new).record)
+        return list(receipts.values())
+
+    def report_failure(self, trial: Trial | int) -> Receipt:
+        """The trial could not be evaluated."""
+        return self.report(trial, math.nan)
+
+    def prefer(self, winner: Trial | int, loser: Trial | int, *, tie: bool = False) -> Receipt:
+        """The first of two rivals is better; with `tie`, they are equally good.
+
+        For methods that compare pairs (`preference`, `zo_sign_scalar`) or rank two points. They compute with the
+        order itself; the record of the step has no loss (NaN). Raises `FeedbackError` for other methods, ValueError for
+        trials that are no rivals.
+        """
+        self._request()
+        return self._answered(comparison(self.source, self.desk, (_number(winner), _number(loser)), tie))
+
+    def tell_ranking(self, order: Sequence[Any]) -> Receipt:
+        """Open trials from the best to the worst; a list among them holds equally good ones: [4, [7, 5], 6].
+
+        For methods that rank (`rank`, `snes`, `sep_cma`, `cr_fm_nes`), which need all trials of the group that have not
+        failed, and methods that compare pairs, which need both of each pair. They compute with the order itself; the
+        record has no loss (NaN).
+        Raises `FeedbackError` for other methods, ValueError for a ranking that lacks trials or has one twice.
+        """
+        self._request()
+        groups = [item if isinstance(item, list | tuple) else [item] for item in order]
+        return self._answered(ranking(self.source, self.desk, [[_number(trial) for trial in g] for g in groups]))
+
+    def restore(self, answers: Iterable[Answer]) -> int:
+        """Take answers that an equal loop had counted, in the order of their ids. Returns how many count here too.
+
+        What `zograd serve` does at its start: the answers alone are the state of a run.
+        """
+        return sum(self._answered([answer]).counted for answer in answers)
+
+    # ---- what there is -------------------------------------------------------------------------------------------
+
+    def recommend(self) -> Any:
+        """The point to use, in the form of x0: the iterate of a method of the menu, the strategy's own choice else."""
+        problem = self.source.problem
+        return problem.variables.shaped(problem.inside(self.source.x).copy())
+
+    @property
+    def x(self) -> Any:
+        """The same as `recommend()`."""
+        return self.recommend()
+
+    @property
+    def done(self) -> bool:
+        """Whether the search has ended: the budget is used, or the strategy has nothing more to ask."""
+        return self._request() is None
+
+    @property
+    def message(self) -> str | None:
+        """Why the search ended; None as long as it goes on."""
+        return self.source.message
+
+    @property
+    def records(self) -> list[Record]:
+        """A record for each step."""
+        return self.source.records
 
     @property
     def seed(self) -> int:
         """The seed of the run, also where a fresh one was drawn."""
-        return self.run.seed
+        return self.run.seed if isinstance(self.source, RunSource) else self.source.problem.seed
 
     @property
     def evaluations(self) -> int:
-        """Losses told so far in finished steps."""
-        return self.run.evaluations
+        """Losses told so far in finished steps; for "auto", "lbfgs" and "cma", in finished requests."""
+        return self.source.evaluations
+
+    @property
+    def run(self) -> Run[Any]:
+        """The run of a method of the menu. AttributeError for other strategies."""
+        if not isinstance(self.source, RunSource):
+            raise AttributeError(f"{self.source.name} is no method of the menu and has no Run")
+        return self.source.run
+
+    @property
+    def store(self) -> Store:
+        """The store of the run."""
+        return self.run.store
+
+    # ---- stop and go on ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on elsewhere, between `ask` and `tell` too: arrays, and what JSON holds."""
-        tensors = {k: v.clone().numpy() for k, v in self.store.state_dict().items()}
-        return {"run": _plain(self.run.state_dict()), "tensors": tensors}
+        """All that is needed to go on elsewhere, between `ask` and `tell` too: arrays, and what JSON holds.
+
+        Answers that wait for the others of their step are part of it.
+        """
+        waiting = [[a.id, None if math.isnan(a.value) else a.value, a.ranked] for a in self.desk.answers.values()]
+        return {**self.source.state_dict(), "trials": waiting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; arrays may have become lists."""
-        mine = self.store.state_dict()
-        arrays = dict(state["tensors"])
-        for name in arrays.keys() & mine.keys():
-            if not isinstance(arrays[name], np.ndarray):
-                arrays[name] = np.array(arrays[name], mine[name].numpy().dtype)
-        self.store.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        self.run.load_state_dict(_rebuilt(state["run"]))
+        self.source.load_state_dict(state)
+        self.desk = Desk(self.desk.lease)
+        if waiting := rebuilt(state.get("trials", [])):
+            self._request()
+            self.restore(Answer(i, math.nan if f is None else float(f), ranked) for i, f, ranked in waiting)
+
+    def save(self, path: str | Path) -> None:
+        """Write a file of JSON for `load`: x0, settings and state. The file is whole or not there."""
+        problem = self.source.problem
+        sides = (problem.lower, problem.upper)
+        told = {
+            "zograd": FORMAT,
+            "method": self.method if isinstance(self.method, str) else None,
+            "name": self.source.name,
+            "x0": described(problem.variables),
+            "bounds": None if sides[0] is None or sides[1] is None else [s.tolist() for s in sides if s is not None],
+            "budget": self.budget,
+            "maximize": self.maximize,
+            "lease": self.desk.lease,
+            "state": self.state_dict(),
+        }
+        atomic_write(Path(path), json.dumps(strict(told), allow_nan=False).encode())
+
+    @classmethod
+    def load(cls, path: str | Path, method: Method[Any] | Any = None) -> AskTell:
+        """Go on where `save` was called.
+
+        method: has to be passed again where it was not a name. Raises ValueError for a file that is none of `save`, or
+        is of another method.
+        """
+        try:
+            told = rebuilt(json.loads(Path(path).read_text()))
+            if not isinstance(told, dict) or told.get("zograd") != FORMAT:
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"{path} is no file of AskTell.save of this version") from None
+        chosen = told["method"] if method is None else method
+        if chosen is None:
+            raise UsageError(
+                f"{path} was saved with a Method {told['name']!r}; pass it again: AskTell.load(path, method)"
+            )
+        bounds = None if told["bounds"] is None else list(zip(*told["bounds"], strict=True))
+        loop = cls(
+            x0_from(told["x0"]), chosen, bounds=bounds, budget=told["budget"], maximize=told["maximize"],
+            lease=told["lease"],
+        )  # fmt: skip
+        if loop.source.name != told["name"]:
+            raise ValueError(f"{path} was saved with {told['name']}, but the method passed is {loop.source.name}")
+        loop.load_state_dict(told["state"])
+        return loop
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "journal": None}
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.maximize else 1.0
+
+    def _request(self) -> Points | None:
+        """The open request, which the desk then has too."""
+        points = self.source.ask()
+        self.desk.open(self.source.told, 0 if points is None else len(points))
+        return points
+
+    def _rival(self, number: int) -> int:
+        return self.desk.first + ((number - self.desk.first) ^ 1)
+
+    def _trials(self, numbers: Iterable[int]) -> list[Trial]:
+        points, problem, first = self._request(), self.source.problem, self.desk.first
+        pairs = self.source.feedback == "pairs"
+        return [
+            Trial(i, problem.variables.shaped(problem.inside(points.make(i - first))), first,
+                  self._rival(i) if pairs else None)
+            for i in numbers
+            if points is not None
+        ]  # fmt: skip
+
+    def _answered(self, answers: Sequence[Answer]) -> Receipt:
+        """Count answers, all or none of them, and make the step when the last one is there."""
+        self._request()
+        numbers = tuple(answer.id for answer in answers)
+        for number in numbers:
+            if (status := self.desk.status(number)) != "counted":
+                return Receipt(status, numbers)
+        if self.journal is not None:
+            self.journal(answers)
+        self.desk.answers |= {answer.id: answer for answer in answers}
+        record = None
+        if (complete := self.desk.complete()) is not None:
+            values = [a.value if a.ranked else self._sign * a.value for a in complete]
+            record = self.source.tell(values, ranked=any(a.ranked for a in complete))
+            self._request()
+        return Receipt("counted", numbers, record)
 
 
-def _plain(value: Any) -> Any:
-    """Scalars, lists and dicts; a Vector, which rules remember, as the names and coefficients of its terms."""
-    if isinstance(value, Vector):
-        return {"vector": [[named(e), c] for e, c in value.terms]}
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _rebuilt(value: Any) -> Any:
-    """The inverse of `_plain`, but that tuples are lists."""
-    if isinstance(value, dict):
-        if value.keys() == {"vector"}:
-            return Vector(tuple((renamed(e), c) for e, c in value["vector"]))
-        return {key: _rebuilt(v) for key, v in value.items()}
-    return [_rebuilt(v) for v in value] if isinstance(value, list) else value
+def _number(trial: Trial | int) -> int:
+    return trial.id if isinstance(trial, Trial) else int(trial)

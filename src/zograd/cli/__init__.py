@@ -1,12 +1,12 @@
 """The command line. Nothing heavy is imported until a command runs, so that `--help` answers at once.
 
 Files: output.py (results, messages, exit codes), options.py (options made from settings and from functions), train.py,
-evaluate.py, models.py and bench.py (the commands).
+evaluate.py, models.py, serve.py and bench.py (the commands).
 """
 
 from __future__ import annotations
 
-from zograd.cli import bench, evaluate, models, train
+from zograd.cli import bench, evaluate, models, serve, train
 from zograd.cli.output import app, explain
 
 __all__ = ["app", "explain", "main"]
@@ -14,6 +14,7 @@ __all__ = ["app", "explain", "main"]
 train.register()
 evaluate.register()
 models.register()
+serve.register()
 bench.register()
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from zograd.core.parts import Part, declared
 from zograd.core.query import Ask, Routine
 
 A = TypeVar("A")
+
+Feedback: TypeAlias = Literal["values", "order", "pairs"]
+"""What an estimator reads of the losses of a yield: the numbers, their order, or the order in pairs (2j, 2j + 1)."""
 
 
 class Estimator(Part, ABC, Generic[A]):
@@ -66,6 +69,11 @@ class Estimator(Part, ABC, Generic[A]):
         Otherwise one such loss refuses the step.
         """
         return False
+
+    @declared
+    def feedback(self) -> Feedback:
+        """What it reads of the losses. Where that is an order, ranks may be told in their place."""
+        return "values"
 
     @abstractmethod
     def __call__(self, ask: Ask, /) -> Routine[A]:

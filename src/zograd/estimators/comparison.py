@@ -9,7 +9,7 @@ import numpy as np
 
 from zograd.core.query import Ask, Estimate, Routine
 from zograd.core.vector import combination
-from zograd.estimators.base import Estimator
+from zograd.estimators.base import Estimator, Feedback
 from zograd.estimators.differences import pairs, positive_count
 
 
@@ -28,6 +28,7 @@ class Compared(Estimator[None]):
         positive_count(self.n)
 
     estimates_gradient: ClassVar[bool] = False
+    feedback: ClassVar[Feedback] = "pairs"
 
     @property
     def evaluations(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Array, Slot, Vector, combination
-from zograd.estimators.base import Estimator
+from zograd.estimators.base import Estimator, Feedback
 from zograd.estimators.differences import pairs, positive_count
 from zograd.estimators.ranked import by_order
 
@@ -71,6 +71,7 @@ class Evolution(Estimator[None]):
 
     estimates_gradient: ClassVar[bool] = False
     takes_failures: ClassVar[bool] = True
+    feedback: ClassVar[Feedback] = "order"
 
     def __post_init__(self) -> None:
         positive_count(self.n, 4)
@@ -126,6 +127,7 @@ class RestrictedEvolution(Estimator[Restricted]):
 
     estimates_gradient: ClassVar[bool] = False
     takes_failures: ClassVar[bool] = True
+    feedback: ClassVar[Feedback] = "order"
 
     def __post_init__(self) -> None:
         positive_count(self.n, 4)

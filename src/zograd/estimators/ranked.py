@@ -10,7 +10,7 @@ import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Array, combination
-from zograd.estimators.base import Estimator
+from zograd.estimators.base import Estimator, Feedback
 from zograd.estimators.differences import pairs, positive_count
 
 Weights: TypeAlias = Literal["linear", "log", "top"]
@@ -58,6 +58,7 @@ class Ranked(Estimator[None]):
             )
 
     estimates_gradient: ClassVar[bool] = False
+    feedback: ClassVar[Feedback] = "order"
 
     @property
     def evaluations(self) -> int:
@@ -96,6 +97,7 @@ class Preference(Estimator[None]):
         positive_count(self.n)
 
     estimates_gradient: ClassVar[bool] = False
+    feedback: ClassVar[Feedback] = "pairs"
 
     @property
     def evaluations(self) -> int:
