@@ -79,9 +79,9 @@ MUTANTS = (
     ),
     Mutant(
         "a box takes its lower bound where the gradient is 0",
-        "src/zograd/sets/penalties.py",
-        "masked_fill_(g > 0, self.low)",
-        "masked_fill_(g >= 0, self.low)",
+        "src/zograd/sets/box.py",
+        "torch.where(g > 0, low, high, out=out)",
+        "torch.where(g >= 0, low, high, out=out)",
         ("tests/core/test_sets.py::test_of_equal_minimisers_the_documented_one_is_taken_however_the_leaf_is_cut",),
     ),
     Mutant(

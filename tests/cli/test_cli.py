@@ -67,8 +67,8 @@ def test_import_zograd_imports_little_beside_torch() -> None:
     names = "AskTell, Method, Run, Store, Tape, ZOOptimizer, methods, minimize"
     new = modules_of(f"import torch; from zograd import {names}") - modules_of("import torch")
     assert not packages(new) & {"transformers", "peft", "pydantic", "typer", "rich", "yaml", "sklearn", "matplotlib"}
-    others = {name for name in new if name.partition(".")[0] != "zograd"}
-    assert len(others) < 60
+    others = {name for name in new if name.partition(".")[0] not in {"zograd", "scipy"}}  # a result is SciPy's
+    assert len(others) < 100
 
 
 @pytest.mark.parametrize(
