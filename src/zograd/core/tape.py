@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from zograd.core.frames import FrameError, frame, frames
 from zograd.core.record import Record
 from zograd.core.tape_records import TapeError, named, pack_record, renamed, unpack_record
 from zograd.files import sync_folder
@@ -39,52 +40,15 @@ __all__ = ["TAPE_VERSION", "Tape", "TapeError", "TapeWriter", "named", "never_be
 TAPE_VERSION = 2
 _MAGIC = b"ZOTAPE"
 _PREAMBLE = _MAGIC + struct.pack("<H", TAPE_VERSION)
-_U32 = struct.Struct("<I")
-_ZEROS = 8
-"""So many zero bytes at the end of a file are no part of a frame: what a power loss leaves."""
-
-
-def _frame(payload: bytes, crc: int) -> tuple[bytes, int]:
-    length = _U32.pack(len(payload))
-    crc = zlib.crc32(length, crc)
-    head = length + _U32.pack(crc)
-    crc = zlib.crc32(payload, crc)
-    return head + payload + _U32.pack(crc), crc
-
-
-def _frames(data: bytes, path: Path) -> Iterator[tuple[bytes, int, int]]:
-    """(payload, end offset, running crc) of each complete frame; TapeError on damage; stops at a torn end."""
-    at, crc, number = len(_PREAMBLE), zlib.crc32(_PREAMBLE), 0
-    while at < len(data):
-        what = "the header" if number == 0 else f"record {number - 1}"
-        if at + 8 > len(data):
-            return
-        length, given = struct.unpack_from("<II", data, at)
-        crc = zlib.crc32(data[at : at + 4], crc)
-        if given != crc:
-            if _ends_in_zeros(data, at + 8):
-                return
-            raise TapeError(f"{path}: {what}, at byte {at}, has a damaged length; {_REMEDY}")
-        if at + 12 + length > len(data):
-            return
-        payload = data[at + 8 : at + 8 + length]
-        crc = zlib.crc32(payload, crc)
-        if _U32.unpack_from(data, at + 8 + length)[0] != crc:
-            if _ends_in_zeros(data, at + 12 + length):
-                return
-            raise TapeError(f"{path}: {what}, at byte {at}, fails its checksum; {_REMEDY}")
-        at += 12 + length
-        number += 1
-        yield payload, at, crc
-
-
 _REMEDY = "restore the file from a copy, or `zograd replay --salvage` the steps before"
 
 
-def _ends_in_zeros(data: bytes, before: int) -> bool:
-    """Whether the file is zero from a place before `before` on."""
-    zeros = len(data) - len(data.rstrip(b"\0"))
-    return zeros >= _ZEROS and len(data) - zeros < before
+def _frames(data: bytes, path: Path) -> Iterator[tuple[bytes, int, int]]:
+    """The frames of a tape; TapeError on damage."""
+    try:
+        yield from frames(data, path, _PREAMBLE)
+    except FrameError as e:
+        raise TapeError(f"{e}; {_REMEDY}") from None
 
 
 def never_began(path: Path) -> bool:
@@ -221,7 +185,7 @@ class TapeWriter:
                 raise
             return
         full = {"noise_version": NOISE_VERSION, **header}
-        frame, self.crc = _frame(json.dumps(full, sort_keys=True).encode(), zlib.crc32(_PREAMBLE))
+        header_frame, self.crc = frame(json.dumps(full, sort_keys=True).encode(), zlib.crc32(_PREAMBLE))
         self._acquire()
         try:
             self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115
@@ -229,7 +193,7 @@ class TapeWriter:
             self._release()
             raise
         try:
-            self._write(_PREAMBLE + frame)
+            self._write(_PREAMBLE + header_frame)
             sync_folder(self.path.parent)
         except BaseException:  # no tape without a header
             self._file.close()
@@ -284,8 +248,8 @@ class TapeWriter:
         """Add a record. When the disk is full, the tape stays as it was and OSError is raised."""
         if not self._ready:
             self._take()
-        frame, crc = _frame(pack_record(record), self.crc)
-        self._write(frame)
+        record_frame, crc = frame(pack_record(record), self.crc)
+        self._write(record_frame)
         self.crc = crc
 
     def sync(self) -> None:

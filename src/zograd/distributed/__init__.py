@@ -6,7 +6,7 @@ replays rank 0's tape.
 
 Files: peers.py (the processes and their messages), joining.py (how they find each other), shared.py (the oracle that
 deals evaluations to them), shards.py (weights that are split over processes: FSDP2, tensor parallelism), executors.py
-(a black box on any executor).
+(a black box on any executor), pools.py (pools whose processes die).
 """
 
 from __future__ import annotations

@@ -7,107 +7,20 @@ as `ray.util.multiprocessing.Pool`.
 
 from __future__ import annotations
 
-import math
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zograd.core.vector import Query
+from zograd.distributed.pools import from_pool
 from zograd.oracles import Oracle, as_number, reseed_host
 from zograd.stores import Store
 
-WATCHED = 0.5
-"""Seconds between two checks of the workers of a pool."""
-
-
-class Pool(Protocol):
-    """The part of a pool that `from_pool` needs."""
-
-    def apply_async(
-        self, func: Callable[..., Any], args: Iterable[Any] = ..., kwds: Any = ..., callback: Any = ...,
-        error_callback: Any = ...,
-    ) -> Any: ...  # fmt: skip
-
-
-class PoolExecutor(Executor):
-    """A pool with `apply_async` as an executor. The caller, who made the pool, also closes it.
-
-    `multiprocessing.Pool` replaces a process that died, and the result of its evaluation never arrives. Here a dead
-    process breaks the executor, as with `ProcessPoolExecutor`.
-    """
-
-    def __init__(self, pool: Pool, timeout: float | None = None) -> None:
-        self.pool, self.timeout = pool, timeout
-        self.workers: set[Any] = set()
-        self.broken()  # remember the workers
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        if (why := self.broken()) is not None:
-            raise BrokenProcessPool(why)
-        future = PoolFuture(self)
-        future.set_running_or_notify_cancel()
-        self.pool.apply_async(fn, args, kwargs, callback=future.set_result, error_callback=future.set_exception)
-        return future
-
-    def broken(self) -> str | None:
-        """Why missing results may never arrive; None if nothing is wrong."""
-        exits_are_planned = getattr(self.pool, "_maxtasksperchild", None) is not None
-        self.workers.update(getattr(self.pool, "_pool", None) or ())
-        for worker in self.workers:
-            code = getattr(worker, "exitcode", None)
-            if code is not None and not (code == 0 and exits_are_planned):
-                return (
-                    f"a worker of the pool ended with exit code {code} and took its evaluation with it; a negative "
-                    f"code is a signal; -9 mostly means lack of memory. Make a new pool, perhaps of fewer workers"
-                )
-        handler = getattr(self.pool, "_result_handler", None)
-        if handler is not None and not handler.is_alive():
-            return "the pool returns no more results: it was closed, or a result could not be unpickled"
-        return None
-
-
-class PoolFuture(Future[Any]):
-    """A future that checks the workers of its pool while a caller waits for it."""
-
-    def __init__(self, executor: PoolExecutor) -> None:
-        super().__init__()
-        self.executor = executor
-
-    def result(self, timeout: float | None = None) -> Any:
-        """The result. Raises BrokenProcessPool if it cannot arrive any more, TimeoutError after the timeout."""
-        limit = self.executor.timeout if timeout is None else timeout
-        end = math.inf if limit is None else time.monotonic() + limit
-        last_look = False
-        while True:
-            try:
-                return super().result(min(WATCHED, max(end - time.monotonic(), 0.0)))
-            except TimeoutError:
-                if self.done():  # the evaluation itself raised TimeoutError
-                    return super().result()
-                if time.monotonic() >= end:
-                    raise TimeoutError(f"an evaluation in the pool took longer than timeout={limit:g} s") from None
-                if last_look:  # results under way would have arrived by now
-                    raise BrokenProcessPool(self.executor.broken()) from None
-                last_look = self.executor.broken() is not None
-
-
-def from_pool(pool: Pool, *, timeout: float | None = None) -> Executor:
-    """An executor for a pool with the interface of `multiprocessing.Pool` (ray.util.multiprocessing, pathos, billiard).
-
-    timeout: seconds that a caller waits for an evaluation before it raises TimeoutError; None: no limit.
-
-    Results raise BrokenProcessPool if a worker dies (killed for lack of memory, or ended by the loss).
-    Raises ValueError for timeout <= 0.
-    """
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout={timeout} must be > 0, in seconds, or None")
-    return PoolExecutor(pool, timeout)
+__all__ = ["from_pool", "gather", "parallel"]
 
 
 def gather(futures: Sequence[Future[Any]]) -> list[Any]:
