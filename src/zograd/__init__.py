@@ -17,6 +17,7 @@ _NAMES = {
     "zograd.api.ask_tell": ("AskTell",),
     "zograd.api.hybrid": ("Hybrid",),
     "zograd.api.minimize": ("Result", "minimize"),
+    "zograd.api.scipy_method": ("scipy_method",),
     "zograd.api.torch_optimizer": ("ZOOptimizer",),
     "zograd.core.method": ("Method",),
     "zograd.core.record": ("Record",),
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from zograd.api.ask_tell import AskTell
     from zograd.api.hybrid import Hybrid
     from zograd.api.minimize import Result, minimize
+    from zograd.api.scipy_method import scipy_method
     from zograd.api.torch_optimizer import ZOOptimizer
     from zograd.core import schedules, tape, vector
     from zograd.core.method import Method
@@ -79,7 +81,7 @@ __all__ = [
     "Ask", "AskTell", "Basis", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Routine", "Run", "Store",
     "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched", "check_space", "combination",
     "diagnostics", "distributed", "estimators", "laws", "learning_rate", "methods", "minimize", "noise", "oracles",
-    "pairs", "problems", "rules", "schedules", "sets", "slopes", "spaces", "stores", "tape", "vector",
+    "pairs", "problems", "rules", "schedules", "scipy_method", "sets", "slopes", "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 

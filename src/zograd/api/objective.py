@@ -3,57 +3,153 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any, NoReturn
 
 import numpy as np
 
+from zograd.api.batches import AT_X0, Draws
+from zograd.api.checkpoint import Checkpoint, Kind
 from zograd.api.strategies import Points, Problem
 from zograd.api.variables import Flat
-from zograd.distributed.executors import gather
-from zograd.oracles import as_number
+from zograd.api.workers import Call, Evaluator, Failure
 
 KEPT = 100_000
 """Variables up to which a copy of the best point is kept."""
 
 
-class Objective:
-    """Calls f(x, *args), with a finite sum f(x, rows, *args), and keeps count.
+class Stopped(Exception):
+    """An evaluation that ends the run; the message says why. error: what was raised."""
 
-    sign: -1 where f is to be maximized; values are those of sign * f. nfev: evaluations so far, in terms of a finite
-    sum. nfail: those that were not finite. best: (value, x) of the lowest finite value seen; x is None above `KEPT`
-    variables.
+    def __init__(self, message: str, error: Exception) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+class _Ends(Exception):
+    """A failure after which no further value is wanted."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self.failure = failure
+
+
+class Objective:
+    """Calls f(x, *args), with a finite sum f(x, rows, *args), with data f(x, batch, *args), and keeps count.
+
+    sign: -1 where f is to be maximized; values are those of sign * f. on_error: what an exception of f does, see
+    `minimize`. nfev: evaluations so far, in terms of a finite sum. nfail: those that were not finite; last_failure: what
+    the last one was. best: (value, x) of the lowest finite value seen; x is None above `KEPT` variables.
     """
 
     def __init__(
-        self, f: Callable[..., Any], problem: Problem, args: Sequence[Any], *, sign: float, executor: Executor | None
+        self,
+        evaluate: Evaluator,
+        problem: Problem,
+        draws: Draws,
+        *,
+        sign: float,
+        on_error: str,
+        checkpoint: Checkpoint | None,
     ) -> None:
-        self.f, self.problem, self.args, self.sign, self.executor = f, problem, tuple(args), sign, executor
+        self.evaluate, self.problem, self.draws, self.sign = evaluate, problem, draws, sign
+        self.on_error, self.checkpoint = on_error, checkpoint
         self.nfev = self.nfail = 0
+        self.last_failure = ""
         self.best: tuple[float, Flat | None] = (math.inf, None)
 
-    def values(self, points: Points) -> list[float]:
-        """A value for each point."""
-        rows = points.rows or [None] * len(points)
-        calls = (self.arguments(x, r) for x, r in zip(points, rows, strict=True))
-        values = [self.sign * value for value in self.called(calls)]
-        self.nfev += points.cost(self.problem.terms)
+    @property
+    def replaying(self) -> bool:
+        """Whether values come from the checkpoint, not from f."""
+        return self.checkpoint is not None and self.checkpoint.replaying
+
+    def values(self, points: Points, draw: int = AT_X0, kind: Kind = Kind.REQUEST) -> list[float]:
+        """A value for each point, with the batch and the seed of this draw; NaN or infinity is a failed evaluation.
+
+        Raises what f raises where `on_error` says so, and otherwise `Stopped`.
+        """
+        first, named = self.draws.at(draw)
+        told = None if self.checkpoint is None else self.checkpoint.given(kind, points)
+        if told is None:
+            failure = self.last_failure
+            values = self.evaluated(points, first, named)
+            note = "" if self.last_failure == failure else self.last_failure
+            if self.checkpoint is not None:
+                self.checkpoint.append(kind, points, values, note)
+        else:
+            values = list(told.values)
+            self.last_failure = told.note or self.last_failure
         for i, value in enumerate(values):
-            if not math.isfinite(value):
-                self.nfail += 1
-            elif value < self.best[0] and rows[i] is None:
-                self.best = (value, points.make(i) if self.problem.dim <= KEPT else None)
+            self.seen(points, i, value)
+        self.nfev += points.cost(self.problem.terms)
         return values
 
-    def arguments(self, x: Flat, rows: Sequence[int] | None) -> tuple[Any, ...]:
-        """What f is called with."""
-        terms, shaped = self.problem.terms, self.problem.variables.shaped(self.problem.inside(x))
-        if not terms:
-            return (shaped, *self.args)
-        return (shaped, np.arange(terms) if rows is None else np.array(rows, dtype=np.intp), *self.args)
+    def seen(self, points: Points, i: int, value: float) -> None:
+        """Keep the best point, and count failures."""
+        if not math.isfinite(value):
+            self.nfail += 1
+        elif value < self.best[0] and (points.rows is None or points.rows[i] is None):
+            self.best = (value, points.make(i) if self.problem.dim <= KEPT else None)
 
-    def called(self, calls: Iterable[tuple[Any, ...]]) -> list[float]:
-        if self.executor is None:
-            return [as_number(self.f(*call)) for call in calls]
-        return [as_number(value) for value in gather([self.executor.submit(self.f, *call) for call in calls])]
+    def evaluated(self, points: Points, first: tuple[Any, ...], named: dict[str, Any]) -> list[float]:
+        """The values of f, now."""
+        values: list[float] = []
+        try:
+            with closing(self.evaluate(self.calls(points, first, named))) as results:
+                for found in results:
+                    values.append(self.value(found, begun=self.nfev > 0 or len(values) > 0))
+        except _Ends as ends:
+            self.stop(points, values, ends.failure)
+        except KeyboardInterrupt:
+            self.count(points, values)
+            raise
+        return values
+
+    def value(self, found: float | Failure, *, begun: bool) -> float:
+        """A value, NaN for a failed evaluation. begun: whether f has been evaluated before."""
+        if not isinstance(found, Failure):
+            if not math.isfinite(found):
+                self.last_failure = f"f returned {found}"
+            return self.sign * found
+        if found.broken or not (found.lost or self.on_error == "nan"):
+            if not found.broken and (self.on_error == "raise" or not begun):
+                raise found.error
+            raise _Ends(found)
+        self.last_failure = _said(found.error)
+        return math.nan
+
+    def count(self, points: Points, values: Sequence[float], failed: int = 0) -> None:
+        """Count part of a request, of which no strategy is told."""
+        for i, value in enumerate(values):
+            self.seen(points, i, value)
+        self.nfail += failed
+        self.nfev += points.cost(self.problem.terms) * (len(values) + failed) // len(points)
+
+    def stop(self, points: Points, values: Sequence[float], found: Failure) -> NoReturn:
+        """End the run with what is there."""
+        lost = len(points) - len(values) if found.broken else 1
+        self.count(points, values, lost)
+        self.last_failure = _said(found.error)
+        if found.broken:
+            message = (
+                f"the workers are broken for ever, and {lost} evaluations were lost ({self.last_failure}); make a new "
+                f"pool"
+            )
+        else:
+            message = f"f raised {self.last_failure}, at evaluation {self.nfev}"
+        raise Stopped(message, found.error) from found.error
+
+    def calls(self, points: Points, first: tuple[Any, ...], named: dict[str, Any]) -> Iterator[Call]:
+        """What f is called with, one point after the other."""
+        terms, variables = self.problem.terms, self.problem.variables
+        for x, rows in zip(points, points.rows or [None] * len(points), strict=True):
+            shaped = variables.shaped(self.problem.inside(x))
+            if terms:
+                yield (shaped, np.arange(terms) if rows is None else np.array(rows, dtype=np.intp)), named
+            else:
+                yield (shaped, *first), named
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ class Result(OptimizeResult):  # type: ignore[misc]
     x, fun: the recommended point and the value of f there. nfev: evaluations of f, failed ones included; with a finite
     sum, of single terms. nit: steps. success: whether f came down, by more than its noise, and the run ended well;
     message says why not, and what to do. status: 0 for a success, 1 where the budget or the time ended too early, 2 for
-    another failure, 3 where the callback, an interrupt or an exception ended the run.
+    another failure, 3 where the callback, an interrupt or an exception ended the run. exception: what f raised, or how
+    the workers broke, where that ended the run; otherwise None.
 
     best_x, best_fun: the lowest value seen and its point (None above 100,000 variables); in noise, a lucky value.
-    nfail: evaluations that failed. strategy: what searched, with the library that it is from; reason: why it was
+    nfail: evaluations that failed: not finite, lost with their process, too late, or raised with `on_error="nan"`. strategy: what searched, with the library that it is from; reason: why it was
     chosen. noise: standard deviation of a value, 0 where values repeat, NaN where it was not measured. mu, lr: radius
     and learning rate of the last step, None where the strategy has none. tape: a `zograd.Record` for each step.
     seed: of the run.
@@ -58,3 +61,16 @@ class Progress(OptimizeResult):  # type: ignore[misc]
             if record is not None and not name.startswith("__"):
                 return getattr(record, name)
             raise AttributeError(name) from None
+
+
+def calling(callback: Callable[..., object]) -> Callable[[Progress], object]:
+    """The callback with what its parameter asks for, by its name as in SciPy."""
+    try:
+        names = list(inspect.signature(callback).parameters)
+    except (TypeError, ValueError):
+        names = []
+    if names == ["intermediate_result"]:
+        return lambda progress: callback(intermediate_result=progress)
+    if names and names[0] in ("x", "xk"):
+        return lambda progress: callback(progress.x)
+    return callback

@@ -21,22 +21,19 @@ Flat: TypeAlias = npt.NDArray[Any]
 class Variables:
     """x0 as it was given, and as one flat array.
 
-    x0: a number, a list, an array, a torch tensor, or a dict of arrays. `f` gets its points in the same form, and the
+    x0: a number, a list, an array, a torch tensor, or a dict of these. `f` gets its points in the same form, and the
     result has it too; numbers and lists become arrays, integers float64. flat: x0 as an array of one axis, a copy.
     Raises ValueError for an empty or non-finite x0, TypeError for other types of numbers.
     """
 
     def __init__(self, x0: Any) -> None:
         self.names: tuple[str, ...] | None = None
-        self.tensor: torch.Tensor | None = None
+        given = {"x0": x0}
         if isinstance(x0, Mapping):
             self.names = tuple(str(name) for name in x0)
-            parts = [_array(value, f"x0[{name!r}]") for name, value in x0.items()]
-        elif isinstance(x0, torch.Tensor):
-            self.tensor = torch.empty(0, dtype=x0.dtype, device=x0.device)
-            parts = [_array(x0.detach().cpu().numpy() if x0.dtype != torch.bfloat16 else x0, "x0")]
-        else:
-            parts = [_array(x0, "x0")]
+            given = {f"x0[{name!r}]": value for name, value in x0.items()}
+        self.likes = [_like(value) for value in given.values()]
+        parts = [_array(_numpy(value, what), what) for what, value in given.items()]
         if sum(part.size for part in parts) == 0:
             raise ValueError("x0 is empty; pass an array with at least one element")
         self.shapes = [part.shape for part in parts]
@@ -52,13 +49,11 @@ class Variables:
     def shaped(self, flat: Flat) -> Any:
         """The form of x0; arrays are views of `flat` where their dtype is its own."""
         if self.names is None:
-            array = flat.reshape(self.shapes[0])
-            if self.tensor is None:
-                return array
-            return torch.from_numpy(array).to(self.tensor.device, self.tensor.dtype)
+            return _as(self.likes[0], flat.reshape(self.shapes[0]))
         found, start = {}, 0
-        for name, shape, size, dtype in zip(self.names, self.shapes, self.sizes, self.dtypes, strict=True):
-            found[name] = flat[start : start + size].reshape(shape).astype(dtype, copy=False)
+        parts = zip(self.names, self.shapes, self.sizes, self.dtypes, self.likes, strict=True)
+        for name, shape, size, dtype, like in parts:
+            found[name] = _as(like, flat[start : start + size].reshape(shape).astype(dtype, copy=False))
             start += size
         return found
 
@@ -123,6 +118,30 @@ class ArrayStore(Store):
             self.point_(torch.from_numpy(flat[start : start + leaf.numel]), leaf, at)
             start += leaf.numel
         return flat
+
+
+def _like(value: Any) -> torch.Tensor | None:
+    """An empty tensor of the type and device of a tensor; None for others."""
+    return torch.empty(0, dtype=value.dtype, device=value.device) if isinstance(value, torch.Tensor) else None
+
+
+def _as(like: torch.Tensor | None, array: Flat) -> Any:
+    """An array in the form of its part of x0."""
+    return array if like is None else torch.from_numpy(array).to(like.device, like.dtype)
+
+
+def _numpy(value: Any, what: str) -> Any:
+    """A tensor as an array. TypeError for 16-bit weights, and for a tensor without numbers."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.dtype in (torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"{what} has dtype {value.dtype}, in which a probe of radius mu is lost; pass {what}.float(), or train "
+            f"16-bit weights in place with zograd.ZOOptimizer"
+        )
+    if value.is_meta:
+        raise TypeError(f"{what} is on the device 'meta', where it has no numbers; pass a tensor that has")
+    return value.detach().cpu().numpy()
 
 
 def _array(value: Any, what: str) -> npt.NDArray[Any]:

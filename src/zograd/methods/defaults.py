@@ -49,19 +49,20 @@ SCALES = Onto(1000.0, 2.0**-7)
 """Scales move in relative units, as `hozo` does: its learning rate (1e-3) over that of `zo_sgd` (1e-6)."""
 
 
-def black_box(name: str, dim: int) -> Method[Any]:
+def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
     """The method of that name with the defaults of `minimize` and `AskTell`, for dim numbers. ValueError: it has none.
 
     Directions that are orthogonal are no more than dim; a population has the size that its paper takes in dim.
+    settings: in place of the defaults; with an lr among them, mu is the menu's.
     """
     line = describe(name)
-    if line["required"]:
-        setting = line["required"][0]
+    if missing := [setting for setting in line["required"] if setting not in settings]:
+        setting = missing[0]
         raise ValueError(f"{name} has no default for {setting!r}; pass methods.{name}({setting}=...) for its name")
     given: dict[str, Any] = {"n": min(line["defaults"]["n"], dim)} if line["law"] == "Orthogonal" else {}
     given |= MENU[name].sized(dim)
-    if "lr" not in line["defaults"]:
-        return make(name, **given)
+    if "lr" not in line["defaults"] or "lr" in settings:
+        return make(name, **(given | settings))
     pairs = (
         {"n": PAIRS if dim < 50 else 2 * PAIRS}
         if line["estimator"] == "Central" and line["defaults"].get("n") == 1
@@ -69,8 +70,8 @@ def black_box(name: str, dim: int) -> Method[Any]:
     )
     for tuned in ({"lr": TrustRate(), "mu": "auto", **pairs}, {"lr": "auto"}):
         with suppress(ValueError):  # the method says so itself where its rate cannot be measured
-            return make(name, **tuned, **given)
-    return make(name, lr=BLACK_BOX_LR, **given)
+            return make(name, **(tuned | given | settings))
+    return make(name, **({"lr": BLACK_BOX_LR} | given | settings))
 
 
 def language_model(name: str, onto: Onto) -> dict[str, float]:
