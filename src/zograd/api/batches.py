@@ -1,0 +1,94 @@
+"""What all evaluations of a step share: a batch of data, and a seed of random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from zograd.noise import fold
+
+AT_X0 = 0
+"""The draw of the evaluations at x0 and of the last one at the result, so that these can be compared."""
+
+_DATA, _NUMBERS = (1 << 34) + 1, (1 << 34) + 2
+"""Children of the seed of a run that are no steps."""
+
+
+class Exhausted(Exception):
+    """An iterator had no more batches."""
+
+
+class Draws:
+    """Draw number 0 belongs to x0, number k + 1 to step k.
+
+    data: a sequence of batches, which are drawn in a seeded order, another one in each epoch; or an iterable, of which
+        the next batch is taken for each draw. At its end it is begun again; an iterator, which cannot be, ends the run.
+    common_random: f gets `seed`, an integer below 2^32 that is the same within a draw and differs between draws.
+    """
+
+    def __init__(self, data: Any, common_random: bool, seed: int) -> None:
+        self.data, self.common_random = data, common_random
+        self.key, self.base = fold(seed, _DATA), fold(seed, _NUMBERS)
+        self.sequence = data is not None and hasattr(data, "__len__") and hasattr(data, "__getitem__")
+        self.epoch = -1
+        self.order: list[int] = []
+        self.iterator: Iterator[Any] | None = None
+        self.drawn = -1
+        self.batch: Any = None
+        self.first: Any = None
+        if data is None:
+            return
+        if isinstance(data, str | bytes | Mapping) or not (self.sequence or isinstance(data, Iterable)):
+            raise TypeError(
+                f"data is a {type(data).__name__}; pass a sequence of batches, or an iterable of them such as a "
+                f"DataLoader"
+            )
+        if self.sequence and len(data) == 0:
+            raise ValueError("data is empty; pass at least one batch")
+
+    @property
+    def shared(self) -> bool:
+        """Whether evaluations of a step share what those of the next one do not."""
+        return self.data is not None or self.common_random
+
+    @property
+    def kind(self) -> str | None:
+        """What the data are, for a file that is to be the same run's."""
+        if self.data is None:
+            return None
+        return f"{len(self.data)} batches" if self.sequence else "batches from an iterable"
+
+    def at(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What f gets behind x, and by name, in this draw; numbers do not fall, but for `AT_X0`."""
+        first = () if self.data is None else (self.drawn_batch(number),)
+        return first, {"seed": (self.base + number * 2654435761) % 2**32} if self.common_random else {}
+
+    def drawn_batch(self, number: int) -> Any:
+        if self.sequence:
+            epoch, place = divmod(number, len(self.data))
+            if epoch != self.epoch:
+                self.epoch = epoch
+                self.order = np.random.default_rng(fold(self.key, epoch)).permutation(len(self.data)).tolist()
+            return self.data[self.order[place]]
+        while self.drawn < number:
+            self.batch = self.next_batch()
+            self.drawn += 1
+            if self.drawn == AT_X0:
+                self.first = self.batch
+        return self.first if number == AT_X0 else self.batch
+
+    def next_batch(self) -> Any:
+        for _ in range(2):
+            if self.iterator is None:
+                self.iterator = iter(self.data)
+            try:
+                return next(self.iterator)
+            except StopIteration:
+                if self.iterator is self.data:
+                    break
+                self.iterator = None
+        if self.drawn < AT_X0:
+            raise ValueError("data gave no batch; pass an iterable with at least one")
+        raise Exhausted(f"data ended after {self.drawn + 1} batches")

@@ -1,0 +1,207 @@
+"""One call of `minimize` at work: requests, what ends the run, and the result."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zograd.api.batches import Exhausted
+from zograd.api.checkpoint import Kind
+from zograd.api.objective import Objective, Stopped
+from zograd.api.result import Progress, Result, calling
+from zograd.api.search import Search
+from zograd.api.strategies import Problem, points
+from zograd.api.verdict import failure, unfinished
+from zograd.estimators import Central, Forward
+from zograd.estimators.base import Wrapper
+from zograd.estimators.curved import Curved
+from zograd.estimators.differences import OneSided, Richardson
+
+TWO_POINT = (Central, Forward, OneSided, Richardson, Curved)
+"""Estimators that subtract values of one step."""
+
+
+@dataclass
+class Minimization:
+    """The run of one call. repeats: evaluations at x0. sign: -1 where f is maximized."""
+
+    objective: Objective
+    problem: Problem
+    strategy: Any
+    repeats: int
+    callback: Callable[..., object] | None
+    seconds: float | None
+    target: float | None
+    sign: float
+
+    def __post_init__(self) -> None:
+        self.call = None if self.callback is None else calling(self.callback)
+        self.ends = math.inf if self.seconds is None else time.monotonic() + self.seconds
+        self.goal = -math.inf if self.target is None else self.sign * self.target
+        self.stopped: str | None = None
+        self.halted = False
+        """Whether f may not be called again: it was interrupted, it raised, or the workers are broken."""
+        self.exception: Exception | None = None
+        self.warned = False
+
+    def run(self) -> Result:
+        problem = self.problem
+        whole = max(problem.terms, 1)
+        at_start = self.values(points([problem.x0] * self.repeats), kind=Kind.START) if self.repeats else []
+        search = Search(self.strategy, problem, problem.budget - self.repeats * whole - whole, at_start or ())
+        if min(at_start or (), default=math.inf) <= self.goal:
+            self.stopped = "x0 reaches the target"
+        try:
+            while self.stopped is None and (request := search.ask()) is not None:
+                self.warn(search)
+                seen = len(search.tape)
+                if (values := self.values(request, search.trace.steps + 1)) is None:
+                    break
+                search.tell(values)
+                if len(search.tape) > seen:
+                    self.after_step(search)
+        except KeyboardInterrupt:
+            self.interrupt()
+        if search.message is None:
+            search.end(self.stopped or "")
+        return self.result(search)
+
+    def values(self, request: Any, draw: int = 0, kind: Kind = Kind.REQUEST) -> list[float] | None:
+        """The values of a request; None where they end the run."""
+        try:
+            return self.objective.values(request, draw, kind)
+        except KeyboardInterrupt:
+            self.interrupt()
+        except Exhausted as why:
+            self.stopped = str(why)
+        except Stopped as why:
+            self.stopped, self.halted, self.exception = str(why), True, why.error
+        return None
+
+    def interrupt(self) -> None:
+        self.stopped, self.halted = "interrupted", True
+
+    def warn(self, search: Search) -> None:
+        """Say once that a two-point method subtracts values of different batches."""
+        start, method = search.trace.values_at_start, search.trace.method
+        if self.warned or method is None or self.problem.shared or self.problem.terms:
+            return
+        finite = [f for f in start if math.isfinite(f)]
+        estimator = method.estimator
+        while isinstance(estimator, Wrapper):
+            estimator = estimator.inner
+        if len(finite) > 1 and max(finite) > min(finite) and isinstance(estimator, TWO_POINT):
+            self.warned = True
+            warnings.warn(
+                f"f(x0) gave {finite[0]:.6g}, and then {next(f for f in finite if f != finite[0]):.6g}. {method.name} "
+                f"subtracts values of one step: where f draws a batch, pass data= and take it as f(x, batch); where it "
+                f"draws random numbers, pass common_random=True and take f(x, seed=...). Then the values of a step "
+                f'share them. If f is noisy by nature, method="cma" bears more noise',
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def after_step(self, search: Search) -> None:
+        """Whether to go on, after a step."""
+        objective = self.objective
+        if objective.best[0] <= self.goal and self.reached(search):
+            self.stopped = "target reached"
+        elif objective.replaying:
+            return
+        elif time.monotonic() >= self.ends:
+            self.stopped = "time used"
+        elif self.call is not None:
+            record = search.tape[-1]
+            progress = Progress(
+                x=self.problem.variables.shaped(self.problem.inside(search.x)), fun=self.sign * record.loss,
+                nit=len(search.tape), nfev=objective.nfev, best_fun=self.sign * objective.best[0], record=record,
+            )  # fmt: skip
+            try:
+                stops = bool(self.call(progress))
+            except StopIteration:
+                stops = True
+            if stops:
+                self.stopped = "stopped by the callback"
+
+    def repeat(self, search: Search) -> bool:
+        """Whether values repeat, as far as is known."""
+        start = search.trace.values_at_start
+        return not self.problem.shared and (search.trace.noise == 0 or (len(start) > 1 and min(start) == max(start)))
+
+    def reached(self, search: Search) -> bool:
+        """Whether a value at the target is no luck: where values differ, the mean of a step has to reach it."""
+        return self.repeat(search) or search.tape[-1].loss <= self.goal
+
+    def final(self, search: Search) -> tuple[Any, float]:
+        """(x, value): the recommended point, and f there."""
+        trace, objective = search.trace, self.objective
+        x, f0 = self.problem.inside(search.x), _mean(trace.values_at_start)
+        known = trace.noise == 0 and not self.problem.shared
+        best, best_x = objective.best
+        if (
+            known
+            and trace.method is None
+            and best_x is not None
+            and best < (math.inf if trace.fun is None else trace.fun)
+        ):
+            return best_x, best
+        if known and trace.fun is not None:
+            return x, trace.fun
+        if not self.halted and not (math.isnan(f0) and np.array_equal(x, self.problem.x0) and trace.values_at_start):
+            if (values := self.values(points([x]), kind=Kind.FINAL)) is not None:
+                return x, values[0]
+        last = next((r.loss for r in reversed(search.tape) if math.isfinite(r.loss)), math.nan)
+        return x, last if search.tape else f0
+
+    def result(self, search: Search) -> Result:
+        trace, objective, variables = search.trace, self.objective, self.problem.variables
+        start = trace.values_at_start
+        x, final = self.final(search)
+        message = self.stopped or search.message or ""
+        moved = not np.array_equal(x, self.problem.x0)
+        why = None
+        if self.stopped not in ("target reached", "x0 reaches the target") and not self.halted:
+            why = failure(trace.method, search.tape, start, final, moved=moved)
+            if why is None and message in ("budget used", "time used") and not trace.stationary:
+                noise = trace.noise if math.isfinite(trace.noise) else 0.0
+                why = unfinished(search.tape, _mean(start), final, noise)
+        gave_up = search.message is not None and "in a row" in search.message
+        if why is not None and not gave_up:
+            message = why if message == "budget used" else f"{message}; {why}"
+        success = why is None and not gave_up and not self.halted
+        if not success and not self.halted and objective.nfail:
+            message += (
+                f" ({objective.nfail} of {objective.nfev} evaluations failed, the last: {objective.last_failure})"
+            )
+        best, best_x = objective.best
+        return Result(
+            x=variables.shaped(x), fun=self.sign * final, success=success, status=self.status(success, message),
+            message=message, nfev=objective.nfev, nfail=objective.nfail, nit=len(search.tape),
+            strategy=", then ".join(trace.strategies), reason=trace.reason, noise=self.noise(trace), mu=trace.mu,
+            lr=trace.lr, best_x=None if best_x is None else variables.shaped(best_x), best_fun=self.sign * best,
+            seed=self.problem.seed, exception=self.exception, tape=search.tape,
+        )  # fmt: skip
+
+    def noise(self, trace: Any) -> float:
+        start = [f for f in trace.values_at_start if math.isfinite(f)]
+        if math.isfinite(trace.noise) or len(start) < 2 or self.problem.shared:
+            return float(trace.noise)
+        return float(np.std(start, ddof=1))
+
+    def status(self, success: bool, message: str) -> int:
+        if success:
+            return 0
+        if self.halted or message.startswith("stopped by"):
+            return 3
+        return 1 if message.startswith(("the budget ended", "time used")) else 2
+
+
+def _mean(values: Any) -> float:
+    """The mean of the values at x0; NaN where one is, or where there is none."""
+    return float(np.mean(values)) if values else math.nan

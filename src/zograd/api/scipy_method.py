@@ -1,0 +1,74 @@
+"""Between SciPy and zograd: what SciPy's `minimize` takes, and zograd as a method of it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def refuse(**given: Any) -> None:
+    """Say why a setting of SciPy's `minimize` has no meaning here. Raises TypeError for any that is not None."""
+    for name, value in given.items():
+        if value is None or value is False:
+            continue
+        if name == "tol":
+            raise TypeError(
+                f"tol={value!r}: a search by values alone sees no gradient whose norm could be small enough. Pass "
+                f"target=, a value to reach, or budget=, seconds= or a callback that returns True"
+            )
+        raise TypeError(
+            f"{name} is given, but zograd needs no derivative and uses none. If you have one, "
+            f"scipy.optimize.minimize(f, x0, jac=...) needs far fewer evaluations"
+        )
+
+
+def scipy_method(method: Any = "auto", **settings: Any) -> Callable[..., Any]:
+    """A method for `scipy.optimize.minimize(f, x0, method=zo.scipy_method("cma"))`.
+
+    method and settings: those of `zograd.minimize`. SciPy passes on args, bounds, constraints and the callback. Its
+    `options` may hold any further setting of `zograd.minimize`, `maxfev` for its budget, `maxiter` for a number of
+    steps, and the options of the method. `jac`, `hess` and `tol` are refused with a sentence.
+
+    Costs nothing beyond `zograd.minimize`, and returns its `Result`, which SciPy returns as it is.
+
+        >>> import numpy as np, scipy.optimize, zograd as zo
+        >>> found = scipy.optimize.minimize(
+        ...     lambda x: float(np.sum((x - 1) ** 2)), np.zeros(3), method=zo.scipy_method("lbfgs"),
+        ...     bounds=[(0, 0.5)] * 3,
+        ... )
+        >>> found.success, found.x.round(3)
+        (True, array([0.5, 0.5, 0.5]))
+    """
+    from zograd.api.minimize import minimize
+
+    known = set(inspect.signature(minimize).parameters)
+
+    def run(fun: Callable[..., Any], x0: Any, args: Any = (), **given: Any) -> Any:
+        if isinstance(given.get("constraints"), tuple | list) and not given["constraints"]:
+            del given["constraints"]
+        mine = {**settings, **{k: v for k, v in given.items() if k in known and v is not None}}
+        rest = {k: v for k, v in given.items() if k not in known}
+        if "maxfev" in rest:
+            mine["budget"] = rest.pop("maxfev")
+        if (steps := rest.pop("maxiter", None)) is not None:
+            mine["callback"] = _counted(mine.get("callback"), steps)
+        rest.pop("disp", None)  # SciPy's print of a summary
+        if rest:
+            mine["options"] = {**(mine.get("options") or {}), **rest}
+        return minimize(fun, x0, method, args=args, **mine)
+
+    return run
+
+
+def _counted(callback: Callable[..., object] | None, steps: int) -> Callable[..., object]:
+    """The callback, which also ends the run after a number of steps."""
+    from zograd.api.result import calling
+
+    call = None if callback is None else calling(callback)
+
+    def after(intermediate_result: Any) -> bool:
+        stops = call is not None and bool(call(intermediate_result))
+        return stops or intermediate_result.nit >= steps
+
+    return after
