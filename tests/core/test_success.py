@@ -18,6 +18,8 @@ from zograd.rules import SGD
 from zograd.sets import L1Ball
 from zograd.spaces import PositiveOrthant
 
+pytestmark = pytest.mark.filterwarnings("ignore:f.x0. gave:UserWarning")  # noise that no batch and no seed explains
+
 NAMES = [name for name in methods.names() if not methods.describe(name)["required"]]
 
 

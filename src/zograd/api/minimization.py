@@ -26,6 +26,9 @@ from zograd.estimators.differences import OneSided, Richardson
 TWO_POINT = (Central, Forward, OneSided, Richardson, Curved)
 """Estimators that subtract values of one step."""
 
+ROUNDING = 1e-9
+"""Relative difference of two values up to which it may be that of sums taken in another order."""
+
 
 @dataclass
 class Minimization:
@@ -92,14 +95,16 @@ class Minimization:
         start, method = search.trace.values_at_start, search.trace.method
         if self.warned or method is None or self.problem.shared or self.problem.terms:
             return
-        finite = [f for f in start if math.isfinite(f)]
         estimator = method.estimator
         while isinstance(estimator, Wrapper):
             estimator = estimator.inner
-        if len(finite) > 1 and max(finite) > min(finite) and isinstance(estimator, TWO_POINT):
+        finite = sorted(f for f in start if math.isfinite(f))
+        differ = len(finite) > 1 and finite[-1] - finite[0] > ROUNDING * max(abs(finite[0]), abs(finite[-1]))
+        if differ and isinstance(estimator, TWO_POINT):
             self.warned = True
             warnings.warn(
-                f"f(x0) gave {finite[0]:.6g}, and then {next(f for f in finite if f != finite[0]):.6g}. {method.name} "
+                f"f(x0) gave {self.sign * start[0]:.6g}, and then another value (all {len(start)} lie in a range of "
+                f"{finite[-1] - finite[0]:.3g}). {method.name} "
                 f"subtracts values of one step: where f draws a batch, pass data= and take it as f(x, batch); where it "
                 f"draws random numbers, pass common_random=True and take f(x, seed=...). Then the values of a step "
                 f'share them. If f is noisy by nature, method="cma" bears more noise',
@@ -153,9 +158,10 @@ class Minimization:
             return best_x, best
         if known and trace.fun is not None:
             return x, trace.fun
-        if not self.halted and not (math.isnan(f0) and np.array_equal(x, self.problem.x0) and trace.values_at_start):
-            if (values := self.values(points([x]), kind=Kind.FINAL)) is not None:
-                return x, values[0]
+        failed = trace.values_at_start and math.isnan(f0) and np.array_equal(x, self.problem.x0)
+        asked = not self.halted and not failed
+        if asked and (values := self.values(points([x]), kind=Kind.FINAL)) is not None:
+            return x, values[0]
         last = next((r.loss for r in reversed(search.tape) if math.isfinite(r.loss)), math.nan)
         return x, last if search.tape else f0
 

@@ -23,10 +23,10 @@ class Result(OptimizeResult):  # type: ignore[misc]
     the workers broke, where that ended the run; otherwise None.
 
     best_x, best_fun: the lowest value seen and its point (None above 100,000 variables); in noise, a lucky value.
-    nfail: evaluations that failed: not finite, lost with their process, too late, or raised with `on_error="nan"`. strategy: what searched, with the library that it is from; reason: why it was
-    chosen. noise: standard deviation of a value, 0 where values repeat, NaN where it was not measured. mu, lr: radius
-    and learning rate of the last step, None where the strategy has none. tape: a `zograd.Record` for each step.
-    seed: of the run.
+    nfail: evaluations that failed: values that are not finite, a process that died, a timeout, or an exception with
+    `on_error="nan"`. strategy: what searched, with the library that it is from; reason: why it was chosen. noise:
+    standard deviation of a value, 0 where values repeat, NaN where it was not measured. mu, lr: radius and learning
+    rate of the last step, None where the strategy has none. tape: a `zograd.Record` for each step. seed: of the run.
     """
 
     __slots__ = ()

@@ -87,8 +87,8 @@ def evaluator(f: Callable[..., Any], workers: Any, timeout: float | None, seed: 
             "timeout= needs processes that may be killed: pass workers=8, a number, with it; for a pool of your own "
             "from_pool(pool, timeout=...)"
         )
-    owner = getattr(workers, "__self__", None)  # of pool.map
-    for what in (workers, owner):
+    whats: tuple[Any, ...] = (workers, getattr(workers, "__self__", None))  # the second one of pool.map
+    for what in whats:
         if isinstance(what, Executor) or (hasattr(what, "submit") and not isinstance(what, type)):
             return OnExecutor(f, what)
         if hasattr(what, "apply_async"):
@@ -224,7 +224,7 @@ class Processes:
             raise needs(what, "pebble and cloudpickle", "blackbox") from None
         self.pebble, self.dumps = pebble, cloudpickle.dumps
         self.workers, self.timeout, self.seed = workers, timeout, seed
-        forks = "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized()
+        forks = "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.context = multiprocessing.get_context("fork" if forks else "spawn")
         self.start = (f if forks else cloudpickle.dumps(f), forks)
         self.marks = Marks()

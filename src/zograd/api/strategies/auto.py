@@ -30,7 +30,8 @@ class Auto:
     2. Values repeat and the budget is at least 4 (d + 1): L-BFGS-B on finite differences until it ends. Then, if a
        budget was given, CMA-ES with the rest, from the best point.
     3. They repeat, and the budget is smaller: the two-point method of the menu.
-    4. They do not repeat, d <= 1000: CMA-ES, separable above 200 variables.
+    4. They do not repeat, or steps have batches or seeds of their own, d <= 1000: CMA-ES, separable above 200
+       variables.
     5. Otherwise: the two-point method, whose radius follows the noise.
 
     Where pycma is not installed, `cr_fm_nes` of the menu takes the place of CMA-ES.
@@ -55,7 +56,10 @@ class Auto:
         if not finite:
             trace.reason = "f is not finite at x0"
             return "f is not finite at x0; start where it is finite"
-        if trace.noise > 0 or problem.shared:
+        if problem.shared:
+            trace.noise = math.nan
+            return (yield from self.in_noise(trace, "values of different steps have different batches or seeds"))
+        if trace.noise > 0:
             return (yield from self.in_noise(trace, "values differ at x0"))
         if budget < 4 * (d + 1):
             trace.reason = f"values repeat, and {a_variable}, too few for finite differences"
