@@ -20,7 +20,8 @@ import torch
 
 from zograd import Run, Store, methods, minimize
 from zograd.core.vector import Query
-from zograd.distributed import from_pool, parallel
+from zograd.distributed import from_pool, parallel, pools
+from zograd.distributed.pools import EvaluationLost
 from zograd.oracles import sequential
 
 
@@ -174,30 +175,47 @@ def sleeps(x: Any) -> float:
 
 
 @pytest.mark.parametrize(("f", "code"), [(dies, 9), (ends, 0), (killed, -9)], ids=["exit-9", "exit-0", "SIGKILL"])
-def test_a_worker_that_dies_is_an_error_and_no_hang(f: Any, code: int) -> None:
-    with get_context("spawn").Pool(1) as pool:
+def test_a_worker_that_dies_takes_its_evaluation_and_no_other(f: Any, code: int) -> None:
+    x = np.ones(2)
+    with get_context("fork").Pool(2) as pool:
         executor = from_pool(pool)
-        with pytest.raises(BrokenProcessPool, match=f"worker of the pool ended with exit code {code} and took"):
-            minimize(f, np.ones(2), budget=20, executor=executor)
+        waiting = [executor.submit(g, x) for g in (quartic, f, quartic, quartic)]
+        assert [waiting[i].result() for i in (0, 2, 3)] == [quartic(x)] * 3
+        with pytest.raises(EvaluationLost, match=f"worker of the pool ended with exit code {code} and took"):
+            waiting[1].result()
+        result = minimize(f, x, budget=20, executor=executor)
+        assert not result.success
+        assert result.nfail == result.nfev == 4
+        assert "f is not finite at x0" in result.message
+        assert "a worker of the pool ended" in result.message
+        assert executor.submit(quartic, x).result() == quartic(x)
+
+
+def test_idle_workers_that_died_with_the_lock_of_the_queue_break_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them waits in the queue and holds its lock, for which the new ones wait."""
+    monkeypatch.setattr(pools, "STUCK", 1.0)
+    with get_context("fork").Pool(2) as pool:
+        executor = from_pool(pool)
+        assert executor.submit(quartic, np.ones(2)).result() == quartic(np.ones(2))
+        for worker in list(pool._pool):
+            os.kill(worker.pid, signal.SIGKILL)
+        result = minimize(quartic, np.zeros(2), budget=4000, executor=executor)
+        assert (result.success, result.status, result.nfail) == (False, 3, 4)
+        assert result.message.startswith("the workers are broken for ever, and 4 evaluations were lost")
+        assert isinstance(result.exception, BrokenProcessPool)
         with pytest.raises(BrokenProcessPool, match="Make a new pool"):
             executor.submit(quartic, np.ones(2))
 
 
-def test_an_idle_worker_that_died_breaks_the_pool_too() -> None:
-    """It may have died with the lock of the queue, for which all others wait then."""
-    with get_context("spawn").Pool(2) as pool:
-        executor = from_pool(pool)
-        os.kill(pool._pool[0].pid, signal.SIGKILL)
-        with pytest.raises(BrokenProcessPool, match="exit code -9"):
-            minimize(quartic, np.ones(2), budget=4000, executor=executor)
-
-
-def test_a_worker_that_hangs_ends_at_the_timeout() -> None:
-    late = pytest.raises(TimeoutError, match="an evaluation in the pool took longer than timeout=1 s")
-    with get_context("spawn").Pool(1) as pool, late:
-        minimize(sleeps, np.ones(2), budget=20, executor=from_pool(pool, timeout=1.0))
-    with pytest.raises(ValueError, match=r"timeout=-1 must be > 0, in seconds, or None"):
-        from_pool(pool, timeout=-1)
+def test_a_worker_that_hangs_is_a_failed_evaluation_at_the_timeout() -> None:
+    with get_context("fork").Pool(1) as pool:
+        result = minimize(sleeps, np.ones(2), budget=20, executor=from_pool(pool, timeout=0.2))
+        assert result.nfail == result.nfev == 4
+        assert "an evaluation in the pool took longer than timeout=0.2 s" in result.message
+        with pytest.raises(TimeoutError, match=r"took longer than timeout=0.1 s"):
+            from_pool(pool, timeout=0.1).submit(quartic, np.ones(2)).result()
+        with pytest.raises(ValueError, match=r"timeout=-1 must be > 0, in seconds, or None"):
+            from_pool(pool, timeout=-1)
 
 
 def test_a_timeout_that_the_loss_raises_passes_through() -> None:
@@ -210,7 +228,7 @@ def test_a_timeout_that_the_loss_raises_passes_through() -> None:
 
 def test_workers_that_are_replaced_on_purpose_are_no_failure() -> None:
     x0 = np.linspace(-1.0, 1.0, 7)
-    with get_context("spawn").Pool(1, maxtasksperchild=4) as pool:
+    with get_context("fork").Pool(1, maxtasksperchild=4) as pool:
         other = minimize(quartic, x0, "fzoo", budget=12, seed=3, executor=from_pool(pool))
     assert other.x.tobytes() == minimize(quartic, x0, "fzoo", budget=12, seed=3).x.tobytes()
 
