@@ -178,7 +178,7 @@ class Minimization:
                 noise = trace.noise if math.isfinite(trace.noise) else 0.0
                 why = unfinished(search.tape, _mean(start), final, noise)
         gave_up = search.message is not None and "in a row" in search.message
-        if why is not None and not gave_up:
+        if why is not None and not gave_up and (search.tape or math.isfinite(final)):
             message = why if message == "budget used" else f"{message}; {why}"
         success = why is None and not gave_up and not self.halted
         if not success and not self.halted and objective.nfail:
@@ -196,7 +196,9 @@ class Minimization:
 
     def noise(self, trace: Any) -> float:
         start = [f for f in trace.values_at_start if math.isfinite(f)]
-        if math.isfinite(trace.noise) or len(start) < 2 or self.problem.shared:
+        if self.problem.shared or not start:
+            return math.nan
+        if math.isfinite(trace.noise) or len(start) < 2:
             return float(trace.noise)
         return float(np.std(start, ddof=1))
 
