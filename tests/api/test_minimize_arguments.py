@@ -207,6 +207,13 @@ def test_in_noise_the_mean_is_recommended_and_the_luckiest_value_kept_apart() ->
     assert not np.array_equal(result.x, result.best_x)
 
 
+def test_a_named_strategy_recommends_the_best_point_where_values_repeat() -> None:
+    """CMA-ES restarts far away at the end of such a budget."""
+    result = minimize(sphere, np.zeros(4), "cma", budget=3000)
+    assert result.success
+    assert result.fun == result.best_fun == sphere(result.x) < 1e-10
+
+
 # ---- as a method of SciPy --------------------------------------------------------------------------------------------
 
 

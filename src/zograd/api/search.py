@@ -24,6 +24,8 @@ class Search:
         self.tape: list[Record] = []
         self.message: str | None = None
         self.trace = Trace(problem, budget, lambda: x0, values_at_start=list(values_at_start))
+        if len(values_at_start) > 1 and min(values_at_start) == max(values_at_start) and not problem.shared:
+            self.trace.noise = 0.0
         self.trace.on_step = self.tape.append
         self._routine = strategy(self.trace)
         self._points: Points | None = None
