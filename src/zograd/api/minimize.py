@@ -13,9 +13,8 @@ from zograd.api.bounds import as_bounds
 from zograd.api.checkpoint import Checkpoint, header, seed_of
 from zograd.api.minimization import Minimization
 from zograd.api.objective import Objective
-from zograd.api.options import with_options
+from zograd.api.options import refuse, with_options
 from zograd.api.result import Result
-from zograd.api.scipy_method import refuse
 from zograd.api.strategies import Auto, OfMenu, Problem, as_strategy
 from zograd.api.variables import Variables
 from zograd.api.workers import Bound, evaluator

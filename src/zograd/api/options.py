@@ -1,4 +1,4 @@
-"""`options` of `minimize`: the settings of a method that is given by its name."""
+"""`options` of `minimize`, the settings of a method that is named, and what of SciPy's is refused."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ ELSEWHERE = {
     "disp": "a callback", "ftol": "target=", "gtol": "target=", "xtol": "target=", "tol": "target=",
 }  # fmt: skip
 """What SciPy's users look for in `options`, and where it is here."""
+
+
+def refuse(**given: Any) -> None:
+    """Say why a setting of SciPy's `minimize` has no meaning here. Raises TypeError for any that is not None."""
+    for name, value in given.items():
+        if value is None or value is False:
+            continue
+        if name == "tol":
+            raise TypeError(
+                f"tol={value!r}: a search by values alone sees no gradient whose norm could be small enough. Pass "
+                f"target=, a value to reach, or budget=, seconds= or a callback that returns True"
+            )
+        raise TypeError(
+            f"{name} is given, but zograd needs no derivative and uses none. If you have one, "
+            f"scipy.optimize.minimize(f, x0, jac=...) needs far fewer evaluations"
+        )
 
 
 def with_options(method: Any, options: Mapping[str, Any] | None, dim: int) -> Any:

@@ -1,4 +1,4 @@
-"""Between SciPy and zograd: what SciPy's `minimize` takes, and zograd as a method of it."""
+"""zograd as a method of `scipy.optimize.minimize`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-
-def refuse(**given: Any) -> None:
-    """Say why a setting of SciPy's `minimize` has no meaning here. Raises TypeError for any that is not None."""
-    for name, value in given.items():
-        if value is None or value is False:
-            continue
-        if name == "tol":
-            raise TypeError(
-                f"tol={value!r}: a search by values alone sees no gradient whose norm could be small enough. Pass "
-                f"target=, a value to reach, or budget=, seconds= or a callback that returns True"
-            )
-        raise TypeError(
-            f"{name} is given, but zograd needs no derivative and uses none. If you have one, "
-            f"scipy.optimize.minimize(f, x0, jac=...) needs far fewer evaluations"
-        )
+from zograd.api.minimize import minimize
+from zograd.api.result import calling
 
 
 def scipy_method(method: Any = "auto", **settings: Any) -> Callable[..., Any]:
@@ -40,8 +27,6 @@ def scipy_method(method: Any = "auto", **settings: Any) -> Callable[..., Any]:
         >>> found.success, found.x.round(3)
         (True, array([0.5, 0.5, 0.5]))
     """
-    from zograd.api.minimize import minimize
-
     known = set(inspect.signature(minimize).parameters)
 
     def run(fun: Callable[..., Any], x0: Any, args: Any = (), **given: Any) -> Any:
@@ -63,8 +48,6 @@ def scipy_method(method: Any = "auto", **settings: Any) -> Callable[..., Any]:
 
 def _counted(callback: Callable[..., object] | None, steps: int) -> Callable[..., object]:
     """The callback, which also ends the run after a number of steps."""
-    from zograd.api.result import calling
-
     call = None if callback is None else calling(callback)
 
     def after(intermediate_result: Any) -> bool:
