@@ -63,24 +63,21 @@ def listed(x: Any) -> Any:
 def described(variables: Variables) -> dict[str, Any]:
     """x0 with its form, as plain data."""
     arrays, start = [], 0
-    for shape, dtype, size in zip(variables.shapes, variables.dtypes, variables.sizes, strict=True):
-        part = variables.flat[start : start + size]
-        arrays.append({"dtype": dtype.name, "shape": list(shape), "values": part.tolist()})
+    parts = zip(variables.shapes, variables.dtypes, variables.sizes, variables.likes, strict=True)
+    for shape, dtype, size, like in parts:
+        part = variables.flat[start : start + size].astype(dtype, copy=False)
+        device = None if like is None else str(like.device)
+        arrays.append({"dtype": dtype.name, "shape": list(shape), "values": part.tolist(), "device": device})
         start += size
-    tensor = variables.tensor
-    return {
-        "names": None if variables.names is None else list(variables.names),
-        "arrays": arrays,
-        "tensor": None if tensor is None else [str(tensor.dtype).removeprefix("torch."), str(tensor.device)],
-    }
+    return {"names": None if variables.names is None else list(variables.names), "arrays": arrays}
 
 
 def x0_from(told: dict[str, Any]) -> Any:
     """The inverse of `described`."""
-    arrays = [np.array(a["values"], a["dtype"]).reshape(a["shape"]) for a in told["arrays"]]
+    arrays: list[Any] = []
+    for a in told["arrays"]:
+        array = np.array(a["values"], a["dtype"]).reshape(a["shape"])
+        arrays.append(array if a["device"] is None else torch.from_numpy(array).to(a["device"]))
     if told["names"] is not None:
         return dict(zip(told["names"], arrays, strict=True))
-    if told["tensor"] is not None:
-        dtype, device = told["tensor"]
-        return torch.from_numpy(arrays[0]).to(device, getattr(torch, dtype))
     return arrays[0]
