@@ -33,7 +33,7 @@ _MODULES = {
     **{
         name: f"zograd.{name}"
         for name in (
-            "api", "bench", "cli", "core", "diagnostics", "distributed", "errors", "estimators", "hub", "kernels",
+            "api", "bench", "cli", "control", "core", "diagnostics", "distributed", "errors", "estimators", "hub", "kernels",
             "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems", "quantized",
             "rules", "runs", "sets", "spaces", "stores",
         )
@@ -45,6 +45,7 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 if TYPE_CHECKING:
     from zograd import (
+        control,
         diagnostics,
         distributed,
         estimators,
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ask", "AskTell", "Basis", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Routine", "Run", "Store",
-    "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched", "check_space", "combination",
+    "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched", "check_space", "combination", "control",
     "diagnostics", "distributed", "estimators", "laws", "learning_rate", "methods", "minimize", "noise", "oracles",
     "pairs", "problems", "rules", "schedules", "sets", "slopes", "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
