@@ -111,7 +111,8 @@ def test_allocation_is_the_linear_program_up_to_one_item(seed: int) -> None:
     assert found.spent == cost[found.choice].sum() <= budget
     assert found.gained == pytest.approx(gain[np.arange(n), found.choice].sum())
     assert -best.fun - np.max(np.ptp(gain, axis=1)) <= found.gained <= -best.fun + 1e-9
-    assert found.price == pytest.approx(-best.ineqlin.marginals[0], rel=1e-6)
+    dual = np.sum(np.max(gain - found.price * cost, axis=1)) + found.price * budget
+    assert dual == pytest.approx(-best.fun, rel=1e-9), "strong duality: the price is an optimal multiplier"
     assert allocate(gain, cost, 1e9).price == 0.0
 
 
