@@ -15,6 +15,7 @@ __version__ = "0.1.0.dev0"
 
 _NAMES = {
     "zograd.api.ask_tell": ("AskTell",),
+    "zograd.api.constraints": ("Constraints",),
     "zograd.api.hybrid": ("Hybrid",),
     "zograd.api.minimize": ("Result", "minimize"),
     "zograd.api.torch_optimizer": ("ZOOptimizer",),
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
         stores,
     )
     from zograd.api.ask_tell import AskTell
+    from zograd.api.constraints import Constraints
     from zograd.api.hybrid import Hybrid
     from zograd.api.minimize import Result, minimize
     from zograd.api.torch_optimizer import ZOOptimizer
@@ -77,7 +79,7 @@ if TYPE_CHECKING:
     from zograd.stores import Store
 
 __all__ = [
-    "Ask", "AskTell", "Basis", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Routine", "Run", "Store",
+    "Ask", "AskTell", "Basis", "Constraints", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Routine", "Run", "Store",
     "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched", "check_space", "combination", "control",
     "diagnostics", "distributed", "estimators", "laws", "learning_rate", "methods", "minimize", "noise", "oracles",
     "pairs", "problems", "rules", "schedules", "sets", "slopes", "spaces", "stores", "tape", "vector",
