@@ -1,4 +1,4 @@
-"""Constraints as users write them: SciPy's objects and dicts, or values that f returns itself; as rows c <= 0, c = 0."""
+"""Constraints as users write them, SciPy's objects or values that f returns itself, as rows c <= 0 and c = 0."""
 
 from __future__ import annotations
 
@@ -106,11 +106,9 @@ class Rows:
     @property
     def matrix(self) -> tuple[Flat, Flat]:
         """(a, b) of the linear rows: c = a x - b."""
-        found = [b for b in self.blocks if b.matrix is not None]
-        return (
-            np.concatenate([b.sign[:, None] * b.matrix[b.index] for b in found]),
-            np.concatenate([b.offset for b in found]),
-        )  # type: ignore[index]
+        found = [(b, b.matrix) for b in self.blocks if b.matrix is not None]
+        a = [b.sign[:, None] * matrix[b.index] for b, matrix in found]
+        return np.concatenate(a), np.concatenate([b.offset for b, _ in found])
 
     def excess(self, c: Flat) -> Flat:
         """By how much each row is violated, unscaled."""
@@ -173,10 +171,7 @@ class _Constrained:
                     for b, p in zip(self.rows.blocks, parts, strict=True)
                 ]
         c = np.concatenate(
-            [
-                np.full(len(b.kinds), math.nan) if p is None else p
-                for b, p in zip(self.rows.blocks, parts, strict=True)
-            ]
+            [np.full(len(b.kinds), math.nan) if p is None else p for b, p in zip(self.rows.blocks, parts, strict=True)]
         )
         return as_number(value), c
 

@@ -10,7 +10,6 @@ import numpy as np
 from zograd import methods
 from zograd.core.method import Method
 from zograd.methods.defaults import black_box
-from zograd.sets.base import Projection
 from zograd.spaces import Space
 
 ELSEWHERE = "Optuna, Nevergrad, or pycma with its option integer_variables"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from zograd.api.bounds import as_bounds
-from zograd.api.constraints import as_rows
+from zograd.api.constraints import Rows, as_rows
 from zograd.api.domains import is_set, on_set, on_space, refuse_integers
 from zograd.api.objective import Objective
 from zograd.api.result import Progress, Result
@@ -112,7 +112,9 @@ def minimize(
     repeats = int(min(wanted, (most - step - whole) // whole))
     if rows is not None:
         if terms:
-            raise ValueError("constraints= and terms= do not go together; let f be the whole sum, or pass a space or set")
+            raise ValueError(
+                "constraints= and terms= do not go together; let f be the whole sum, or pass a space or set"
+            )
         strategy = Constrained(strategy, rows)
     return _Minimization(objective, problem, strategy, repeats, callback, seconds, target, sign).run()
 
@@ -193,13 +195,13 @@ class _Minimization:
         return repeats or search.tape[-1].loss <= self.target
 
     def result(self, search: Search) -> Result:
-        trace, objective, variables = search.trace, self.objective, self.problem.variables
+        trace, objective = search.trace, self.objective
         start = trace.values_at_start
         f0 = float(np.mean(start)) if start else math.nan
         x = self.problem.inside(search.x)
         message = self.stopped or search.message or ""
         if objective.rows is not None:
-            return self.constrained(search, x, message)
+            return self.constrained(search, objective.rows, x, message)
         if (
             trace.noise == 0
             and trace.method is None
@@ -225,15 +227,15 @@ class _Minimization:
         success = why is None and not gave_up and self.stopped != "interrupted"
         return self.found(search, x, final, success, message)
 
-    def constrained(self, search: Search, x: Flat, message: str) -> Result:
+    def constrained(self, search: Search, rows: Rows, x: Flat, message: str) -> Result:
         """The result with constraints."""
         standing = search.trace.standing
-        x, value, error = (
-            (x, None, None) if standing is None else (standing.x, standing.value, standing.error)
-        )
+        value: Any = None
+        error = None
+        if standing is not None:
+            x, value, error = standing.x, standing.value, standing.error
         if value is None:
             (value,) = self.objective.values(points([x]))
-        rows = self.objective.rows
         start = [v for v in search.trace.values_at_start if math.isfinite(v)]
         why = shortfall(rows, start, value, error, standing, moved=not np.array_equal(x, self.problem.x0))
         if why is not None and self.stopped in ("target reached", "x0 reaches the target") and rows.hold(value):

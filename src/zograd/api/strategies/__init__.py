@@ -35,6 +35,6 @@ def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
 
 
 __all__ = [
-    "CMA", "LBFGS", "OTHERS", "Auto", "Constrained", "OfMenu", "Points", "Problem", "Routine", "Strategy", "Trace", "as_strategy",
-    "points",
+    "CMA", "LBFGS", "OTHERS", "Auto", "Constrained", "OfMenu", "Points", "Problem", "Routine", "Strategy", "Trace",
+    "as_strategy", "points",
 ]  # fmt: skip

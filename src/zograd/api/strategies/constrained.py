@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,14 @@ import numpy as np
 from zograd.api.constraints import FEASIBLE, Evaluated, Rows
 from zograd.api.strategies.auto import REPEATS, Auto, evolution
 from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
+from zograd.api.strategies.lagrangian import LEAST, Evaluation, Lagrangian, Standing
 from zograd.api.strategies.lbfgs import LBFGS
 from zograd.api.strategies.of_menu import OfMenu
+from zograd.api.strategies.sqp import SQP, STATIONARY
+from zograd.api.strategies.tracking import FEW_VARIABLES, Tracking
 from zograd.api.variables import Flat
 from zograd.control import Augmented, Dual
 from zograd.methods.defaults import black_box
-
-FEW_VARIABLES = 1000
-"""Up to which an evolution strategy is taken where values do not repeat."""
-
-PERIOD = 20
-"""Requests between two updates of the multipliers, where one search goes on all the time."""
 
 AIM = 1e-9
 """Relative violation at which the outer loop may end."""
@@ -30,41 +27,33 @@ AIM = 1e-9
 OUTER = 60
 """Minimizations of a Lagrangian, at most."""
 
+AIM_SQP = 1e-8
+"""Relative violation at which SLSQP counts as converged."""
+
+QUADRATIC = 200
+"""Variables up to which SLSQP is tried first; its quadratic programs take d^3."""
+
+DIFFER = "values that were equal at x0 differ elsewhere"
+
 DIRECTIONS = 4
 """Along which slopes are measured; up to so many variables, along each of them."""
-
-MEASURED = 64
-"""Evaluations at the result, at most, where values do not repeat."""
-
-
-@dataclass
-class Standing:
-    """What a run with constraints has come to: the recommended point with its values, and the multipliers.
-
-    value: None until it is measured. error: standard errors of the constraint values there, None where they repeat.
-    settled: whether multipliers and point have converged; None where nothing tells that.
-    """
-
-    x: Flat
-    value: Evaluated | None
-    multipliers: Flat
-    error: Flat | None = None
-    settled: bool | None = None
 
 
 @dataclass(frozen=True)
 class Constrained:
     """Minimize f subject to rows c <= 0 and c = 0, by any strategy for problems without them.
 
-    Where values repeat, L-BFGS-B on finite differences minimizes the augmented Lagrangian (`zograd.control.Augmented`)
-    for fixed multipliers, to a tolerance that shrinks with the violation; then they move. A point is evaluated once,
-    and its f and c give L for all multipliers. Rows are divided by their slopes at x0, measured at 4 points.
-    Rows that have to stay feasible, and those beyond which f turned out to be undefined, get a logarithmic barrier
-    -t sum log(-c) instead, with a t that falls to 1e-9 (Fiacco and McCormick 1968).
+    Where values repeat, SLSQP on finite differences comes first, up to 200 variables (`SQP`); its end counts where the
+    gradient of the Lagrangian vanishes. Otherwise L-BFGS-B on finite differences minimizes the augmented Lagrangian
+    (`zograd.control.Augmented`) for fixed multipliers, to a tolerance that shrinks with the violation; then they move.
+    A point is evaluated once, and its f and c give L for all multipliers. Rows are divided by their slopes at x0,
+    measured at up to 4 points. Rows that have to stay feasible, and those beyond which f turned out to be undefined,
+    get a logarithmic barrier -t sum log(-c) instead, with a t that falls to 1e-7 (Fiacco and McCormick 1968).
 
     Where values do not repeat, or another strategy is asked for, that strategy runs once, and the multipliers move
-    after every 20 requests by the means of c in them (Arnold and Porter 2015 and Atamna et al. 2016 for CMA-ES). At the
-    end, up to 64 evaluations measure f and c at the result.
+    after every 20 requests by the means of c in them, as Atamna, Auger and Hansen 2016 do for CMA-ES. At the end, 64
+    evaluations measure f and c at the result; where that is not feasible, up to three steps by the measured slopes of
+    c go back (`zograd.api.strategies.lagrangian.back`).
 
     inner: the strategy; `Auto`: by its rule. dual: None is `Augmented(rho=10)` in units of the slope of f.
     """
@@ -78,7 +67,7 @@ class Constrained:
         return "augmented Lagrangian"
 
     def __call__(self, trace: Trace) -> Routine:
-        search = _Search(self, trace)
+        search = ConstrainedSearch(self, trace)
         why = yield from search.begin()
         if why is not None:
             return why
@@ -87,6 +76,10 @@ class Constrained:
         by_differences = search.repeats and trace.left >= 4 * (d + 1)
         if (automatic and by_differences) or isinstance(self.inner, LBFGS):
             trace.reason = "values repeat" if automatic else ""
+            if automatic and d <= QUADRATIC and not np.any(self.rows.guarded):
+                message = yield from search.quadratic()
+                if message:
+                    return message
             message = yield from search.outer_loop()
             if search.repeats or not automatic:
                 return message
@@ -95,73 +88,21 @@ class Constrained:
             few = d <= FEW_VARIABLES and not search.repeats
             inner = evolution(d) if few else OfMenu(black_box("zo_sgd", d))
             trace.reason = "values repeat, and the budget is small" if search.repeats else "values differ"
-        return (yield from search.all_the_time(inner))
+        return (yield from Tracking(search)(inner))
 
 
-@dataclass
-class _Point:
-    """An evaluated point."""
-
-    x: Flat
-    value: Evaluated
-
-
-@dataclass
-class _Lagrangian:
-    """L of an evaluation, for the multipliers of now. unit: what a unit of f is; t: of the barrier on `guard`."""
-
-    rows: Rows
-    dual: Dual
-    unit: float
-    guard: Flat
-    t: float = 0.1
-    state: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.state = self.dual.initial([k for k, g in zip(self.rows.kinds, self.guard, strict=True) if not g])
-
-    def scaled(self, c: Flat) -> Flat:
-        found: Flat = c / self.rows.scale
-        return found
-
-    def __call__(self, value: float) -> float:
-        """NaN for a failed evaluation, and outside of a barrier."""
-        if not isinstance(value, Evaluated) or not math.isfinite(value):
-            return math.nan
-        c = self.scaled(value.c)
-        inside = c[self.guard]
-        if np.any(inside >= 0):
-            return math.nan
-        found = self.dual.lagrangian(self.state, float(value) / self.unit, c[~self.guard])
-        return self.unit * (found - self.t * float(np.sum(np.log(-inside))))
-
-    def observe(self, c: Flat) -> float:
-        """Move the multipliers; the largest change, relative to their size."""
-        before = np.asarray(self.state["multipliers"])
-        self.dual.observe(self.state, self.scaled(c)[~self.guard])
-        after = np.asarray(self.state["multipliers"])
-        return float(np.max(np.abs(after - before) / (1 + np.abs(after)), initial=0.0))
-
-    def multipliers(self, c: Flat | None) -> Flat:
-        """In units of f over those of c."""
-        found = np.zeros(len(self.rows.kinds))
-        found[~self.guard] = self.state["multipliers"]
-        if c is not None and np.any(self.guard):
-            found[self.guard] = self.t / np.maximum(-self.scaled(c)[self.guard], 1e-300)
-        return found * self.unit / self.rows.scale
-
-
-class _Search:
+class ConstrainedSearch:
     """One run of `Constrained`."""
 
     def __init__(self, owner: Constrained, trace: Trace) -> None:
         self.owner, self.rows, self.trace, self.problem = owner, owner.rows, trace, trace.problem
         self.repeats = True
-        self.best: _Point | None = None
-        self.strictly: _Point | None = None
+        self.best: Evaluation | None = None
+        self.strictly: Evaluation | None = None
         """The lowest value with all rows of the first kind below zero."""
         self.failed: list[Flat] = []
-        self.merit: _Lagrangian
+        self.history: list[Flat] = []
+        self.merit = Lagrangian(self.rows, owner.dual or Augmented(), 1.0, self.rows.guarded.copy())
 
     def begin(self) -> Generator[Points, Values, str | None]:
         """f(x0) for its noise, and the slopes of f and c there; why there is no start, if so."""
@@ -188,20 +129,22 @@ class _Search:
         if outside.size:
             k = int(outside[0])
             return f"{self.rows.names[k]} has keep_feasible, but is {here[0].c[k]:.3g} at x0; start where it is < 0"
-        start = _Point(x0.copy(), here[0])
+        start = Evaluation(x0.copy(), here[0])
         unit = yield from self.slopes(start)
-        dual = self.owner.dual or Augmented(rho=10.0, grow=2.0 if self.repeats else 1.0)
-        self.merit = _Lagrangian(self.rows, dual, unit, self.rows.guarded.copy())
+        dual = self.owner.dual or Augmented(rho=10.0, grow=10.0 if self.repeats else 1.0)
+        self.merit = Lagrangian(self.rows, dual, unit, self.rows.guarded.copy())
         self.seen(start)
         return None
 
     def mean(self, here: list[Evaluated]) -> None:
         """Whether values repeat, and their noise."""
         self.repeats = all(v == here[0] and np.array_equal(v.c, here[0].c) for v in here)
-        self.trace.noise = float(np.std([float(v) for v in here], ddof=1)) if len(here) > 1 and not self.repeats else 0.0
+        self.trace.noise = (
+            float(np.std([float(v) for v in here], ddof=1)) if len(here) > 1 and not self.repeats else 0.0
+        )
         self.trace.fun = float(np.mean([float(v) for v in here]))
 
-    def slopes(self, start: _Point) -> Generator[Points, Values, float]:
+    def slopes(self, start: Evaluation) -> Generator[Points, Values, float]:
         """Scales of the rows and of f, from a few points about x0."""
         problem = self.problem
         d, x0 = problem.dim, start.x.astype(np.float64)
@@ -219,7 +162,7 @@ class _Search:
         for end, value in zip(ends, values, strict=False):
             step = float(np.linalg.norm(end - x0)) / (1.0 if axes else math.sqrt(d))
             if isinstance(value, Evaluated) and math.isfinite(value) and step > 0:
-                self.seen(_Point(end, value))
+                self.seen(Evaluation(end, value))
                 found.append(np.abs(np.append(value.c - start.value.c, float(value) - float(start.value))) / step)
         many = np.square(found) if found else np.zeros((1, len(self.rows.kinds) + 1))
         slope = np.sqrt(np.sum(many, axis=0) if axes else np.mean(many, axis=0)) * length
@@ -232,7 +175,7 @@ class _Search:
         self.rows.scale = slope[:-1]
         return float(slope[-1])
 
-    def seen(self, point: _Point) -> None:
+    def seen(self, point: Evaluation) -> None:
         """Keep a point where it is better than those so far: feasible ones by f, others by their violation."""
         if not self.repeats:
             return
@@ -249,7 +192,7 @@ class _Search:
     def rank(self, excess: float, value: float) -> tuple[float, float]:
         return (0.0 if excess <= FEASIBLE / 10 else excess, float(value))
 
-    def recommend(self, point: _Point, *, settled: bool = False) -> None:
+    def recommend(self, point: Evaluation, *, settled: bool = False) -> None:
         """The point of the result from now on."""
         self.best = point
         trace = self.trace
@@ -258,11 +201,45 @@ class _Search:
         trace.stationary = settled
 
     def multipliers(self, c: Flat | None) -> Flat:
-        return self.merit.multipliers(c) if hasattr(self, "merit") else np.zeros(len(self.rows.kinds))
+        """The multipliers of now; where values differ, their mean over the last half of the periods."""
+        found = self.merit.multipliers(c)
+        if self.history and not self.repeats:
+            late = np.mean(self.history[len(self.history) // 2 :], axis=0)
+            found = np.where(self.merit.guard, found, late)
+        return found
+
+    def quadratic(self) -> Routine:
+        """SLSQP; an empty message where it did not end at a minimum, or values turned out to differ."""
+        trace, merit, start = self.trace, self.merit, self.best
+        assert start is not None
+        search = SQP(self.problem, self.rows, merit.unit, lambda x, value: self.seen(Evaluation(x, value)))
+        end = yield from search(trace, start.x, start.value)
+        if end is None:
+            trace.reason += "; f or a constraint is not finite at some points"
+            return ""
+        here = Evaluation(end.x, end.value)
+        self.seen(here)
+        if (yield from self.differs(here)) or end.residual > STATIONARY or self.rows.violation(end.value) > AIM_SQP:
+            return ""
+        merit.state["multipliers"] = end.multipliers.tolist()
+        self.recommend(here, settled=True)
+        return "multipliers and point have converged"
+
+    def differs(self, here: Evaluation) -> Generator[Points, Values, bool]:
+        """Whether a second evaluation of a point gives other values; then they do not repeat."""
+        if self.trace.left < 2:
+            return False
+        (again,) = yield points([here.x])
+        self.repeats = bool(again == here.value and np.array_equal(getattr(again, "c", ()), here.value.c))
+        if not self.repeats:
+            self.trace.noise = abs(float(again) - float(here.value)) / math.sqrt(2)
+        return not self.repeats
 
     def outer_loop(self) -> Routine:
         """Minimize L for fixed multipliers, move them, until both have come to rest."""
         trace, merit = self.trace, self.merit
+        if not self.repeats:
+            return DIFFER
         trace.began(f"{self.owner.name} by {LBFGS('forward').name}")
         assert self.best is not None
         here = self.best
@@ -271,8 +248,10 @@ class _Search:
         excess, finest, idle = math.inf, 0, 0
         for outer in range(OUTER):
             tolerance = merit.unit * max(0.1 * min(1e-2 * 0.1**outer, excess**2), 1e-15)
-            kind = "forward" if outer < 3 or excess > 1e-4 else "central"
-            there = yield from self.minimized(LBFGS(kind), here, tolerance)
+            if np.any(merit.guard):
+                tolerance = max(tolerance, 1e-3 * merit.t * merit.unit)
+            method = LBFGS("forward" if outer < 3 or excess > 1e-4 else "central")
+            there = yield from self.minimized(method, here, tolerance)
             if there is None:
                 return "budget used"
             if self.blocked():
@@ -285,22 +264,18 @@ class _Search:
             now = self.rows.violation(here.value)
             moved = merit.observe(here.value.c)
             barrier = bool(np.any(merit.guard))
-            if (now <= AIM and moved <= 1e-5 or finest >= 5) and (not barrier or merit.t <= 1e-8):
+            if ((now <= AIM and moved <= 1e-5) or finest >= 5) and (not barrier or merit.t <= LEAST):
                 if now <= FEASIBLE:
                     self.recommend(here, settled=True)
                     return "multipliers and point have converged"
                 return "the violation does not fall any more"
             idle = idle + 1 if now > 0.5 * excess else 0
-            finest = finest + 1 if idle > 3 and now <= FEASIBLE or idle > 12 else 0
+            finest = finest + 1 if (idle > 3 and now <= FEASIBLE) or idle > 12 else 0
             excess = min(now, excess)
             if barrier:
-                merit.t = max(merit.t / 10, 1e-9)
-            if trace.left > 2 and outer in (1, 4):
-                (again,) = yield points([here.x])
-                if again != here.value or not np.array_equal(getattr(again, "c", ()), here.value.c):
-                    self.repeats = False
-                    trace.noise = abs(float(again) - float(here.value)) / math.sqrt(2)
-                    return "values that were equal at x0 differ elsewhere"
+                merit.t = max(merit.t / 10, LEAST)
+            if outer in (1, 4) and (yield from self.differs(here)):
+                return DIFFER
         if self.rows.violation(here.value) <= FEASIBLE:
             self.recommend(here)
         return f"{OUTER} minimizations of the Lagrangian did not settle the multipliers"
@@ -316,13 +291,13 @@ class _Search:
         self.failed.clear()
         if not np.any(beyond & ~merit.guard):
             return False
-        self.merit = _Lagrangian(rows, merit.dual, merit.unit, merit.guard | beyond)
+        self.merit = Lagrangian(rows, merit.dual, merit.unit, merit.guard | beyond)
         self.trace.reason += f"; f is not finite beyond {rows.names[int(np.argmax(beyond))]}, which got a barrier"
         return True
 
     def minimized(
-        self, strategy: Strategy, start: _Point, tolerance: float
-    ) -> Generator[Points, Values, _Point | None]:
+        self, strategy: Strategy, start: Evaluation, tolerance: float
+    ) -> Generator[Points, Values, Evaluation | None]:
         """The lowest point of L from `start`; None when the budget is used."""
         trace, merit = self.trace, self.merit
         best, lowest = start, merit(start.value)
@@ -343,9 +318,8 @@ class _Search:
                 values = yield request
                 told = [merit(v) for v in values]
                 found = np.array(told)
-                for i in np.flatnonzero(~np.isfinite(found)):
-                    value = values[i]
-                    if math.isnan(value) and isinstance(value, Evaluated) and len(self.failed) < 100:
+                for value in values:
+                    if isinstance(value, Evaluated) and math.isnan(value) and len(self.failed) < 100:
                         self.failed.append(value.c)
                 if np.any(np.isfinite(found)):
                     k = int(np.nanargmin(found))
@@ -362,8 +336,8 @@ class _Search:
         finally:
             routine.close()
 
-    def point(self, request: Points, i: int, value: Any) -> _Point:
-        return _Point(self.problem.inside(request.make(i)), value)
+    def point(self, request: Points, i: int, value: Any) -> Evaluation:
+        return Evaluation(self.problem.inside(request.make(i)), value)
 
     def consider(self, request: Points, i: int, value: float) -> None:
         """`seen`, but the point is made only where it is better."""
@@ -377,104 +351,3 @@ class _Search:
         )
         if better or strict:
             self.seen(self.point(request, i, value))
-
-    def all_the_time(self, strategy: Strategy) -> Routine:
-        """One search; its multipliers move after every period."""
-        trace, merit = self.trace, self.merit
-        trace.began(self.owner.name)
-        reserve = 0 if self.repeats else min(MEASURED, max(trace.left // 20, 1))
-        message = "budget used"
-        if not self.repeats:
-            self.best, trace.fun, trace.stationary = None, None, None
-        for restart in range(4):
-            message = yield from self.searched(strategy, reserve)
-            if self.repeats or trace.left < 0.5 * self.problem.budget or message == "budget used":
-                break
-        if not self.repeats:
-            yield from self.measured()
-        return message
-
-    def searched(self, strategy: Strategy, reserve: int) -> Routine:
-        """One run of the inner strategy."""
-        trace, merit = self.trace, self.merit
-        start = [merit(v) for v in trace.values_at_start]
-        inner = Trace(self.problem, trace.left - reserve, trace.position, values_at_start=start)
-        inner.noise = 0.0 if self.repeats else float(np.std(start, ddof=1)) if len(start) > 1 else math.nan
-        sums, number, requests = np.zeros(len(self.rows.kinds)), 0, 0
-
-        def on_step(record: Any) -> None:
-            trace.lr, trace.mu, trace.method, trace.control = inner.lr, inner.mu, inner.method, inner.control
-            trace.step(replace(record, step=trace.steps))
-
-        inner.on_step = on_step
-        routine = strategy(inner)
-        try:
-            request = next(routine)
-            while True:
-                trace.strategies[1:] = inner.strategies
-                if request.cost(0) > trace.left - reserve:
-                    return "budget used"
-                values = yield request
-                told = [merit(v) for v in values]
-                for i, value in enumerate(values):
-                    if isinstance(value, Evaluated) and math.isfinite(value):
-                        sums, number = sums + value.c, number + 1
-                        self.consider(request, i, value)
-                requests += 1
-                inner.left = trace.left - reserve
-                if requests % PERIOD == 0 and number:
-                    merit.observe(sums / number)
-                    merit.t = max(merit.t * 0.8, 1e-9)
-                    sums, number = np.zeros_like(sums), 0
-                request = routine.send(told)
-                if not self.repeats:
-                    trace.position = inner.position
-                    trace.standing = Standing(trace.position(), None, self.multipliers(None))
-        except StopIteration as stop:
-            return str(stop.value)
-        finally:
-            routine.close()
-
-    def measured(self) -> Generator[Points, Values, None]:
-        """f and c at the result, as means."""
-        x = nearest(self.rows, self.problem, np.array(self.trace.position(), copy=True))
-        n = min(MEASURED, self.trace.left)
-        values = [v for v in (yield points([x] * n)) if isinstance(v, Evaluated) and math.isfinite(v)] if n else []
-        self.trace.position = lambda: x
-        if not values:
-            return
-        f, c = float(np.mean([float(v) for v in values])), np.array([v.c for v in values])
-        error = np.std(c, axis=0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
-        mean = Evaluated(f, np.mean(c, axis=0))
-        self.trace.fun = f
-        self.trace.standing = Standing(x, mean, self.multipliers(mean.c), error)
-
-
-def nearest(rows: Rows, problem: Any, x: Flat) -> Flat:
-    """The nearest point to x at which the linear rows and the bounds hold: a quadratic program, by SciPy's SLSQP."""
-    if not np.any(rows.linear) or problem.dim > FEW_VARIABLES:
-        return x
-    from scipy.optimize import Bounds, minimize
-
-    a, b = rows.matrix
-    one_sided = rows.one_sided[rows.linear]
-    y = x.astype(np.float64)
-    if np.max(np.where(one_sided, a @ y - b, np.abs(a @ y - b))) <= 0:
-        return x
-    kinds: list[tuple[str, Flat, float]] = [("ineq", one_sided, -1.0), ("eq", ~one_sided, 1.0)]
-    found = minimize(
-        lambda z: 0.5 * float((z - y) @ (z - y)), y, jac=lambda z: z - y, method="SLSQP",
-        bounds=None if problem.lower is None else Bounds(problem.lower, problem.upper),
-        constraints=[{"type": k, "fun": _line(s * a[i], s * b[i]), "jac": _slope(s * a[i])} for k, i, s in kinds if i.any()],
-        options={"maxiter": 100, "ftol": 1e-15},
-    )  # fmt: skip
-    nearer: Flat = found.x.astype(x.dtype)
-    return problem.inside(nearer)  # type: ignore[no-any-return]
-
-
-def _line(a: Flat, b: Flat) -> Callable[[Flat], Flat]:
-    return lambda z: a @ z - b
-
-
-def _slope(a: Flat) -> Callable[[Flat], Flat]:
-    return lambda z: a
