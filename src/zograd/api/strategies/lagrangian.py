@@ -14,7 +14,6 @@ from zograd.api.strategies.base import Problem
 from zograd.api.variables import Flat
 from zograd.control import Dual
 
-
 LEAST = 1e-7
 """Weight t of a barrier at the end, in units of the slope of f."""
 
