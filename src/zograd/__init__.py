@@ -34,8 +34,8 @@ _MODULES = {
     **{
         name: f"zograd.{name}"
         for name in (
-            "api", "bench", "cli", "control", "core", "diagnostics", "distributed", "errors", "estimators", "hub", "kernels",
-            "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems", "quantized",
+            "api", "bench", "cli", "control", "core", "diagnostics", "distributed", "errors", "estimators", "hub",
+            "kernels", "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems", "quantized",
             "rules", "runs", "sets", "spaces", "stores",
         )
     },
@@ -79,10 +79,11 @@ if TYPE_CHECKING:
     from zograd.stores import Store
 
 __all__ = [
-    "Ask", "AskTell", "Basis", "Constraints", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Routine", "Run", "Store",
-    "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched", "check_space", "combination", "control",
-    "diagnostics", "distributed", "estimators", "laws", "learning_rate", "methods", "minimize", "noise", "oracles",
-    "pairs", "problems", "rules", "schedules", "sets", "slopes", "spaces", "stores", "tape", "vector",
+    "Ask", "AskTell", "Basis", "Constraints", "Estimate", "Hybrid", "Method", "Query", "Record", "Result",
+    "Routine", "Run", "Store", "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched",
+    "check_space", "combination", "control", "diagnostics", "distributed", "estimators", "laws", "learning_rate",
+    "methods", "minimize", "noise", "oracles", "pairs", "problems", "rules", "schedules", "sets", "slopes",
+    "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 

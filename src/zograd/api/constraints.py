@@ -233,7 +233,8 @@ def _block(one: Any, k: int, variables: Variables) -> _Block:
         return _sided(one.fun, (), n, low, high, k, bool(np.any(one.keep_feasible)))
     raise TypeError(
         f"constraints holds a {type(one).__name__}; pass scipy.optimize.LinearConstraint or NonlinearConstraint, a "
-        f"dict {{'type', 'fun'}}, zograd.Constraints(at_most=m, equal=p), or a set of zograd.sets"
+        f"dict {{'type', 'fun'}}, zograd.Constraints(at_most=m, equal=p), or, alone, a set of zograd.sets; several "
+        f"sets are one sets.Intersection, and a penalty goes into method=methods.zo_prox(penalty)"
     )
 
 

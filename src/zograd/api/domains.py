@@ -26,19 +26,22 @@ def refuse_integers(integrality: Any) -> None:
 
 def is_set(constraints: Any) -> bool:
     """Whether `constraints` is one of `zograd.sets`."""
-    return any(hasattr(constraints, name) for name in ("vertex_", "prox_", "project_block_"))
+    return any(hasattr(constraints, name) for name in ("vertex_", "project_", "project_block_"))
 
 
-def on_set(the_set: Any, method: Any, dim: int) -> Method[Any]:
-    """Frank-Wolfe where the set has a linear minimizer, otherwise the projected two-point method."""
+def on_set(the_set: Any, method: Any) -> Method[Any]:
+    """Frank-Wolfe where the set has a linear minimizer, otherwise projected two-point steps; f is never called outside.
+
+    Both start inside of the set.
+    """
     if method != "auto":
         raise TypeError(
             f"constraints={type(the_set).__name__}(...) chooses the method by what the set can do; leave method out, "
             f"or pass methods.frank_wolfe(set) or methods.zo_prox(set) as method without constraints"
         )
     if hasattr(the_set, "vertex_"):
-        return methods.frank_wolfe(the_set)
-    made: Method[Any] = methods.zo_prox(the_set, lr="auto")
+        return methods.frank_wolfe(the_set, queries="feasible")
+    made: Method[Any] = methods.zo_prox(the_set, lr="auto", queries="feasible")
     return made
 
 

@@ -97,7 +97,7 @@ def minimize(
     problem = Problem(variables, lower, upper, as_seed(seed), terms, budget=int(most), thorough=budget is not None)
     refuse_integers(integrality)
     if constraints is not None and is_set(constraints):
-        method, constraints = on_set(constraints, method, variables.dim), None
+        method, constraints = on_set(constraints, method), None
     if space is not None:
         method = on_space(space, method, variables.dim)
     rows = as_rows(constraints, variables)

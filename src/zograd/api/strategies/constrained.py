@@ -86,8 +86,9 @@ class Constrained:
         inner = self.inner
         if automatic:
             few = d <= FEW_VARIABLES and not search.repeats
-            inner = evolution(d) if few else OfMenu(black_box("zo_sgd", d))
+            inner = evolution(replace(trace.problem, thorough=False)) if few else OfMenu(black_box("zo_sgd", d))
             trace.reason = "values repeat, and the budget is small" if search.repeats else "values differ"
+        search.begin_tracking()
         return (yield from Tracking(search)(inner))
 
 
@@ -131,10 +132,16 @@ class ConstrainedSearch:
             return f"{self.rows.names[k]} has keep_feasible, but is {here[0].c[k]:.3g} at x0; start where it is < 0"
         start = Evaluation(x0.copy(), here[0])
         unit = yield from self.slopes(start)
-        dual = self.owner.dual or Augmented(rho=10.0, grow=10.0 if self.repeats else 1.0)
+        dual = self.owner.dual or Augmented(rho=10.0, grow=10.0)
         self.merit = Lagrangian(self.rows, dual, unit, self.rows.guarded.copy())
         self.seen(start)
         return None
+
+    def begin_tracking(self) -> None:
+        """Zero multipliers, and a penalty that stays, for a search in which L never is at its minimum."""
+        merit = self.merit
+        dual = self.owner.dual or Augmented(rho=10.0, grow=1.0)
+        self.merit = Lagrangian(self.rows, dual, merit.unit, self.rows.guarded.copy())
 
     def mean(self, here: list[Evaluated]) -> None:
         """Whether values repeat, and their noise."""
@@ -201,9 +208,9 @@ class ConstrainedSearch:
         trace.stationary = settled
 
     def multipliers(self, c: Flat | None) -> Flat:
-        """The multipliers of now; where values differ, their mean over the last half of the periods."""
+        """The multipliers of now; with one search, their mean over the last half of the periods."""
         found = self.merit.multipliers(c)
-        if self.history and not self.repeats:
+        if self.history:
             late = np.mean(self.history[len(self.history) // 2 :], axis=0)
             found = np.where(self.merit.guard, found, late)
         return found

@@ -28,6 +28,9 @@ MEASURED = 64
 ROUNDS = 3
 """Steps back to where the constraints hold, each measured as often."""
 
+RUNS = 4
+"""Times that the inner strategy is begun again where it ends before half of the budget."""
+
 NEAR = 400
 """Last evaluations from which the slopes of noisy constraints are read."""
 
@@ -43,27 +46,27 @@ class Tracking:
         self.near: deque[tuple[Flat, Flat]] = deque(maxlen=NEAR)
 
     def __call__(self, strategy: Strategy) -> Routine:
-        """One search; its multipliers move after every period."""
-        trace = self.trace
-        trace.began(self.search.owner.name)
-        reserve = 0 if self.search.repeats else min((1 + ROUNDS) * MEASURED, max(trace.left // 10, 1))
-        message = "budget used"
-        if not self.search.repeats:
-            self.search.best, trace.fun, trace.stationary = None, None, None
-        for _ in range(4):
-            message = yield from self.searched(strategy, reserve)
-            if self.search.repeats or trace.left < 0.5 * self.problem.budget or message == "budget used":
+        """One search, begun again where it ended early; its multipliers move after every period."""
+        trace, search = self.trace, self.search
+        trace.began(search.owner.name)
+        each = 1 if search.repeats else MEASURED
+        reserve = min((1 + ROUNDS) * each, max(trace.left // 10, 1))
+        search.best, trace.fun, trace.stationary = None, None, None
+        message, start = "budget used", [search.merit(v) for v in trace.values_at_start]
+        for _ in range(RUNS):
+            message = yield from self.searched(strategy, start, reserve)
+            if trace.left < 0.5 * self.problem.budget or message == "budget used":
                 break
-        if not self.search.repeats:
-            yield from self.measured()
+            start = []
+        yield from self.measured(each)
         return message
 
-    def searched(self, strategy: Strategy, reserve: int) -> Routine:
+    def searched(self, strategy: Strategy, start: list[float], reserve: int) -> Routine:
         """One run of the inner strategy."""
         trace, merit = self.trace, self.search.merit
-        start = [merit(v) for v in trace.values_at_start]
         inner = Trace(self.problem, trace.left - reserve, trace.position, values_at_start=start)
-        inner.noise = 0.0 if self.search.repeats else float(np.std(start, ddof=1)) if len(start) > 1 else math.nan
+        if len(start) > 1 and not self.search.repeats:
+            inner.noise = float(np.std(start, ddof=1))
         sums, number, requests = np.zeros(len(self.rows.kinds)), 0, 0
 
         def on_step(record: Any) -> None:
@@ -83,9 +86,8 @@ class Tracking:
                 for i, value in enumerate(values):
                     if isinstance(value, Evaluated) and math.isfinite(value):
                         sums, number = sums + value.c, number + 1
-                        if not self.search.repeats and self.problem.dim <= FEW_VARIABLES:
+                        if self.problem.dim <= FEW_VARIABLES:
                             self.near.append((self.problem.inside(request.make(i)), value.c))
-                        self.search.consider(request, i, value)
                 requests += 1
                 inner.left = trace.left - reserve
                 if requests % PERIOD == 0 and number:
@@ -94,19 +96,18 @@ class Tracking:
                     merit.t = max(merit.t * 0.8, LEAST)
                     sums, number = np.zeros_like(sums), 0
                 request = routine.send(told)
-                if not self.search.repeats:
-                    trace.position = inner.position
-                    trace.standing = Standing(trace.position(), None, self.search.multipliers(None))
+                trace.position = inner.position
+                trace.standing = Standing(trace.position(), None, self.search.multipliers(None))
         except StopIteration as stop:
             return str(stop.value)
         finally:
             routine.close()
 
-    def measured(self) -> Generator[Points, Values, None]:
+    def measured(self, each: int) -> Generator[Points, Values, None]:
         """f and c at the result, as means; where a row is violated, at a point nearby where it is not."""
         problem, rows, trace = self.problem, self.rows, self.trace
         x = nearest(rows, problem, np.array(trace.position(), copy=True))
-        most = max(min(MEASURED, trace.left // (1 + ROUNDS)), min(1, trace.left))
+        most = max(min(each, trace.left // (1 + ROUNDS)), min(1, trace.left))
         for k in range(1 + ROUNDS):
             n = min(most, trace.left)
             values = [v for v in (yield points([x] * n)) if isinstance(v, Evaluated) and math.isfinite(v)] if n else []
@@ -115,6 +116,8 @@ class Tracking:
                 return
             f, c = float(np.mean([float(v) for v in values])), np.array([v.c for v in values])
             error = np.std(c, axis=0, ddof=1) / math.sqrt(n) if len(values) > 1 else None
+            if self.search.repeats:
+                error = np.zeros(c.shape[1])
             mean = Evaluated(f, np.mean(c, axis=0))
             trace.fun, trace.standing = f, Standing(x, mean, self.search.multipliers(mean.c), error)
             if k == ROUNDS or error is None or rows.hold(mean):
