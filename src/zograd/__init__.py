@@ -35,8 +35,8 @@ _MODULES = {
         name: f"zograd.{name}"
         for name in (
             "api", "bench", "cli", "control", "core", "diagnostics", "distributed", "errors", "estimators", "hub",
-            "kernels", "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems", "quantized",
-            "rules", "runs", "sets", "spaces", "stores",
+            "kernels", "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems",
+            "quantized", "rules", "runs", "sets", "spaces", "stores",
         )
     },
     **{name: f"zograd.core.{name}" for name in ("schedules", "tape", "vector")},

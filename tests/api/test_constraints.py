@@ -5,61 +5,17 @@ from __future__ import annotations
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, NonlinearConstraint, approx_fprime
 
 import zograd as zo
+from benchmarks.constraints import PROBLEMS, Case
 from zograd.api.constraints import Evaluated, as_rows
 from zograd.api.variables import Variables
 
-WEIGHTS = np.arange(1.0, 11.0) / 10
-
-
-class Case(NamedTuple):
-    """min f s.t. c_1..c_at_most <= 0, the others = 0; `best` from the collection of Hock and Schittkowski (1981)."""
-
-    name: str
-    f: Any
-    x0: Any
-    c: Any
-    at_most: int
-    equal: int
-    bounds: Any
-    best: float
-
-    def both(self, x):
-        return float(self.f(x)), np.asarray(self.c(x), dtype=float)
-
-
-def hs100(x):
-    return (
-        (x[0] - 10) ** 2 + 5 * (x[1] - 12) ** 2 + x[2] ** 4 + 3 * (x[3] - 11) ** 2 + 10 * x[4] ** 6 + 7 * x[5] ** 2
-        + x[6] ** 4 - 4 * x[5] * x[6] - 10 * x[5] - 8 * x[6]
-    )  # fmt: skip
-
-
-def hs100_rows(x):
-    return [
-        2 * x[0] ** 2 + 3 * x[1] ** 4 + x[2] + 4 * x[3] ** 2 + 5 * x[4] - 127,
-        7 * x[0] + 3 * x[1] + 10 * x[2] ** 2 + x[3] - x[4] - 282,
-        23 * x[0] + x[1] ** 2 + 6 * x[5] ** 2 - 8 * x[6] - 196,
-        4 * x[0] ** 2 + x[1] ** 2 - 3 * x[0] * x[1] + 2 * x[2] ** 2 + 5 * x[5] - 11 * x[6],
-    ]
-
-
-HS71 = Case("hs71", lambda x: x[0] * x[3] * (x[0] + x[1] + x[2]) + x[2], [1.0, 5, 5, 1],
-            lambda x: [25 - np.prod(x), x @ x - 40], 1, 1, [(1, 5)], 17.0140173)  # fmt: skip
-HS7 = Case("hs7", lambda x: np.log(1 + x[0] ** 2) - x[1], [2.0, 2.0],
-           lambda x: [(1 + x[0] ** 2) ** 2 + x[1] ** 2 - 4], 0, 1, None, -math.sqrt(3))  # fmt: skip
-PLANE = Case("plane", lambda x: x @ x, np.full(10, 2.0), lambda x: [WEIGHTS @ x - 1], 0, 1, None,
-             1 / (WEIGHTS @ WEIGHTS))  # fmt: skip
-CASES = [
-    Case("hs6", lambda x: (1 - x[0]) ** 2, [-1.2, 1.0], lambda x: [10 * (x[1] - x[0] ** 2)], 0, 1, None, 0.0),
-    HS7, HS71, Case("hs100", hs100, [1.0, 2, 0, 4, 0, 1, 1], hs100_rows, 4, 0, None, 680.6300573), PLANE,
-]  # fmt: skip
+HS6, HS7, HS71, HS100, PLANE = PROBLEMS
 
 
 def solved(case: Case, **settings):
@@ -78,7 +34,7 @@ def solved(case: Case, **settings):
 
 
 @pytest.mark.parametrize("method", ["auto", "lbfgs"])
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", PROBLEMS, ids=lambda c: c.name)
 def test_known_optima(case: Case, method: str) -> None:
     """SLSQP on shared differences, and the augmented Lagrangian alone: within 1e-4, violation at most 1e-6."""
     res = solved(case, method=method)
@@ -89,7 +45,7 @@ def test_known_optima(case: Case, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["auto", "lbfgs"])
-@pytest.mark.parametrize("case", [HS7, HS71, CASES[3], PLANE], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [HS7, HS71, HS100, PLANE], ids=lambda c: c.name)
 def test_multipliers_make_the_gradient_vanish(case: Case, method: str) -> None:
     """grad f + sum lam grad c = 0 but for bounds that x lies on; lam >= 0 and lam c = 0 for inequalities."""
     res = solved(case, method=method)
@@ -204,7 +160,7 @@ def test_a_violated_constraint_is_named() -> None:
     assert not contradiction.success
     assert "is violated by 1" in contradiction.message
     assert contradiction.maxcv == pytest.approx(1.0, rel=0.01)
-    short = solved(CASES[3], budget=30)
+    short = solved(HS100, budget=30)
     assert not short.success
     assert short.status in (1, 2)
 

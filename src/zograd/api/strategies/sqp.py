@@ -99,7 +99,7 @@ class SQP:
             minimize(
                 lambda z: float(at(z)) / self.unit, self.x.copy(), jac=lambda z: slopes(z)[0], method="SLSQP",
                 bounds=bounds, constraints=[part(which, sign) for which, sign in kinds if np.any(which)],
-                callback=after, options={"ftol": 1e-12, "maxiter": 500},
+                callback=after, options={"ftol": 1e-10, "maxiter": 500},
             )  # fmt: skip
             slopes(self.x)
 
