@@ -158,7 +158,7 @@ def test_a_violated_constraint_is_named() -> None:
     contradiction = zo.minimize(lambda x: (float(x @ x), [1 - x[0], x[0] + 1]), np.zeros(2),
                                 constraints=zo.Constraints(at_most=2), budget=2000)  # fmt: skip
     assert not contradiction.success
-    assert "is violated by 1" in contradiction.message
+    assert "c[0] is violated by 1" in contradiction.message
     assert contradiction.maxcv == pytest.approx(1.0, rel=0.01)
     short = solved(HS100, budget=30)
     assert not short.success

@@ -250,6 +250,8 @@ def _sided(
     names = []
     for i in range(size):
         where = f"constraint {k}" if size == 1 else f"constraint {k}, value {i}"
+        if fun is None and matrix is None:
+            where = f"c[{i}]"
         if low[i] == high[i]:
             sides: list[tuple[float, float, Kind, str]] = [(1.0, high[i], "equal", where)]
         else:
