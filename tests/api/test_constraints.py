@@ -165,6 +165,16 @@ def test_a_violated_constraint_is_named() -> None:
     assert short.status in (1, 2)
 
 
+def test_a_minimum_that_is_no_minimum_of_the_lagrangian_is_no_success() -> None:
+    """min sum x s.t. min x >= 0 has its kink at the solution: what is found is not worse than x0, and not praised."""
+    res = zo.minimize(lambda x: (float(x.sum()), [-float(x.min())]), np.zeros(3), constraints=zo.Constraints(at_most=1),
+                      budget=1000)  # fmt: skip
+    assert res.fun <= 0
+    assert not res.success
+    stopped = solved(HS100, callback=lambda intermediate_result: intermediate_result.nit >= 2)
+    assert stopped.message.startswith("stopped by the callback")
+
+
 def test_maximize_names_and_executors() -> None:
     def f(x):
         return float(x["a"].sum() + x["b"]), [x["a"] @ x["a"] + x["b"] ** 2 - 3]

@@ -237,7 +237,7 @@ class _Minimization:
         if value is None:
             (value,) = self.objective.values(points([x]))
         start = [v for v in search.trace.values_at_start if math.isfinite(v)]
-        why = shortfall(rows, start, value, error, standing, moved=not np.array_equal(x, self.problem.x0))
+        why = shortfall(rows, start, value, error, standing, message, moved=not np.array_equal(x, self.problem.x0))
         if why is not None and self.stopped in ("target reached", "x0 reaches the target") and rows.hold(value):
             why = None
         if why is not None:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from zograd.api.constraints import FEASIBLE, Evaluated, Rows
-from zograd.api.strategies.auto import REPEATS, Auto, evolution
+from zograd.api.strategies.auto import FEW_VARIABLES, REPEATS, Auto, evolution
 from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
 from zograd.api.strategies.lagrangian import LEAST, Evaluation, Lagrangian, Standing
 from zograd.api.strategies.lbfgs import LBFGS
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.api.strategies.sqp import SQP, STATIONARY
-from zograd.api.strategies.tracking import FEW_VARIABLES, Tracking
+from zograd.api.strategies.tracking import Tracking
 from zograd.api.variables import Flat
 from zograd.control import Augmented, Dual
 from zograd.methods.defaults import black_box
@@ -196,6 +196,13 @@ class ConstrainedSearch:
         ):
             self.recommend(point)
 
+    def beaten(self, here: Evaluation) -> bool:
+        """Whether a feasible point is known that is clearly lower."""
+        if self.best is None or self.rows.violation(self.best.value) > FEASIBLE / 10:
+            return False
+        pull = 1 + float(np.max(np.abs(self.merit.multipliers(None) * self.rows.scale), initial=0.0)) / self.merit.unit
+        return bool(self.best.value < here.value - 1e-6 * self.merit.unit * pull)
+
     def rank(self, excess: float, value: float) -> tuple[float, float]:
         return (0.0 if excess <= FEASIBLE / 10 else excess, float(value))
 
@@ -226,7 +233,12 @@ class ConstrainedSearch:
             return ""
         here = Evaluation(end.x, end.value)
         self.seen(here)
-        if (yield from self.differs(here)) or end.residual > STATIONARY or self.rows.violation(end.value) > AIM_SQP:
+        if (
+            (yield from self.differs(here))
+            or end.residual > STATIONARY
+            or self.rows.violation(end.value) > AIM_SQP
+            or self.beaten(here)
+        ):
             return ""
         merit.state["multipliers"] = end.multipliers.tolist()
         self.recommend(here, settled=True)
@@ -272,6 +284,8 @@ class ConstrainedSearch:
             moved = merit.observe(here.value.c)
             barrier = bool(np.any(merit.guard))
             if ((now <= AIM and moved <= 1e-5) or finest >= 5) and (not barrier or merit.t <= LEAST):
+                if self.beaten(here):
+                    return "the Lagrangian has no minimum as low as a feasible point that was seen"
                 if now <= FEASIBLE:
                     self.recommend(here, settled=True)
                     return "multipliers and point have converged"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zograd.api.strategies.constrained import ConstrainedSearch
 
 PERIOD = 20
-"""Requests between two updates of the multipliers."""
+"""Requests between two updates of the multipliers, at least; and 4 (d + 1) evaluations, so that x can follow."""
 
 MEASURED = 64
 """Evaluations at the result, at most, where values do not repeat."""
@@ -34,8 +34,8 @@ RUNS = 4
 NEAR = 400
 """Last evaluations from which the slopes of noisy constraints are read."""
 
-FEW_VARIABLES = 1000
-"""Up to which points are kept for that."""
+KEPT = 10_000
+"""Variables up to which points are kept for that."""
 
 
 class Tracking:
@@ -86,15 +86,15 @@ class Tracking:
                 for i, value in enumerate(values):
                     if isinstance(value, Evaluated) and math.isfinite(value):
                         sums, number = sums + value.c, number + 1
-                        if self.problem.dim <= FEW_VARIABLES:
+                        if self.problem.dim <= KEPT:
                             self.near.append((self.problem.inside(request.make(i)), value.c))
                 requests += 1
                 inner.left = trace.left - reserve
-                if requests % PERIOD == 0 and number:
+                if requests >= PERIOD and number >= 4 * (self.problem.dim + 1):
                     merit.observe(sums / number)
                     self.search.history.append(merit.multipliers(None))
                     merit.t = max(merit.t * 0.8, LEAST)
-                    sums, number = np.zeros_like(sums), 0
+                    sums, number, requests = np.zeros_like(sums), 0, 0
                 request = routine.send(told)
                 trace.position = inner.position
                 trace.standing = Standing(trace.position(), None, self.search.multipliers(None))
