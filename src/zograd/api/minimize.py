@@ -12,15 +12,19 @@ from typing import Any
 import numpy as np
 
 from zograd.api.bounds import as_bounds
+from zograd.api.constraints import Rows, as_rows
+from zograd.api.domains import is_set, on_set, on_space, refuse_integers
 from zograd.api.objective import Objective
 from zograd.api.result import Progress, Result
 from zograd.api.search import Search
-from zograd.api.strategies import Auto, OfMenu, Problem, as_strategy, points
-from zograd.api.variables import Variables
+from zograd.api.strategies import Auto, Constrained, OfMenu, Problem, as_strategy, points
+from zograd.api.variables import Flat, Variables
 from zograd.api.verdict import failure, unfinished
+from zograd.api.verdict_constrained import shortfall
 from zograd.core.method import Method
 from zograd.core.seeds import Seed, as_seed
 from zograd.methods.defaults import BUDGET
+from zograd.spaces import Space
 
 __all__ = ["Result", "minimize"]
 
@@ -32,6 +36,9 @@ def minimize(
     *,
     args: Sequence[Any] = (),
     bounds: Any = None,
+    constraints: Any = None,
+    space: Space | None = None,
+    integrality: Any = None,
     budget: int | None = None,
     seconds: float | None = None,
     target: float | None = None,
@@ -52,6 +59,12 @@ def minimize(
         defaults of `zograd.methods.defaults`, or a `zograd.Method`.
     bounds: `scipy.optimize.Bounds`, or a pair (low, high) for each variable, None for no bound. f is never called
         outside of them.
+    constraints: `scipy.optimize.LinearConstraint` or `NonlinearConstraint`, a dict {"type": "ineq" or "eq", "fun"}, or
+        a list of them; `zograd.Constraints(at_most=m, equal=p)` where f returns (value, c) of one evaluation; or a set
+        of `zograd.sets`. They need no derivatives. See `zograd.api.strategies.constrained.Constrained` for what
+        searches then; a set goes to Frank-Wolfe where it has a linear minimizer, otherwise to projected steps.
+    space: of `zograd.spaces`, such as Sphere() or Stiefel(); no evaluated point leaves it.
+    integrality: is not supported, and says which library to use.
     budget: evaluations of f, at most. None: 15,000, and "auto" stops at the first minimum; with a number it uses what
         is left to look for a lower one. With a finite sum, evaluations of a single term: the whole f costs N.
         Of the budget, two to four evaluations are spent on f(x0) for its noise, and one on f at the result.
@@ -82,15 +95,27 @@ def minimize(
     if not math.isfinite(most):
         raise ValueError(f"budget={budget} would never be used up; pass a number of evaluations")
     problem = Problem(variables, lower, upper, as_seed(seed), terms, budget=int(most), thorough=budget is not None)
+    refuse_integers(integrality)
+    if constraints is not None and is_set(constraints):
+        method, constraints = on_set(constraints, method), None
+    if space is not None:
+        method = on_space(space, method, variables.dim)
+    rows = as_rows(constraints, variables)
     strategy = as_strategy(method, variables.dim, max_failures)
     sign = -1.0 if maximize else 1.0
-    objective = Objective(f, problem, args, sign=sign, executor=executor)
+    objective = Objective(f, problem, args, sign=sign, executor=executor, rows=rows)
     whole = max(terms, 1)
     step = _first_step(strategy, problem)
     if most < step + whole:
         raise ValueError(f"budget={budget} is less than one step and the final value: use at least {step + whole}")
     wanted = 1 if terms else 4 if isinstance(strategy, Auto) else 2
     repeats = int(min(wanted, (most - step - whole) // whole))
+    if rows is not None:
+        if terms:
+            raise ValueError(
+                "constraints= and terms= do not go together; let f be the whole sum, or pass a space or set"
+            )
+        strategy = Constrained(strategy, rows)
     return _Minimization(objective, problem, strategy, repeats, callback, seconds, target, sign).run()
 
 
@@ -129,6 +154,8 @@ class _Minimization:
         search = Search(self.strategy, problem, problem.budget - self.repeats * whole - whole, at_start)
         if min(at_start, default=math.inf) <= self.target:
             self.stopped = "x0 reaches the target"
+        if self.stopped and objective.rows is not None and not objective.rows.hold(min(at_start)):
+            self.stopped = None
         try:
             while self.stopped is None and (request := search.ask()) is not None:
                 seen = len(search.tape)
@@ -168,11 +195,13 @@ class _Minimization:
         return repeats or search.tape[-1].loss <= self.target
 
     def result(self, search: Search) -> Result:
-        trace, objective, variables = search.trace, self.objective, self.problem.variables
+        trace, objective = search.trace, self.objective
         start = trace.values_at_start
         f0 = float(np.mean(start)) if start else math.nan
         x = self.problem.inside(search.x)
         message = self.stopped or search.message or ""
+        if objective.rows is not None:
+            return self.constrained(search, objective.rows, x, message)
         if (
             trace.noise == 0
             and trace.method is None
@@ -196,6 +225,32 @@ class _Minimization:
         if why is not None and not gave_up:
             message = why if message == "budget used" else f"{message}; {why}"
         success = why is None and not gave_up and self.stopped != "interrupted"
+        return self.found(search, x, final, success, message)
+
+    def constrained(self, search: Search, rows: Rows, x: Flat, message: str) -> Result:
+        """The result with constraints."""
+        standing = search.trace.standing
+        value: Any = None
+        error = None
+        if standing is not None:
+            x, value, error = standing.x, standing.value, standing.error
+        if value is None:
+            (value,) = self.objective.values(points([x]))
+        start = [v for v in search.trace.values_at_start if math.isfinite(v)]
+        why = shortfall(rows, start, value, error, standing, message, moved=not np.array_equal(x, self.problem.x0))
+        if why is not None and self.stopped in ("target reached", "x0 reaches the target") and rows.hold(value):
+            why = None
+        if why is not None:
+            message = why if message == "budget used" else f"{message}; {why}"
+        result = self.found(search, x, float(value), why is None and self.stopped != "interrupted", message)
+        result.constraints = value.c
+        result.maxcv = float(np.max(rows.excess(value.c)))
+        result.multipliers = None if standing is None else standing.multipliers
+        return result
+
+    def found(self, search: Search, x: Flat, final: float, success: bool, message: str) -> Result:
+        """What the run came to."""
+        trace, objective, variables = search.trace, self.objective, self.problem.variables
         best, best_x = objective.best
         return Result(
             x=variables.shaped(x), fun=self.sign * final, success=success, status=_status(success, message),
