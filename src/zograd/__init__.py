@@ -15,6 +15,7 @@ __version__ = "0.1.0.dev0"
 
 _NAMES = {
     "zograd.api.ask_tell": ("AskTell",),
+    "zograd.api.constraints": ("Constraints",),
     "zograd.api.hybrid": ("Hybrid",),
     "zograd.api.minimize": ("Result", "minimize"),
     "zograd.api.scipy_method": ("scipy_method",),
@@ -34,9 +35,9 @@ _MODULES = {
     **{
         name: f"zograd.{name}"
         for name in (
-            "api", "bench", "cli", "core", "diagnostics", "distributed", "errors", "estimators", "hub", "kernels",
-            "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems", "quantized",
-            "rules", "runs", "serve", "sets", "spaces", "stores",
+            "api", "bench", "cli", "control", "core", "diagnostics", "distributed", "errors", "estimators", "hub",
+            "kernels", "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems",
+            "quantized", "rules", "runs", "serve", "sets", "spaces", "stores",
         )
     },
     **{name: f"zograd.core.{name}" for name in ("schedules", "tape", "vector")},
@@ -46,6 +47,7 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 if TYPE_CHECKING:
     from zograd import (
+        control,
         diagnostics,
         distributed,
         estimators,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         stores,
     )
     from zograd.api.ask_tell import AskTell
+    from zograd.api.constraints import Constraints
     from zograd.api.hybrid import Hybrid
     from zograd.api.minimize import Result, minimize
     from zograd.api.scipy_method import scipy_method
@@ -78,10 +81,11 @@ if TYPE_CHECKING:
     from zograd.stores import Store
 
 __all__ = [
-    "Ask", "AskTell", "Basis", "Estimate", "Hybrid", "Method", "Query", "Record", "Result", "Routine", "Run", "Store",
-    "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched", "check_space", "combination",
-    "diagnostics", "distributed", "estimators", "laws", "learning_rate", "methods", "minimize", "noise", "oracles",
-    "pairs", "problems", "rules", "schedules", "scipy_method", "sets", "slopes", "spaces", "stores", "tape", "vector",
+    "Ask", "AskTell", "Basis", "Constraints", "Estimate", "Hybrid", "Method", "Query", "Record", "Result",
+    "Routine", "Run", "Store", "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched",
+    "check_space", "combination", "control", "diagnostics", "distributed", "estimators", "laws", "learning_rate",
+    "methods", "minimize", "noise", "oracles", "pairs", "problems", "rules", "schedules", "scipy_method", "sets",
+    "slopes", "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 

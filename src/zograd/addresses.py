@@ -10,7 +10,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {
-    "zograd.control": "zograd.learning_rate",
     "zograd.faces": "zograd.api",
     "zograd.faces.asktell": "zograd.api.ask_tell",
     "zograd.faces.hybrid": "zograd.api.hybrid",

@@ -108,6 +108,8 @@ class Checkpoint:
         except BaseException:
             self.lock.close()
             raise
+        self.width = 1
+        """Numbers of one evaluation: its value, and those of the constraints."""
         self.place = 0
         """Requests that were given back."""
         self.requests = max((i for i, told in enumerate(self.told, 1) if told.kind != Kind.FINAL), default=0)
@@ -142,7 +144,7 @@ class Checkpoint:
             self.place += 1
             if told.kind == Kind.FINAL and kind != told.kind:
                 continue  # the value at an earlier end, beyond which this run goes
-            if (told.kind, len(told.values), told.check) != (kind, len(points), _check(points)):
+            if (told.kind, len(told.values), told.check) != (kind, self.width * len(points), _check(points)):
                 raise CheckpointError(
                     f"{self.path} does not fit this run: request {self.place} is for other points{self.versions}. "
                     f"Another budget, or another version of a library, may have changed what the method asks"

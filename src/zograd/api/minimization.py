@@ -13,11 +13,14 @@ import numpy as np
 
 from zograd.api.batches import Exhausted
 from zograd.api.checkpoint import Kind
+from zograd.api.constraints import Evaluated, Rows
 from zograd.api.objective import Objective, Stopped
 from zograd.api.result import Progress, Result, calling
 from zograd.api.search import Search
 from zograd.api.strategies import Problem, points
+from zograd.api.variables import Flat
 from zograd.api.verdict import failure, unfinished
+from zograd.api.verdict_constrained import shortfall
 from zograd.estimators import Central, Forward
 from zograd.estimators.base import Wrapper
 from zograd.estimators.curved import Curved
@@ -60,6 +63,9 @@ class Minimization:
         search = Search(self.strategy, problem, problem.budget - self.repeats * whole - whole, at_start or ())
         if min(at_start or (), default=math.inf) <= self.goal:
             self.stopped = "x0 reaches the target"
+        rows = self.objective.rows
+        if self.stopped and at_start and rows is not None and not rows.hold(min(at_start)):
+            self.stopped = None
         try:
             while self.stopped is None and (request := search.ask()) is not None:
                 self.warn(search)
@@ -166,8 +172,10 @@ class Minimization:
         return x, last if search.tape else f0
 
     def result(self, search: Search) -> Result:
-        trace, objective, variables = search.trace, self.objective, self.problem.variables
+        trace, objective = search.trace, self.objective
         start = trace.values_at_start
+        if objective.rows is not None:
+            return self.constrained(search, objective.rows)
         x, final = self.final(search)
         message = self.stopped or search.message or ""
         moved = not np.array_equal(x, self.problem.x0)
@@ -185,6 +193,34 @@ class Minimization:
             message += (
                 f" ({objective.nfail} of {objective.nfev} evaluations failed, the last: {objective.last_failure})"
             )
+        return self.found(search, x, final, success, message)
+
+    def constrained(self, search: Search, rows: Rows) -> Result:
+        """The result with constraints."""
+        standing, x = search.trace.standing, self.problem.inside(search.x)
+        value: Any = None
+        error = None
+        if standing is not None:
+            x, value, error = standing.x, standing.value, standing.error
+        if value is None:
+            told = None if self.halted else self.values(points([x]), kind=Kind.FINAL)
+            value = Evaluated(math.nan, np.full(rows.one_sided.size, math.nan)) if told is None else told[0]
+        message = self.stopped or search.message or ""
+        start = [v for v in search.trace.values_at_start if math.isfinite(v)]
+        why = shortfall(rows, start, value, error, standing, message, moved=not np.array_equal(x, self.problem.x0))
+        if self.halted or (self.stopped in ("target reached", "x0 reaches the target") and rows.hold(value)):
+            why = None
+        if why is not None:
+            message = why if message == "budget used" else f"{message}; {why}"
+        result = self.found(search, x, float(value), why is None and not self.halted, message)
+        result.constraints = value.c
+        result.maxcv = float(np.max(rows.excess(value.c)))
+        result.multipliers = None if standing is None else standing.multipliers
+        return result
+
+    def found(self, search: Search, x: Flat, final: float, success: bool, message: str) -> Result:
+        """What the run came to."""
+        trace, objective, variables = search.trace, self.objective, self.problem.variables
         best, best_x = objective.best
         return Result(
             x=variables.shaped(x), fun=self.sign * final, success=success, status=self.status(success, message),

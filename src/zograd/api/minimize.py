@@ -11,16 +11,19 @@ from typing import Any
 from zograd.api.batches import Draws
 from zograd.api.bounds import as_bounds
 from zograd.api.checkpoint import Checkpoint, header, seed_of
+from zograd.api.constraints import as_rows
+from zograd.api.domains import is_set, on_set, on_space, refuse_integers
 from zograd.api.minimization import Minimization
 from zograd.api.objective import Objective
 from zograd.api.options import refuse, with_options
 from zograd.api.result import Result
-from zograd.api.strategies import Auto, OfMenu, Problem, as_strategy
+from zograd.api.strategies import Auto, Constrained, OfMenu, Problem, as_strategy
 from zograd.api.variables import Variables
-from zograd.api.workers import Bound, evaluator
+from zograd.api.workers import Bound, Valued, evaluator
 from zograd.core.method import Method
 from zograd.core.seeds import Seed, as_seed
 from zograd.methods.defaults import BUDGET
+from zograd.spaces import Space
 
 __all__ = ["Result", "minimize"]
 
@@ -34,6 +37,9 @@ def minimize(
     *,
     args: Any = (),
     bounds: Any = None,
+    constraints: Any = None,
+    space: Space | None = None,
+    integrality: Any = None,
     budget: int | None = None,
     seconds: float | None = None,
     target: float | None = None,
@@ -68,6 +74,12 @@ def minimize(
     args: further arguments of f, a tuple or list; anything else is a single one.
     bounds: `scipy.optimize.Bounds`, or a pair (low, high) for each variable, None for no bound. f is never called
         outside of them.
+    constraints: `scipy.optimize.LinearConstraint` or `NonlinearConstraint`, a dict {"type": "ineq" or "eq", "fun"}, or
+        a list of them; `zograd.Constraints(at_most=m, equal=p)` where f returns (value, c) of one evaluation; or a set
+        of `zograd.sets`. They need no derivatives. See `zograd.api.strategies.constrained.Constrained` for what
+        searches then; a set goes to Frank-Wolfe where it has a linear minimizer, otherwise to projected steps.
+    space: of `zograd.spaces`, such as Sphere() or Stiefel(); no evaluated point leaves it.
+    integrality: is not supported, and says which library to use.
     budget: evaluations of f, at most. None: 15,000, and "auto" stops at the first minimum; with a number it uses what
         is left to look for a lower one. With a finite sum, evaluations of a single term: the whole f costs N.
         Of the budget, two to four evaluations are spent on f(x0) for its noise, and one on f at the result.
@@ -125,7 +137,16 @@ def minimize(
     problem = Problem(
         variables, lower, upper, number, terms, shared=draws.shared, budget=most, thorough=budget is not None
     )
-    strategy = as_strategy(with_options(method, options, variables.dim), variables.dim, max_failures)
+    refuse_integers(integrality)
+    method = with_options(method, options, variables.dim)
+    if constraints is not None and is_set(constraints):
+        method, constraints = on_set(constraints, method), None
+    if space is not None:
+        method = on_space(space, method, variables.dim)
+    rows = as_rows(constraints, variables)
+    if rows is not None and terms:
+        raise ValueError("constraints= and terms= do not go together; let f be the whole sum, or pass a space or set")
+    strategy = as_strategy(method, variables.dim, max_failures)
     sign = -1.0 if maximize else 1.0
     whole = max(terms, 1)
     step = _first_step(strategy, problem)
@@ -133,14 +154,19 @@ def minimize(
         raise ValueError(f"budget={budget} is less than one step and the final value: use at least {step + whole}")
     wanted = 1 if terms else 4 if isinstance(strategy, Auto) else 2
     repeats = int(min(wanted, (most - step - whole) // whole))
+    if rows is not None:
+        strategy = Constrained(strategy, rows)
+    whole_f = f if rows is None else Valued(rows.around(f))
     extra = tuple(args) if isinstance(args, tuple | list) else (args,)
-    evaluate = evaluator(Bound(f, extra) if extra else f, executor if workers is None else workers, timeout, number)
+    evaluate = evaluator(
+        Bound(whole_f, extra) if extra else whole_f, executor if workers is None else workers, timeout, number
+    )
     values = None
     if checkpoint is not None:
         about = header(problem, strategy, maximize=bool(maximize), data=draws.kind, common_random=bool(common_random))
         values = Checkpoint(checkpoint, about, resume=resume)
     try:
-        objective = Objective(evaluate, problem, draws, sign=sign, on_error=on_error, checkpoint=values)
+        objective = Objective(evaluate, problem, draws, sign=sign, on_error=on_error, checkpoint=values, rows=rows)
         return Minimization(objective, problem, strategy, repeats, callback, seconds, target, sign).run()
     finally:
         evaluate.close()

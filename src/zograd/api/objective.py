@@ -11,6 +11,7 @@ import numpy as np
 
 from zograd.api.batches import AT_X0, Draws
 from zograd.api.checkpoint import Checkpoint, Kind
+from zograd.api.constraints import Evaluated, Rows
 from zograd.api.strategies import Points, Problem
 from zograd.api.variables import Flat
 from zograd.api.workers import Call, Evaluator, Failure
@@ -38,6 +39,7 @@ class _Ends(Exception):
 class Objective:
     """Calls f(x, *args), with a finite sum f(x, rows, *args), with data f(x, batch, *args), and keeps count.
 
+    rows: constraints; then values are `Evaluated`, and `best` is the lowest one at which all of them hold.
     sign: -1 where f is to be maximized; values are those of sign * f. on_error: what an exception of f does, see
     `minimize`. nfev: evaluations so far, in terms of a finite sum. nfail: those that were not finite. last_failure:
     what the last one was. best: (value, x) of the lowest finite value seen; x is None above `KEPT` variables.
@@ -52,7 +54,11 @@ class Objective:
         sign: float,
         on_error: str,
         checkpoint: Checkpoint | None,
+        rows: Rows | None = None,
     ) -> None:
+        self.rows = rows
+        if checkpoint is not None and rows is not None:
+            checkpoint.width = 1 + rows.one_sided.size
         self.evaluate, self.problem, self.draws, self.sign = evaluate, problem, draws, sign
         self.on_error, self.checkpoint = on_error, checkpoint
         self.nfev = self.nfail = 0
@@ -76,21 +82,36 @@ class Objective:
             values = self.evaluated(points, first, named)
             note = "" if self.last_failure == failure else self.last_failure
             if self.checkpoint is not None:
-                self.checkpoint.append(kind, points, values, note)
+                self.checkpoint.append(kind, points, self.flat(values), note)
         else:
-            values = list(told.values)
+            values = self.unflat(told.values)
             self.last_failure = told.note or self.last_failure
         for i, value in enumerate(values):
             self.seen(points, i, value)
         self.nfev += points.cost(self.problem.terms)
         return values
 
+    def flat(self, values: Sequence[Any]) -> list[float]:
+        """Values and those of the constraints, as one list of numbers."""
+        return list(values) if self.rows is None else [n for v in values for n in (float(v), *v.c)]
+
+    def unflat(self, numbers: Sequence[float]) -> list[float]:
+        """The inverse of `flat`."""
+        if self.rows is None:
+            return list(numbers)
+        width = 1 + self.rows.one_sided.size
+        return [Evaluated(numbers[i], numbers[i + 1 : i + width]) for i in range(0, len(numbers), width)]
+
     def seen(self, points: Points, i: int, value: float) -> None:
         """Keep the best point, and count failures."""
         if not math.isfinite(value):
             self.nfail += 1
-        elif value < self.best[0] and (points.rows is None or points.rows[i] is None):
+        elif self.lowest(value) and (points.rows is None or points.rows[i] is None):
             self.best = (value, points.make(i) if self.problem.dim <= KEPT else None)
+
+    def lowest(self, value: float) -> bool:
+        """Whether a value is the lowest one so far, among those at which the constraints hold."""
+        return value < self.best[0] and (self.rows is None or self.rows.hold(value))
 
     def evaluated(self, points: Points, first: tuple[Any, ...], named: dict[str, Any]) -> list[float]:
         """The values of f, now."""
@@ -111,13 +132,13 @@ class Objective:
         if not isinstance(found, Failure):
             if not math.isfinite(found):
                 self.last_failure = f"f returned {found}"
-            return self.sign * found
+            return Evaluated(self.sign * found, found.c) if isinstance(found, Evaluated) else self.sign * found
         if found.broken or not (found.lost or self.on_error == "nan"):
             if not found.broken and (self.on_error == "raise" or not begun):
                 raise found.error
             raise _Ends(found)
         self.last_failure = _said(found.error)
-        return math.nan
+        return math.nan if self.rows is None else Evaluated(math.nan, np.full(self.rows.one_sided.size, math.nan))
 
     def count(self, points: Points, values: Sequence[float], failed: int = 0) -> None:
         """Count part of a request, of which no strategy is told."""

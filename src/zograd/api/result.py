@@ -27,6 +27,11 @@ class Result(OptimizeResult):  # type: ignore[misc]
     `on_error="nan"`. strategy: what searched, with the library that it is from; reason: why it was chosen. noise:
     standard deviation of a value, 0 where values repeat, NaN where it was not measured. mu, lr: radius and learning
     rate of the last step, None where the strategy has none. tape: a `zograd.Record` for each step. seed: of the run.
+
+    With constraints, success also needs that all of them hold, and there are: constraints, the values c at x, one for
+    each row (an upper bound is c = g - ub, a lower one c = lb - g, both wanted <= 0; an equality is c = g - b);
+    maxcv, the largest violation of a row; multipliers lam, one for each row, with grad f + sum lam grad c = 0 at a
+    minimum (of -f, where f is maximized).
     """
 
     __slots__ = ()

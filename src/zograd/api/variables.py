@@ -150,7 +150,8 @@ def _array(value: Any, what: str) -> npt.NDArray[Any]:
     if x.size and x.dtype.kind in "biu":
         x = x.astype(np.float64)
     if x.size and x.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{what} has dtype {x.dtype}; pass float64 or float32")
+        elsewhere = "" if x.dtype.kind in "fc" else "; for categories use Optuna or Nevergrad"
+        raise TypeError(f"{what} has dtype {x.dtype}; pass float64 or float32{elsewhere}")
     if x.size and not np.all(np.isfinite(x)):
         raise ValueError(f"{what} holds NaN or infinite values; pass a finite starting point")
     return x.astype(np.float64) if not x.size else x

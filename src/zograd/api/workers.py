@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 
+from zograd.api.constraints import Evaluated
 from zograd.distributed.executors import from_pool
 from zograd.distributed.pools import WATCHED, EvaluationLost, EvaluationTimeout, Marked, Marks, worker_ended
 from zograd.errors import needs
@@ -61,8 +62,20 @@ class Bound:
         return self.f(*first, *self.args, **named)
 
 
+@dataclass(frozen=True)
+class Valued:
+    """f with constraints, whose pair (value, c) becomes one `Evaluated`."""
+
+    f: Callable[..., Any]
+
+    def __call__(self, *args: Any, **named: Any) -> Evaluated:
+        return Evaluated(*self.f(*args, **named))
+
+
 def as_value(value: Any) -> float:
     """A value of f as a float. TypeError for what is no single number, and for True and False."""
+    if isinstance(value, Evaluated):
+        return value
     kind = value.dtype if isinstance(value, np.ndarray | torch.Tensor) else None
     if isinstance(value, bool | np.bool_) or kind in (np.bool_, torch.bool):
         raise TypeError(f"the loss must return one number, got the bool {value!r}; return a float, such as 1.0 or 0.0")

@@ -7,6 +7,7 @@ from typing import Any
 from zograd.api.strategies.auto import Auto
 from zograd.api.strategies.base import Points, Problem, Routine, Strategy, Trace, points
 from zograd.api.strategies.cma import CMA
+from zograd.api.strategies.constrained import Constrained
 from zograd.api.strategies.lbfgs import LBFGS
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.core.method import Method
@@ -34,6 +35,6 @@ def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
 
 
 __all__ = [
-    "CMA", "LBFGS", "OTHERS", "Auto", "OfMenu", "Points", "Problem", "Routine", "Strategy", "Trace", "as_strategy",
-    "points",
+    "CMA", "LBFGS", "OTHERS", "Auto", "Constrained", "OfMenu", "Points", "Problem", "Routine", "Strategy", "Trace",
+    "as_strategy", "points",
 ]  # fmt: skip

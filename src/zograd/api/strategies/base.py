@@ -118,6 +118,8 @@ class Trace:
     control: dict[str, Any] = field(default_factory=dict)
     best: tuple[float, Callable[[], Flat]] | None = None
     """(value, point) of the lowest value that a strategy may go on from."""
+    standing: Any = None
+    """With constraints: the recommended point with f and c there, see `zograd.api.strategies.constrained.Standing`."""
     on_step: Callable[[Record], None] = lambda record: None
     steps: int = 0
 

@@ -1,0 +1,55 @@
+"""Sets, spaces and integers in a call of `minimize`: which method does them, or which library does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from zograd import methods
+from zograd.core.method import Method
+from zograd.methods.defaults import black_box
+from zograd.spaces import Space
+
+ELSEWHERE = "Optuna, Nevergrad, or pycma with its option integer_variables"
+"""Libraries for variables that are not continuous."""
+
+
+def refuse_integers(integrality: Any) -> None:
+    """ValueError where a variable is an integer."""
+    if integrality is not None and np.any(np.asarray(integrality) != 0):
+        raise ValueError(
+            f"integrality={integrality!r} asks for integers, but zograd moves real numbers only; use {ELSEWHERE}"
+        )
+
+
+def is_set(constraints: Any) -> bool:
+    """Whether `constraints` is one of `zograd.sets`."""
+    return any(hasattr(constraints, name) for name in ("vertex_", "project_", "project_block_"))
+
+
+def on_set(the_set: Any, method: Any) -> Method[Any]:
+    """Frank-Wolfe where the set has a linear minimizer, otherwise projected two-point steps; f is never called outside.
+
+    Both start inside of the set.
+    """
+    if method != "auto":
+        raise TypeError(
+            f"constraints={type(the_set).__name__}(...) chooses the method by what the set can do; leave method out, "
+            f"or pass methods.frank_wolfe(set) or methods.zo_prox(set) as method without constraints"
+        )
+    if hasattr(the_set, "vertex_"):
+        return methods.frank_wolfe(the_set, queries="feasible")
+    made: Method[Any] = methods.zo_prox(the_set, lr="auto", queries="feasible")
+    return made
+
+
+def on_space(space: Space, method: Any, dim: int) -> Method[Any]:
+    """The method on that space; "auto" is the two-point method."""
+    if isinstance(method, str) and method in ("lbfgs", "cma"):
+        raise TypeError(f"method={method!r} moves in flat space; with space= pass a name of the menu, such as 'zo_sgd'")
+    made = black_box("zo_sgd" if method == "auto" else method, dim) if isinstance(method, str) else method
+    if not isinstance(made, Method):
+        raise TypeError(f"method={method!r} with space=: pass a name of the menu, or a zograd.Method")
+    return replace(made, space=space)

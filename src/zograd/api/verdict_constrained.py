@@ -1,0 +1,49 @@
+"""Whether a run with constraints found a point at which they hold, and one sentence that says why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zograd.api.constraints import CLEAR, Evaluated, Rows
+from zograd.api.variables import Flat
+
+ROUNDING = 1e-9
+"""Relative rise of f that counts as none."""
+
+
+def shortfall(
+    rows: Rows,
+    start: Sequence[float],
+    value: Evaluated,
+    error: Flat | None,
+    standing: Any,
+    message: str,
+    *,
+    moved: bool,
+) -> str | None:
+    """Why a run is no success; None where it is.
+
+    start: finite values at x0. value: f and c at the result, the means where they were measured several times. error:
+    the standard errors of c then. standing: what the strategy says, with `settled`. message: why the run ended.
+    """
+    if not math.isfinite(value):
+        return f"f or a constraint is {float(value)} at the result"
+    if (why := rows.why_violated(value.c, error)) is not None:
+        return f"{why}; pass a larger budget, or start nearer to where the constraints hold"
+    feasible = [float(v) for v in start if isinstance(v, Evaluated) and rows.why_violated(v.c, None) is None]
+    if feasible:
+        f0 = float(np.mean(feasible))
+        noise = float(np.std(feasible, ddof=1)) if len(feasible) > 1 else 0.0
+        if value - f0 > max(CLEAR * noise, ROUNDING * abs(f0)):
+            return f"f rose, from {f0:.6g} at x0 to {value:.6g} at the result; pass a larger budget"
+        if not moved and not (standing is not None and standing.settled):
+            return "x did not move: no point with a lower value was found at which the constraints hold"
+    if standing is None or standing.settled is not False or message.startswith("stopped by"):
+        return None
+    if message in ("budget used", "time used"):
+        return "the budget ended before multipliers and point had converged; pass a larger budget"
+    return "multipliers and point have not converged"
