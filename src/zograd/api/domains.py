@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from zograd import methods
+from zograd.api.strategies.charted import AutoOnSpace
 from zograd.core.method import Method
 from zograd.methods.defaults import black_box
 from zograd.spaces import Space
@@ -45,11 +46,12 @@ def on_set(the_set: Any, method: Any) -> Method[Any]:
     return made
 
 
-def on_space(space: Space, method: Any, dim: int) -> Method[Any]:
-    """The method on that space; "auto" is the two-point method."""
+def on_space(space: Space, method: Any, dim: int) -> Method[Any] | AutoOnSpace:
+    """The method on that space; "auto" is the rule of `AutoOnSpace`."""
     if isinstance(method, str) and method in ("lbfgs", "cma"):
         raise TypeError(f"method={method!r} moves in flat space; with space= pass a name of the menu, such as 'zo_sgd'")
     made = black_box("zo_sgd" if method == "auto" else method, dim) if isinstance(method, str) else method
     if not isinstance(made, Method):
         raise TypeError(f"method={method!r} with space=: pass a name of the menu, or a zograd.Method")
-    return replace(made, space=space)
+    made = replace(made, space=space)
+    return AutoOnSpace(made) if method == "auto" else made

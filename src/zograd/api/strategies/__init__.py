@@ -6,6 +6,7 @@ from typing import Any
 
 from zograd.api.strategies.auto import Auto
 from zograd.api.strategies.base import Points, Problem, Routine, Strategy, Trace, points
+from zograd.api.strategies.charted import AutoOnSpace, Charted
 from zograd.api.strategies.cma import CMA
 from zograd.api.strategies.constrained import Constrained
 from zograd.api.strategies.lbfgs import LBFGS
@@ -26,7 +27,7 @@ def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
         return OfMenu(black_box(method, dim), max_failures)
     if isinstance(method, Method):
         return OfMenu(method, max_failures)
-    if isinstance(method, Auto | LBFGS | CMA | OfMenu):
+    if isinstance(method, Auto | AutoOnSpace | Charted | LBFGS | CMA | OfMenu):
         return method
     if callable(method):
         name = getattr(method, "__name__", type(method).__name__)
@@ -35,6 +36,6 @@ def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
 
 
 __all__ = [
-    "CMA", "LBFGS", "OTHERS", "Auto", "Constrained", "OfMenu", "Points", "Problem", "Routine", "Strategy", "Trace",
-    "as_strategy", "points",
+    "CMA", "LBFGS", "OTHERS", "Auto", "AutoOnSpace", "Charted", "Constrained", "OfMenu", "Points", "Problem",
+    "Routine", "Strategy", "Trace", "as_strategy", "points",
 ]  # fmt: skip

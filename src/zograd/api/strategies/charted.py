@@ -1,0 +1,86 @@
+"""A strategy of flat space on a manifold, in the coordinates that a retraction at x0 gives."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from zograd.api.strategies.base import Points, Routine, Strategy, Trace
+from zograd.api.strategies.lbfgs import LBFGS
+from zograd.api.strategies.of_menu import OfMenu
+from zograd.api.variables import Flat, Variables
+from zograd.core.method import Method
+from zograd.spaces import Space
+
+
+@dataclass(frozen=True)
+class Charted:
+    """The strategy on z -> f(Retr_x0(lift(z))), from z = 0; lift makes a tangent vector of any z.
+
+    Every point is on the manifold. The map is smooth, but it need not reach points far from x0.
+    """
+
+    strategy: Strategy
+    space: Space
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy.name}, in coordinates of {type(self.space).__name__} at x0"
+
+    def __call__(self, trace: Trace) -> Routine:
+        x0 = np.array(trace.position(), copy=True)
+        inner = Trace(
+            replace(trace.problem, variables=Variables(np.zeros_like(x0))), trace.left, lambda: np.zeros_like(x0),
+            trace.fun, trace.values_at_start, trace.noise, on_step=trace.step,
+        )  # fmt: skip
+        routine = self.strategy(inner)
+        shape = trace.problem.variables.shapes[0]
+
+        def chart(z: Flat) -> Flat:
+            x = torch.from_numpy(x0.copy()).view(shape)
+            moved = self.space.move_(x, self.space.lift_(torch.from_numpy(z.copy()).view(shape), x, {}))
+            found: Flat = moved.reshape(-1).numpy()
+            return found
+
+        trace.began(self.name)
+        trace.position = lambda: chart(inner.position())
+        values: Any = None
+        while True:
+            try:
+                wanted = routine.send(values)
+            except StopIteration as stop:
+                trace.fun, trace.stationary = inner.fun, inner.stationary
+                return str(stop.value)
+            trace.fun = inner.fun
+            values = yield Points(lambda i, wanted=wanted: chart(wanted.make(i)), len(wanted), wanted.rows)  # type: ignore[misc]
+            inner.left = trace.left
+
+
+@dataclass(frozen=True)
+class AutoOnSpace:
+    """The rule of `Auto` on a manifold: L-BFGS-B in coordinates at x0 where values repeat and the budget is at least
+    4 (d + 1) evaluations; otherwise, and for spaces with slots or several leaves, the two-point method."""
+
+    method: Method[Any]
+
+    @property
+    def name(self) -> str:
+        return "auto"
+
+    def __call__(self, trace: Trace) -> Routine:
+        problem, start = trace.problem, trace.values_at_start
+        two_point = OfMenu(self.method)
+        two_point.run_at(problem.x0, problem)  # ValueError where x0 is not on the manifold
+        space = self.method.space
+        repeats = len(start) > 1 and min(start) == max(start) and all(map(math.isfinite, start))
+        simple = len(problem.variables.shapes) == 1 and not space.slots
+        if not (repeats and simple and problem.budget >= 4 * (problem.dim + 1)) or problem.shared:
+            trace.reason = "values differ at x0, the budget is below 4 (d + 1), or the space keeps slots"
+            return (yield from two_point(trace))
+        trace.noise = 0.0
+        trace.reason = "values repeat, and the budget allows finite differences"
+        return (yield from Charted(LBFGS(), space)(trace))
