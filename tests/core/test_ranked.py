@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from small_problems import dense, smooth, start
 
-from zograd import methods
+from zograd import AskTell, Method, methods
 from zograd.core.query import Ask
 from zograd.core.run import Run
 from zograd.core.vector import Noise, Vector
 from zograd.estimators import Mirrored, Preference, Ranked
 from zograd.laws import Gaussian, Rademacher
 from zograd.noise import Kind
+from zograd.rules import SGD
 from zograd.stores import Store
 
 
@@ -177,3 +181,18 @@ def test_the_moves_are_made_of_noise_names() -> None:
     assert record is not None
     assert [type(e) for e, _ in record.vector.terms] == [Noise] * 4
     assert {e.kind for e, _ in record.vector.terms} == {Kind.SIGN}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("estimator", [Ranked(16), Ranked(16, "top"), Preference(8)], ids=str)
+def test_a_failed_point_ranks_last_and_the_others_count(estimator: Any) -> None:
+    """NaN, infinity and a value above all others give the same step."""
+    f = lambda x: float(np.sum((x - 1) ** 2))  # noqa: E731
+    moved = []
+    for bad in (math.nan, math.inf, 1e9):
+        loop = AskTell(np.zeros(5), Method(estimator, Rademacher(), SGD(), lr=0.1))
+        record = loop.tell([bad, *(f(x) for x in loop.ask()[1:])])
+        assert record is not None
+        assert not record.refused
+        moved.append(loop.x)
+    np.testing.assert_array_equal(moved[0], moved[1])
+    np.testing.assert_array_equal(moved[0], moved[2])

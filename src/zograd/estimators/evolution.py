@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
@@ -13,7 +13,7 @@ from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Array, Slot, Vector, combination
 from zograd.estimators.base import Estimator, Feedback
 from zograd.estimators.differences import pairs, positive_count
-from zograd.estimators.ranked import by_order
+from zograd.estimators.ranked import by_order, mean_of_finite
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
@@ -46,11 +46,6 @@ def parents(n: int) -> Array:
 def length_of_normal(dim: int) -> float:
     """E|z| for z ~ N(0, I), to order 1/d^2: sqrt(d) (1 - 1/(4 d) + 1/(21 d^2))."""
     return math.sqrt(dim) * (1 - 1 / (4 * dim) + 1 / (21 * dim**2))
-
-
-def mean_of_finite(losses: Sequence[float]) -> float:
-    """The mean of the losses that are finite."""
-    return float(np.mean([f for f in losses if math.isfinite(f)]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
@@ -30,13 +31,19 @@ def by_order(weights: Array, losses: Sequence[float]) -> Array:
     return np.asarray(shared[group])
 
 
+def mean_of_finite(losses: Sequence[float]) -> float:
+    """The mean of the losses that are finite."""
+    return float(np.mean([f for f in losses if math.isfinite(f)]))
+
+
 @dataclass(frozen=True, slots=True)
 class Ranked(Estimator[None]):
     """g = sum_k w_k v_(k), with v_(1) .. v_(n) ordered from the best loss to the worst, sum w = 0 and sum |w| = 1.
 
     weights: "linear": w_k = 2 k - n - 1. "log": w_k = log k - log((n + 1)/2) for the better half, as in CMA-ES, and
         mirrored for the worse half. "top": the `top` best against the `top` worst (default a quarter of n), the others
-        left out. Each is scaled to sum |w| = 1; tied losses share the mean of their weights.
+        left out. Each is scaled to sum |w| = 1; tied losses share the mean of their weights. Losses that are not finite
+        rank last, and refuse the step only where none is finite.
 
     Exactly unchanged when the losses pass through any increasing function. The length of g carries no slope: lr is in
     units of x / sqrt(d). Costs n evaluations (n >= 2). Ye, arXiv 2512.16200; the weights are our choice: the cosine of
@@ -58,6 +65,7 @@ class Ranked(Estimator[None]):
             )
 
     estimates_gradient: ClassVar[bool] = False
+    takes_failures: ClassVar[bool] = True
     feedback: ClassVar[Feedback] = "order"
 
     @property
@@ -79,7 +87,7 @@ class Ranked(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
         f = yield [Query(ask.mu * vj) for vj in v]
-        return Estimate(combination(by_order(self.by_rank(), f), v), float(np.mean(f)), f, None)
+        return Estimate(combination(by_order(self.by_rank(), f), v), mean_of_finite(f), f, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,7 @@ class Preference(Estimator[None]):
         positive_count(self.n)
 
     estimates_gradient: ClassVar[bool] = False
+    takes_failures: ClassVar[bool] = True
     feedback: ClassVar[Feedback] = "pairs"
 
     @property
@@ -106,9 +115,10 @@ class Preference(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(2 * self.n)]
         f = yield [Query(ask.mu * vj) for vj in v]
-        worse = np.sign(np.array(f[::2]) - np.array(f[1::2]))  # 1: the first of the pair lost
+        a, b = np.where(np.isfinite(f), f, np.inf).reshape(-1, 2).T
+        worse = (a > b).astype(float) - (a < b)  # 1: the first of the pair lost
         w = np.stack([worse, -worse], axis=1).reshape(-1) / (2 * self.n)
-        return Estimate(combination(w, v), float(np.mean(f)), f, None)
+        return Estimate(combination(w, v), mean_of_finite(f), f, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,13 @@ class Box(Space):
 
     def _bound(self, name: str) -> Bound:
         value = getattr(self, name)
-        return float(value) if not hasattr(value, "__len__") else tuple(float(b) for b in value)
+        try:
+            return float(value) if not hasattr(value, "__len__") else tuple(float(b) for b in value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{name}={value!r}: a Box takes a number, or a number for each position along the last axis, and inf "
+                f"for no bound; for pairs (low, high) and fixed variables pass bounds= to minimize, or sets.Box"
+            ) from None
 
     @property
     def unit(self) -> Extent:
