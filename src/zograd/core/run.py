@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from zograd.core import keys
@@ -269,15 +270,15 @@ class Run(Generic[A]):
         since: moves from this step on are left to wait (`Store.deferring`), as in a run that has not been interrupted.
         """
         store = self.store
-        records = list(tape)
-        made = sum(since is None or record.step < since for record in records)
+        records = tape if isinstance(tape, Sequence) else list(tape)
+        made = len(records) if since is None else sum(record.step < since for record in records)
         with store.deferring():
-            for k, record in enumerate(records[:made], 1):
+            for k, record in enumerate(islice(records, made), 1):
                 self._take_again(record)
                 if k % REPLAYED == 0:
                     store.make_moves()
         with store.deferring(finish=False):
-            for record in records[made:]:
+            for record in islice(records, made, None):
                 self._take_again(record)
 
     def _take_again(self, record: Record) -> None:
