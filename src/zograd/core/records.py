@@ -1,4 +1,4 @@
-"""Records in memory: what a run did, packed into some 60 bytes a step, and read as a sequence of `Record`."""
+"""Records in memory: what a run did, packed into some 50 bytes a step, and read as a sequence of `Record`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from zograd.stores import Rate
 class Records(Sequence[Record]):
     """Records in the order in which they were appended: `tape[k]`, slices (a list) and iteration give them back, equal.
 
-    Memory: 20 bytes a record, 16 for each term of noise, 8 for each loss, scalar and meter, and 8 for each of mu, the
-    rates, the count of evaluations and the share of moved weights that is not that of the first record. This is 52 for
-    one pair of points and a constant rate (a list of `Record` takes 840), and an eighth more for the room to grow.
+    Memory: 16 bytes a record, 16 for each term of noise, 8 for each loss, scalar and meter, and 8 for each of mu, the
+    rates and the share of moved weights that is not that of the first record. This is 48 for one pair of points and a
+    constant rate (a list of `Record` takes 840), and a sixteenth more for the room to grow.
 
     A record is made anew at each access. Pickle and deepcopy work. A NaN stays one, and so is not equal to itself.
 
@@ -29,9 +29,9 @@ class Records(Sequence[Record]):
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._data = bytearray()
-        """The numbers of all records, one record after the other."""
-        self._ends = array("Q", [0])
+        self._data = array("Q")
+        """The numbers of all records, eight bytes each, one record after the other."""
+        self._ends = array("I", [0])
         """Where in `_data` they end."""
         self._which = array("I")
         """The number of the outline of each record."""
@@ -55,6 +55,7 @@ class Records(Sequence[Record]):
             names.append(name)
             numbers.append(value)
         outline = _Outline(
+            record.evaluations,
             len(record.losses),
             None if record.aux is None else len(record.aux),
             other,
@@ -68,7 +69,7 @@ class Records(Sequence[Record]):
         if which is None:
             which = self._numbers[outline] = len(self._outlines)
             self._outlines.append((outline, outline.layout()))
-        self._data += struct.pack(self._outlines[which][1], *numbers)
+        self._data.frombytes(struct.pack(self._outlines[which][1], *numbers))
         self._ends.append(len(self._data))
         self._which.append(which)
 
@@ -80,20 +81,20 @@ class Records(Sequence[Record]):
 
     def _made(self, k: int) -> Record:
         outline, layout = self._outlines[self._which[k]]
-        numbers = iter(struct.unpack_from(layout, self._data, self._ends[k]))
+        numbers = iter(struct.unpack_from(layout, self._data, 8 * self._ends[k]))
         loss = next(numbers)
         losses = tuple([next(numbers) for _ in range(outline.losses)])
         aux = None if outline.aux is None else tuple([next(numbers) for _ in range(outline.aux)])
-        settings = [*self._first, *self._first[-1:] * (4 + 2 * outline.rates)][: 4 + 2 * outline.rates]
+        settings = [*self._first, *self._first[-1:] * (3 + 2 * outline.rates)][: 3 + 2 * outline.rates]
         for j in outline.other:
             settings[j] = next(numbers)
-        ahead, evaluations, mu, moved, *rates = settings
+        ahead, mu, moved, *rates = settings
         meters = tuple([(name, next(numbers)) for name in outline.meters])
         vector = _put_together(outline.vector, numbers)
         writes = tuple([(slot, _put_together(shape, numbers)) for slot, shape in outline.writes])
         return Record(
-            int(k + ahead), vector, loss, tuple(map(Rate, rates[::2], rates[1::2])), aux, writes, int(evaluations),
-            outline.refused, losses, mu, moved, meters,
+            int(k + ahead), vector, loss, tuple(map(Rate, rates[::2], rates[1::2])), aux, writes,
+            outline.evaluations, outline.refused, losses, mu, moved, meters,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -128,6 +129,7 @@ class _Outline(NamedTuple):
     other: the places in `_settings` where the record differs from the first one. vector: see `_take_apart`.
     """
 
+    evaluations: int
     losses: int
     aux: int | None
     other: tuple[int, ...]
@@ -139,16 +141,16 @@ class _Outline(NamedTuple):
 
     def layout(self) -> str:
         """The numbers in the order of `Records.append`: d is a float, q an integer with a sign, Q one without."""
-        other = "".join(["q" if k < 2 else "d" for k in self.other])
+        other = "".join(["d" if k else "q" for k in self.other])
         vectors = [self.vector, *(shape for _, shape in self.writes)]
         terms = "".join(["d" + _letters(shape) for vector in vectors for shape in vector])
         return "=" + "d" * (1 + self.losses + (self.aux or 0)) + other + "d" * len(self.meters) + terms
 
 
 def _settings(record: Record, k: int) -> tuple[float, ...]:
-    """What records of a run often have in common: step - k, evaluations, mu, moved, and the rates. k: its place."""
+    """What records of a run often have in common: step - k, mu, moved, and the rates. k: the place of this one."""
     rates = record.rates[0] if len(record.rates) == 1 else [x for rate in record.rates for x in rate]
-    return record.step - k, record.evaluations, record.mu, record.moved, *rates
+    return record.step - k, record.mu, record.moved, *rates
 
 
 def _unequal(settings: tuple[float, ...], first: tuple[float, ...]) -> tuple[int, ...]:
