@@ -74,6 +74,7 @@ __all__ = [
     "signs",
 ]
 
+CPU = torch.device("cpu")
 _GRAM_COUNT = 1 << 24  # |z_j z_k| < 2^38 in integer units: sums of 2^24 stay in int64
 
 
@@ -101,7 +102,7 @@ def _use_native() -> bool:
 
 
 def _engine(device: torch.device) -> ModuleType:
-    if device.type == "cpu":
+    if device == CPU:
         return native if _use_native() else portable
     return cuda if device.type == "cuda" and _use_triton() else portable
 
