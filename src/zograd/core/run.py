@@ -173,7 +173,7 @@ class Run(Generic[A]):
             self._asked, not moves, tuple(losses), self.mu if moves else 0.0,
         )  # fmt: skip
         if moves:
-            record = replace(record, moved=self._apply(estimate, record))
+            record = replace(record, moved=self._apply(estimate, record.step, record.rates))
         self.abandon()
         self._count(record)
         return record
