@@ -38,8 +38,8 @@ MUTANTS = (
     Mutant(
         "the rounding key is taken from the domain of directions",
         "src/zograd/core/run.py",
-        "record.step, OfStep.ROUNDING",
-        "record.step, OfStep.DIRECTION",
+        "self.seed, step, OfStep.ROUNDING",
+        "self.seed, step, OfStep.DIRECTION",
         ("tests/core/test_keys.py",),
     ),
     Mutant(

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zograd import noise
-from zograd.noise import Kind, Term, combine, combine_rows, fold, gram, native, portable, reference
+from zograd.noise import Kind, Term, combine, combine_rows, fold, format, gram, native, portable, reference
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HALF = [torch.bfloat16, torch.float16]
@@ -324,8 +324,24 @@ def test_an_unknown_backend_is_refused(undecided, monkeypatch):
         noise.backend()
 
 
-def test_fold_is_the_same_everywhere():
-    assert fold(1, 2) == reference.fold(1, 2)
+@pytest.mark.parametrize("make", [fold, native.fold, format.fold])
+def test_fold_is_the_same_everywhere(make):
+    if make is native.fold and native.library() is None:
+        pytest.skip("the kernels are not compiled")
+    for key, data in [(1, (2,)), ((1 << 64) - 1, (-1, 1 << 63)), (0x9E3779B97F4A7C15, (0, 1 << 32, 5))]:
+        assert make(key, *data) == reference.fold(key, *data)
+    for key, data in [(-1, ()), (1 << 64, ()), (0, (1 << 64,)), (0, (-(1 << 63) - 1,))]:
+        with pytest.raises(ValueError, match="64"):
+            make(key, *data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_shifted_is_combine_into_a_fresh_tensor(dtype):
+    x, terms = torch.linspace(-1, 1, 30).view(5, 6).to(dtype), [Term(Kind.SIGN, 3, 0.1), Term(Kind.NORMAL, 4, 0.2)]
+    expected, before = torch.empty_like(x), x.clone()
+    combine(expected, x, terms=terms, leaf=2)
+    assert torch.equal(noise.shifted(x, terms=terms, leaf=2), expected)
+    assert torch.equal(x, before)
 
 
 def test_normals_do_not_load_for_signs():

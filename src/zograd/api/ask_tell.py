@@ -19,6 +19,7 @@ from zograd.api.trials import Answer, Desk, Receipt, Trial
 from zograd.api.variables import Variables
 from zograd.core.method import Method
 from zograd.core.record import Record
+from zograd.core.records import Records
 from zograd.core.run import Run
 from zograd.core.seeds import Seed, as_seed
 from zograd.errors import UsageError
@@ -239,7 +240,7 @@ class AskTell:
         return self.source.message
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> Records:
         """A record for each step."""
         return self.source.records
 

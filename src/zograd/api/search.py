@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zograd.api.strategies import Points, Problem, Strategy, Trace
 from zograd.api.variables import Flat
-from zograd.core.record import Record
+from zograd.core.records import Records
 
 
 class Search:
@@ -21,7 +21,7 @@ class Search:
     ) -> None:
         x0 = problem.x0
         self.problem = problem
-        self.tape: list[Record] = []
+        self.tape = Records()
         self.message: str | None = None
         self.trace = Trace(problem, budget, lambda: x0, values_at_start=list(values_at_start))
         if len(values_at_start) > 1 and min(values_at_start) == max(values_at_start) and not problem.shared:

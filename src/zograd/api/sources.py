@@ -14,6 +14,7 @@ from zograd.api.search import Search
 from zograd.api.strategies import OfMenu, Points, Problem, Strategy
 from zograd.api.variables import Flat, Variables
 from zograd.core.record import Record
+from zograd.core.records import Records
 from zograd.estimators.base import Feedback
 
 
@@ -27,7 +28,7 @@ class Source(Protocol):
     problem: Problem
 
     @property
-    def records(self) -> list[Record]: ...
+    def records(self) -> Records: ...
     @property
     def name(self) -> str: ...
     @property
@@ -62,7 +63,7 @@ class RunSource:
     def __init__(self, strategy: OfMenu, problem: Problem, budget: int | None) -> None:
         self.problem, self.budget = problem, budget
         self.run = strategy.run_at(problem.x0, problem)
-        self.records: list[Record] = []
+        self.records = Records()
         self.message: str | None = None
         self.in_step = 0
         """Values told to the unfinished step."""
@@ -163,7 +164,7 @@ class SearchSource:
         return self.strategy.name
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> Records:
         return self.search.tape
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 
 from zograd.core.method import Method
 from zograd.core.record import Record
+from zograd.core.records import Records
 from zograd.core.schedules import as_schedule
 from zograd.methods.defaults import BLACK_BOX_LR
 
@@ -24,7 +25,7 @@ FEW = 10
 
 
 def failure(
-    method: Method[Any] | None, tape: Sequence[Record], at_start: Sequence[float], final: float, *, moved: bool
+    method: Method[Any] | None, tape: Records, at_start: Sequence[float], final: float, *, moved: bool
 ) -> str | None:
     """Why a run is no success, with the remedy; None where f came down.
 
@@ -45,7 +46,7 @@ def failure(
         return f"f fell to {final:.3g}, as if it had no lower bound; pass bounds, or check its sign"
     if method is None:
         return _without_method(at_start, final, moved=moved)
-    taken = [r for r in tape if not r.refused]
+    taken = tape.taken()
     mu = as_schedule(method.mu)(0)
     if not taken:
         return (

@@ -50,11 +50,10 @@ class Part(IntEnum):
     DIAGNOSTICS = 2
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # all directions of a step ask for the same few
 def of_step(seed: int, step: int, what: OfStep | None = None) -> int:
     """The key of a step, or of a domain within it."""
-    key = fold(seed, step)
-    return key if what is None else fold(key, what)
+    return fold(seed, step) if what is None else fold(of_step(seed, step), what)
 
 
 def direction(seed: int, step: int, j: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from zograd.core import keys
@@ -172,14 +173,14 @@ class Run(Generic[A]):
             self._asked, not moves, tuple(losses), self.mu if moves else 0.0,
         )  # fmt: skip
         if moves:
-            record = replace(record, moved=self._apply(estimate, record))
+            record = replace(record, moved=self._apply(estimate, record.step, record.rates))
         self.abandon()
         self._count(record)
         return record
 
     def _finish(self, estimate: Estimate[A], rates: Sequence[Rate] | None) -> Record:
         scalars = (*(c for _, c in estimate.vector.terms), *(estimate.aux or ()))  # type: ignore[misc]
-        if not all(math.isfinite(c) for c in scalars):  # differences of finite losses may overflow
+        if not all(map(math.isfinite, scalars)):  # differences of finite losses may overflow
             return self._refuse(list(estimate.losses), rates)
         if not (estimate.vector or math.isfinite(estimate.loss)):  # what failed left no estimate
             return self._refuse([estimate.loss], rates)
@@ -193,6 +194,8 @@ class Run(Generic[A]):
                 estimate, rates = self.method.controller.revise(control, self.method, estimate, rates)
             else:  # the slopes mean nothing yet
                 estimate, rates = replace(estimate, vector=Vector()), tuple(Rate(0.0, r.weight_decay) for r in rates)
+        moved = self._apply(estimate, self.step_number, rates)
+        shown = [(name, self.state[name]) for name in self.method.rule.meters]
         record = Record(
             self.step_number,
             estimate.vector,
@@ -204,23 +207,21 @@ class Run(Generic[A]):
             False,
             tuple(estimate.losses),
             mu,
-            meters=tuple((name, float(value)) for name, value in estimate.meters.items()),
+            moved,
+            (*[(name, float(value)) for name, value in estimate.meters.items()], *shown),
         )
-        moved = self._apply(estimate, record)
         self.abandon()
-        shown = tuple((name, self.state[name]) for name in self.method.rule.meters)
-        record = replace(record, moved=moved, meters=record.meters + shown)
         self._count(record)  # with all meters, as a replay counts it
         return record
 
-    def _apply(self, estimate: Estimate[A], record: Record) -> float:
+    def _apply(self, estimate: Estimate[A], step: int, rates: Sequence[Rate]) -> float:
         """Assign slots, then move: the only order in which an anchor and its gradient belong to the same point."""
         if estimate.writes:
             self.store.assign(estimate.writes)
         if "x" in estimate.writes:  # back to an earlier iterate: the rule begins anew
             self.state.clear()
             return 1.0
-        iterate = self.store.iterate(record.rates, keys.of_step(self.seed, record.step, OfStep.ROUNDING))
+        iterate = self.store.iterate(rates, keys.of_step(self.seed, step, OfStep.ROUNDING))
         self.method.rule.apply(iterate, estimate, self.state)
         return self.store.health(iterate)
 
@@ -269,15 +270,15 @@ class Run(Generic[A]):
         since: moves from this step on are left to wait (`Store.deferring`), as in a run that has not been interrupted.
         """
         store = self.store
-        records = list(tape)
-        made = sum(since is None or record.step < since for record in records)
+        records = tape if isinstance(tape, Sequence) else list(tape)
+        made = len(records) if since is None else sum(record.step < since for record in records)
         with store.deferring():
-            for k, record in enumerate(records[:made], 1):
+            for k, record in enumerate(islice(records, made), 1):
                 self._take_again(record)
                 if k % REPLAYED == 0:
                     store.make_moves()
         with store.deferring(finish=False):
-            for record in records[made:]:
+            for record in islice(records, made, None):
                 self._take_again(record)
 
     def _take_again(self, record: Record) -> None:
@@ -286,7 +287,7 @@ class Run(Generic[A]):
         if not record.refused:
             aux = None if record.aux is None else self._scalars(record.aux)
             estimate = Estimate(record.vector, record.loss, record.losses, aux, dict(record.writes))
-            self._apply(estimate, record)  # type: ignore[arg-type]
+            self._apply(estimate, record.step, record.rates)  # type: ignore[arg-type]
         self._count(record)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 
 from zograd.core.frames import FrameError, frame, frames
 from zograd.core.record import Record
+from zograd.core.records import Records
 from zograd.core.tape_records import TapeError, named, pack_record, renamed, unpack_record
 from zograd.files import sync_folder
 from zograd.locks import FileLock, LockedError
@@ -88,7 +89,7 @@ class Tape:
             raise TapeError(f"{self.path} ends inside its header: no step was recorded; start the run again")
         payload, self.end, self.crc = first
         self.header = self._parsed(payload)
-        self.records: list[Record] = []
+        self.records = Records()
         self._checksums = array("L", [self.crc])
         damage = ""
         try:

@@ -156,12 +156,14 @@ class Vector:
         return combination((1.0, -1.0), (self, other))
 
     def __mul__(self, scalar: float) -> Vector:
-        return Vector(tuple((e, c * float(scalar)) for e, c in self.terms))
+        scalar = float(scalar)
+        return Vector(tuple([(e, c * scalar) for e, c in self.terms]))
 
     __rmul__ = __mul__
 
     def __truediv__(self, scalar: float) -> Vector:
-        return Vector(tuple((e, c / float(scalar)) for e, c in self.terms))
+        scalar = float(scalar)
+        return Vector(tuple([(e, c / scalar) for e, c in self.terms]))
 
     def __neg__(self) -> Vector:
         return self * -1.0
@@ -178,8 +180,9 @@ def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vec
     """sum_k a_k v_k as one Vector, terms in order of first appearance."""
     merged: dict[Basis, float] = {}
     for a, v in zip(coefficients, vectors, strict=True):
+        a = float(a)
         for e, c in v.terms:
-            merged[e] = merged.get(e, 0.0) + float(a) * c
+            merged[e] = merged.get(e, 0.0) + a * c
     return Vector(tuple(merged.items()))
 
 

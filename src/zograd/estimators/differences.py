@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.sums import mean
 from zograd.core.vector import Array, Vector, combination
 from zograd.estimators.base import Estimator
 
@@ -68,7 +69,7 @@ class Central(Estimator[None]):
         D = slopes(f, ask.mu)
         if self.clip is not None:
             D = np.clip(D, -self.clip, self.clip)
-        return Estimate(combination(D / len(v), v), float(np.mean(f)), f, None)
+        return Estimate(combination(D / len(v), v), mean(f), f, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Richardson(Estimator[None]):
         plus, minus, plus_half, minus_half = np.array(f).reshape(self.n, 4).T
         wide, narrow = (plus - minus) / (2 * ask.mu), (plus_half - minus_half) / ask.mu
         g = combination((4 * narrow - wide) / (3 * self.n), v)
-        return Estimate(g, float(np.mean(f)), f, None)
+        return Estimate(g, mean(f), f, None)
 
 
 @dataclass(frozen=True, slots=True)

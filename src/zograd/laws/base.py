@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from zograd.core import keys
@@ -39,7 +39,7 @@ class Draw:
 
     def number(self, j: int) -> Draw:
         """The same step's direction number j (a law of mutually orthogonal directions looks at those before)."""
-        return replace(self, j=j)
+        return Draw(self.seed, self.step, j, self.shapes, self.gram)
 
     def shared(self, domain: int, every: int = 0) -> int:
         """A key that all directions of a run share, or those of `every` consecutive steps.

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.schedules import Schedule, as_schedule
-from zograd.core.vector import Array, Vector
+from zograd.core.sums import mean
+from zograd.core.vector import Vector
 from zograd.estimators.base import Estimator, Wrapper
 from zograd.learning_rate.backtracking import Backtracking
 from zograd.learning_rate.controller import Controller, State
@@ -68,7 +71,7 @@ class Measured(Wrapper[A]):
         if extra and not measures:
             extra, center, completed = [], -1, pairs
         f = yield [*queries, *extra]
-        meters = _meters(np.array(f), center, completed, ask.mu)
+        meters = _meters(f, center, completed, ask.mu)
         answers: Sequence[float] = f[: len(queries)]
         while True:
             try:
@@ -84,7 +87,7 @@ def _pairs(queries: Sequence[Query]) -> list[tuple[int, int]]:
     position = {query: i for i, query in enumerate(queries)}
     found = []
     for query, i in position.items():
-        j = position.get(replace(query, at=-query.at), -1)
+        j = position.get(Query(-query.at, query.rows), -1)
         if query.at and j > i:
             found.append((i, j))
     return found
@@ -103,14 +106,14 @@ def _complete(queries: list[Query], pairs: list[tuple[int, int]]) -> tuple[list[
     return [*extra, here], len(queries) + len(extra), pairs
 
 
-def _meters(f: Array, center: int, pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
+def _meters(f: Sequence[float], center: int, pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
     if not pairs:
         return {}
-    plus, minus = f[[i for i, _ in pairs]], f[[j for _, j in pairs]]
-    meters = {"slope2": float(np.mean(((plus - minus) / (2 * mu)) ** 2))}
+    slopes = [(f[i] - f[j]) / (2 * mu) for i, j in pairs]
+    meters = {"slope2": mean([slope * slope for slope in slopes])}
     if center >= 0:
-        second = (plus - 2 * f[center] + minus) / mu**2
-        meters |= {"trace": float(np.mean(second)), "curvature2": float(np.mean(second**2))}
+        second = [(f[i] - 2 * f[center] + f[j]) / mu**2 for i, j in pairs]
+        meters |= {"trace": mean(second), "curvature2": mean([c * c for c in second])}
     return meters
 
 
@@ -192,14 +195,14 @@ class AutoRate(Controller):
 
     def moved(self, state: State, lr: float) -> None:
         """Progress expected and made, and signs of divergence."""
-        slope2 = float(np.mean(state["slopes"])) if state["slopes"] else 0.0
+        slope2 = mean(state["slopes"]) if state["slopes"] else 0.0
         fit = list(state["fit"])
         fit[6] += lr * slope2
         state["fit"] = fit
         state["wait"] = max(state["wait"] - 1, 0)
         if len(state["first"]) == self.patience and state["wait"] == 0:
-            edge = float(np.mean(state["first"]) + 3 * np.std(state["first"]))
-            if float(np.median(state["recent"])) > edge + 1e-3 * abs(edge):
+            edge = _edge(tuple(state["first"]))
+            if median(state["recent"]) > edge + 1e-3 * abs(edge):
                 state["signal"], state["wait"], state["fit"] = state["signal"] / 2, self.patience, [0.0] * 7
                 return
         slope, error = _slope(fit)
@@ -220,12 +223,18 @@ class AutoRate(Controller):
 
     def curvature(self, state: State, q: int) -> tuple[float, float]:
         """(T, L) from the measurements so far."""
-        seen = np.array(state["seen"])
-        trace = float(seen[:, 0].mean())
-        spread = float(np.sqrt(max(float(seen[:, 1].mean()) - trace**2, 0.0)))
+        seen = state["seen"]
+        trace = mean([trace for trace, _ in seen])
+        spread = math.sqrt(max(mean([curvature2 for _, curvature2 in seen]) - trace**2, 0.0))
         error = spread / math.sqrt(q * len(seen))
         trace = max(trace, 2 * error)
         return trace, min(spread / math.sqrt(2) + trace / len(seen), trace)
+
+
+@lru_cache(maxsize=64)  # a run asks for the same one at each step
+def _edge(first: tuple[float, ...]) -> float:
+    """Three standard deviations above the mean of the first losses."""
+    return float(np.mean(first) + 3 * np.std(first))
 
 
 def _add(fit: list[float], y: float) -> list[float]:

@@ -25,7 +25,6 @@ Files: format.py (names, Philox, fold), table.py (quantiles), portable.py (torch
 device.py and triton_kernels.py (CUDA).
 """
 
-import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -53,7 +52,8 @@ from .checks import (
     strided,
 )
 from .device import Job
-from .format import NOISE_VERSION, Kind, Term, fold
+from .format import NOISE_VERSION, Kind, Term
+from .keys import fold
 
 __all__ = [
     "NOISE_VERSION",
@@ -70,36 +70,30 @@ __all__ = [
     "gram",
     "grouped",
     "move_and_pair",
+    "shifted",
     "signs",
 ]
 
-_ENVIRONMENT = "ZOGRAD_BACKEND"
+CPU = torch.device("cpu")
 _GRAM_COUNT = 1 << 24  # |z_j z_k| < 2^38 in integer units: sums of 2^24 stay in int64
-
-
-def _torch_is_forced() -> bool:
-    wanted = os.environ.get(_ENVIRONMENT, "")
-    if wanted not in ("", "native", "torch"):
-        raise ValueError(f"{_ENVIRONMENT}={wanted!r} is not a backend; expected 'torch', 'native' or nothing")
-    return wanted == "torch"
 
 
 @cache
 def _use_triton() -> bool:
     """Decided once per process."""
-    return not _torch_is_forced() and cuda.available()
+    return not native.torch_is_wanted() and cuda.available()
 
 
 @cache
 def _use_native() -> bool:
     """Decided once per process. Warns if the kernels are missing, but not if ZOGRAD_BACKEND declines them."""
-    if _torch_is_forced():
+    if native.torch_is_wanted():
         return False
     if native.library() is None:
         warnings.warn(
             "the compiled noise kernels of zograd are missing, so torch operations compute noise on the CPU: the same "
             "bits, 40 to 100 times slower. Install a C++ compiler and reinstall zograd (in a checkout: "
-            f"`python setup.py build_ext --inplace`), or set {_ENVIRONMENT}=torch to silence this warning.",
+            f"`python setup.py build_ext --inplace`), or set {native.ENVIRONMENT}=torch to silence this warning.",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -108,7 +102,7 @@ def _use_native() -> bool:
 
 
 def _engine(device: torch.device) -> ModuleType:
-    if device.type == "cpu":
+    if device == CPU:
         return native if _use_native() else portable
     return cuda if device.type == "cuda" and _use_triton() else portable
 
@@ -205,6 +199,19 @@ def signs(key: int, runs: Sequence[tuple[int, int, int]], device: torch.device) 
     for part, (leaf, start, count) in zip(out.split_with_sizes([run[2] for run in runs]), runs, strict=True):
         if count:
             engine.combine(part, None, 1.0, ((Kind.SIGN, key, 1.0),), None, 1.0, leaf, start, None, None)
+    return out
+
+
+def shifted(x: Tensor, *, terms: Sequence[Term], leaf: int = 0) -> Tensor:
+    """A fresh x + sum_j coef_j noise_j(key_j, leaf, i), the bits of `combine(out, x, terms=..., leaf=...)`.
+
+    x: a whole leaf, contiguous, float32, float64, bfloat16 or float16. Only the terms are checked, since `out` is made
+    here: beside a function of a few numbers the checks of a call cost as much as its work.
+    """
+    check_terms(terms)
+    out = torch.empty_like(x)
+    if out.numel():
+        _engine(x.device).combine(out, x, 1.0, terms, None, 1.0, leaf, 0, None, None)
     return out
 
 

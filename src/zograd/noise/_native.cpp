@@ -36,10 +36,10 @@
 
 namespace {
 
-constexpr int64_t ABI = 5;
+constexpr int64_t ABI = 6;
 constexpr int TILE = 2048;
 
-enum Stream : uint32_t { SIGNS = 0, NORMALS = 1, ROUNDING = 2 };
+enum Stream : uint32_t { SIGNS = 0, NORMALS = 1, ROUNDING = 2, FOLD = 3 };
 enum Kind : int64_t { SIGN = 0, NORMAL = 1 };
 enum Dtype : int64_t { F32 = 0, F64 = 1, BF16 = 2, F16 = 3 };
 enum Mode : int64_t { NEAREST = 0, STOCHASTIC = 1, SPLIT = 2, PAIR = 3 };
@@ -78,6 +78,8 @@ INLINE U select(bool condition, U yes, U no) {
 
 // ---------------------------------------------------------------------------------------------------------- Philox
 
+constexpr uint32_t W0 = 0x9E3779B9u, W1 = 0xBB67AE85u;  // what the key grows by each round
+
 INLINE void round_(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
     const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p1 = uint64_t(0xCD9E8D57u) * c2;
     c0 = uint32_t(p1 >> 32) ^ c1 ^ k0, c1 = uint32_t(p1);
@@ -90,7 +92,6 @@ INLINE void philox16(uint64_t key, uint64_t block, uint32_t leaf, uint32_t strea
     const uint64_t q = block * 16;  // a multiple of 16: lanes never carry into the high word
     const uint32_t q0 = uint32_t(q), q1 = uint32_t(q >> 32);
     const uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-    constexpr uint32_t W0 = 0x9E3779B9u, W1 = 0xBB67AE85u;
     for (uint32_t lane = 0; lane < 16; ++lane) {
         uint32_t c0 = q0 + lane, c1 = q1, c2 = leaf, c3 = stream;
         round_(c0, c1, c2, c3, k0, k1);
@@ -810,6 +811,14 @@ EXPORT int64_t zograd_noise_limit_level(int64_t limit) {
 
 // setuptools on Windows and macOS requires this symbol to link an extension module; nothing imports it.
 EXPORT void* PyInit__native() { return nullptr; }
+
+// The key derived from `key` by `datum`: the first two words of Philox(counter = (datum, 0, FOLD), key).
+EXPORT uint64_t zograd_noise_fold(uint64_t key, uint64_t datum) {
+    uint32_t c0 = uint32_t(datum), c1 = uint32_t(datum >> 32), c2 = 0, c3 = FOLD;
+    uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+    for (int round = 0; round < 10; ++round, k0 += W0, k1 += W1) round_(c0, c1, c2, c3, k0, k1);
+    return uint64_t(c1) << 32 | c0;
+}
 
 // Returns the number of elements whose bits differ between x and out.
 EXPORT int64_t zograd_noise_combine(const char* packed) {

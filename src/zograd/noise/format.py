@@ -12,6 +12,7 @@ NOISE_VERSION = 1
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
+MASK64 = (1 << 64) - 1
 
 # The stream, the fourth counter word: different uses of one key draw from different streams.
 SIGNS, NORMALS, ROUNDING, FOLD = range(4)
@@ -53,21 +54,25 @@ def philox(c0: int, c1: int, c2: int, c3: int, k0: int, k1: int) -> tuple[int, i
 
 
 def fold(key: int, *data: int) -> int:
-    """Derives a key from `key` and `data`: for each d, key <- Philox(counter = (d lo, d hi, 0, 3), key)[:2].
-
-    `key` is in [0, 2^64). Each of `data` is in [-2^63, 2^64); negative numbers are taken in two's complement.
-    Order matters: fold(k, a, b) == fold(fold(k, a), b). Without data the key itself is returned.
-    For one key, the results of two different d collide with probability 2^-64.
-
-    >>> hex(fold(0, 1))
-    '0x39c3390a86865c32'
-    """
-    key = operator.index(key)  # a NumPy integer would overflow
-    if not 0 <= key < 1 << 64:
-        raise ValueError(f"key={key} is not a 64-bit key; expected 0 <= key < 2**64, for example fold(0, seed)")
-    for d in map(operator.index, data):
-        if not -(1 << 63) <= d < 1 << 64:
-            raise ValueError(f"datum {d} does not fit in 64 bits; pass it in two parts: fold(key, d >> 64, d % 2**64)")
-        lo, hi, _, _ = philox(d & MASK32, (d >> 32) & MASK32, 0, FOLD, key & MASK32, key >> 32)
+    """`zograd.noise.fold` in Python: for each d, key <- Philox(counter = (d lo, d hi, 0, 3), key)[:2]."""
+    key = checked_key(key)
+    for d in map(checked_datum, data):
+        lo, hi, _, _ = philox(d & MASK32, d >> 32, 0, FOLD, key & MASK32, key >> 32)
         key = hi << 32 | lo
     return key
+
+
+def checked_key(key: int) -> int:
+    """The key as a Python integer (NumPy's would overflow); ValueError when it has not 64 bits."""
+    key = operator.index(key)
+    if not 0 <= key < 1 << 64:
+        raise ValueError(f"key={key} is not a 64-bit key; expected 0 <= key < 2**64, for example fold(0, seed)")
+    return key
+
+
+def checked_datum(d: int) -> int:
+    """A datum in [0, 2^64), negative ones in two's complement; ValueError when it does not fit."""
+    d = operator.index(d)
+    if not -(1 << 63) <= d < 1 << 64:
+        raise ValueError(f"datum {d} does not fit in 64 bits; pass it in two parts: fold(key, d >> 64, d % 2**64)")
+    return d & MASK64

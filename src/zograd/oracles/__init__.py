@@ -39,6 +39,8 @@ class Oracle(Protocol):
 
 def as_number(value: Any) -> float:
     """A loss as a Python float, for every entry point. The TypeError says what was returned and what to return."""
+    if isinstance(value, float):  # also NumPy's
+        return float(value)
     if isinstance(value, Tensor):
         if value.numel() == 1 and not value.is_complex():
             return float(value.detach())

@@ -31,7 +31,7 @@ class Iterate:
     """
 
     def __init__(self, store: Store, rates: Sequence[Rate], key: int) -> None:
-        if max(leaf.group for leaf in store.leaves) >= len(rates):
+        if max([leaf.group for leaf in store.leaves]) >= len(rates):
             raise ValueError(
                 f"the store has leaves of group {max(g.group for g in store.leaves)}, got {len(rates)} rates"
             )
@@ -106,10 +106,10 @@ class Iterate:
         rate = self.rates[leaf.group]
         terms, others = noise_terms(direction, -rate.lr, on_vector=leaf.matrix_shape[1] == 1)
         low = None if leaf.low is None else leaf.low[start:stop]
+        x = leaf.flat if stop - start == leaf.numel else leaf.flat[start:stop]
         if not others:
-            self._write(leaf, leaf.flat[start:stop], low, start, terms=terms)
+            self._write(leaf, x, low, start, terms=terms)
             return
-        x = leaf.flat[start:stop]
         nearest = leaf.dtype not in HALF or self.store.rounding == "nearest"
         sides, columns = sides or ([] if terms else sign_sides(others, leaf)), leaf.matrix_shape[1]
         if sides and low is None and nearest and rate.lr != 0.0:

@@ -44,7 +44,12 @@ class Leaf:
     @property
     def flat(self) -> Tensor:
         """The elements that this process holds, sharing memory. Looked up each time: users replace `param.data`."""
-        return (self.tensor.detach() if self.portion is None else local(self.tensor)).view(-1)
+        tensor = self.tensor
+        if self.portion is not None:
+            return local(tensor).view(-1)
+        if tensor.ndim == 1 and not tensor.requires_grad:  # each operation of torch takes a microsecond
+            return tensor
+        return tensor.detach().view(-1)
 
     @property
     def numel(self) -> int:
