@@ -80,7 +80,8 @@ class Auto:
             trace.reason = f"{why}, and {d:,} variables are few"
             return (yield from evolution(trace.problem)(trace))
         trace.reason = f"{why}, and {d:,} variables are many"
-        return (yield from OfMenu(black_box("zo_sgd", d))(trace))
+        pairs = {"n": 1} if trace.problem.shared else {}  # one batch a step: more pairs would not average its noise
+        return (yield from OfMenu(black_box("zo_sgd", d, **pairs))(trace))
 
     def checked(self, trace: Trace, strategy: Strategy) -> Routine:
         """A strategy for values that repeat, and the rule of noise as soon as they do not."""
