@@ -71,13 +71,13 @@ class Variables:
             return np.broadcast_to(array.reshape(-1), (self.dim,)).copy()
         raise ValueError(f"{what} has {array.size} values, but x0 has {self.dim} variables")
 
-    def store(self, space: Space) -> ArrayStore:
-        """A store whose weights are a copy of x0."""
-        return ArrayStore(self.flat, space, names=self.names, shapes=self.shapes)
+    def store(self, space: Space, x: Flat | None = None) -> ArrayStore:
+        """A store whose weights are a copy of x, a flat array; of x0 without."""
+        return ArrayStore(self.flat if x is None else x, space, names=self.names, shapes=self.shapes)
 
 
 class ArrayStore(Store):
-    """Arrays as the iterate: parts of one flat array, `flat`; a single one is the leaf "x"."""
+    """Arrays as the iterate; a single one is the leaf "x"."""
 
     def __init__(
         self,
@@ -90,21 +90,26 @@ class ArrayStore(Store):
         x = _array(x0, "x0")
         if x.size == 0:
             raise ValueError("x0 is empty; pass an array with at least one element")
-        self.flat = x.reshape(-1)
+        flat = x.reshape(-1)
         tensors, start = {}, 0
         for name, shape in zip(names or ("x",), shapes or (x.shape,), strict=True):
             size = math.prod(shape)
-            tensors[name] = torch.from_numpy(self.flat[start : start + size].reshape(shape))
+            tensors[name] = torch.from_numpy(flat[start : start + size].reshape(shape))
             start += size
         super().__init__(tensors, space=space)
 
     @property
     def array(self) -> npt.NDArray[Any]:
-        """The iterate itself, not a copy; with one leaf in its shape."""
+        """The iterate itself, in its shape; with several leaves a flat copy."""
         if len(self.leaves) > 1:
-            return self.flat
+            return np.concatenate([leaf.tensor.numpy().reshape(-1) for leaf in self.leaves])
         array: npt.NDArray[Any] = self.leaves[0].tensor.numpy()
         return array
+
+    @property
+    def flat(self) -> Flat:
+        """The iterate as one array of one axis: itself, with several leaves a copy."""
+        return self.array.reshape(-1)
 
     def point(self, at: Vector) -> npt.NDArray[Any]:
         """A fresh array at Retr_x(at); the caller may keep or overwrite it. With several leaves it is flat."""
@@ -118,7 +123,7 @@ class ArrayStore(Store):
             out = torch.empty(first.numel, dtype=first.dtype, device=first.tensor.device)
             array: npt.NDArray[Any] = self.point_(out, first, at).view(first.tensor.shape).numpy()
             return array
-        flat = np.empty_like(self.flat)
+        flat = np.empty(self.dim, self.leaves[0].tensor.numpy().dtype)
         start = 0
         for leaf in self.leaves:
             self.point_(torch.from_numpy(flat[start : start + leaf.numel]), leaf, at)

@@ -40,8 +40,7 @@ class OfMenu:
     def run_at(self, x: Flat, problem: Problem) -> Run[Any]:
         """A run that starts at x."""
         method = self.within(problem)
-        store = problem.variables.store(method.space)
-        store.flat[:] = x
+        store = problem.variables.store(method.space, x)
         if (why := method.rule.misplaced(store)) is not None:
             raise ValueError(f"x0 {why}")
         return Run(store, method, problem.seed, terms=problem.terms)
