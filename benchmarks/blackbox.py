@@ -259,13 +259,19 @@ def measure(
     with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=1) as pool:
         for part in chosen(parts):
             found = pool.map(_one, [(part, seed) for seed in range(seeds)], chunksize=1)
-            for row in rows(part, found):
-                progress(shown(row))
-                result.append(row)
+            result += rows(part, found)
+            progress(f"{part}: done")
     return {"rows": result, "versions": versions()}
 
 
-app = script(measure, lambda result: "")
+def table(result: dict[str, Any]) -> str:
+    """The rows for people."""
+    head = f"{'part':14s} {'solver':14s} {'bar':22s} {'median':>9s}   {'range':24s} reached"
+    told = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return "\n".join([head, *map(shown, result["rows"]), told])
+
+
+app = script(measure, table)
 
 if __name__ == "__main__":
     app()
