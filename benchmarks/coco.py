@@ -168,7 +168,7 @@ def main() -> None:
             found[method][index].append(values)
             reached[method] += after
     if given.picture:
-        title = f"{given.suite}, d = {given.dim}, {len(functions)} functions, {given.seeds} runs each"
+        title = f"{given.suite}, d = {given.dim}, {len(functions)} functions, runs of each: {given.seeds}"
         draw(given.picture, reached, given.budget, title)
     shown = [given.budget] if "noisy" in given.suite else read_at(given.budget)
     for method in methods:
