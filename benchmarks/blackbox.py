@@ -85,6 +85,9 @@ def digits_same(seed: int, budget: int = 10_000) -> Found:
     part = problem.part
     assert part is not None
 
+    def on(rows: Any) -> Callable[[Any], float]:
+        return lambda x: part(x, rows)
+
     def asked(method: str) -> Solver:
         def solve(course: Course, x0: Any, seed: int) -> None:
             import zograd as zo
@@ -92,7 +95,7 @@ def digits_same(seed: int, budget: int = 10_000) -> Found:
             loop, rng = zo.AskTell(x0, method, seed=seed), np.random.default_rng([seed, 1])
             while True:
                 rows = rng.integers(0, problem.terms, problem.batch)
-                course.f = partial(part, rows=rows)
+                course.f = on(rows)
                 loop.tell([course(x) for x in loop.ask()])
                 course.watch(loop.x)
 
@@ -172,7 +175,7 @@ def attack(seed: int, budget: int = 1_000) -> Found:
             "snes+clip": clipped(minimize("snes")),
             "sep-cma+clip": clipped(pycma(True)),
         }
-        found = raced(lambda p=problem, b=bars: Course(p.margin, b, budget), problem.x0, seed, solvers)
+        found = raced(partial(Course, problem.margin, bars, budget), problem.x0, seed, solvers)
         for name, reached in found.items():
             spent.setdefault(name, []).append(reached["changed"])
     return {

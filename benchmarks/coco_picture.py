@@ -22,7 +22,7 @@ def hits(history: Sequence[float], targets: Sequence[float], dim: int) -> list[f
     return [(int(k[0]) + 1) / dim if k.size else math.inf for k in found]
 
 
-def ecdf(reached: Sequence[float], at: Sequence[float]) -> npt.NDArray[np.float64]:
+def ecdf(reached: Sequence[float], at: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """The share of all targets of all runs that are reached within each of these numbers of evaluations a variable."""
     ordered = np.sort(np.asarray(reached, dtype=np.float64))
     return np.searchsorted(ordered, np.asarray(at, dtype=np.float64), side="right") / len(ordered)
