@@ -13,7 +13,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -93,7 +92,7 @@ def digits_same(seed: int, budget: int = 10_000) -> Found:
             import zograd as zo
 
             loop, rng = zo.AskTell(x0, method, seed=seed), np.random.default_rng([seed, 1])
-            while True:
+            while not loop.done:
                 rows = rng.integers(0, problem.terms, problem.batch)
                 course.f = on(rows)
                 loop.tell([course(x) for x in loop.ask()])
@@ -109,7 +108,6 @@ def digits_same(seed: int, budget: int = 10_000) -> Found:
 
 def stiefel(seed: int, budget: int = 10_000) -> Found:
     """The leading eigenspace on Stiefel(50, 5): 10 % and 1 % of the gap of the start are left."""
-    from zograd.methods.defaults import black_box
     from zograd.problems.stiefel import polar, trace
     from zograd.spaces import Stiefel
 
@@ -117,7 +115,7 @@ def stiefel(seed: int, budget: int = 10_000) -> Found:
     f = problem.value
     gap = f(problem.x0) - problem.minimum
     bars = {f"{share:.0%} of the gap left": problem.minimum + share * gap for share in (0.1, 0.01)}
-    on_manifold = replace(black_box("zo_sgd", problem.dim), space=Stiefel())
+    solvers = {"minimize": minimize(space=Stiefel()), "zo_sgd": minimize("zo_sgd", space=Stiefel())}
 
     def projected(solver: Solver) -> Solver:
         def solve(course: Course, x0: Any, seed: int) -> None:
@@ -127,9 +125,7 @@ def stiefel(seed: int, budget: int = 10_000) -> Found:
         return solve
 
     others = {f"{name}+polar": projected(solver) for name, solver in GENERAL.items()}
-    return raced(
-        lambda: Course(f, bars, budget), problem.x0, seed, {"zo_sgd": minimize(on_manifold), **others}
-    )  # fmt: skip
+    return raced(lambda: Course(f, bars, budget), problem.x0, seed, solvers | others)
 
 
 def l1(seed: int, budget: int = 10_000) -> Found:
