@@ -2,7 +2,8 @@
 
     python -m benchmarks.coco --suite bbob --dim 20 --budget 200 --methods auto,cma,lbfgs,scipy
 
-Needs the package coco-experiment (extra `coco`), and cma, fcmaes, nevergrad or evotorch for peers of that name.
+With `--picture FILE.png` the shares are drawn against evaluations / d. Needs the package coco-experiment (extra
+`blackbox-bench`), and cma or fcmaes for peers of that name.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.coco_picture import draw, hits
 
 TARGETS = 10.0 ** np.linspace(2, -8, 51)
 """Differences to the optimum that count, as in COCO's own figures."""
@@ -113,8 +117,8 @@ def read_at(budget: int) -> list[int]:
     return [*(b for b in BUDGETS if b < budget), budget]
 
 
-def one(task: tuple[str, str, int, int, int, str, int]) -> tuple[str, int, list[float]]:
-    """(method, function, lowest difference after each share of the budget)."""
+def one(task: tuple[str, str, int, int, int, str, int]) -> tuple[str, int, list[float], list[float]]:
+    """(method, function, lowest difference after each share of the budget, `hits` of the targets)."""
     suite_name, instance, dim, index, budget, method, seed = task
     import cocoex
 
@@ -129,8 +133,9 @@ def one(task: tuple[str, str, int, int, int, str, int]) -> tuple[str, int, list[
         x = (PEERS[method.removeprefix("peer:")] if method.startswith("peer:") else ours(method))(f, problem, seed)
     if f.noisy:
         again = [float(problem(np.asarray(x))) - optimum for _ in range(AGAIN)]
-        return method, index, [float(np.median(again))]
-    return method, index, [f.history[min(b * dim, len(f.history)) - 1] for b in read_at(budget)]
+        return method, index, [float(np.median(again))], []
+    lowest = [f.history[min(b * dim, len(f.history)) - 1] for b in read_at(budget)]
+    return method, index, lowest, hits(f.history, list(TARGETS), dim)
 
 
 def main() -> None:
@@ -142,7 +147,10 @@ def main() -> None:
     parser.add_argument("--functions", default="", help="indices, comma-separated; all without")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--picture", type=Path, help="PNG of the shares against evaluations / d; not for noisy suites")
     given = parser.parse_args()
+    if given.picture and "noisy" in given.suite:
+        parser.error("--picture needs values that repeat: in noise only the point at the end is judged")
     import cocoex
 
     suite = cocoex.Suite(given.suite, "", f"dimensions:{given.dim} instance_indices:1")
@@ -154,9 +162,14 @@ def main() -> None:
     ]  # fmt: skip
     os.environ["OMP_NUM_THREADS"] = "1"
     found: dict[str, dict[int, list[list[float]]]] = {m: {i: [] for i in functions} for m in methods}
+    reached: dict[str, list[float]] = {m: [] for m in methods}
     with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
-        for method, index, values in pool.imap_unordered(one, tasks):
+        for method, index, values, after in pool.imap_unordered(one, tasks):
             found[method][index].append(values)
+            reached[method] += after
+    if given.picture:
+        title = f"{given.suite}, d = {given.dim}, {len(functions)} functions, runs of each: {given.seeds}"
+        draw(given.picture, reached, given.budget, title)
     shown = [given.budget] if "noisy" in given.suite else read_at(given.budget)
     for method in methods:
         shares = [

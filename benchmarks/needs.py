@@ -9,7 +9,7 @@ from typing import Any
 from zograd import methods
 from zograd.core.run import Method
 from zograd.problems.problem import ComparedProblem, L1Projection
-from zograd.sets import L1Ball
+from zograd.sets import Box, L1Ball
 
 DENSITY = 0.1
 SCORES_SHARE = 0.05
@@ -100,6 +100,13 @@ NEEDS: dict[str, Need] = {
         f"{SCORES_SHARE:.0%} of the budget",
     ),
     "sparse_mezo": Need(note="its thresholds are those of the start: where that is 0, only the first step moves"),
+    "vertex_search": Need(
+        lambda p: {"box": Box(-1.0, 1.0)},
+        tuned=False,
+        own_mu=True,
+        only="",
+        why="it looks at vertices of a box only, and these problems are least elsewhere",
+    ),
     "zo_lsvrg": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),
     "zo_prox": Need(lambda p: {"prox": L1Projection(p.radius or 1.0)}, only="e", constrained=True, why=SET),
     "zo_richardson": Need(lambda p: {"mu": 16 * p.mu}, note="16 times the mu of the others, as on the menu"),

@@ -64,7 +64,7 @@ def by_minimize(method, seed: int) -> np.ndarray:
     """The iterates of `minimize`, each as the result of a run with that many steps."""
     path = []
     for k in (1, 2, STEPS):
-        budget = (k + 1) * method.evaluations + 1  # steps may cost less than that
+        budget = (k + 1) * method.evaluations + 3  # steps may cost less than that; 2 values at x0, 1 at the end
         stop = lambda r, k=k: r.step + 1 == k  # noqa: E731
         path.append(minimize(smooth, start(method), method, seed=seed, budget=budget, callback=stop).x)
     return np.stack(path)

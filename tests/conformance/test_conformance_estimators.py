@@ -35,6 +35,7 @@ from zograd.estimators import (
     Richardson,
     Unbiased,
 )
+from zograd.estimators.vertices import Sides
 from zograd.laws import Draw, Rademacher, Unit
 from zograd.oracles import sequential
 from zograd.stores import Store
@@ -62,6 +63,8 @@ def written(v: Vector, x: np.ndarray) -> np.ndarray:
             total += c * np.array(e.elements)
         elif isinstance(e, Unit):
             total[e.element] += c
+        elif isinstance(e, Sides):  # both bounds are 0
+            total -= c * x
         else:
             total += c * (x if e.name == "x" else 0.0)
     return total

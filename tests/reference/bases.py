@@ -159,6 +159,15 @@ def _(e, shapes, slots):
     return matrices(e, shapes, waves)
 
 
+@expansion("Sides")
+def _(e, shapes, slots):
+    before = sum(numel(shape) for shape in shapes[: e.leaf])
+    changes = expand(e.of, shapes, slots) > e.threshold
+    changes[before + e.element] = True
+    x, low, high = slots["x"], slots["low"], slots["high"]
+    return np.where((x > (low + high) / 2) != changes, high, low) - x
+
+
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 

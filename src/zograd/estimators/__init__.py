@@ -14,6 +14,7 @@ from zograd.estimators.ranked import Mirrored, Preference, Ranked
 from zograd.estimators.reduced import SVRG, ZPDVR, LooplessSVRG, Recentred
 from zograd.estimators.simulated import Mixture, SimulatedMomentum
 from zograd.estimators.unbiased import Geometric, Unbiased, Zipf, deepest_level
+from zograd.estimators.vertices import Tried, Vertices
 from zograd.estimators.wrappers import SAM, Conservative
 
 __all__ = [
@@ -48,7 +49,9 @@ __all__ = [
     "SimulatedMomentum",
     "Spread",
     "Trial",
+    "Tried",
     "Unbiased",
+    "Vertices",
     "Zipf",
     "deepest_level",
     "grasp_densities",

@@ -14,3 +14,4 @@ from zograd.methods.geometry import *  # noqa: F403
 from zograd.methods.menu import *  # noqa: F403
 from zograd.methods.proximal import *  # noqa: F403
 from zograd.methods.rules import *  # noqa: F403
+from zograd.methods.search import *  # noqa: F403

@@ -10,6 +10,7 @@ from zograd.rules.bounded import Bounded
 from zograd.rules.curvature import DiagonalNewton, PublishedHiZOO
 from zograd.rules.evolution import SeparableCMA, SeparableNES
 from zograd.rules.frank_wolfe import FrankWolfe
+from zograd.rules.improving import Improving
 from zograd.rules.lion import Lion, NormalizedLion
 from zograd.rules.lowrank import FactorMomentum, SubspaceMuon
 from zograd.rules.normalized import SpreadSGD
@@ -31,6 +32,7 @@ __all__ = [
     "FactorMomentum",
     "FastMovingNES",
     "FrankWolfe",
+    "Improving",
     "Lion",
     "Momentum",
     "NormalizedLion",
