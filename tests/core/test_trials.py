@@ -66,11 +66,17 @@ def test_the_last_answer_of_a_step_brings_its_record() -> None:
     loop = AskTell(start(), RANKED)
     records = [loop.report(t, smooth(t.x)).record for t in loop.trials()]
     assert records[:-1] == [None] * 4
-    assert records[-1] is loop.records[0]
+    assert records[-1] == loop.records[0]
 
 
-def test_a_failure_refuses_the_step() -> None:
-    loop = AskTell(start(), RANKED)
+def test_a_failure_ranks_last_or_refuses_the_step() -> None:
+    """It refuses the step where the method needs all values."""
+    ranked = AskTell(start(), RANKED)
+    for t in ranked.trials():
+        receipt = ranked.report(t, math.nan if t.id == 0 else smooth(t.x))
+    assert receipt.record is not None
+    assert not receipt.record.refused
+    loop = AskTell(start(), methods.fzoo(n=4))
     first, *others = loop.trials()
     assert loop.report_failure(first).counted
     for t in others:
@@ -256,12 +262,12 @@ def test_rankings_and_comparisons_that_do_not_fit() -> None:
 
 
 def test_what_failed_is_left_out_of_a_ranking() -> None:
-    """It refuses the step, or ranks last where the method takes failures."""
+    """It ranks last."""
     loop = AskTell(start(), RANKED)
     loop.report_failure(2)
     receipt = loop.tell_ranking([0, 1, 3, 4])
     assert receipt.record is not None
-    assert receipt.record.refused
+    assert not receipt.record.refused
     ranked, told = (AskTell(start(), methods.cr_fm_nes(n=6)) for _ in range(2))
     ranked.report_failure(2)
     assert ranked.tell_ranking([4, 1, 3, 0, 5]).record is not None

@@ -19,7 +19,7 @@ from zograd.api.result import Progress, Result, calling
 from zograd.api.search import Search
 from zograd.api.strategies import Problem, points
 from zograd.api.variables import Flat
-from zograd.api.verdict import failure, unfinished
+from zograd.api.verdict import FEW, failure, unfinished
 from zograd.api.verdict_constrained import shortfall
 from zograd.estimators import Central, Forward
 from zograd.estimators.base import Wrapper
@@ -183,8 +183,8 @@ class Minimization:
         if self.stopped not in ("target reached", "x0 reaches the target") and not self.halted:
             why = failure(trace.method, search.tape, start, final, moved=moved)
             if why is None and message in ("budget used", "time used") and not trace.stationary:
-                noise = trace.noise if math.isfinite(trace.noise) else 0.0
-                why = unfinished(search.tape, _mean(start), final, noise)
+                noise = self.noise(trace)
+                why = unfinished(trace.method, search.tape, _mean(start), final, noise if math.isfinite(noise) else 0.0)
         gave_up = search.message is not None and "in a row" in search.message
         if why is not None and not gave_up and (search.tape or math.isfinite(final)):
             message = why if message == "budget used" else f"{message}; {why}"
@@ -208,6 +208,9 @@ class Minimization:
         message = self.stopped or search.message or ""
         start = [v for v in search.trace.values_at_start if math.isfinite(v)]
         why = shortfall(rows, start, value, error, standing, message, moved=not np.array_equal(x, self.problem.x0))
+        settled = standing is not None and standing.settled
+        if why is None and message in ("budget used", "time used") and len(search.tape) < FEW and not settled:
+            why = f"the budget ended after {len(search.tape)} iterations, which are too few; pass a larger budget"
         if self.halted or (self.stopped in ("target reached", "x0 reaches the target") and rows.hold(value)):
             why = None
         if why is not None:

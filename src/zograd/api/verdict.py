@@ -99,21 +99,28 @@ def _without_method(at_start: Sequence[float], final: float, *, moved: bool) -> 
     return f"f rose, {values}" if final > f0 else None
 
 
-def unfinished(tape: Sequence[Record], f0: float, final: float, noise: float) -> str | None:
+def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, final: float, noise: float) -> str | None:
     """Why the end of the budget came too early: f was still falling. None where it was not.
 
-    The last quarter of the evaluations brought more than a tenth of the whole drop, and more than the noise explains.
+    The last quarter of the evaluations brought more than a tenth of the whole drop, and more than the noise explains,
+    which is also read off the differences of successive losses. A strategy that is not of the menu (method None) and
+    ends within `FEW` iterations has only begun.
     """
     losses = [(r.evaluations, r.loss) for r in tape if not r.refused and math.isfinite(r.loss)]
     total = f0 - final
-    if len(losses) < FEW or not total > 0:
+    if not total > 0:
         return None
+    if len(losses) < FEW:
+        begun = f"the budget ended after {len(losses)} iterations, which are too few; pass a larger budget"
+        return begun if method is None else None
     spent = np.cumsum([n for n, _ in losses])
     values = np.array([f for _, f in losses])
     late = values[spent >= 0.75 * spent[-1]]
     part = max(len(late) // 3, 1)
     early, end = float(np.mean(late[:part])), float(np.mean(late[-part:]))
     drop = (early - end) * 1.5  # from thirds of the quarter to its whole
+    if noise > 0 and len(late) > FEW:
+        noise = max(noise, 1.5 * float(np.std(np.diff(late))))
     if drop > 0.1 * total and drop > CLEAR * noise / math.sqrt(part):
         return (
             f"the budget ended while f was falling: about {100 * min(drop / total, 1):.0f} % of the drop, from "

@@ -42,8 +42,10 @@ def shortfall(
             return f"f rose, from {f0:.6g} at x0 to {value:.6g} at the result; pass a larger budget"
         if not moved and not (standing is not None and standing.settled):
             return "x did not move: no point with a lower value was found at which the constraints hold"
-    if standing is None or standing.settled is not False or message.startswith("stopped by"):
+    ended = message in ("budget used", "time used")
+    begun = standing is None and ended
+    if not begun and (standing is None or standing.settled is not False or message.startswith("stopped by")):
         return None
-    if message in ("budget used", "time used"):
+    if ended:
         return "the budget ended before multipliers and point had converged; pass a larger budget"
     return "multipliers and point have not converged"

@@ -1,4 +1,4 @@
-"""A strategy of flat space on a manifold, in the coordinates that a retraction at x0 gives."""
+"""A strategy of flat space on a manifold, in the coordinates that a retraction gives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from zograd.api.variables import Flat, Variables
 from zograd.core.method import Method
 from zograd.spaces import Space
 
+CHARTS = 50
+"""Rounds at most."""
+
+ENOUGH = 1e-3
+"""The share of the whole gain below which a round is the last."""
+
 
 @dataclass(frozen=True)
 class Charted:
-    """The strategy on z -> f(Retr_x0(lift(z))), from z = 0; lift makes a tangent vector of any z.
+    """The strategy on z -> f(Retr_x(lift(z))), from z = 0; lift makes a tangent vector of any z. Every point is on the
+    manifold.
 
-    Every point is on the manifold. The map is smooth, but it need not reach points far from x0.
+    x is x0 first. Where the strategy ends, it begins again at the point that it found, with new coordinates, until a
+    round gains less than a thousandth of all that was gained: coordinates reach no farther than |z_i| = 1.
     """
 
     strategy: Strategy
@@ -29,25 +37,36 @@ class Charted:
 
     @property
     def name(self) -> str:
-        return f"{self.strategy.name}, in coordinates of {type(self.space).__name__} at x0"
+        return f"{self.strategy.name}, in coordinates of {type(self.space).__name__}"
 
     def __call__(self, trace: Trace) -> Routine:
+        trace.began(self.name)
+        start = known = trace.fun
+        for _ in range(CHARTS):
+            message = yield from self.chart(trace)
+            if start is None or known is None or trace.fun is None or known - trace.fun <= ENOUGH * (start - trace.fun):
+                break
+            known = trace.fun
+        return message
+
+    def chart(self, trace: Trace) -> Routine:
+        """The strategy in the coordinates at the recommended point, each between -1 and 1."""
         x0 = np.array(trace.position(), copy=True)
-        inner = Trace(
-            replace(trace.problem, variables=Variables(np.zeros_like(x0))), trace.left, lambda: np.zeros_like(x0),
-            trace.fun, trace.values_at_start, trace.noise, on_step=trace.step,
-        )  # fmt: skip
+        side = np.ones_like(x0)
+        problem = replace(trace.problem, variables=Variables(np.zeros_like(x0)), lower=-side, upper=side)
+        values_here = trace.values_at_start if trace.fun is None else [trace.fun]
+        inner = Trace(problem, trace.left, lambda: np.zeros_like(x0), trace.fun, values_here, trace.noise)
+        inner.on_step = trace.step
         routine = self.strategy(inner)
         shape = trace.problem.variables.shapes[0]
 
-        def chart(z: Flat) -> Flat:
+        def at(z: Flat) -> Flat:
             x = torch.from_numpy(x0.copy()).view(shape)
             moved = self.space.move_(x, self.space.lift_(torch.from_numpy(z.copy()).view(shape), x, {}))
             found: Flat = moved.reshape(-1).numpy()
             return found
 
-        trace.began(self.name)
-        trace.position = lambda: chart(inner.position())
+        trace.position = lambda: at(inner.position())
         values: Any = None
         while True:
             try:
@@ -56,13 +75,13 @@ class Charted:
                 trace.fun, trace.stationary = inner.fun, inner.stationary
                 return str(stop.value)
             trace.fun = inner.fun
-            values = yield Points(lambda i, wanted=wanted: chart(wanted.make(i)), len(wanted), wanted.rows)  # type: ignore[misc]
+            values = yield Points(lambda i, wanted=wanted: at(wanted.make(i)), len(wanted), wanted.rows)  # type: ignore[misc]
             inner.left = trace.left
 
 
 @dataclass(frozen=True)
 class AutoOnSpace:
-    """The rule of `Auto` on a manifold: L-BFGS-B in coordinates at x0 where values repeat and the budget is at least
+    """The rule of `Auto` on a manifold: L-BFGS-B in coordinates where values repeat and the budget is at least
     4 (d + 1) evaluations; otherwise, and for spaces with slots or several leaves, the two-point method."""
 
     method: Method[Any]
@@ -81,6 +100,6 @@ class AutoOnSpace:
         if not (repeats and simple and problem.budget >= 4 * (problem.dim + 1)) or problem.shared:
             trace.reason = "values differ at x0, the budget is below 4 (d + 1), or the space keeps slots"
             return (yield from two_point(trace))
-        trace.noise = 0.0
+        trace.noise, trace.fun = 0.0, start[0]
         trace.reason = "values repeat, and the budget allows finite differences"
         return (yield from Charted(LBFGS(), space)(trace))
