@@ -220,7 +220,7 @@ MUTANTS = (
     Mutant(
         "a method with a rate of its own goes on measuring",
         "src/zograd/core/run.py",
-        "self.estimator = method.controller.wrap(method.estimator)",
+        "self.estimator = method.measured",
         'self.estimator = __import__("zograd").learning_rate.Measured(method.estimator)',
         ("tests/core/test_auto.py::test_a_rate_of_ones_own_drops_the_measurements",),
     ),

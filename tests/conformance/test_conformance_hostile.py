@@ -17,8 +17,9 @@ import torch
 from hypothesis import given, settings
 
 from zograd import methods
+from zograd.core.frames import frame as one_frame
 from zograd.core.run import Record, Run
-from zograd.core.tape import _PREAMBLE, Tape, TapeError, _frame, pack_record, unpack_record
+from zograd.core.tape import _PREAMBLE, Tape, TapeError, pack_record, unpack_record
 from zograd.core.vector import BASES, Address, Noise, Slot, Vector
 from zograd.estimators.population import Product
 from zograd.laws.coordinate import Unit
@@ -61,7 +62,7 @@ def framed(*payloads: bytes) -> bytes:
     """A tape with valid checksums, whatever stands in it."""
     data, crc = _PREAMBLE, zlib.crc32(_PREAMBLE)
     for payload in payloads:
-        frame, crc = _frame(payload, crc)
+        frame, crc = one_frame(payload, crc)
         data += frame
     return data
 

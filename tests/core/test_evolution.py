@@ -12,11 +12,11 @@ from small_problems import dense, smooth, start
 from zograd import AskTell, minimize
 from zograd.core.run import Method, Run
 from zograd.core.vector import Slot, Vector
-from zograd.estimators import Central, Evolution, RestrictedEvolution, population_size
+from zograd.estimators import Central, Evolution, OneSided, RestrictedEvolution, population_size
 from zograd.estimators.evolution import best_half, parents, root_of_distance
 from zograd.estimators.ranked import by_order
 from zograd.laws import Gaussian, Rademacher
-from zograd.methods import cr_fm_nes, describe, sep_cma, snes, zo_sgd
+from zograd.methods import cr_fm_nes, describe, fzoo, sep_cma, snes
 from zograd.methods.defaults import FULL, black_box, language_model
 from zograd.rules import SGD, FastMovingNES, SeparableCMA, SeparableNES
 from zograd.spaces import Diagonal
@@ -81,8 +81,8 @@ def test_a_step_without_a_finite_loss_is_refused(method) -> None:
 
 
 def test_other_estimators_are_told_no_failure() -> None:
-    assert not Central().takes_failures
-    loop = AskTell(start(), zo_sgd(lr=1e-2), seed=0)
+    assert not OneSided(4).takes_failures
+    loop = AskTell(start(), fzoo(lr=1e-2), seed=0)
     assert loop.tell([math.nan, *[1.0] * (len(loop.ask()) - 1)]).refused
 
 

@@ -47,7 +47,7 @@ def test_keys_are_made_in_one_place() -> None:
     """Elsewhere `fold` only numbers the children of a key that one part alone knows."""
     below_a_key_of_their_own = {
         "laws/factors.py", "laws/coordinate.py", "laws/lowrank.py", "laws/cosine.py",  # of a direction or a shared key
-        "estimators/coordinate.py", "core/query.py", "distributed/shared.py",
+        "estimators/coordinate.py", "core/query.py", "distributed/shared.py", "api/batches.py", "api/workers.py",
         "llm/scoring/batches.py",  # NumPy's Philox, of 64-bit words: the order of examples
     }  # fmt: skip
     found = {

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from zograd.core import keys
+from zograd.core.keys import Part
 from zograd.noise import fold
 
 AT_X0 = 0
 """The draw of the evaluations at x0 and of the last one at the result, so that these can be compared."""
-
-_DATA, _NUMBERS = (1 << 34) + 1, (1 << 34) + 2
-"""Children of the seed of a run that are no steps."""
 
 
 class Exhausted(Exception):
@@ -30,7 +29,7 @@ class Draws:
 
     def __init__(self, data: Any, common_random: bool, seed: int) -> None:
         self.data, self.common_random = data, common_random
-        self.key, self.base = fold(seed, _DATA), fold(seed, _NUMBERS)
+        self.key, self.base = keys.seed_of(seed, Part.BATCHES), keys.seed_of(seed, Part.COMMON)
         self.sequence = data is not None and hasattr(data, "__len__") and hasattr(data, "__getitem__")
         self.epoch = -1
         self.order: list[int] = []

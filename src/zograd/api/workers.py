@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from zograd.api.constraints import Evaluated
+from zograd.core import keys
+from zograd.core.keys import Part
 from zograd.distributed.executors import from_pool
 from zograd.distributed.pools import WATCHED, EvaluationLost, EvaluationTimeout, Marked, Marks, worker_ended
 from zograd.errors import needs
@@ -236,7 +238,7 @@ class Processes:
             what = "timeout=" if workers == 1 else f"workers={workers}"
             raise needs(what, "pebble and cloudpickle", "blackbox") from None
         self.pebble, self.dumps = pebble, cloudpickle.dumps
-        self.workers, self.timeout, self.seed = workers, timeout, seed
+        self.workers, self.timeout, self.seed = workers, timeout, keys.seed_of(seed, Part.WORKERS)
         forks = "fork" in multiprocessing.get_all_start_methods() and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self.context = multiprocessing.get_context("fork" if forks else "spawn")
         self.start = (f if forks else cloudpickle.dumps(f), forks)

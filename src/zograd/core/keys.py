@@ -43,11 +43,17 @@ class Shared(IntEnum):
 
 
 class Part(IntEnum):
-    """Parts that draw directions without being a run."""
+    """Parts that draw directions without being a run, or random numbers that are not directions."""
 
     SENSITIVITY = 0
     DENSITIES = 1
     DIAGNOSTICS = 2
+    BATCHES = 3
+    """The order of batches that a black box is given."""
+    COMMON = 4
+    """Seeds that the points of a step share."""
+    WORKERS = 5
+    """The random state of evaluations in worker processes."""
 
 
 @lru_cache(maxsize=64)  # all directions of a step ask for the same few

@@ -13,6 +13,9 @@ from zograd.core.vector import Basis, Noise, Vector
 from zograd.noise import Kind
 from zograd.stores import Rate
 
+EXACT = 2**53
+"""Integers below it are floats exactly."""
+
 
 class Records(Sequence[Record]):
     """Records in the order in which they were appended: `tape[k]`, slices (a list) and iteration give them back, equal.
@@ -64,6 +67,7 @@ class Records(Sequence[Record]):
             tuple(names),
             _take_apart(record.vector, numbers),
             tuple([(slot, _take_apart(vector, numbers)) for slot, vector in record.writes]),
+            record.step if record.step >= EXACT else None,
         )
         which = self._numbers.get(outline)
         if which is None:
@@ -92,8 +96,9 @@ class Records(Sequence[Record]):
         meters = tuple([(name, next(numbers)) for name in outline.meters])
         vector = _put_together(outline.vector, numbers)
         writes = tuple([(slot, _put_together(shape, numbers)) for slot, shape in outline.writes])
+        step = int(k + ahead) if outline.step is None else outline.step
         return Record(
-            int(k + ahead), vector, loss, tuple(map(Rate, rates[::2], rates[1::2])), aux, writes,
+            step, vector, loss, tuple(map(Rate, rates[::2], rates[1::2])), aux, writes,
             outline.evaluations, outline.refused, losses, mu, moved, meters,
         )  # fmt: skip
 
@@ -127,6 +132,7 @@ class _Outline(NamedTuple):
     """A record without its numbers: how many there are, and the names. The records of a run share a few outlines.
 
     other: the places in `_settings` where the record differs from the first one. vector: see `_take_apart`.
+    step: where a float could not hold it.
     """
 
     evaluations: int
@@ -138,6 +144,7 @@ class _Outline(NamedTuple):
     meters: tuple[str, ...]
     vector: tuple[Any, ...]
     writes: tuple[tuple[str, tuple[Any, ...]], ...]
+    step: int | None
 
     def layout(self) -> str:
         """The numbers in the order of `Records.append`: d is a float, q an integer with a sign, Q one without."""
