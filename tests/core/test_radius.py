@@ -66,6 +66,7 @@ def test_noise_sets_the_radius_that_its_formula_states() -> None:
         assert 1 / 2.5 < found / math.sqrt(2.83 * sd / 20) < 2.5
 
 
+@pytest.mark.filterwarnings("ignore:f.x0. gave")
 def test_a_noisy_sphere_is_solved_by_default() -> None:
     result = minimize(noisy(1e-2, 5), np.zeros(10), "zo_sgd", budget=4000, seed=0)
     assert square(result.x) < 0.02
