@@ -65,9 +65,9 @@ def test_every_public_name_has_a_page_with_an_example(name: str) -> None:
 
 
 TYPES = {
-    "Check", "Controller", "Curvatures", "Draw", "Estimator", "Extent", "Law", "LinearMinimizer", "Measurement",
-    "Mixture", "Moments", "NoiseFloor", "Place", "Problem", "Projection", "Prox", "Rule", "Space", "SpaceReport",
-    "Spread", "Unit",
+    "Ball", "Check", "Controller", "Curvatures", "Draw", "Estimator", "Extent", "Law", "Levels", "LinearMinimizer",
+    "Measurement", "Mixture", "Moments", "NoiseFloor", "Penalty", "Place", "Problem", "Projection", "Prox",
+    "Restricted", "Rule", "Space", "SpaceReport", "Spread", "Trial", "Tried", "Unit",
 }  # fmt: skip
 """Public names that nobody makes by hand: base classes, and what functions return."""
 

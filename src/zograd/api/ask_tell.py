@@ -309,7 +309,7 @@ class AskTell:
         is of another method.
         """
         try:
-            told = rebuilt(json.loads(Path(path).read_text()))
+            told = rebuilt(json.loads(Path(path).read_text(encoding="utf-8")))
             if not isinstance(told, dict) or told.get("zograd") != FORMAT:
                 raise ValueError
         except ValueError:

@@ -20,6 +20,9 @@ CLEAR = 3.0
 UNBOUNDED = 1e100
 """A function that falls below minus this has no minimum."""
 
+HARDLY = 1e-4
+"""A drop below this share of f is next to nothing."""
+
 FEW = 10
 """Steps below which it is not said that they were too short."""
 
@@ -136,9 +139,12 @@ def _tenths(taken: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]
 
 
 def _too_short(taken: Sequence[Record], drop: float) -> bool:
-    """Whether all steps together lowered f by less than a probe changes it, and the slope has not gone."""
-    first, last = (float(np.mean([_range(r) for r in part])) / 2 for part in _tenths(taken))
-    return len(taken) >= FEW and drop < first and last > first / 4
+    """Whether all steps together lowered f by less than a probe changes it, or by next to nothing, and the slope has
+    not gone."""
+    first, last = _tenths(taken)
+    slopes = [float(np.mean([_range(r) / (r.mu or 1.0) for r in part])) for part in (first, last)]
+    probe = float(np.mean([_range(r) for r in last])) / 2
+    return len(taken) >= FEW and drop < max(probe, HARDLY * abs(taken[0].loss)) and slopes[1] > slopes[0] / 4
 
 
 def _range(record: Record) -> float:

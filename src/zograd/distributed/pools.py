@@ -60,7 +60,10 @@ class Marked:
     mark: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with suppress(OSError), open(self.mark, "x") as f:  # a mark that cannot be made is one that is missing
+        with (
+            suppress(OSError),
+            open(self.mark, "x", encoding="utf-8") as f,
+        ):  # a mark that cannot be made is one that is missing
             f.write(f"{os.getpid()}\n")
         return self.function(*args, **kwargs)
 
@@ -78,7 +81,7 @@ class Marks:
     def process(self, number: int) -> int | None:
         """The process that has begun this evaluation, None before."""
         try:
-            written = Path(self.path(number)).read_text()
+            written = Path(self.path(number)).read_text(encoding="utf-8")
         except OSError:
             return None
         return int(written) if written.endswith("\n") else None

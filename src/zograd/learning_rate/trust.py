@@ -76,7 +76,10 @@ class TrustRate(AutoRate):
     grow: float = 1.5
     horizon: int = 8
 
-    standstill: ClassVar[str] = "lr='auto' found no slope at x0: f does not change there, or x0 is a minimum"
+    standstill: ClassVar[str] = (
+        "lr='auto' found no slope at x0: f does not change there, or x0 is a minimum; pass a larger mu or budget, or "
+        "start elsewhere"
+    )
 
     def wrap(self, estimator: Estimator[A]) -> Estimator[A]:
         return with_levels(estimator, self.every, self.warm)
