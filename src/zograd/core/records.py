@@ -157,7 +157,8 @@ class _Outline(NamedTuple):
 def _settings(record: Record, k: int) -> tuple[float, ...]:
     """What records of a run often have in common: step - k, mu, moved, and the rates. k: the place of this one."""
     rates = record.rates[0] if len(record.rates) == 1 else [x for rate in record.rates for x in rate]
-    return record.step - k, record.mu, record.moved, *rates
+    ahead = record.step - k if record.step < EXACT else 0
+    return ahead, record.mu, record.moved, *rates
 
 
 def _unequal(settings: tuple[float, ...], first: tuple[float, ...]) -> tuple[int, ...]:
