@@ -19,7 +19,7 @@ from zograd.api.result import Progress, Result, calling
 from zograd.api.search import Search
 from zograd.api.strategies import Problem, points
 from zograd.api.variables import Flat
-from zograd.api.verdict import FEW, failure, unfinished
+from zograd.api.verdict import failure, unfinished
 from zograd.api.verdict_constrained import shortfall
 from zograd.estimators import Central, Forward
 from zograd.estimators.base import Wrapper
@@ -207,10 +207,8 @@ class Minimization:
             value = Evaluated(math.nan, np.full(rows.one_sided.size, math.nan)) if told is None else told[0]
         message = self.stopped or search.message or ""
         start = [v for v in search.trace.values_at_start if math.isfinite(v)]
-        why = shortfall(rows, start, value, error, standing, message, moved=not np.array_equal(x, self.problem.x0))
-        settled = standing is not None and standing.settled
-        if why is None and message in ("budget used", "time used") and len(search.tape) < FEW and not settled:
-            why = f"the budget ended after {len(search.tape)} iterations, which are too few; pass a larger budget"
+        moved = not np.array_equal(x, self.problem.x0)
+        why = shortfall(rows, start, value, error, standing, message, steps=len(search.tape), moved=moved)
         if self.halted or (self.stopped in ("target reached", "x0 reaches the target") and rows.hold(value)):
             why = None
         if why is not None:

@@ -102,6 +102,11 @@ def _without_method(at_start: Sequence[float], final: float, *, moved: bool) -> 
     return f"f rose, {values}" if final > f0 else None
 
 
+def too_few(steps: int) -> str:
+    """The sentence of a run that has only begun."""
+    return f"the budget ended after {steps} iterations, which are too few; pass a larger budget"
+
+
 def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, final: float, noise: float) -> str | None:
     """Why the end of the budget came too early: f was still falling. None where it was not.
 
@@ -114,8 +119,7 @@ def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, fi
     if not total > 0:
         return None
     if len(losses) < FEW:
-        begun = f"the budget ended after {len(losses)} iterations, which are too few; pass a larger budget"
-        return begun if method is None else None
+        return too_few(len(losses)) if method is None else None
     spent = np.cumsum([n for n, _ in losses])
     values = np.array([f for _, f in losses])
     late = values[spent >= 0.75 * spent[-1]]

@@ -10,6 +10,7 @@ import numpy as np
 
 from zograd.api.constraints import CLEAR, Evaluated, Rows
 from zograd.api.variables import Flat
+from zograd.api.verdict import FEW, too_few
 
 ROUNDING = 1e-9
 """Relative rise of f that counts as none."""
@@ -23,12 +24,14 @@ def shortfall(
     standing: Any,
     message: str,
     *,
+    steps: int,
     moved: bool,
 ) -> str | None:
     """Why a run is no success; None where it is.
 
     start: finite values at x0. value: f and c at the result, the means where they were measured several times. error:
     the standard errors of c then. standing: what the strategy says, with `settled`. message: why the run ended.
+    steps: how many the run made.
     """
     if not math.isfinite(value):
         return f"f or a constraint is {float(value)} at the result"
@@ -43,9 +46,10 @@ def shortfall(
         if not moved and not (standing is not None and standing.settled):
             return "x did not move: no point with a lower value was found at which the constraints hold"
     ended = message in ("budget used", "time used")
-    begun = standing is None and ended
-    if not begun and (standing is None or standing.settled is not False or message.startswith("stopped by")):
-        return None
-    if ended:
+    unsettled = standing is not None and standing.settled is False and not message.startswith("stopped by")
+    if ended and (standing is None or unsettled):
         return "the budget ended before multipliers and point had converged; pass a larger budget"
-    return "multipliers and point have not converged"
+    if unsettled:
+        return "multipliers and point have not converged"
+    settled = standing is not None and standing.settled
+    return too_few(steps) if ended and steps < FEW and not settled else None

@@ -72,14 +72,19 @@ class Measured(Wrapper[A]):
             extra, center, completed = [], -1, pairs
         f = yield [*queries, *extra]
         meters = _meters(f, center, completed, ask.mu)
-        answers: Sequence[float] = f[: len(queries)]
-        while True:
-            try:
-                queries = list(routine.send(answers))
-            except StopIteration as stop:
-                estimate: Estimate[A] = stop.value
-                return replace(estimate, meters={**meters, **estimate.meters})
-            answers = yield queries
+        estimate = yield from _rest(routine, f[: len(queries)])
+        return replace(estimate, meters={**meters, **estimate.meters})
+
+
+def _rest(routine: Routine[A], answers: Sequence[float]) -> Routine[A]:
+    """The rest of an estimator that has asked its first questions, from the answers to them."""
+    while True:
+        try:
+            queries = routine.send(answers)
+        except StopIteration as stop:
+            estimate: Estimate[A] = stop.value
+            return estimate
+        answers = yield queries
 
 
 def _pairs(queries: Sequence[Query]) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ import numpy as np
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Array, Vector, combination
 from zograd.estimators.base import Estimator
-from zograd.learning_rate.auto import Measured, _complete, _pairs
+from zograd.learning_rate.auto import Measured, _complete, _pairs, _rest
 from zograd.learning_rate.controller import State
 
 A = TypeVar("A")
@@ -64,19 +64,13 @@ class Levels(Measured[A]):
             values, here = np.append(values, (yield [Query(rows=queries[0].rows)])), [len(f)]
         meters = _meters(values, here, completed, ask.mu)
         one_sided = _one_sided(values, here, pairs, [*queries], ask.mu)
-        answers: Sequence[float] = f[: len(queries)]
         outside = [float(values[i]) for i in here if not math.isfinite(values[i])]
-        while True:
-            try:
-                queries = list(routine.send(answers))
-            except StopIteration as stop:
-                estimate: Estimate[A] = stop.value
-                if outside:
-                    return replace(estimate, vector=Vector(), writes={}, loss=outside[0])
-                if one_sided:
-                    estimate, meters = _with(estimate, meters, one_sided, len(pairs))
-                return replace(estimate, meters={**meters, **estimate.meters})
-            answers = yield queries
+        estimate = yield from _rest(routine, f[: len(queries)])
+        if outside:
+            return replace(estimate, vector=Vector(), writes={}, loss=outside[0])
+        if one_sided:
+            estimate, meters = _with(estimate, meters, one_sided, len(pairs))
+        return replace(estimate, meters={**meters, **estimate.meters})
 
 
 def _one_sided(

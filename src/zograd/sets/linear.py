@@ -29,6 +29,13 @@ def _system(owner: object) -> None:
     object.__setattr__(owner, "b", b)
 
 
+def _numbers(owner: Affine | Polyhedron) -> tuple[Tensor, Tensor]:
+    """The fields A and b as tensors."""
+    assert isinstance(owner.A, Numbers)
+    assert isinstance(owner.b, Numbers)
+    return owner.A.tensor, owner.b.tensor
+
+
 def _terms(A: Tensor, x: Tensor, b: Tensor) -> Tensor:
     """|A| |x| + |b|, by which a residual is measured."""
     return A.abs() @ x.abs() + b.abs()
@@ -64,7 +71,7 @@ class Affine(Whole):
 
     def __post_init__(self) -> None:
         _system(self)
-        A, b = self._numbers
+        A, b = _numbers(self)
         with one_thread():
             u, s, vt = torch.linalg.svd(A, full_matrices=False)
             kept = s > s.max() * max(A.shape) * torch.finfo(A.dtype).eps
@@ -78,12 +85,6 @@ class Affine(Whole):
             )
         object.__setattr__(self, "_basis", (vt, c))
 
-    @property
-    def _numbers(self) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.A, Numbers)
-        assert isinstance(self.b, Numbers)
-        return self.A.tensor, self.b.tensor
-
     def nearest(self, y: Tensor) -> Tensor:
         """The nearest point to y, [d] in float64."""
         vt, c = (part.to(y.device) for part in self._basis)
@@ -92,7 +93,7 @@ class Affine(Whole):
         return y - vt.mT @ (vt @ y - c)  # what rounding left of the first one
 
     def explain(self, *leaves: Tensor) -> str | None:
-        A, b = self._numbers
+        A, b = _numbers(self)
         x, why = _vector("Affine", A.shape[1], leaves)
         if why is None:
             off = (A @ x.cpu() - b).abs()
@@ -169,15 +170,9 @@ class Polyhedron(Whole):
     def __post_init__(self) -> None:
         _system(self)
 
-    @property
-    def _numbers(self) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.A, Numbers)
-        assert isinstance(self.b, Numbers)
-        return self.A.tensor, self.b.tensor
-
     def nearest(self, y: Tensor) -> Tensor:
         """The nearest point to y, [d] in float64."""
-        A, b = (part.to(y.device) for part in self._numbers)
+        A, b = (part.to(y.device) for part in _numbers(self))
         _fits(self, A.shape[1], y)
         norms = A.norm(dim=1)
         if bool(((norms == 0) & (b < 0)).any()):
@@ -198,7 +193,7 @@ class Polyhedron(Whole):
         return y - r[:-1] / r[-1] * scale
 
     def explain(self, *leaves: Tensor) -> str | None:
-        A, b = self._numbers
+        A, b = _numbers(self)
         x, why = _vector("Polyhedron", A.shape[1], leaves)
         if why is None:
             over = A @ x.cpu() - b - ROUNDING * _terms(A, x.cpu(), b)

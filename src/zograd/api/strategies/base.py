@@ -54,7 +54,6 @@ class Problem:
 
     variables: x0. lower, upper: bounds of each variable, or None. seed: of all randomness. terms: of a finite sum, 0
     when f is none. shared: whether the points of a request share data or randomness that the next one does not.
-    scale: how far the optimum may lie from x0, in units of x, for each variable or for all.
     """
 
     variables: Variables
@@ -63,7 +62,6 @@ class Problem:
     seed: int = 0
     terms: int = 0
     shared: bool = False
-    scale: float | None = None
     budget: int = 10_000
     thorough: bool = False
     """Whether the whole budget may be used to look for a better minimum than the first."""
@@ -78,9 +76,7 @@ class Problem:
 
     @property
     def radius(self) -> float:
-        """A length to start from: `scale`, or 0.3 of the bounds' mean width, or 0.3 max(1, root mean square of x0)."""
-        if self.scale is not None:
-            return self.scale
+        """A length to start from: 0.3 of the bounds' mean width, without bounds 0.3 max(1, root mean square of x0)."""
         if self.lower is not None and self.upper is not None:
             width = float(np.mean(self.upper - self.lower))
             if math.isfinite(width) and width > 0:
@@ -116,8 +112,6 @@ class Trace:
     method: Any = None
     """The `Method`, where one of the menu is at work."""
     control: dict[str, Any] = field(default_factory=dict)
-    best: tuple[float, Callable[[], Flat]] | None = None
-    """(value, point) of the lowest value that a strategy may go on from."""
     standing: Any = None
     """With constraints: the recommended point with f and c there, see `zograd.api.strategies.constrained.Standing`."""
     on_step: Callable[[Record], None] = lambda record: None
@@ -132,12 +126,11 @@ class Trace:
         self.steps += 1
         self.on_step(record)
 
-    def counted(self, losses: Values, evaluations: int | None = None) -> None:
+    def counted(self, losses: Values) -> None:
         """An iteration of another strategy is done."""
         finite = [f for f in losses if math.isfinite(f)]
         loss = min(finite) if finite else math.nan
-        number = len(losses) if evaluations is None else evaluations
-        self.step(Record(self.steps, Vector(), loss, (), None, (), number, not finite, tuple(losses)))
+        self.step(Record(self.steps, Vector(), loss, (), None, (), len(losses), not finite, tuple(losses)))
 
 
 class Strategy(Protocol):

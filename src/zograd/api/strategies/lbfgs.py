@@ -31,7 +31,7 @@ class LBFGS:
     """SciPy's L-BFGS-B until it ends by itself, first on forward differences and then on central ones.
 
     The gradient of f at x costs d evaluations (2d central), all in one request. The radius balances noise and curvature
-    (More' and Wild 2012, "Estimating derivatives of noisy functions"):
+    (Moré and Wild 2012, "Estimating derivatives of noisy functions"):
 
         h_i = max(2 sqrt(noise / c), 2^-26 |x_i|),    c = |v^T H v| / d,    v of random signs.
 
@@ -145,9 +145,8 @@ class _Search:
         values = np.array(ask(Points(at, 2 * d if central else d)), dtype=np.float64)
         plus = values[:d]
         minus = values[d:] if central else np.full(d, f)
-        ends = [np.array([float(at(i)[i % d]) for i in range(s, s + d)]) for s in ((0, d) if central else (0,))]
-        up = ends[0] - here
-        down = ends[1] - here if central else np.zeros(d)
+        up = self.given(x + h).astype(np.float64) - here
+        down = self.given(x - h).astype(np.float64) - here if central else np.zeros(d)
         bad_up, bad_down = ~np.isfinite(plus), ~np.isfinite(minus)
         plus, up = np.where(bad_up, f, plus), np.where(bad_up, 0.0, up)
         minus, down = np.where(bad_down, f, minus), np.where(bad_down, 0.0, down)

@@ -31,33 +31,7 @@ class OfMenu:
         return self.method.name
 
     def __call__(self, trace: Trace) -> Routine:
-        return self.steps(trace, self.run(trace))
-
-    def run(self, trace: Trace) -> Run[Any]:
-        """The run at x0, which starts at the recommended point."""
-        return self.run_at(trace.position(), trace.problem)
-
-    def run_at(self, x: Flat, problem: Problem) -> Run[Any]:
-        """A run that starts at x."""
-        method = self.within(problem)
-        store = problem.variables.store(method.space, x)
-        if (why := method.rule.misplaced(store)) is not None:
-            raise ValueError(f"x0 {why}")
-        return Run(store, method, problem.seed, terms=problem.terms)
-
-    def within(self, problem: Problem) -> Method[Any]:
-        """The method, whose steps are projected onto the bounds where there are any. ValueError: they cannot be."""
-        if problem.lower is None or problem.upper is None:
-            return self.method
-        if not (self.method.rule.linear and self.method.space.flat):
-            raise ValueError(
-                f"bounds need steps along the estimate, which {self.name} does not take; use 'auto', 'lbfgs', 'cma' or "
-                f"'zo_sgd', or a set: methods.zo_prox(sets.Box(low, high))"
-            )
-        return replace(self.method, rule=Proximal(Box(problem.lower, problem.upper)))
-
-    def steps(self, trace: Trace, run: Run[Any]) -> Routine:
-        """Go on with a run."""
+        run = self.run_at(trace.position(), trace.problem)
         store: Any = run.store
         trace.began(self.name)
         trace.method = self.method
@@ -77,6 +51,25 @@ class OfMenu:
                     f"{self.max_failures} steps in a row had a non-finite value, the last {record.loss} at step "
                     f"{record.step}"
                 )
+
+    def run_at(self, x: Flat, problem: Problem) -> Run[Any]:
+        """A run that starts at x."""
+        method = self.within(problem)
+        store = problem.variables.store(method.space, x)
+        if (why := method.rule.misplaced(store)) is not None:
+            raise ValueError(f"x0 {why}")
+        return Run(store, method, problem.seed, terms=problem.terms)
+
+    def within(self, problem: Problem) -> Method[Any]:
+        """The method, whose steps are projected onto the bounds where there are any. ValueError: they cannot be."""
+        if problem.lower is None or problem.upper is None:
+            return self.method
+        if not (self.method.rule.linear and self.method.space.flat):
+            raise ValueError(
+                f"bounds need steps along the estimate, which {self.name} does not take; use 'auto', 'lbfgs', 'cma' or "
+                f"'zo_sgd', or a set: methods.zo_prox(sets.Box(low, high))"
+            )
+        return replace(self.method, rule=Proximal(Box(problem.lower, problem.upper)))
 
 
 def _points(store: ArrayStore, queries: Sequence[Query]) -> Points:
