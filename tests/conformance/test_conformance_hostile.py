@@ -22,6 +22,7 @@ from zograd.core.run import Record, Run
 from zograd.core.tape import _PREAMBLE, Tape, TapeError, pack_record, unpack_record
 from zograd.core.vector import BASES, Address, Noise, Slot, Vector
 from zograd.estimators.population import Product
+from zograd.estimators.vertices import Sides
 from zograd.laws.coordinate import Unit
 from zograd.laws.cosine import DCT, Waves
 from zograd.laws.lowrank import MOST, Components, Lifted, LowRank, Outer, Sandwich, Trilinear
@@ -49,6 +50,7 @@ EVERY = [
     WalshSigns(3, 5),
     SignOuter(8),
     Product(((NOISE, 0.5), (Slot("x"), 1.0)), Ones()),
+    Sides(NOISE, 0.5, 0, 1),
 ]
 ANCHOR = (("anchor", Vector(((NOISE, 1.0),))),)
 RECORD = Record(

@@ -103,7 +103,7 @@ def test_replayed_weights_load_in_transformers_and_score_the_same(tiny_model: Pa
     whole = evaluate(str(tmp_path / "weights"), "mr", None, split="validation", examples=20, dtype="float32")
     replayed = evaluate(None, None, tmp_path / "run", split="validation", examples=20)
     assert whole["loss"] == pytest.approx(result["eval_loss_after"], rel=1e-4)
-    assert replayed["loss"] == result["eval_loss_after"]
+    assert replayed["loss"] == pytest.approx(result["eval_loss_after"], rel=1e-6)  # sums of float32 depend on alignment
 
 
 def test_replay_to_an_earlier_step_is_a_shorter_run(tiny_model: Path, tmp_path: Path) -> None:

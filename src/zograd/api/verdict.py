@@ -38,7 +38,7 @@ def failure(
     moved: whether x has changed.
 
     Where the two values of f(x0) are equal, f repeats, and values are compared as they are; steps that all together
-    lower f by less than 1 %, and by less than one probe of radius mu changes it, are called too short. Otherwise single
+    lower f by less than 1 %, and by less than the values of one step differ, are called too short. Otherwise single
     values have to differ by three standard errors; where they do not, the mean losses of some first steps, at most a
     tenth, and of the last tenth have to. The noise is read off the two values and off the losses of single steps, whose
     points lie a radius mu apart.
@@ -143,12 +143,12 @@ def _tenths(taken: Sequence[Record]) -> tuple[Sequence[Record], Sequence[Record]
 
 
 def _too_short(taken: Sequence[Record], drop: float) -> bool:
-    """Whether all steps together lowered f by less than a probe changes it, or by next to nothing, and the slope has
-    not gone."""
+    """Whether all steps together lowered f by less than the values of one step differ, or by next to nothing, and the
+    slope has not gone."""
     first, last = _tenths(taken)
     slopes = [float(np.mean([_range(r) / (r.mu or 1.0) for r in part])) for part in (first, last)]
-    probe = float(np.mean([_range(r) for r in last])) / 2
-    return len(taken) >= FEW and drop < max(probe, HARDLY * abs(taken[0].loss)) and slopes[1] > slopes[0] / 4
+    differ = float(np.mean([_range(r) for r in last]))
+    return len(taken) >= FEW and drop < max(differ, HARDLY * abs(taken[0].loss)) and slopes[1] > slopes[0] / 4
 
 
 def _range(record: Record) -> float:

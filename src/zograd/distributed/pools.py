@@ -103,6 +103,7 @@ class PoolExecutor(Executor):
         self.open: dict[int, PoolFuture] = {}
         self.begun = 0
         self.why: str | None = None  # it is broken for ever
+        self.planned = getattr(pool, "_maxtasksperchild", None) is not None  # the pool replaces processes itself
         self.workers: set[Any] = set(_processes(pool))
         self.marks = Marks() if self.workers else None
         self.dead: dict[int, tuple[int | None, float]] = {}  # process: (exit code, when that was seen)
@@ -128,12 +129,11 @@ class PoolExecutor(Executor):
     def look(self) -> None:
         """See which processes died, and give up what they evaluated."""
         now = time.monotonic()
-        planned = getattr(self.pool, "_maxtasksperchild", None) is not None
         self.workers.update(_processes(self.pool))
         for worker in list(self.workers):
             if (code := worker.exitcode) is not None:
                 self.workers.discard(worker)
-                if not (code == 0 and planned):
+                if not (code == 0 and self.planned):
                     self.dead[worker.pid] = (code, now)
         handler = getattr(self.pool, "_result_handler", None)
         if handler is not None and not handler.is_alive():
@@ -144,6 +144,8 @@ class PoolExecutor(Executor):
     def give_up(self, marks: Marks, alive: set[int], now: float) -> None:
         """The evaluations of dead processes are lost, after another look: their results may be under way."""
         unseen = []
+        for process in alive & self.dead.keys():  # it began between two looks, and was taken for one that had ended
+            del self.dead[process]
         for future in list(self.open.values()):
             process = marks.process(future.number)
             if process is None:
@@ -151,7 +153,8 @@ class PoolExecutor(Executor):
             elif process not in alive:
                 self.explained.add(process)
                 code, since = self.dead.setdefault(process, (None, now))
-                if now - since >= WATCHED:
+                grace = UNSEEN if code is None and self.planned else WATCHED  # replaced on purpose: the result arrives
+                if now - since >= grace:
                     future.lost(code)
         for process in self.dead.keys() - self.explained:  # it died before it could say what it evaluates, if anything
             code, since = self.dead[process]
