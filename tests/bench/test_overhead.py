@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import zograd as zo
+from zograd.methods.defaults import LARGE
 
 ROUNDS, EVALUATIONS = 7, 1000
 
@@ -41,3 +43,33 @@ def test_an_evaluation_costs_a_few_of_those_of_a_loop(settings, most):
     ]
     ours, plain = (min(column) for column in zip(*times, strict=True))
     assert ours / plain < most
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+def test_a_large_run_needs_the_iterate_and_one_point(dtype):
+    """x0 is not copied, no best point is kept, and the points of a run take one array, unless f keeps them."""
+    x0 = np.zeros(LARGE + 1, dtype)
+    target = np.linspace(-1, 1, x0.size, dtype=dtype)
+    kept = []
+
+    def distance(x):
+        x -= target
+        return float(np.dot(x, x))
+
+    def keeping(x):
+        kept.append(x)
+        return float(np.dot(x - target, x - target))
+
+    zo.minimize(f, x0, budget=10)  # modules and tables that a first run loads
+    tracemalloc.start()
+    try:
+        result = zo.minimize(distance, x0, budget=60)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.3 * x0.nbytes
+    assert not x0.any()
+    assert result.best_x is None
+    other = zo.minimize(keeping, x0, budget=60)
+    assert other.x.tobytes() == result.x.tobytes()
+    assert len({x.tobytes() for x in kept}) > 40  # none was overwritten

@@ -15,9 +15,7 @@ from zograd.api.constraints import Evaluated, Rows
 from zograd.api.strategies import Points, Problem
 from zograd.api.variables import Flat
 from zograd.api.workers import Call, Evaluator, Failure
-
-KEPT = 100_000
-"""Variables up to which a copy of the best point is kept."""
+from zograd.methods.defaults import LARGE
 
 
 class Stopped(Exception):
@@ -42,7 +40,7 @@ class Objective:
     rows: constraints; then values are `Evaluated`, and `best` is the lowest one at which all of them hold.
     sign: -1 where f is to be maximized; values are those of sign * f. on_error: what an exception of f does, see
     `minimize`. nfev: evaluations so far, in terms of a finite sum. nfail: those that were not finite. last_failure:
-    what the last one was. best: (value, x) of the lowest finite value seen; x is None above `KEPT` variables.
+    what the last one was. best: (value, x) of the lowest finite value seen; x is None above `LARGE` variables.
     """
 
     def __init__(
@@ -107,7 +105,7 @@ class Objective:
         if not math.isfinite(value):
             self.nfail += 1
         elif self.lowest(value) and (points.rows is None or points.rows[i] is None):
-            self.best = (value, points.make(i) if self.problem.dim <= KEPT else None)
+            self.best = (value, points.make(i) if self.problem.dim <= LARGE else None)
 
     def lowest(self, value: float) -> bool:
         """Whether a value is the lowest one so far, among those at which the constraints hold."""
@@ -162,14 +160,14 @@ class Objective:
         raise Stopped(message, found.error) from found.error
 
     def calls(self, points: Points, first: tuple[Any, ...], named: dict[str, Any]) -> Iterator[Call]:
-        """What f is called with, one point after the other."""
+        """What f is called with, one point after the other; none is held here while the next one is made."""
         terms, variables = self.problem.terms, self.problem.variables
-        for x, rows in zip(points, points.rows or [None] * len(points), strict=True):
-            shaped = variables.shaped(self.problem.inside(x))
+        for i in range(len(points)):
+            rest = first
             if terms:
-                yield (shaped, np.arange(terms) if rows is None else np.array(rows, dtype=np.intp)), named
-            else:
-                yield (shaped, *first), named
+                rows = points.rows[i] if points.rows is not None else None
+                rest = (np.arange(terms) if rows is None else np.array(rows, dtype=np.intp),)
+            yield (variables.shaped(self.problem.inside(points.make(i))), *rest), named
 
 
 def _said(error: BaseException) -> str:

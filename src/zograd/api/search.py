@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from zograd.api.strategies import Points, Problem, Strategy, Trace
 from zograd.api.variables import Flat
 from zograd.core.records import Records
@@ -62,5 +64,6 @@ class Search:
 
     @property
     def x(self) -> Flat:
-        """The recommended point, a copy."""
-        return self.trace.position().copy()
+        """The recommended point: a copy, or, when the search has ended, the array that nobody else holds any more."""
+        x = self.trace.position()
+        return x.copy() if self.message is None or np.may_share_memory(x, self.problem.x0) else x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ import torch
 
 from zograd import noise
 from zograd.core.vector import Vector, noise_terms
+from zograd.methods.defaults import LARGE
 from zograd.spaces import Space
 from zograd.stores import Store
 
@@ -23,7 +25,8 @@ class Variables:
     """x0 as it was given, and as one flat array.
 
     x0: a number, a list, an array, a torch tensor, or a dict of these. `f` gets its points in the same form, and the
-    result has it too; numbers and lists become arrays, integers float64. flat: x0 as an array of one axis, a copy.
+    result has it too; numbers and lists become arrays, integers float64. flat: x0 in one axis, a copy; above
+    `LARGE` variables x0 itself, where that is one array in C order.
     Raises ValueError for an empty or non-finite x0, TypeError for other types of numbers.
     """
 
@@ -34,14 +37,16 @@ class Variables:
             self.names = tuple(str(name) for name in x0)
             given = {f"x0[{name!r}]": value for name, value in x0.items()}
         self.likes = [_like(value) for value in given.values()]
-        parts = [_array(_numpy(value, what), what) for what, value in given.items()]
+        parts = [_array(_numpy(value, what), what, copy=False) for what, value in given.items()]
         if sum(part.size for part in parts) == 0:
             raise ValueError("x0 is empty; pass an array with at least one element")
         self.shapes = [part.shape for part in parts]
         self.dtypes = [part.dtype for part in parts]
         self.sizes = [part.size for part in parts]
         dtype = np.result_type(*self.dtypes)
-        self.flat: Flat = np.concatenate([part.reshape(-1) for part in parts]).astype(dtype, copy=False)
+        self.flat: Flat = parts[0].reshape(-1)
+        if len(parts) > 1 or self.flat.size <= LARGE:
+            self.flat = np.concatenate([part.reshape(-1) for part in parts]).astype(dtype, copy=False)
 
     @property
     def dim(self) -> int:
@@ -97,6 +102,7 @@ class ArrayStore(Store):
             tensors[name] = torch.from_numpy(flat[start : start + size].reshape(shape))
             start += size
         super().__init__(tensors, space=space)
+        self._last: npt.NDArray[Any] | None = None
 
     @property
     def array(self) -> npt.NDArray[Any]:
@@ -111,17 +117,35 @@ class ArrayStore(Store):
         """The iterate as one array of one axis: itself, with several leaves a copy."""
         return self.array.reshape(-1)
 
+    def unused(self) -> npt.NDArray[Any]:
+        """An array like x: the last one, if nobody holds it any more, otherwise a fresh one.
+
+        Of a large array, its pages cost more time than its numbers, and those of freed arrays stay with the process.
+        """
+        if self._last is None or sys.getrefcount(self._last) > 2:  # that of this object, and of the call
+            self._last = np.empty_like(self.array)
+        return self._last
+
+    def let_go(self) -> None:
+        """Drop the array that is kept for the next point."""
+        self._last = None
+
     def point(self, at: Vector) -> npt.NDArray[Any]:
-        """A fresh array at Retr_x(at); the caller may keep or overwrite it. With several leaves it is flat."""
+        """An array at Retr_x(at); the caller may keep or overwrite it. With several leaves it is flat."""
+        array: npt.NDArray[Any]
         first = self.leaves[0]
         if len(self.leaves) == 1:
             terms, others = noise_terms(at, on_vector=first.matrix_shape[1] == 1)
             if first.space.flat and not others:  # most methods: then all is one call of the kernel
                 self.make_moves()
+                if self.dim > LARGE:
+                    array = self.unused()
+                    noise.combine(torch.from_numpy(array), first.tensor, terms=terms, leaf=first.index)
+                    return array
                 shifted: npt.NDArray[Any] = noise.shifted(first.tensor, terms=terms, leaf=first.index).numpy()
                 return shifted
             out = torch.empty(first.numel, dtype=first.dtype, device=first.tensor.device)
-            array: npt.NDArray[Any] = self.point_(out, first, at).view(first.tensor.shape).numpy()
+            array = self.point_(out, first, at).view(first.tensor.shape).numpy()
             return array
         flat = np.empty(self.dim, self.leaves[0].tensor.numpy().dtype)
         start = 0
@@ -155,14 +179,15 @@ def _numpy(value: Any, what: str) -> Any:
     return value.detach().cpu().numpy()
 
 
-def _array(value: Any, what: str) -> npt.NDArray[Any]:
-    """An own array of float64 or float32, finite."""
-    x = np.array(value, copy=True, order="C")
+def _array(value: Any, what: str, *, copy: bool = True) -> npt.NDArray[Any]:
+    """An array of float64 or float32, finite and in C order; an own one, without `copy` only where it has to be."""
+    x = np.array(value, copy=True, order="C") if copy else np.asarray(value, order="C")
     if x.size and x.dtype.kind in "biu":
         x = x.astype(np.float64)
     if x.size and x.dtype not in (np.float32, np.float64):
         elsewhere = "" if x.dtype.kind in "fc" else "; for categories use Optuna or Nevergrad"
         raise TypeError(f"{what} has dtype {x.dtype}; pass float64 or float32{elsewhere}")
-    if x.size and not np.all(np.isfinite(x)):
+    flat = x.reshape(-1)
+    if not all(np.isfinite(flat[i : i + LARGE]).all() for i in range(0, x.size, LARGE)):
         raise ValueError(f"{what} holds NaN or infinite values; pass a finite starting point")
     return x.astype(np.float64) if not x.size else x

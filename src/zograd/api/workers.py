@@ -128,6 +128,7 @@ class Here:
                 value: float | Failure = as_value(self.f(*args, **named))
             except Exception as error:
                 value = Failure(error)
+            del args  # the next point may take its memory
             yield value
 
     def close(self) -> None:

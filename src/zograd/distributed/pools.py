@@ -143,9 +143,9 @@ class PoolExecutor(Executor):
 
     def give_up(self, marks: Marks, alive: set[int], now: float) -> None:
         """The evaluations of dead processes are lost, after another look: their results may be under way."""
-        unseen = []
-        for process in alive & self.dead.keys():  # it began between two looks, and was taken for one that had ended
-            del self.dead[process]
+        unseen: list[PoolFuture] = []
+        for pid in alive & self.dead.keys():  # it began between two looks, and was taken for one that had ended
+            del self.dead[pid]
         for future in list(self.open.values()):
             process = marks.process(future.number)
             if process is None:

@@ -4,7 +4,7 @@
     the menu itself, `ZOOptimizer("name")`  the paper's, for all weights of a           the menu's
                                             language model
     `minimize`, `AskTell` with a name       `TrustRate()` where estimator and rule      "auto"
-                                            allow it, with `PAIRS` pairs a step
+                                            allow it, with `pairs(dim)` pairs a step
                                             otherwise "auto", or `BLACK_BOX_LR`         the menu's
     `zograd train`, full weights            the menu's                                  the menu's
     `zograd train --train lora`             the menu's times `LORA.lr`                  `LORA.mu`
@@ -26,11 +26,20 @@ BLACK_BOX_LR = 1e-2
 """For names whose move has a length of its own (signs, ranks, Adam) or whose edge of stability is not known."""
 
 
-PAIRS = 4
-"""Pairs a step where the menu has one and the rate is measured; twice as many from 50 numbers on."""
+LARGE = 100_000
+"""Variables above which memory and moves count: x0 is not copied, the best point not kept, and a step has one pair."""
 
 BUDGET = 15_000
 """Evaluations that `minimize` makes at most where no budget is given: those of SciPy's L-BFGS-B."""
+
+
+def pairs(dim: int) -> int:
+    """Pairs a step where the menu has one and the rate is measured.
+
+    Several pairs average the noise of an estimate and of the measured rate. Above `LARGE` numbers, a step that moves
+    all of them costs as much as its evaluations, and one pair is as good for each evaluation.
+    """
+    return 1 if dim > LARGE else 8 if dim >= 50 else 4
 
 
 class Onto(NamedTuple):
@@ -63,12 +72,8 @@ def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
     given |= MENU[name].sized(dim)
     if "lr" not in line["defaults"] or "lr" in settings:
         return make(name, **(given | settings))
-    pairs = (
-        {"n": PAIRS if dim < 50 else 2 * PAIRS}
-        if line["estimator"] == "Central" and line["defaults"].get("n") == 1
-        else {}
-    )
-    for tuned in ({"lr": TrustRate(), "mu": "auto", **pairs}, {"lr": "auto"}):
+    one = line["estimator"] == "Central" and line["defaults"].get("n") == 1
+    for tuned in ({"lr": TrustRate(), "mu": "auto"} | ({"n": pairs(dim)} if one else {}), {"lr": "auto"}):
         with suppress(ValueError):  # the method says so itself where its rate cannot be measured
             return make(name, **(tuned | given | settings))
     return make(name, **({"lr": BLACK_BOX_LR} | given | settings))

@@ -36,21 +36,24 @@ class OfMenu:
         trace.began(self.name)
         trace.method = self.method
         trace.position, trace.fun = (lambda: store.flat), None
-        while True:
-            if trace.left < run.most_evaluations:
-                return "budget used"
-            record = None
-            while record is None:
-                record = run.tell((yield _points(store, run.ask())))
-            if not record.refused:
-                trace.lr, trace.mu = record.rates[0].lr, record.mu
-            trace.control = run.control
-            trace.step(record)
-            if run.refused_in_a_row >= self.max_failures:
-                return (
-                    f"{self.max_failures} steps in a row had a non-finite value, the last {record.loss} at step "
-                    f"{record.step}"
-                )
+        try:
+            while True:
+                if trace.left < run.most_evaluations:
+                    return "budget used"
+                record = None
+                while record is None:
+                    record = run.tell((yield _points(store, run.ask())))
+                if not record.refused:
+                    trace.lr, trace.mu = record.rates[0].lr, record.mu
+                trace.control = run.control
+                trace.step(record)
+                if run.refused_in_a_row >= self.max_failures:
+                    return (
+                        f"{self.max_failures} steps in a row had a non-finite value, the last {record.loss} at step "
+                        f"{record.step}"
+                    )
+        finally:
+            store.let_go()
 
     def run_at(self, x: Flat, problem: Problem) -> Run[Any]:
         """A run that starts at x."""
