@@ -177,7 +177,7 @@ def test_bad_input_is_named(folder: str, tmp_path: Path):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(("batch_size", "seq_len"), [(4, 64), (2, 64)])
+@pytest.mark.parametrize(("batch_size", "seq_len"), [pytest.param(4, 64, marks=pytest.mark.slow), (2, 64)])
 def test_measured_peaks_agree_within_30_percent_of_what_is_above_the_weights(batch_size: int, seq_len: int):
     """In a process of its own: what earlier tests left in the heap is not the model's. Allowed besides: OWN bytes
     that the process itself takes at its first step (libraries' pages, kernels' caches; 6 to 11 MB were measured)."""

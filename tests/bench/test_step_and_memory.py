@@ -33,6 +33,7 @@ def test_step_reports_the_contract(tiny: str, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_named(tiny: str):
     out = bench_step(tiny, batch_size=2, seq_len=8, rounds=1, threads=1, compile=True)
     assert out["compiled"] is True

@@ -77,7 +77,7 @@ def graphs() -> tuple[int, int]:
     ("name", "dtype", "law"),
     [
         ("llama", torch.float32, None),
-        ("llama", torch.bfloat16, None),
+        pytest.param("llama", torch.bfloat16, None, marks=pytest.mark.slow),
         ("llama", torch.float32, "rankone"),
         ("gpt2", torch.float32, None),
         ("opt", torch.float32, None),
@@ -170,7 +170,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", ["full", *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v != "full")]
+)
 def test_a_resumed_run_goes_on_to_the_same_bits(tiny_model: Path, tmp_path: Path, variant: str) -> None:
     """Also where another batch, of another shape, is the first that its process compiles for."""
     s = TrainSettings.model_validate(

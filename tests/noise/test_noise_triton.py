@@ -22,7 +22,7 @@ OLDER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 FLOAT32, BFLOAT16, FLOAT16 = 0, 2, 3
 
 
-@pytest.mark.parametrize("script", ["interpreted.py", "interpreted_steps.py"])
+@pytest.mark.parametrize("script", ["interpreted.py", pytest.param("interpreted_steps.py", marks=pytest.mark.slow)])
 def test_bits_in_the_interpreter(script: str):
     """The interpreter must be on before triton is imported, hence a process of its own.
 
