@@ -230,3 +230,24 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError) as caught:
         minimize(sphere, np.zeros(4), workers=2)
     assert str(caught.value) == str(needs("workers=2", "pebble and cloudpickle", "blackbox"))
+
+
+FALLING = {
+    "linear": lambda x: float(x[0]),
+    "cubic": lambda x: float(x[0] ** 3),
+    "exponential": lambda x: -float(np.exp(min(x[0], 800.0))),
+}
+
+
+@pytest.mark.parametrize("name", ["auto", *(n for n in methods.names() if not methods.describe(n)["required"])])
+def test_a_fall_without_end_is_no_error_and_no_success(name: str) -> None:
+    """Squares of such values and radii leave the range of floats."""
+    one = {"n": 1} if name != "auto" and methods.describe(name)["defaults"].get("n") == 1 else None
+    for kind, f in FALLING.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = minimize(f, np.ones(6), name, budget=2000, options=one)
+        assert not (result.success and result.fun < -1e30)
+        if name in ("auto", "zo_sgd", "cr_fm_nes") and kind != "cubic":
+            assert not result.success
+    if name == "zo_sgd":
+        assert "as if it had no lower bound; pass bounds, or check its sign" in result.message

@@ -17,7 +17,7 @@ from zograd.methods.defaults import BLACK_BOX_LR
 CLEAR = 3.0
 """Standard errors by which two noisy values have to differ."""
 
-UNBOUNDED = 1e100
+UNBOUNDED = 1e30
 """A function that falls below minus this has no minimum."""
 
 HARDLY = 1e-4

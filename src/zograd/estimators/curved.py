@@ -50,7 +50,7 @@ class Curved(Estimator[Curvatures]):
         f0, *f = yield [Query(), *pairs(v, ask.mu)]
         plus, minus = np.array(f[::2]), np.array(f[1::2])
         g = combination(slopes(f, ask.mu) / self.n, v)
-        c = (plus - 2 * f0 + minus) / ask.mu**2
+        c = (plus - 2 * f0 + minus) / (ask.mu * ask.mu)
         return Estimate(g, f0, [f0, *f], Curvatures(c.tolist()), meters={"trace": float(np.mean(c))})
 
 

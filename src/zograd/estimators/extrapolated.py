@@ -139,5 +139,5 @@ class Extrapolated(Estimator[Trial]):
     def _first(mu: float, length: float, rise: float) -> float:
         """1 / curvature along -g over the distance h = sqrt(mu); where that is not positive, a move of length h."""
         h = math.sqrt(mu)
-        curvature = 2 * (rise + h * length) / h**2
+        curvature = 2 * (rise + h * length) / (h * h)
         return 1.0 / curvature if curvature > 0 else h / length if length else 1.0

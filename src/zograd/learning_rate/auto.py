@@ -117,7 +117,7 @@ def _meters(f: Sequence[float], center: int, pairs: list[tuple[int, int]], mu: f
     slopes = [(f[i] - f[j]) / (2 * mu) for i, j in pairs]
     meters = {"slope2": mean([slope * slope for slope in slopes])}
     if center >= 0:
-        second = [(f[i] - 2 * f[center] + f[j]) / mu**2 for i, j in pairs]
+        second = [(f[i] - 2 * f[center] + f[j]) / (mu * mu) for i, j in pairs]
         meters |= {"trace": mean(second), "curvature2": mean([c * c for c in second])}
     return meters
 
@@ -230,7 +230,7 @@ class AutoRate(Controller):
         """(T, L) from the measurements so far."""
         seen = state["seen"]
         trace = mean([trace for trace, _ in seen])
-        spread = math.sqrt(max(mean([curvature2 for _, curvature2 in seen]) - trace**2, 0.0))
+        spread = math.sqrt(max(mean([curvature2 for _, curvature2 in seen]) - trace * trace, 0.0))
         error = spread / math.sqrt(q * len(seen))
         trace = max(trace, 2 * error)
         return trace, min(spread / math.sqrt(2) + trace / len(seen), trace)
@@ -255,7 +255,7 @@ def _slope(fit: list[float], least: int = 20) -> tuple[float, float]:
     if n < least or across <= 0:
         return 0.0, math.inf
     slope = (sxy - sx * sy / n) / across
-    residual = max((syy - sy * sy / n) - slope**2 * across, 0.0) / (n - 2)
+    residual = max((syy - sy * sy / n) - slope * slope * across, 0.0) / (n - 2)
     return slope, math.sqrt(residual / across)
 
 

@@ -115,7 +115,7 @@ def _meters(f: Array, here: list[int], pairs: list[tuple[int, int]], mu: float) 
         if center.size > 1:
             meters["repeat2"] = float(np.var(center, ddof=1))
         if plus.size:
-            second = (plus - 2 * meters["here"] + minus) / mu**2
+            second = (plus - 2 * meters["here"] + minus) / (mu * mu)
             meters |= {"trace": float(np.mean(second)), "curvature2": float(np.mean(second**2))}
     return {name: value for name, value in meters.items() if math.isfinite(value)}
 

@@ -108,7 +108,7 @@ class AutoRadius(Controller):
         elif state["edge"] and state["fits"] and state.get("trust"):
             state["blocked"], state["curved"] = 0, []
             state["radius"] = min(max(state["trust"], meters["mu"] / 2), 2 * meters["mu"])
-        elif "curvature2" in meters and meters["mu"] == state["radius"]:
+        elif {"slope2", "curvature2"} <= meters.keys() and meters["mu"] == state["radius"]:  # both without overflow
             state["curved"] = [*state["curved"], (meters["trace"], meters["curvature2"])][-24:]
             if state["fits"]:
                 self._follow(state, meters)
@@ -117,7 +117,7 @@ class AutoRadius(Controller):
 
     def _climb(self, state: State, meters: Mapping[str, float]) -> None:
         mu, here, climbed = state["radius"], abs(meters["here"]), state["climbed"]
-        first, second = 2 * mu * math.sqrt(meters["slope2"]), mu**2 * math.sqrt(meters["curvature2"])
+        first, second = 2 * mu * math.sqrt(meters["slope2"]), mu * mu * math.sqrt(meters["curvature2"])
         sd = noise_sd(state)
         if sd > 0:
             if climbed == 0 and "spread2" in meters:  # here the spread of the pairs is noise alone
@@ -138,13 +138,13 @@ class AutoRadius(Controller):
         mu, sd = state["radius"], noise_sd(state)
         trace, second = np.mean(state["curved"], axis=0)
         if sd > 0:
-            error = math.sqrt(max(float(second - trace**2), 0.0) / len(state["curved"]))
+            error = math.sqrt(max(float(second - trace * trace), 0.0) / len(state["curved"]))
             curvature = max(float(trace), 2 * error)
             wanted = math.sqrt(2.83 * sd / curvature) if curvature > 0 else 4 * mu
             new = min(max(wanted, state["least"], mu / 2), 4 * mu)
         else:
             trust, here = state.get("trust", 0.0), abs(meters["here"])
-            first, second = 2 * mu * math.sqrt(meters["slope2"]), mu**2 * math.sqrt(float(second))
+            first, second = 2 * mu * math.sqrt(meters["slope2"]), mu * mu * math.sqrt(float(second))
             new = mu
             if first == second == 0.0 and here:
                 new = 4 * mu

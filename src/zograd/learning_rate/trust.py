@@ -137,7 +137,7 @@ class TrustRate(AutoRate):
     def _first_radius(self, state: State, mu: float) -> float:
         """A step at the edge of one direction, where curvature is clearly positive; otherwise the radius of probes."""
         trace, spread2 = state["seen"][-1] if state["seen"] else (0.0, 0.0)
-        if trace <= 0 or spread2 > 4 * trace**2:
+        if trace <= 0 or spread2 > 4 * trace * trace:
             return mu
         return max(mu, 2 * self.safety / (3 * trace) * math.sqrt(state["slope2"]))
 
@@ -164,7 +164,7 @@ class TrustRate(AutoRate):
         if state["tried"]:  # at the reference again: any difference is scatter
             first, trust = state["tried"]
             if abs(worse) > max(self.clear * math.sqrt(within) + rounding, first / 32):
-                state["scatter2"] = max(state["scatter2"], (worse**2 + min(first**2, 4 * worse**2)) / 2)
+                state["scatter2"] = max(state["scatter2"], (worse * worse + min(first * first, 4 * worse * worse)) / 2)
                 state["trust"], state["certain"] = trust, 0
             else:
                 state["certain"] = 0 if state["scatter2"] else CERTAIN
@@ -206,12 +206,13 @@ class TrustRate(AutoRate):
         if not state["seen"]:
             return 0.0
         trace, second = np.mean(state["seen"], axis=0)
-        return float(max(second - trace**2, 0.0)) * meters["mu"] ** 4 / 2
+        mu2 = meters["mu"] * meters["mu"]
+        return float(max(second - trace * trace, 0.0)) * mu2 * mu2 / 2
 
     def _shift(self, state: State, mu: float) -> float:
         """How much larger levels are at this radius than at that of the reference."""
         trace = float(np.mean([t for t, _ in state["seen"]])) if state["seen"] else 0.0
-        return float((mu**2 - state["mu"] ** 2) * trace / 2)
+        return float((mu * mu - state["mu"] * state["mu"]) * trace / 2)
 
     def _refer(self, state: State, meters: Mapping[str, float]) -> None:
         """The level of this step is the reference from now on."""

@@ -17,6 +17,9 @@ from zograd.rules.curvature import TINY
 from zograd.rules.evolution import _Adapted, check_relative, drawn, settled, spread, squares_
 from zograd.stores import Block, Iterate
 
+LEAST = 1e-4
+"""The smallest element of H that is divided by."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Gradient:
@@ -36,6 +39,10 @@ class _Gradient:
     @property
     def b(self) -> float:
         return 2 * self.alpha**2 - (1 - self.alpha**2) * self.vv**2 / (1 + self.vv)
+
+    def least(self, most: float) -> float:
+        """The smallest element of H, where `most` is the largest one of v/|v|."""
+        return 2 - max(self.b + 2 * self.alpha**2, 0.0) * most**2
 
     def along(self, unit: Tensor, big_b: Tensor) -> Tensor:
         """t = B - v/|v| (A_2 + (1 + |v|^2) A_0) / 2."""
@@ -58,7 +65,8 @@ class FastMovingNES(_Adapted):
     eta_B and the path p_c of the mean with rate c_1; sigma <- sigma exp(eta_sigma G_sigma / 2). The scalars are those
     of `RestrictedEvolution`, which holds v, p_sigma and p_c / D in slots. sigma D is the metric of `Diagonal`,
     h = mu^2 / (sigma D)^2. Two passes over the noise and two over slots; no slots besides those. In one step D shrinks
-    by a factor of 1e-6 at most, where the paper's formula could make it negative; and c_1 = 0 for d <= 5. The meter
+    by a factor of 1e-6 at most, where the paper's formula could make it negative; c_1 = 0 for d <= 5; and a v that has
+    come to lie along one axis, where the inverse of the Fisher matrix is lost in rounding, goes into D. The meter
     "sigma" is the paper's sigma. relative: see `prepare`.
     """
 
@@ -90,6 +98,8 @@ class FastMovingNES(_Adapted):
             math.fsum(w * y * y for w, y in zip(a, inner, strict=True)),
             min(1.0, math.sqrt(vv**2 + (2 * gamma - math.sqrt(gamma)) / most**2) / (2 + vv)),
         )
+        if n.least(most) < LEAST:
+            return _into_diagonal(x, estimate, state)
         v, stretch = Vector(((Slot("direction"), 1.0),)), (math.sqrt(gamma) - 1) / vv
         y = [z + stretch * t * v for z, (t, _) in zip(drawn(estimate), pairs, strict=True)]
         y.append(Vector(((Slot("mean_path"), 1.0),)))
@@ -131,3 +141,23 @@ class FastMovingNES(_Adapted):
             b.slots["mean_path"].mul_(math.exp(root))
             metric.add(log_h)
         state["sigma"] = spread(x, metric) * math.exp(0.5 * math.log1p(square.value) / d)
+
+
+def _into_diagonal(x: Iterate, estimate: Estimate[Restricted], state: dict[str, Any]) -> None:
+    """The step of the mean and of sigma; D^2 <- D^2 (1 + v^2) / (1 + v^2/|v|^2), v <- v/|v|.
+
+    Where v lies along one axis, D (I + v v^T) D is as it was.
+    """
+    vv, growth_of_sigma, *_ = estimate.aux
+    metric = Sum()
+    for b in x.blocks(estimate.vector):
+        b.step_(b.v[0])
+        direction, log_h = b.slots["direction"], b.slots["log_curvature"]
+        log_d = direction.square().log1p_()
+        direction.mul_(1 / math.sqrt(vv))
+        log_d.sub_(direction.square().log1p_()).mul_(0.5)
+        log_h.sub_(log_d, alpha=2.0).sub_(2 * growth_of_sigma)
+        b.slots["mean_path"].mul_(torch.exp(-log_d))
+        metric.add(log_h)
+    state["moves"] = state.get("moves", 0) + 1
+    state["sigma"] = spread(x, metric) * 2 ** (0.5 / x.dim)
