@@ -53,8 +53,13 @@ class Sum:
 
 
 def mean(values: Sequence[float]) -> float:
-    """`numpy.mean` of a few numbers, the same bits in a fifth of the time."""
-    return float(np.add.reduce(values)) / len(values)
+    """`numpy.mean` of a few numbers, the same bits in a fifth of the time or less."""
+    if len(values) >= 8:  # from here on NumPy adds in another order
+        return float(np.add.reduce(values)) / len(values)
+    total = 0.0
+    for value in values:
+        total += value
+    return float(total) / len(values)
 
 
 def row_sums_(rows: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
-
 from zograd.core.query import Ask, Estimate, Query, Routine
-from zograd.core.vector import Array, Vector, combination
+from zograd.core.sums import mean
+from zograd.core.vector import Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.learning_rate.auto import Measured, _complete, _pairs, _rest
 from zograd.learning_rate.controller import State
@@ -59,12 +58,13 @@ class Levels(Measured[A]):
             here += [len(queries) + len(extra) + k for k in range(ask.repeats - 1)]
             extra = [*extra, *[Query(rows=(*queries, *extra)[center].rows)] * (ask.repeats - 1)]
         f = yield [*queries, *extra]
-        values = np.array(f)
-        if not here and not np.all(np.isfinite(values)):  # whether x itself is where f is finite
-            values, here = np.append(values, (yield [Query(rows=queries[0].rows)])), [len(f)]
+        values = list(f)
+        if not here and not all(map(math.isfinite, values)):  # whether x itself is where f is finite
+            values += yield [Query(rows=queries[0].rows)]
+            here = [len(f)]
         meters = _meters(values, here, completed, ask.mu)
         one_sided = _one_sided(values, here, pairs, [*queries], ask.mu)
-        outside = [float(values[i]) for i in here if not math.isfinite(values[i])]
+        outside = [values[i] for i in here if not math.isfinite(values[i])]
         estimate = yield from _rest(routine, f[: len(queries)])
         if outside:
             return replace(estimate, vector=Vector(), writes={}, loss=outside[0])
@@ -74,15 +74,16 @@ class Levels(Measured[A]):
 
 
 def _one_sided(
-    f: Array, here: list[int], pairs: list[tuple[int, int]], queries: Sequence[Query], mu: float
+    f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], queries: Sequence[Query], mu: float
 ) -> list[tuple[float, Vector]]:
     """(slope, direction) of the pairs of which one point failed: 0 where the other one does not lie lower than f(x)."""
     found = []
-    if here and np.all(np.isfinite(f[here])):
+    if here and all(math.isfinite(f[i]) for i in here):
+        f0 = mean([f[i] for i in here])
         for i, j in pairs:
             if math.isfinite(f[i]) != math.isfinite(f[j]):
                 k = i if math.isfinite(f[i]) else j
-                found.append((min(float(f[k] - np.mean(f[here])) / mu, 0.0), queries[k].at / mu))
+                found.append((min((f[k] - f0) / mu, 0.0), queries[k].at / mu))
     return found
 
 
@@ -94,30 +95,36 @@ def _with(
     share = whole / (whole + len(one_sided))
     slopes, directions = zip(*one_sided, strict=True)
     added = combination([s / (whole + len(one_sided)) for s in slopes], directions)
-    slope2 = share * meters.get("slope2", 0.0) + (1 - share) * float(np.mean(np.square(slopes)))
+    slope2 = share * meters.get("slope2", 0.0) + (1 - share) * mean([s * s for s in slopes])
     loss = estimate.loss if math.isfinite(estimate.loss) else meters["here"]
     meters = {**meters, "slope2": slope2} if slope2 else {k: v for k, v in meters.items() if k != "slope2"}
     return replace(estimate, vector=share * estimate.vector + added, loss=loss), meters
 
 
-def _meters(f: Array, here: list[int], pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
-    plus, minus = f[[i for i, _ in pairs]], f[[j for _, j in pairs]]
-    fine = np.isfinite(plus) & np.isfinite(minus)
-    plus, minus, center = plus[fine], minus[fine], f[here]
-    meters = {} if np.all(fine) else {"failures": float(np.mean(~fine))}
-    if plus.size:
-        levels = (plus + minus) / 2
-        meters |= {"slope2": float(np.mean(((plus - minus) / (2 * mu)) ** 2)), "level": float(np.mean(levels))}
-        if plus.size > 1:
-            meters["spread2"] = float(np.var(levels, ddof=1))
-    if center.size and np.all(np.isfinite(center)):
-        meters["here"] = float(np.mean(center))
-        if center.size > 1:
-            meters["repeat2"] = float(np.var(center, ddof=1))
-        if plus.size:
-            second = (plus - 2 * meters["here"] + minus) / (mu * mu)
-            meters |= {"trace": float(np.mean(second)), "curvature2": float(np.mean(second**2))}
+def _meters(f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
+    fine = [(f[i], f[j]) for i, j in pairs if math.isfinite(f[i]) and math.isfinite(f[j])]
+    center = [f[i] for i in here]
+    meters = {} if len(fine) == len(pairs) else {"failures": 1 - len(fine) / len(pairs)}
+    if fine:
+        slopes = [(plus - minus) / (2 * mu) for plus, minus in fine]
+        levels = [(plus + minus) / 2 for plus, minus in fine]
+        meters |= {"slope2": mean([s * s for s in slopes]), "level": mean(levels)}
+        if len(levels) > 1:
+            meters["spread2"] = _variance(levels)
+    if center and all(map(math.isfinite, center)):
+        meters["here"] = f0 = mean(center)
+        if len(center) > 1:
+            meters["repeat2"] = _variance(center)
+        if fine:
+            second = [(plus - 2 * f0 + minus) / (mu * mu) for plus, minus in fine]
+            meters |= {"trace": mean(second), "curvature2": mean([c * c for c in second])}
     return {name: value for name, value in meters.items() if math.isfinite(value)}
+
+
+def _variance(values: Sequence[float]) -> float:
+    """Unbiased, of two numbers or more."""
+    middle = mean(values)
+    return mean([(v - middle) * (v - middle) for v in values]) * len(values) / (len(values) - 1)
 
 
 def with_levels(estimator: Estimator[A], every: int, warm: int) -> Estimator[A]:
@@ -146,7 +153,7 @@ def sense_noise(state: State, meters: Mapping[str, float]) -> None:
 
 def noise_sd(state: State) -> float:
     """The standard deviation of a value of f whose point is evaluated again, from the last repeated values."""
-    return math.sqrt(float(np.mean(state["repeats"]))) if state["repeats"] else 0.0
+    return math.sqrt(mean(state["repeats"])) if state["repeats"] else 0.0
 
 
 def repeats_wanted(state: State, step: int, again: int = 32) -> int:

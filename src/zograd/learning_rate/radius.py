@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
-
+from zograd.core.sums import mean
 from zograd.estimators.base import Estimator
 from zograd.learning_rate.controller import Controller, State
 from zograd.learning_rate.levels import noise_sd, repeats_wanted, sense_noise, with_levels
@@ -21,7 +21,7 @@ EDGE = 24
 BLOCKED = 4
 """Steps in a row without a way down, after which probes are shortened."""
 
-EPS = float(np.finfo(np.float64).eps)
+EPS = sys.float_info.epsilon
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class AutoRadius(Controller):
 
     def _follow(self, state: State, meters: Mapping[str, float]) -> None:
         mu, sd = state["radius"], noise_sd(state)
-        trace, second = np.mean(state["curved"], axis=0)
+        trace, second = (mean(column) for column in zip(*state["curved"], strict=True))
         if sd > 0:
             error = math.sqrt(max(float(second - trace * trace), 0.0) / len(state["curved"]))
             curvature = max(float(trace), 2 * error)

@@ -7,13 +7,13 @@ evaluation is spent on the judgement alone. A step that made the loss worse is t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import numpy as np
-
 from zograd.core.query import Estimate
+from zograd.core.sums import mean
 from zograd.core.vector import Slot, Vector
 from zograd.estimators.base import Estimator
 from zograd.learning_rate.auto import AutoRate
@@ -39,7 +39,7 @@ FADING = 0.99
 FULLY = -1.0
 """In place of the share of the way that is kept: all of it is taken back."""
 
-ROUNDOFF = 16 * float(np.finfo(np.float64).eps)
+ROUNDOFF = 16 * sys.float_info.epsilon
 """Relative difference of two values that rounding alone may cause."""
 
 
@@ -157,7 +157,7 @@ class TrustRate(AutoRate):
         shift = 0.0 if exact or meters["mu"] == state["mu"] else self._shift(state, meters["mu"])
         worse = now - ref - shift
         within = 0.0 if exact else self._within(state, meters)
-        jump = float(np.mean(state["jumps"])) if state["jumps"] else 0.0
+        jump = mean(state["jumps"]) if state["jumps"] else 0.0
         rounding = ROUNDOFF * abs(ref) + abs(shift) / 2
         error = math.sqrt(max(within, jump, state["scatter2"])) + rounding
         state["scatter2"] *= FADING
@@ -202,16 +202,16 @@ class TrustRate(AutoRate):
     def _within(self, state: State, meters: Mapping[str, float]) -> float:
         """The variance of a difference of two levels, from the spread of pairs within steps."""
         if state["spread"]:
-            return 2 * float(np.mean(state["spread"]))
+            return 2 * mean(state["spread"])
         if not state["seen"]:
             return 0.0
-        trace, second = np.mean(state["seen"], axis=0)
+        trace, second = (mean(column) for column in zip(*state["seen"], strict=True))
         mu2 = meters["mu"] * meters["mu"]
         return float(max(second - trace * trace, 0.0)) * mu2 * mu2 / 2
 
     def _shift(self, state: State, mu: float) -> float:
         """How much larger levels are at this radius than at that of the reference."""
-        trace = float(np.mean([t for t, _ in state["seen"]])) if state["seen"] else 0.0
+        trace = mean([t for t, _ in state["seen"]]) if state["seen"] else 0.0
         return float((mu * mu - state["mu"] * state["mu"]) * trace / 2)
 
     def _refer(self, state: State, meters: Mapping[str, float]) -> None:
