@@ -15,7 +15,7 @@ import zograd
 from zograd import estimators, laws, methods, rules, spaces
 from zograd.core.parts import concrete
 from zograd.core.run import Run
-from zograd.estimators import Estimator
+from zograd.estimators import Estimator, FromBlocks
 from zograd.laws import Law
 from zograd.learning_rate import Measured
 from zograd.learning_rate.levels import Levels
@@ -32,7 +32,10 @@ def ours(kind: type) -> set[type]:
 
 
 def test_every_menu_entry_has_a_case_and_a_paper() -> None:
-    assert {case.name for case in CASES} == set(methods.MENU) == set(methods.names())
+    """Entries for models with blocks are held to autograd, in `tests/llm/test_blockwise.py`."""
+    assert {case.name for case in CASES} == set(methods.names())
+    assert set(methods.names(blocks=True)) == set(methods.MENU)
+    assert set(methods.MENU) - set(methods.names()) == {"residual", "backprop"}
     for case in CASES:
         assert Path(inspect.getfile(case.paper)).parent == REFERENCE, "a paper is no code of the library"
         assert case.paper.__doc__
@@ -50,8 +53,11 @@ def test_every_law_is_tested() -> None:
 
 
 def test_every_estimator_is_tested() -> None:
-    """What runs put around estimators is held to its own laws, in `tests/core/test_auto.py` and `test_trust.py`."""
-    assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {Measured, Levels}
+    """What runs put around estimators is held to its own laws, in `tests/core/test_auto.py` and `test_trust.py`.
+
+    What takes gradients from the blocks of a model is held to autograd, in `tests/llm/test_blockwise.py`.
+    """
+    assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {Measured, Levels, FromBlocks}
 
 
 def test_every_space_is_tested() -> None:
@@ -79,7 +85,7 @@ def test_a_package_of_parts_exports_what_it_defines(package: ModuleType, kind: t
     assert here - {"Imported"} <= set(package.__all__)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", methods.names(blocks=True))
 def test_the_menu_describes_what_it_builds(name: str) -> None:
     """formula, source and memory are there; slots and law are those of the method; the page is plain data."""
     import json

@@ -36,7 +36,7 @@ def methods(
     if name is not None:
         emit(menu.describe(name), json)
         return
-    entries = [menu.describe(n) for n in menu.names()]
+    entries = [menu.describe(n) for n in menu.names(blocks=True)]
     lines = [
         f"{e['name']:<14} {e['evaluations_per_step']:>2} evaluations   {(e['summary'].splitlines() or [''])[0]}"
         for e in entries

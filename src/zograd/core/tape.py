@@ -31,7 +31,7 @@ from zograd.core.frames import FrameError, frame, frames
 from zograd.core.record import Record
 from zograd.core.records import Records
 from zograd.core.tape_records import TapeError, named, pack_record, renamed, unpack_record
-from zograd.files import sync_folder
+from zograd.files import atomic_write, sync_folder
 from zograd.locks import FileLock, LockedError
 from zograd.noise import NOISE_VERSION
 
@@ -90,7 +90,7 @@ class Tape:
         payload, self.end, self.crc = first
         self.header = self._parsed(payload)
         self.records = Records()
-        self._checksums = array("L", [self.crc])
+        self._checksums, self._ends = array("L", [self.crc]), array("Q", [self.end])
         damage = ""
         try:
             for payload, end, crc in frames:
@@ -101,6 +101,7 @@ class Tape:
                     raise TapeError(f"{self.path}: {where}, was written by no zograd: {e}; {_REMEDY}") from e
                 self.end, self.crc = end, crc
                 self._checksums.append(crc)
+                self._ends.append(end)
         except TapeError as e:
             if not salvage:
                 raise
@@ -144,6 +145,12 @@ class Tape:
     def bytes(self) -> bytes:
         """The file without a torn end, for a process that does not have it."""
         return self.path.read_bytes()[: self.end]
+
+    def cut(self, steps: int) -> Tape:
+        """The tape of the first `steps` steps, written in place of this one."""
+        data = self.path.read_bytes()[: self._ends[steps]]
+        atomic_write(self.path, data)
+        return Tape(self.path, data)
 
     @property
     def evaluations(self) -> int:

@@ -2,6 +2,7 @@
 
 from zograd.estimators.aligned import Aligned
 from zograd.estimators.base import Estimator
+from zograd.estimators.blockwise import FromBlocks
 from zograd.estimators.comparison import Compared
 from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
@@ -34,6 +35,7 @@ __all__ = [
     "Extrapolated",
     "Feasible",
     "Forward",
+    "FromBlocks",
     "Geometric",
     "LooplessSVRG",
     "Mirrored",

@@ -71,6 +71,11 @@ class Estimator(Part, ABC, Generic[A]):
         return False
 
     @declared
+    def replays(self) -> bool:
+        """Whether the record of a step gives its move back: all of its numbers come from seeds and scalars."""
+        return True
+
+    @declared
     def feedback(self) -> Feedback:
         """What it reads of the losses. Where that is an order, ranks may be told in their place."""
         return "values"
@@ -93,6 +98,10 @@ class Wrapper(Estimator[A]):
     @property
     def n(self) -> int:
         return self.inner.n
+
+    @property
+    def replays(self) -> bool:
+        return self.inner.replays
 
     @property
     def aux(self) -> Any:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.blockwise import Backprop, Blockwise, Residual, adds_to_its_input, record
 from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
+from zograd.estimators import FromBlocks
 from zograd.hub import Example, Task, load_task, select
 from zograd.laws import RankOne
 from zograd.learning_rate import AutoRate
@@ -64,7 +66,7 @@ def build_method(s: TrainSettings) -> Method[Any]:
     if entry["required"]:
         raise SettingsError(
             f"method {s.method!r} needs {', '.join(entry['required'])}, which language models have no default for; "
-            f"use it from Python, or choose another of {', '.join(methods.names())}"
+            f"use it from Python, or choose another of {', '.join(methods.names(blocks=True))}"
         )
     lr = settings.pop("lr", None) if s.lr is None else s.lr
     mu = settings.pop("mu", None) if s.mu is None else s.mu
@@ -100,6 +102,10 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     if s.train == "prefix":
         raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
     method = build_method(s)
+    if isinstance(method.estimator, FromBlocks):
+        for name in ("quantized", "quantize", "offload", "compile"):
+            if getattr(s, name):
+                raise SettingsError(f"--method {s.method} does not go with --{name} in this release; leave one out")
     pages: Offloaded | None = None
     mapped: Pages | None = None
     if s.offload == "disk":
@@ -115,6 +121,9 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
         module, layers = loading.attach_lora(model, spec, s.seed), None
     trained = loading.select(module, s.train, layers=layers)
     module.requires_grad_(False)
+    blocks = loading.blocks(loading.plain_model(module)) if isinstance(method.estimator, FromBlocks) else None
+    if blocks is not None:
+        trained = inside(blocks, trained, s)
     streamed: Streamed | None = None
     if mapped is not None:
         pages = mapped
@@ -130,7 +139,44 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     )  # fmt: skip
     if streamed is not None:
         streamed.serve(store)
+    if blocks is not None:
+        store.source = SOURCES[method.estimator.kind](list(blocks), store.leaves)  # type: ignore[attr-defined]
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
+
+
+SOURCES: dict[str, type[Blockwise]] = {"residual": Residual, "backprop": Backprop}
+
+
+def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
+    """The trained tensors that are parameters of the blocks. Raises SettingsError where their gradients are not there.
+
+    Of "full", embeddings and the last norm are left out; a pattern has to name tensors of the blocks alone.
+    """
+    owned = {id(p) for p in blocks.parameters()}
+    found = {name: tensor for name, tensor in trained.items() if id(tensor) in owned}
+    if len(found) < len(trained) and s.train != "full":
+        other = next(name for name in trained if name not in found)
+        raise SettingsError(
+            f"--method {s.method} trains tensors inside of the blocks, and --train {s.train} names {other}; use "
+            f"--train full, or a pattern of tensors of the blocks"
+        )
+    return found
+
+
+def check_stream(source: Residual, scorer: Scorer, s: TrainSettings) -> None:
+    """Raise SettingsError where a block does not add to the states that enter it, so that H is no gradient there.
+
+    Cost: one forward of a few tokens, and one more of each block.
+    """
+    example = next(e for examples in scorer.task.splits.values() for e in examples)
+    _, calls = record(lambda: scorer.loss([example]), source.blocks, source.first, keep=True)
+    for number in range(source.first, len(source.blocks)):
+        if not adds_to_its_input(source.blocks[number], calls[0], number):
+            raise SettingsError(
+                f"--method {s.method} needs blocks that add to the stream of hidden states, and block {number} of "
+                f"{type(scorer.base).__name__} does not: without the outputs of its matrices it still changes what "
+                f"enters it (a norm behind the sum). Use --method backprop, or zo_sgd"
+            )
 
 
 def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offloaded) -> None:
@@ -227,10 +273,15 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
-    scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
+    scorer = Scorer(
+        p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix,
+        whole_blocks=p.store.source is not None,
+    )  # fmt: skip
     for example in (*examples, *held_out):
         scorer.encode(example)
     batches = Batches(examples, s.batch_size, s.seed)
+    if isinstance(p.store.source, Residual):
+        check_stream(p.store.source, scorer, s)
     with Peak(s.device) as inference:
         scorer.infer(batches[0], held_out)
     scorer.remember([*examples, *held_out])

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import replace
 from typing import Any
 
+from zograd.blockwise import Blockwise
 from zograd.core.run import Record
 from zograd.distributed import Peers
 from zograd.hub import Example
@@ -18,7 +19,7 @@ from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import Work, ride_along
 from zograd.llm.compiled import compiled
-from zograd.llm.oracle import TOGETHER, BatchOracle
+from zograd.llm.oracle import TOGETHER, BatchOracle, from_blocks
 from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import TrainSettings
 from zograd.offload.streamed import Streamed
@@ -135,6 +136,8 @@ class Loop:
         """One step on a batch. Its record says so if fewer points share a forward from now on, in all processes."""
         limit = self.peers.limit
         record = self.p.run.step(self._oracle(batch))
+        if isinstance(self.p.store.source, Blockwise):
+            self.p.store.source.end()
         if self.peers.limit != limit:
             self.oracles.keep_to(self.peers.limit)
             record = replace(record, meters=(*record.meters, (TOGETHER, float(self.peers.limit))))
@@ -142,6 +145,8 @@ class Loop:
         return record
 
     def _oracle(self, batch: list[Example]) -> Oracle:
+        if isinstance(self.p.store.source, Blockwise):
+            return from_blocks(self.p.store.source, self.scorer, batch)
         oracle = self.oracles(batch)
         return oracle if self.probes is None else self.probes.counted(oracle)
 

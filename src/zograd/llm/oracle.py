@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from zograd.blockwise import Blockwise, record
+from zograd.core.query import Query
 from zograd.core.run import Record
 from zograd.distributed import Peers, shared
 from zograd.hub import Example
@@ -12,6 +14,7 @@ from zograd.llm import loading
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import TrainSettings
 from zograd.oracles import Batched, Oracle, batched
+from zograd.stores import Store
 
 TOGETHER = "together"
 """The meter of a step after which fewer points share a forward than before: how many, 0 for one at a time."""
@@ -40,8 +43,8 @@ class BatchOracle:
         self.scorer, self.settings, self.peers = scorer, settings, peers
         self._last: Batched | None = None  # of the batch before; it knows what its forwards have shown
         self._first_limit = -1
-        for record in taken:
-            if 0 <= (limit := dict(record.meters).get(TOGETHER, -1.0)) < 2**31:
+        for step in taken:
+            if 0 <= (limit := dict(step.meters).get(TOGETHER, -1.0)) < 2**31:
                 self._first_limit = int(limit)
         peers.limit, peers.own_limit = self.limit, lambda: self.limit
 
@@ -76,3 +79,14 @@ class BatchOracle:
             points.checked, points.draws = before.checked, before.draws
         self._last = points
         return points
+
+
+def from_blocks(source: Blockwise, scorer: Scorer, batch: Sequence[Example]) -> Oracle:
+    """The oracle of a batch for methods whose gradients come from blocks: one loss, and what the source needs."""
+
+    def oracle(store: Store, queries: Sequence[Query], key: int) -> list[float]:
+        loss, calls = record(lambda: scorer.loss(batch), source.blocks, source.first, keep=source.keeps_inputs)
+        source.begin(calls)
+        return [loss] * len(queries)
+
+    return oracle

@@ -161,7 +161,14 @@ def restore(
     check_identity(directory.meta["model"], identity(p.model, p.pages), p.settings.model)
     check_trained(directory.meta, p.trained)
     start = time.perf_counter()
-    p.run.replay(tape.records[:to])
+    if p.run.method.estimator.replays:
+        p.run.replay(tape.records[:to])
+    elif (done := directory.load_state(p.run, tape)) != (wanted := tape.steps if to is None else to):
+        raise RunError(
+            f"a tape of {s.method} does not give the weights back, and the saved state of {path} is of step {done}, "
+            f"not {wanted}; finish the run with zograd train --resume --out {path}"
+            + (f", or pass --to {done}" if done else "")
+        )
     return replace(p, replay_seconds=time.perf_counter() - start), directory
 
 

@@ -7,6 +7,7 @@ language models unless stated; small problems take larger ones.
 from zograd.methods.gradient import *  # noqa: F403  # the first page of the menu
 
 # isort: split
+from zograd.methods.blockwise import *  # noqa: F403
 from zograd.methods.directions import *  # noqa: F403
 from zograd.methods.estimators import *  # noqa: F403
 from zograd.methods.evolution import *  # noqa: F403

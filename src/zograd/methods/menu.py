@@ -48,6 +48,7 @@ class MenuEntry:
     """A line of the menu. `example` holds values for the settings that have no default.
 
     sized: the defaults that depend on the number of weights, where it is known (`zograd.methods.defaults`).
+    needs: "values" of the loss alone, or the "blocks" of a language model.
     """
 
     name: str
@@ -57,6 +58,7 @@ class MenuEntry:
     formula: str
     example: Mapping[str, Any] = field(default_factory=dict)
     sized: Callable[[int], Mapping[str, Any]] = lambda dim: {}
+    needs: Literal["values", "blocks"] = "values"
 
 
 MENU: dict[str, MenuEntry] = {}
@@ -75,6 +77,7 @@ def entry(
     formula: str,
     example: Mapping[str, Any] | None = None,
     sized: Callable[[int], Mapping[str, Any]] = lambda dim: {},
+    needs: Literal["values", "blocks"] = "values",
 ) -> Callable[[Build], Build]:
     """Decorator: put this function on the menu under its own name, which its methods then have."""
 
@@ -90,7 +93,7 @@ def entry(
         def named(*args: Any, **settings: Any) -> Method[Any]:
             return replace(build(*args, **settings), name=name)
 
-        MENU[name] = MenuEntry(name, named, source, extra_memory, formula, example or {}, sized)
+        MENU[name] = MenuEntry(name, named, source, extra_memory, formula, example or {}, sized, needs)
         return cast(Build, named)
 
     return register
@@ -118,9 +121,9 @@ def _built_in_laws() -> dict[str, Callable[[], Law]]:
     return {law.__name__.lower(): law for law in concrete(Law) if law.__module__.startswith("zograd.")}
 
 
-def names() -> list[str]:
-    """The names on the menu."""
-    return list(MENU)
+def names(*, blocks: bool = False) -> list[str]:
+    """The names on the menu. blocks: also of methods that need the blocks of a language model, not values alone."""
+    return [name for name, item in MENU.items() if blocks or item.needs == "values"]
 
 
 class UnknownMethodError(UsageError):
@@ -165,6 +168,7 @@ def describe(name: str) -> dict[str, Any]:
         "rule": type(method.rule).__name__,
         "defaults": {k: plain(p.default) for k, p in parameters.items() if p.default is not p.empty},
         "required": [p.name for p in needed],
+        "needs": item.needs,
         "evaluations_per_step": method.evaluations,
         "extra_memory": item.extra_memory,
         "slots": sorted(method.slots),

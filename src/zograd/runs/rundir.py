@@ -191,9 +191,12 @@ class RunDirectory:
     def resume(self, run: Run[Any], tape: Tape, since: int | None = None) -> None:
         """Bring `run` from the base model to the end of the tape, and continue to write that tape.
 
-        since: see `Run.replay`.
+        Where the tape does not give the moves back (`Estimator.replays`), the run continues from its state, and the
+        steps of the tape behind it are cut off, to be taken again. since: see `Run.replay`.
         """
-        done = self._load_state(run, tape)
+        done = self.load_state(run, tape)
+        if not run.method.estimator.replays and done < tape.steps:
+            tape = tape.cut(done)
         run.replay((record for record in tape.records if record.step >= done), since=since)
         self._continue(tape)
 
@@ -227,14 +230,14 @@ class RunDirectory:
         return self.path / "state.safetensors"
 
     def save_state(self, run: Run[Any]) -> None:
-        """Write weights and slots if the method has slots. Without slots, a replay costs little more than reading them.
+        """Write weights and slots, if the method has slots or its tape does not replay. A replay costs little else.
 
         The tape is forced to the disk in any case. The state stores the checksum of the tape up to its step and a
         digest of its own contents; `resume` loads it only if both are right.
         """
         if self.writer is not None:
             self.writer.sync()
-        if not run.method.slots or self.writer is None:
+        if not (run.method.slots or not run.method.estimator.replays) or self.writer is None:
             return
         tensors = {k: v.detach().cpu().contiguous() for k, v in run.store.state_dict().items()}
         state = run.state_dict()
@@ -243,7 +246,7 @@ class RunDirectory:
         about = {"run": json.dumps(state), "tape": str(self.writer.crc)}
         write_state(self.state_path, tensors, about | {"sha256": digest(about, tensors)})
 
-    def _load_state(self, run: Run[Any], tape: Tape) -> int:
+    def load_state(self, run: Run[Any], tape: Tape) -> int:
         """Load the state; its step. 0 with a warning if it does not fit the tape: then the tape alone is replayed."""
         if not self.state_path.exists():
             return 0
@@ -254,8 +257,12 @@ class RunDirectory:
             run.store.load_state_dict(tensors)
         except (OSError, ValueError) as e:
             warnings.warn(
-                f"{self.state_path} is ignored ({' '.join(str(e).split())[:200]}): the run is replayed from its "
-                f"tape, which has every step",
+                f"{self.state_path} is ignored ({' '.join(str(e).split())[:200]}): "
+                + (
+                    "the run is replayed from its tape, which has every step"
+                    if run.method.estimator.replays
+                    else "the run starts again from the base model"
+                ),
                 stacklevel=4,
             )
             return 0

@@ -11,7 +11,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,19 @@ from zograd.stores.master_weights import expand
 
 if TYPE_CHECKING:
     from zograd.offload.mapped import Offloaded
+
+GRADIENT = "gradient"
+"""The slot that a `GradientSource` fills: `Vector(((Slot("gradient"), 1.0),))`."""
+
+
+class GradientSource(Protocol):
+    """Computes gradients leaf by leaf, while the weights of the leaves before are moving (`zograd.blockwise`)."""
+
+    def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
+        """The order in which the leaves are visited."""
+
+    def gradient(self, leaf: Leaf) -> Tensor:
+        """The gradient of a leaf, flat, in any floating-point dtype. Asked for once in each pass over the leaves."""
 
 
 class Store:
@@ -76,6 +89,8 @@ class Store:
         self.rounding: Rounding = rounding
         self.decays = tuple(decays)
         self.pages = pages
+        self.source: GradientSource | None = None
+        """Fills the slot "gradient" of a leaf when it is visited; nothing of it is kept."""
         self.deferred = DeferredMoves(self)
         self.leaves, self.by_id, self._aliases = leaves_of(tensors, self.space, rounding, groups or {})
         self.dim = sum(leaf.total for leaf in self.leaves)
@@ -160,10 +175,14 @@ class Store:
         self.make_moves()
         if (whole_leaf or whole_row) and self.sharded:
             raise TypeError("this method looks at whole matrices or rows, and other processes hold parts of them")
-        for leaf in self.leaves:
+        given = self.source is not None and any(GRADIENT in e.reads for v in vectors for e, _ in v.terms)
+        for leaf in self.source.order(self.leaves) if given and self.source is not None else self.leaves:
+            gradient = self.source.gradient(leaf) if given and self.source is not None else None
             flat, step = leaf.flat, leaf.chunk(whole_leaf, max(leaf.matrix_shape[1], 1) if whole_row else 1)
             for start, stop in self.pieces(leaf, step):
                 slots = self._slots(leaf, start, stop)
+                if gradient is not None:
+                    slots[GRADIENT] = gradient[start:stop]
                 sources = self._sources(leaf, start, stop, slots, vectors)
                 at = Address(leaf.index, leaf.place(start), leaf.shape)
                 v = [

@@ -47,7 +47,7 @@ class Scorer:
     model: a causal language model of transformers, with or without peft adapters, on any device.
     task: the task. Its examples are encoded when they are first used, and kept.
     trained: the trained tensors. If all of them are in upper blocks, `cache_prefix=True` stores the activations of the
-        frozen lower blocks of each example after its first forward.
+        frozen lower blocks of each example after its first forward. whole_blocks: nothing is stored within a block.
     max_length: the longest sequence; None: the limit of the model. A longer prompt raises TaskError.
 
     Cost: some forwards of at most 50 tokens, which check the model. Raises ModelError for a model that is not causal,
@@ -64,6 +64,7 @@ class Scorer:
         *,
         trained: Sequence[Tensor] = (),
         cache_prefix: bool = False,
+        whole_blocks: bool = False,
         max_length: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
@@ -89,7 +90,7 @@ class Scorer:
         below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
         if below:
             last = loading.blocks(self.base)[-1]
-            last_only = self.single and below == len(loading.blocks(self.base)) - 1
+            last_only = self.single and not whole_blocks and below == len(loading.blocks(self.base)) - 1
             self.prefix = self._prefix(below, last_only and trained_after_attention(last, trained))
         self.packs = supports_packing(self.base, self.device)
         """Whether several sequences may share a row of a batch."""

@@ -1,0 +1,13 @@
+"""Gradients that a model's blocks give one after the other, while the weights of each block move.
+
+A forward on a batch (`record`) keeps what enters the first trained block, and the derivative H of the loss at the
+output of the last block, which needs no backward pass through any block. A second pass then visits block by block,
+takes that block's derivative, and its weights move before the next block is visited (`Residual`, `Backprop`).
+"""
+
+from __future__ import annotations
+
+from zograd.blockwise.calls import Call, adds_to_its_input, record
+from zograd.blockwise.sources import Backprop, Blockwise, Residual
+
+__all__ = ["Backprop", "Blockwise", "Call", "Residual", "adds_to_its_input", "record"]

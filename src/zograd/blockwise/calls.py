@@ -1,0 +1,133 @@
+"""One forward through the blocks of a model: what entered them, and the derivative of the loss behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Call:
+    """What a forward of part of a batch has shown.
+
+    inputs: the hidden states [rows, width, d] that entered a block, by its number; only those that are kept.
+    arguments: what a block was called with besides, by its number: masks, positions.
+    output: the hidden states behind the last block. signal: dL/d output, of the same shape.
+    """
+
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    arguments: dict[int, tuple[tuple[Any, ...], Mapping[str, Any]]] = field(default_factory=dict)
+    output: Tensor | None = None
+    signal: Tensor | None = None
+
+    def run(self, block: nn.Module, number: int, hidden: Tensor) -> Tensor:
+        """The hidden states behind a block."""
+        args, kwargs = self.arguments[number]
+        return states_of(block(hidden, *args, **kwargs))
+
+
+def states_of(output: Any) -> Tensor:
+    """The hidden states in what a block returns: the first entry of a tuple."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+def _with_states(output: Any, states: Tensor) -> Any:
+    return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+@contextmanager
+def _watched(blocks: Sequence[nn.Module], first: int, keep: bool) -> Iterator[list[Call]]:
+    """Inside, each forward of the model adds a `Call`; behind the last block, a graph for autograd begins."""
+    calls: list[Call] = []
+
+    def enters(number: int) -> Callable[..., None]:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if number == first:
+                calls.append(Call())
+            rest = dict(kwargs)
+            hidden = args[0] if args else rest.pop("hidden_states")
+            calls[-1].arguments[number] = (args[1:], rest)
+            if number == first or keep:
+                calls[-1].inputs[number] = hidden.detach()
+
+        return enter
+
+    def leave(_: nn.Module, __: Any, output: Any) -> Any:
+        states = states_of(output).detach().requires_grad_(True)
+        calls[-1].output = states
+        return _with_states(output, states)
+
+    with ExitStack() as stack:
+        for number in range(first, len(blocks)):
+            stack.callback(blocks[number].register_forward_pre_hook(enters(number), with_kwargs=True).remove)
+        stack.callback(blocks[-1].register_forward_hook(leave).remove)
+        yield calls
+
+
+def record(
+    loss: Callable[[], Tensor], blocks: Sequence[nn.Module], first: int = 0, *, keep: bool = False
+) -> tuple[float, list[Call]]:
+    """(loss, a `Call` for each forward of the model in it), with the derivative of the loss behind the last block.
+
+    loss: computes the loss of a batch by one forward of the model or several, and gives a scalar. No parameter of the
+    model may require a gradient, so that no graph is kept in front of the last block's output.
+    first: the first block with trained weights; what enters it is kept. keep: what enters all later ones too.
+
+    Costs one forward, and the derivative of what stands behind the last block: norm, rows of the output matrix, loss.
+    """
+    with _watched(blocks, first, keep) as calls, torch.enable_grad():
+        value = loss()
+    outputs = [call.output for call in calls if call.output is not None]
+    signals = torch.autograd.grad(value, outputs)
+    for call, signal in zip(calls, signals, strict=True):
+        call.output, call.signal = None, signal
+    return float(value.detach()), calls
+
+
+def derivative(
+    block: nn.Module, call: Call, number: int, hidden: Tensor, signal: Tensor, trained: Sequence[Tensor], *,
+    of_input: bool = False,
+) -> tuple[Tensor, list[Tensor | None], Tensor | None]:  # fmt: skip
+    """(states behind the block, d<signal, states>/d trained, d<signal, states>/d hidden or None).
+
+    Costs a forward and a backward of this block; its activations are freed afterwards.
+    """
+    hidden = hidden.detach().requires_grad_(of_input)
+    before = [tensor.requires_grad for tensor in trained]
+    try:
+        for tensor in trained:
+            tensor.requires_grad_(True)
+        with torch.enable_grad():
+            output = call.run(block, number, hidden)
+        wanted = [*trained, hidden] if of_input else list(trained)
+        found: list[Tensor | None] = list(
+            torch.autograd.grad(output, wanted, signal.to(output.dtype), allow_unused=True)
+        )
+    finally:
+        for tensor, required in zip(trained, before, strict=True):
+            tensor.requires_grad_(required)
+    return output.detach(), list(found[: len(trained)]), found[-1] if of_input else None
+
+
+@torch.no_grad()
+def adds_to_its_input(block: nn.Module, call: Call, number: int) -> bool:
+    """Whether a block adds to the stream: with the outputs of all its matrices set to 0, it returns its input.
+
+    Costs one forward of the block. A norm behind the sum (post-norm) changes the input, and the answer is no.
+    """
+
+    def nothing(_: nn.Module, __: Any, output: Any) -> Any:
+        return output * 0 if isinstance(output, Tensor) else output
+
+    with ExitStack() as stack:
+        for module in block.modules():
+            if not any(module.children()) and any(p.ndim >= 2 for p in module.parameters()):
+                stack.callback(module.register_forward_hook(nothing).remove)
+        hidden = call.inputs[number]
+        return torch.equal(call.run(block, number, hidden), hidden)

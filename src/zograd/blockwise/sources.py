@@ -1,0 +1,160 @@
+"""Where the gradient of a block's weights comes from: residual feedback, or backpropagation block by block."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zograd.blockwise.calls import Call, derivative
+from zograd.stores import Leaf
+
+
+class Blockwise(ABC):
+    """A `zograd.stores.GradientSource` over the blocks of a model: `begin` a step with what a forward has shown.
+
+    blocks: of the model, in order. leaves: those of the store; each of them is a parameter of one block.
+    Raises ValueError for a leaf that is in no block, or in several.
+    """
+
+    keeps_inputs = False
+    """Whether what enters each block has to be kept by the forward."""
+
+    def __init__(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf]) -> None:
+        self.blocks = blocks
+        self.leaves: dict[int, list[Leaf]] = {}
+        self.number: dict[int, int] = {}
+        """The block of a leaf, by the leaf's index."""
+        owners: dict[int, list[int]] = {}
+        for number, block in enumerate(blocks):
+            for parameter in block.parameters():
+                owners.setdefault(id(parameter), []).append(number)
+        for leaf in leaves:
+            found = owners.get(id(leaf.tensor), [])
+            if len(found) != 1:
+                where = "in no block of the model" if not found else f"in the blocks {found}"
+                raise ValueError(
+                    f"{leaf.name} is {where}, and its gradient is that of one block; train matrices inside of the "
+                    f"blocks, for example --train 'layers.*(proj|fc)'"
+                )
+            self.number[leaf.index] = found[0]
+            self.leaves.setdefault(found[0], []).append(leaf)
+        self.calls: list[Call] = []
+        self._states: list[Tensor] = []
+        self._found: dict[int, Tensor] = {}
+        self._at = 0
+
+    @property
+    def first(self) -> int:
+        """The first block with trained weights."""
+        return min(self.leaves)
+
+    def begin(self, calls: Sequence[Call]) -> None:
+        """The forward of a step. Its gradients are asked for once each, in the order of `order`."""
+        self.calls, self._found = list(calls), {}
+
+    def end(self) -> None:
+        """Let go of everything of this step."""
+        self.calls, self._states, self._found = [], [], {}
+
+    @abstractmethod
+    def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
+        """The order in which leaves are visited."""
+
+    @abstractmethod
+    def _visit(self) -> None:
+        """Take the derivative of the next block."""
+
+    def gradient(self, leaf: Leaf) -> Tensor:
+        """dL/d leaf as this source sees it, flat. RuntimeError where no forward was recorded."""
+        if not self.calls:
+            raise RuntimeError(
+                "these gradients are computed from a batch, and no forward of this step was recorded: a tape alone "
+                "does not replay them; go on from the state that the run has saved"
+            )
+        while leaf.index not in self._found:
+            self._found = {}
+            self._visit()
+        return self._found.pop(leaf.index)
+
+    def _keep(self, number: int, found: Sequence[Sequence[Tensor | None]]) -> None:
+        """Sums over the calls, as gradients of the leaves of a block."""
+        for k, leaf in enumerate(self.leaves.get(number, ())):
+            parts = [g for gradients in found if (g := gradients[k]) is not None]
+            total = torch.zeros_like(leaf.tensor) if not parts else parts[0]
+            for part in parts[1:]:
+                total = total + part
+            self._found[leaf.index] = total.detach().reshape(-1)
+
+
+class Residual(Blockwise):
+    """g_l = d<H, F_l(h_l; W_l)>/dW_l with H = dL/dh_L: the identity path from each block to the loss.
+
+    In a pre-norm transformer h_{l+1} = h_l + F_l(h_l; W_l), so dL/dh_{l+1} = H + (paths through later blocks), and
+    this keeps the first term. Exact for the last block; biased elsewhere. Highway backpropagation (Fagnou et al. 2025,
+    arXiv 2501.17086) with zero iterations.
+
+    Costs a forward and one block's derivative at a time, from the first trained block on: 3 forwards of these blocks a
+    step, beside the forward that is recorded. Memory: the states between two blocks, and the activations of one block.
+    """
+
+    def begin(self, calls: Sequence[Call]) -> None:
+        super().begin(calls)
+        self._at = self.first
+        self._states = [call.inputs[self._at] for call in calls]
+
+    def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
+        return sorted(leaves, key=lambda leaf: self.number[leaf.index])
+
+    def _visit(self) -> None:
+        number, block = self._at, self.blocks[self._at]
+        trained = [leaf.tensor for leaf in self.leaves.get(number, ())]
+        found: list[list[Tensor | None]] = []
+        for k, call in enumerate(self.calls):
+            signal: Any = call.signal
+            if trained:
+                self._states[k], gradients, _ = derivative(block, call, number, self._states[k], signal, trained)
+                found.append(gradients)
+            else:
+                with torch.no_grad():
+                    self._states[k] = call.run(block, number, self._states[k])
+        self._keep(number, found)
+        self._at += 1
+
+
+class Backprop(Blockwise):
+    """The exact gradient, by backpropagation with checkpointed blocks, each of which moves before the next is visited.
+
+    Chen et al. 2016 (checkpoints), Lv et al. 2023 (LOMO: the update within the backward pass). Costs a forward and a
+    backward of each block from the first trained one on, beside the forward that is recorded. Memory: what enters each
+    of these blocks, and the activations of one block.
+    """
+
+    keeps_inputs = True
+
+    def begin(self, calls: Sequence[Call]) -> None:
+        super().begin(calls)
+        self._at = len(self.blocks) - 1
+        signals: Any = [call.signal for call in calls]
+        self._states = signals
+
+    def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
+        return sorted(leaves, key=lambda leaf: -self.number[leaf.index])
+
+    def _visit(self) -> None:
+        number, block = self._at, self.blocks[self._at]
+        trained = [leaf.tensor for leaf in self.leaves.get(number, ())]
+        found = []
+        for k, call in enumerate(self.calls):
+            of_input = number > self.first
+            _, gradients, before = derivative(
+                block, call, number, call.inputs.pop(number), self._states[k], trained, of_input=of_input
+            )
+            if before is not None:
+                self._states[k] = before
+            found.append(gradients)
+        self._keep(number, found)
+        self._at -= 1

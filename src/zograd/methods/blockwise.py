@@ -1,0 +1,39 @@
+"""The menu, page for models with blocks: residual feedback, and backpropagation to compare it with."""
+
+from __future__ import annotations
+
+from zograd.core.method import Method
+from zograd.estimators.blockwise import FromBlocks
+from zograd.laws import Rademacher
+from zograd.methods.menu import LearningRate, entry
+from zograd.rules import Adam
+
+__all__ = ["backprop", "residual"]
+
+
+@entry(
+    source="zero iterations of highway backpropagation, Fagnou et al. 2025, arXiv 2501.17086; Kingma and Ba 2015",
+    extra_memory="two float32 slots a trained weight; the activations of one block",
+    formula="Adam on g_l = d<H, F_l(h_l; W_l)>/dW_l with H = dL/dh_L, h_{l+1} = h_l + F_l(h_l; W_l)",
+    needs="blocks",
+)
+def residual(
+    lr: LearningRate = 2e-4, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0
+) -> Method[None]:
+    """Residual feedback: each block of a transformer learns from the derivative of the loss behind the last block."""
+    rule = Adam(beta1, beta2, eps)
+    return Method(FromBlocks("residual"), Rademacher(), rule, lr=lr, weight_decay=weight_decay)
+
+
+@entry(
+    source="Chen et al. 2016, arXiv 1604.06174 (checkpoints); Lv et al. 2023, arXiv 2306.09782 (LOMO: fused updates)",
+    extra_memory="two float32 slots a trained weight; what enters each block, and the activations of one block",
+    formula="Adam on g = dL/dW, block by block from the last one, each of which moves at once",
+    needs="blocks",
+)
+def backprop(
+    lr: LearningRate = 1e-4, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0
+) -> Method[None]:
+    """Backpropagation with checkpointed blocks and fused updates: the rival, by the same command."""
+    rule = Adam(beta1, beta2, eps)
+    return Method(FromBlocks("backprop"), Rademacher(), rule, lr=lr, weight_decay=weight_decay)

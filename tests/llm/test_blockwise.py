@@ -1,0 +1,184 @@
+"""Gradients from blocks: exact where they claim it, the definition elsewhere, and runs that go on to the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
+
+from zograd import Store, methods, minimize
+from zograd.blockwise import Backprop, Blockwise, Residual, adds_to_its_input, record
+from zograd.core.tape import Tape
+from zograd.core.vector import Slot, Vector
+from zograd.llm import loading
+from zograd.llm.restore import replay
+from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.llm.train import train
+from zograd.runs.errors import RunError
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 64}
+KINDS: dict[str, Any] = {
+    "llama": LlamaConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, attn_implementation="eager"),
+    "gpt2": GPT2Config(n_embd=32, n_layer=4, n_head=4, vocab_size=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+    "parallel": GPTNeoXConfig(**SIZES, intermediate_size=48, hidden_dropout=0.0, attention_dropout=0.0),
+    "phi": PhiConfig(**SIZES, intermediate_size=48, resid_pdrop=0.0),
+    "opt": OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, dropout=0.0, max_position_embeddings=64),
+}
+POST = OPTConfig(
+    **SIZES, ffn_dim=48, word_embed_proj_dim=32, dropout=0.0, max_position_embeddings=64, do_layer_norm_before=False
+)
+
+
+def made(config: Any, first: int = 1) -> tuple[nn.Module, list[nn.Module], Store, Any]:
+    """(model, blocks, a store of all tensors of the blocks from `first` on, a loss by two forwards)."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape) * 0.1)
+    blocks = list(loading.blocks(model))
+    trained = {n: p for n, p in model.named_parameters() if any(p is q for b in blocks[first:] for q in b.parameters())}
+    ids = torch.randint(0, 64, (6, 9))
+
+    def loss() -> torch.Tensor:
+        parts = [model(input_ids=part, use_cache=False).logits[:, -1] for part in (ids[:4], ids[4:])]
+        return nn.functional.cross_entropy(torch.cat(parts), torch.arange(6))
+
+    return model, blocks, Store(trained), loss
+
+
+def gradients(source: Blockwise, store: Store, loss: Any) -> dict[str, torch.Tensor]:
+    """What a pass over the store's blocks finds in the slot "gradient"."""
+    _, calls = record(loss, source.blocks, source.first, keep=source.keeps_inputs)
+    source.begin(calls)
+    store.source = source
+    found: dict[str, list[torch.Tensor]] = {}
+    for block in store.blocks(Vector(((Slot("gradient"), 1.0),))):
+        found.setdefault(block.leaf.name, []).append(block.v[0].clone())
+    source.end()
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def by_autograd(store: Store, loss: Any) -> dict[str, torch.Tensor]:
+    for tensor in store.tensors:
+        tensor.requires_grad_(True)
+    value = torch.autograd.grad(loss(), store.tensors, allow_unused=True)
+    for tensor in store.tensors:
+        tensor.requires_grad_(False)
+    return {leaf.name: g.reshape(-1) for leaf, g in zip(store.leaves, value, strict=True)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_backprop_is_the_gradient_of_autograd(kind: str) -> None:
+    _, blocks, store, loss = made(KINDS[kind])
+    before = store.digest()
+    found, exact = gradients(Backprop(blocks, store.leaves), store, loss), by_autograd(store, loss)
+    for name, g in exact.items():
+        torch.testing.assert_close(found[name], g, rtol=1e-4, atol=1e-7)
+    assert store.digest() == before
+    assert not any(tensor.requires_grad for tensor in store.tensors)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_residual_feedback_is_exact_for_the_last_block_and_its_definition_below(kind: str) -> None:
+    _, blocks, store, loss = made(KINDS[kind])
+    source = Residual(blocks, store.leaves)
+    found, exact = gradients(source, store, loss), by_autograd(store, loss)
+    inputs: dict[int, list[Any]] = {}
+    for k, block in enumerate(blocks):  # by hand: <H, block(h)> with what a plain forward puts in
+        block.register_forward_pre_hook(
+            lambda _, args, kwargs, k=k: inputs.setdefault(k, []).append((args, kwargs)), with_kwargs=True
+        )
+    _, calls = record(loss, blocks, 1)
+    plain = {k: list(v) for k, v in inputs.items()}
+    for leaf in store.leaves:
+        number = source.number[leaf.index]
+        leaf.tensor.requires_grad_(True)
+        total: Any = 0
+        for (args, kwargs), call in zip(plain[number], calls, strict=True):
+            out = blocks[number](*args, **kwargs)
+            total = total + ((out[0] if isinstance(out, tuple) else out) * call.signal).sum()
+        (g,) = torch.autograd.grad(total, leaf.tensor)
+        leaf.tensor.requires_grad_(False)
+        torch.testing.assert_close(found[leaf.name], g.reshape(-1), rtol=1e-4, atol=1e-6)
+        if number == len(blocks) - 1:
+            torch.testing.assert_close(found[leaf.name], exact[leaf.name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_block_that_norms_its_sum_is_found() -> None:
+    for config, adds in ((KINDS["llama"], True), (KINDS["parallel"], True), (KINDS["gpt2"], True), (POST, False)):
+        _, blocks, _, loss = made(config)
+        _, calls = record(loss, blocks, 1, keep=True)
+        assert all(adds_to_its_input(blocks[k], calls[0], k) is adds for k in (1, 2, 3))
+
+
+def test_leaves_outside_of_the_blocks_and_passes_without_a_forward_are_refused() -> None:
+    model, blocks, store, _ = made(KINDS["llama"])
+    outside = Store({"norm": model.get_parameter("model.norm.weight")})
+    with pytest.raises(ValueError, match="norm is in no block of the model"):
+        Residual(blocks, outside.leaves)
+    store.source = Residual(blocks, store.leaves)
+    with pytest.raises(RuntimeError, match="no forward of this step was recorded"):
+        next(store.blocks(Vector(((Slot("gradient"), 1.0),))))
+    with pytest.raises(TypeError, match="'residual' takes gradients from the blocks of a language model"):
+        minimize(lambda x: float(x @ x), np.ones(3), "residual")
+    assert "residual" not in methods.names()
+    assert {"residual", "backprop"} <= set(methods.names(blocks=True))
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def settings(model: Path, **more: Any) -> TrainSettings:
+    common = {
+        "model": str(model), "task": "mr", "method": "residual", "dtype": "float32", "threads": 1, "batch_size": 8,
+        "steps": 6, "train_examples": 40, "eval_examples": 10, "lr": 3e-3, "save_every": 4,
+    }  # fmt: skip
+    return TrainSettings.model_validate({**common, **more})
+
+
+@pytest.mark.parametrize("method", ["residual", "backprop"])
+@pytest.mark.parametrize("part", [{}, {"layers": 2}, {"train": "lora"}], ids=["full", "two blocks", "lora"])
+def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, method: str, part: dict[str, Any]) -> None:
+    done = train(settings(tiny_model, method=method, steps=30, **part), tmp_path / "run", quiet=True)
+    assert done["loss_last"] < done["loss_first"] - 0.02
+    assert done["evaluations"] == done["steps"] == 30
+
+
+def test_a_run_goes_on_from_its_last_state_to_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
+    """The tape is two steps ahead of the state, as after a kill: these are taken again."""
+    whole = train(settings(tiny_model, steps=9), tmp_path / "whole", quiet=True)
+    run = tmp_path / "run"
+    train(settings(tiny_model, steps=4), run, quiet=True)
+    state = (run / "state.safetensors").read_bytes()
+    train(settings(tiny_model, steps=6), run, resume=True, quiet=True)
+    (run / "state.safetensors").write_bytes(state)
+    with pytest.raises(
+        RunError, match=r"does not give the weights back, and the saved state of .* is of step 4, not 6"
+    ):
+        replay(run, None, tmp_path / "weights")
+    assert replay(run, None, tmp_path / "weights-4", to=4)["steps"] == 4
+    resumed = train(settings(tiny_model, steps=9), run, resume=True, quiet=True)
+    assert resumed["sha256"] == whole["sha256"]
+    assert list(Tape(run / "tape.zo").records) == list(Tape(tmp_path / "whole" / "tape.zo").records)
+    assert replay(run, None, tmp_path / "weights")["sha256"] == whole["sha256"]
+    (run / "state.safetensors").unlink()
+    shutil.rmtree(tmp_path / "whole")
+    again = train(settings(tiny_model, steps=9), run, resume=True, quiet=True)  # from the base model
+    assert again["sha256"] == whole["sha256"]
+
+
+def test_what_does_not_go_together_is_said_before_training(tiny_model: Path, tmp_path: Path) -> None:
+    for more, match in (
+        ({"train": "embed"}, "trains tensors inside of the blocks, and --train embed names model.embed_tokens.weight"),
+        ({"compile": True}, "--method residual does not go with --compile"),
+        ({"quantize": "nf4"}, "--method residual does not go with --quantize"),
+    ):
+        with pytest.raises(SettingsError, match=match):
+            train(settings(tiny_model, **more), tmp_path / "run", quiet=True)
