@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass
@@ -16,19 +18,22 @@ class Call:
     """What a forward of part of a batch has shown.
 
     inputs: the hidden states [rows, width, d] that entered a block, by its number; only those that are kept.
-    arguments: what a block was called with besides, by its number: masks, positions.
+    arguments: what a block was called with besides, by its number: masks, positions. around: makes the context in which
+    the forward ran, for parts of a block that are replaced in it.
     output: the hidden states behind the last block. signal: dL/d output, of the same shape.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
     arguments: dict[int, tuple[tuple[Any, ...], Mapping[str, Any]]] = field(default_factory=dict)
+    around: Around = nullcontext
     output: Tensor | None = None
     signal: Tensor | None = None
 
     def run(self, block: nn.Module, number: int, hidden: Tensor) -> Tensor:
         """The hidden states behind a block."""
         args, kwargs = self.arguments[number]
-        return states_of(block(hidden, *args, **kwargs))
+        with self.around():
+            return states_of(block(hidden, *args, **kwargs))
 
 
 def states_of(output: Any) -> Tensor:
@@ -42,14 +47,14 @@ def _with_states(output: Any, states: Tensor) -> Any:
 
 
 @contextmanager
-def _watched(blocks: Sequence[nn.Module], first: int, keep: bool) -> Iterator[list[Call]]:
+def _watched(blocks: Sequence[nn.Module], first: int, keep: bool, around: Callable[[], Around]) -> Iterator[list[Call]]:
     """Inside, each forward of the model adds a `Call`; behind the last block, a graph for autograd begins."""
     calls: list[Call] = []
 
     def enters(number: int) -> Callable[..., None]:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if number == first:
-                calls.append(Call())
+                calls.append(Call(around=around()))
             rest = dict(kwargs)
             hidden = args[0] if args else rest.pop("hidden_states")
             calls[-1].arguments[number] = (args[1:], rest)
@@ -71,21 +76,27 @@ def _watched(blocks: Sequence[nn.Module], first: int, keep: bool) -> Iterator[li
 
 
 def record(
-    loss: Callable[[], Tensor], blocks: Sequence[nn.Module], first: int = 0, *, keep: bool = False
+    loss: Callable[[], Tensor],
+    blocks: Sequence[nn.Module],
+    first: int = 0,
+    *,
+    keep: bool = False,
+    around: Callable[[], Around] = lambda: nullcontext,
 ) -> tuple[float, list[Call]]:
     """(loss, a `Call` for each forward of the model in it), with the derivative of the loss behind the last block.
 
     loss: computes the loss of a batch by one forward of the model or several, and gives a scalar. No parameter of the
     model may require a gradient, so that no graph is kept in front of the last block's output.
-    first: the first block with trained weights; what enters it is kept. keep: what enters all later ones too.
+    first: the first block with trained weights; what enters it is kept. keep: what enters all later ones too. around:
+    tells, when a forward enters that block, the context that it runs in.
 
     Costs one forward, and the derivative of what stands behind the last block: norm, rows of the output matrix, loss.
     """
-    with _watched(blocks, first, keep) as calls, torch.enable_grad():
+    with _watched(blocks, first, keep, around) as entered, torch.enable_grad():
         value = loss()
-    outputs = [call.output for call in calls if call.output is not None]
-    signals = torch.autograd.grad(value, outputs)
-    for call, signal in zip(calls, signals, strict=True):
+    calls = [call for call in entered if call.output is not None]  # others stopped on their way
+    outputs: Any = [call.output for call in calls]
+    for call, signal in zip(calls, torch.autograd.grad(value, outputs), strict=True):
         call.output, call.signal = None, signal
     return float(value.detach()), calls
 

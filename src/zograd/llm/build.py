@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
-from zograd.blockwise import Backprop, Blockwise, Residual, adds_to_its_input, record
+from zograd.blockwise import Backprop, Blockwise, Residual, adds_to_its_input
 from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
 from zograd.estimators import FromBlocks
@@ -26,7 +26,7 @@ from zograd.learning_rate import AutoRate
 from zograd.llm import loading
 from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.loading import offloaded as offloading
-from zograd.llm.oracle import points_of
+from zograd.llm.oracle import points_of, recorded
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -169,7 +169,9 @@ def check_stream(source: Residual, scorer: Scorer, s: TrainSettings) -> None:
     Cost: one forward of a few tokens, and one more of each block.
     """
     example = next(e for examples in scorer.task.splits.values() for e in examples)
-    _, calls = record(lambda: scorer.loss([example]), source.blocks, source.first, keep=True)
+    prefix, scorer.prefix = scorer.prefix, None  # stored outputs of an attention would count as the stream
+    _, calls = recorded(source, scorer, [example], keep=True)
+    scorer.prefix = prefix
     for number in range(source.first, len(source.blocks)):
         if not adds_to_its_input(source.blocks[number], calls[0], number):
             raise SettingsError(
@@ -273,10 +275,7 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
-    scorer = Scorer(
-        p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix,
-        whole_blocks=p.store.source is not None,
-    )  # fmt: skip
+    scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
     for example in (*examples, *held_out):
         scorer.encode(example)
     batches = Batches(examples, s.batch_size, s.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from zograd.blockwise import Blockwise, record
+from zograd.blockwise import Blockwise, Call, record
 from zograd.core.query import Query
 from zograd.core.run import Record
 from zograd.distributed import Peers, shared
@@ -81,11 +81,16 @@ class BatchOracle:
         return points
 
 
+def recorded(source: Blockwise, scorer: Scorer, batch: Sequence[Example], *, keep: bool) -> tuple[float, list[Call]]:
+    """The loss of a batch, and what its forwards show: see `zograd.blockwise.record`."""
+    return record(lambda: scorer.loss(batch), source.blocks, source.first, keep=keep, around=lambda: scorer.around)
+
+
 def from_blocks(source: Blockwise, scorer: Scorer, batch: Sequence[Example]) -> Oracle:
     """The oracle of a batch for methods whose gradients come from blocks: one loss, and what the source needs."""
 
     def oracle(store: Store, queries: Sequence[Query], key: int) -> list[float]:
-        loss, calls = record(lambda: scorer.loss(batch), source.blocks, source.first, keep=source.keeps_inputs)
+        loss, calls = recorded(source, scorer, batch, keep=source.keeps_inputs)
         source.begin(calls)
         return [loss] * len(queries)
 

@@ -11,6 +11,8 @@ Completion: mean negative log-likelihood of the tokens of the completion.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +49,7 @@ class Scorer:
     model: a causal language model of transformers, with or without peft adapters, on any device.
     task: the task. Its examples are encoded when they are first used, and kept.
     trained: the trained tensors. If all of them are in upper blocks, `cache_prefix=True` stores the activations of the
-        frozen lower blocks of each example after its first forward. whole_blocks: nothing is stored within a block.
+        frozen lower blocks of each example after its first forward.
     max_length: the longest sequence; None: the limit of the model. A longer prompt raises TaskError.
 
     Cost: some forwards of at most 50 tokens, which check the model. Raises ModelError for a model that is not causal,
@@ -64,7 +66,6 @@ class Scorer:
         *,
         trained: Sequence[Tensor] = (),
         cache_prefix: bool = False,
-        whole_blocks: bool = False,
         max_length: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
@@ -86,11 +87,13 @@ class Scorer:
         self._numbers: dict[ScoredTokens, int] = {}
         self._encoded: dict[Example, list[ScoredTokens]] = {}
         self.packs, self.answers = False, None
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Makes the context of the forward under way, in which stored states stand for modules."""
         self._check()
         below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
         if below:
             last = loading.blocks(self.base)[-1]
-            last_only = self.single and not whole_blocks and below == len(loading.blocks(self.base)) - 1
+            last_only = self.single and below == len(loading.blocks(self.base)) - 1
             self.prefix = self._prefix(below, last_only and trained_after_attention(last, trained))
         self.packs = supports_packing(self.base, self.device)
         """Whether several sequences may share a row of a batch."""
@@ -220,8 +223,12 @@ class Scorer:
         if self.prefix.last_only:  # one position with any token: its states are recalled
             layout = padded_layout([1] * len(sequences))
             sequences = [ScoredTokens((1,), 1)] * len(sequences)
-        with self.prefix.recall(numbers, layout, copies):
-            return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
+        self.around = partial(self.prefix.recall, numbers, layout, copies)
+        try:
+            with self.around():
+                return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
+        finally:
+            self.around = nullcontext
 
     def _inputs(
         self, sequences: Sequence[ScoredTokens], layout: Layout, copies: int, tails: Sequence[Sequence[int]]
