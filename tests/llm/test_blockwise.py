@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from zograd.blockwise import Backprop, Blockwise, Residual, adds_to_its_input, r
 from zograd.core.tape import Tape
 from zograd.core.vector import Slot, Vector
 from zograd.llm import loading
+from zograd.llm.build import set_up
 from zograd.llm.restore import replay
+from zograd.llm.scoring.loss import token_losses
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
 from zograd.runs.errors import RunError
@@ -182,3 +185,58 @@ def test_what_does_not_go_together_is_said_before_training(tiny_model: Path, tmp
     ):
         with pytest.raises(SettingsError, match=match):
             train(settings(tiny_model, **more), tmp_path / "run", quiet=True)
+
+
+# ---- the derivative behind the last block ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_token_losses_have_the_derivative_of_cross_entropy(cap: float | None) -> None:
+    from transformers import GemmaConfig
+    from transformers.models.gemma2 import Gemma2Config
+
+    common = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
+    config = GemmaConfig(**common) if cap is None else Gemma2Config(**common, final_logit_softcapping=cap)
+    model, _, _, _ = made(config)
+    torch.manual_seed(1)
+    hidden = torch.randn(7, 32, requires_grad=True)
+    targets = torch.tensor([3, 63, 0, -1, 17, 17, 5])
+    weights = torch.randn(7)
+    losses = token_losses(model, hidden, targets)
+    (found,) = torch.autograd.grad((losses * weights).sum(), hidden)
+    logits = model.lm_head(hidden)
+    logits = logits if cap is None else torch.tanh(logits / cap) * cap
+    plain = nn.functional.cross_entropy(logits, targets.clamp(min=-1), ignore_index=-1, reduction="none")
+    (exact,) = torch.autograd.grad((plain * weights).sum(), hidden)
+    torch.testing.assert_close(losses, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["completion", "words"])
+def test_backprop_of_other_losses_is_the_gradient_of_autograd(tiny_model: Path, tmp_path: Path, task: str) -> None:
+    """Completions, and label words of several tokens."""
+    lines = [
+        {"prompt": "It was good", "completion": " very great"}, {"prompt": "bad", "completion": " no maybe yes"},
+        {"prompt": "good good", "completion": " terrible"},
+    ] if task == "completion" else [
+        {"text": "It was good", "label": "a"}, {"text": "bad", "label": "b"}, {"text": "good good", "label": "a"},
+    ]  # fmt: skip
+    file = tmp_path / "task.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines * 8)))
+    more: Any = {"prompt_template": "{text} It was", "label_words": {"a": " very great", "b": " terrible"}}
+    more = {} if task == "completion" else more
+    work = set_up(settings(tiny_model, method="backprop", task=str(file), eval_examples=2, **more), tmp_path / "run")
+    store, source, batch = work.prepared.store, work.prepared.store.source, work.batches[0]
+    assert isinstance(source, Backprop)
+    found = gradients(source, store, lambda: work.scorer.loss(batch))
+    some = store.leaves[len(store.leaves) // 2 :: 5]
+    for leaf in some:  # a central difference along a random direction
+        v = torch.randn(leaf.tensor.shape, generator=torch.Generator().manual_seed(0))
+        sides = []
+        for side in (1e-2, -1e-2):
+            with torch.no_grad():
+                leaf.tensor.add_(v, alpha=side)
+                sides.append(float(work.scorer.loss(batch)))
+                leaf.tensor.add_(v, alpha=-side)
+        slope = (sides[0] - sides[1]) / 2e-2
+        assert float(found[leaf.name] @ v.reshape(-1)) == pytest.approx(slope, rel=0.05, abs=2e-4)

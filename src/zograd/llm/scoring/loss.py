@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -
     at a time.
 
     copies: the hidden states are this many copies of one batch, copy after copy.
+
+    Where hidden states require a gradient, the losses have one, at the cost of a second pass over the tiles.
     """
     base = loading.plain_model(model)
     if not heads.linear_head(base) or hasattr(base.get_output_embeddings(), "lookup"):
@@ -36,12 +39,18 @@ def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -
             found.append(F.cross_entropy(own, here.clamp(min=-1), ignore_index=-1, reduction="none").view(copies, -1))
             start = stop
         return torch.cat(found, 1).flatten()
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        differentiable: Tensor = _TokenLosses.apply(hidden, base, targets)  # type: ignore[no-untyped-call]
+        return differentiable
+    losses, _ = _over_tiles(base, hidden, targets)
+    return losses
+
+
+def _tiles(base: Any, hidden: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """(start, stop, logits [N, stop - start]) of tiles of the vocabulary, for a linear head."""
     head, cap = base.get_output_embeddings(), heads.cap_of(base)
     weight, bias, hidden = head.weight, head.bias, heads.fitting(head, hidden)
     rows, columns = weight.shape
-    top = torch.full((hidden.shape[0],), -torch.inf, device=hidden.device)
-    total = torch.zeros_like(top)
-    picked = torch.zeros_like(top)
     size = max(1, tile_elements(weight.device) // columns)
     for start in range(0, rows, size):
         stop = min(start + size, rows)
@@ -50,11 +59,52 @@ def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -
             logits = logits + bias[start:stop]
         if cap:
             logits = torch.tanh(logits.float() / cap) * cap
+        yield start, stop, logits
+
+
+def _over_tiles(base: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [N] each: the losses, and log sum_j e^l_j."""
+    top = torch.full((hidden.shape[0],), -torch.inf, device=hidden.device)
+    total = torch.zeros_like(top)
+    picked = torch.zeros_like(top)
+    for start, stop, logits in _tiles(base, hidden):
         here = (targets >= start) & (targets < stop)
         column = torch.where(here, targets - start, 0)
         picked = torch.where(here, logits.gather(1, column[:, None])[:, 0].float(), picked)
         log_sum_exp_(top, total, logits)
-    return torch.where(targets >= 0, top + total.log() - picked, 0.0)
+    log_sum = top + total.log()
+    return torch.where(targets >= 0, log_sum - picked, 0.0), log_sum
+
+
+class _TokenLosses(torch.autograd.Function):
+    """The losses with their derivative in the hidden states, (softmax - one at the target) W, tile by tile again.
+
+    The head itself gets no gradient. Behind a cap c the derivative of a logit l is 1 - (l / c)^2.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, base: Any, targets: Tensor) -> Tensor:
+        losses, log_sum = _over_tiles(base, hidden, targets)
+        ctx.base = base
+        ctx.save_for_backward(hidden, targets, log_sum)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> Any:
+        (of_losses,) = outputs
+        hidden, targets, log_sum = ctx.saved_tensors
+        head, cap = ctx.base.get_output_embeddings(), heads.cap_of(ctx.base)
+        weight, found = head.weight.detach(), torch.zeros(hidden.shape, device=hidden.device)
+        of_losses = torch.where(targets >= 0, of_losses, 0.0)
+        for start, stop, logits in _tiles(ctx.base, hidden):
+            part = torch.exp(logits.float() - log_sum[:, None])
+            here = ((targets >= start) & (targets < stop)).nonzero()[:, 0]
+            part[here, targets[here] - start] -= 1.0
+            part.mul_(of_losses[:, None])
+            if cap:
+                part.mul_(1.0 - (logits / cap).square())
+            found += part.to(weight.dtype) @ weight[start:stop]
+        return found.to(hidden.dtype), None, None
 
 
 def causal_losses(model: Any, ids: Tensor, labels: Tensor | None = None, *, copies: int = 1, **inputs: Any) -> Tensor:
