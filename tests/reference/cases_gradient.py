@@ -12,6 +12,7 @@ CASES = [
     Case("mezo_momentum", papers.heavy_ball_from_scalars, {"lr": 1e-3, "replay": True, "window": 3}, "window"),
     Case("mezo_momentum", papers.heavy_ball, {"lr": 1e-3, "replay": False}, "slot"),
     Case("zo_adam", papers.zo_adam, {"lr": 1e-2}),
+    Case("zo_adafactor", papers.zo_adafactor, {"lr": 1e-2}, shapes=papers.MATRICES),
     Case("zo_sign", papers.zo_sign, {"lr": 1e-2, "n": 3}),
     Case("fzoo", papers.fzoo, {"lr": 1e-2, "n": 4}),
     Case("rank", papers.rank, {"lr": 1e-2, "n": 5}),

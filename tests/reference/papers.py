@@ -93,6 +93,28 @@ def zo_adam(
         yield x
 
 
+MATRICES = ((4, 3), (2, 4))
+"""The leaves of `zo_adafactor`."""
+
+
+def zo_adafactor(
+    f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, decay: float = 0.8, weight_decay: float = 0.0
+) -> Iterator[Array]:
+    """Shazeer and Stern (2018), Algorithm 4, on the two-point estimate, for each matrix on its own."""
+    x, r, c = x0, [np.zeros((n, 1)) for n, _ in MATRICES], [np.zeros((1, m)) for _, m in MATRICES]
+    for t, V in enumerate(directions, start=1):
+        g, b = two_point(f, x, V, mu), 1 - t**-decay
+        moves = []
+        for k, part in enumerate(np.split(g, [12])):
+            G = part.reshape(MATRICES[k])
+            r[k] = b * r[k] + (1 - b) * (np.mean(G**2, axis=1, keepdims=True) + 1e-30)
+            c[k] = b * c[k] + (1 - b) * (np.mean(G**2, axis=0, keepdims=True) + 1e-30)
+            U = G / np.sqrt(r[k] * c[k] / np.mean(r[k]))
+            moves.append((U / max(1.0, np.sqrt(np.mean(U**2)))).ravel())
+        x = (1 - lr * weight_decay) * x - lr * np.concatenate(moves)
+        yield x
+
+
 def zo_sign(
     f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, weight_decay: float = 0.0
 ) -> Iterator[Array]:

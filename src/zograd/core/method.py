@@ -8,7 +8,7 @@ from typing import Generic, Literal, TypeVar, cast
 
 from zograd.core.parts import Part, check
 from zograd.core.schedules import Schedule, as_schedule
-from zograd.core.slots import PerLeaf, PerRow
+from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators.base import Estimator
 from zograd.laws.base import Law
 from zograd.learning_rate.auto import as_controller
@@ -108,6 +108,6 @@ class Method(Generic[A]):
                 return f"{type(part).__name__} looks at whole tensors, and other processes hold parts of them"
         if self.space.unit != "element":
             return f"{type(self.space).__name__} couples elements that other processes hold"
-        if any(isinstance(initial, PerRow | PerLeaf) for initial in self.slots.values()):
+        if any(isinstance(initial, PerRow | PerColumn | PerLeaf) for initial in self.slots.values()):
             return "it keeps a number a row or a tensor, of which other processes hold parts"
         return None

@@ -19,6 +19,15 @@ class PerRow(float):
         return self
 
 
+class PerColumn(float):
+    """Initial value of a slot with one number a column of each leaf, seen as a matrix: first axis by the rest.
+
+    Blocks do not show it: a rule reads `leaf.slots[name]`, of shape [1, columns].
+    """
+
+    coupled = True
+
+
 class PerLeaf(float):
     """Initial value of a slot with one number a leaf."""
 

@@ -1,8 +1,8 @@
-"""The main job with its defaults: a real model, a real task, forward passes only, a few minutes on two cores.
+"""The main job with its defaults: a real model, a real task, no backward pass through the model, less than a minute.
 
-Trained are the 2.7 million weights of the last block's MLP and the norms around it. Everything below, attention
-included, is frozen: its activations at the scored position are computed once, and a step is one token an example.
-Measured on this task, a step there gains more than ten times what it gains on LoRA adapters (`docs/log.md`).
+Trained are the 2.7 million weights of the last block's MLP and the norm before it, by residual feedback. Everything
+below, attention included, is frozen: its activations at the scored position are computed once, and a step is one token
+an example.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from zograd.runs.folder import began
 RECIPE: dict[str, Any] = {
     "model": "smollm2-135m",
     "task": "trec",
-    "method": "zo_sgd",
-    "train": r"layers\.29\.(mlp|post_attention_layernorm)|model\.norm",
+    "method": "residual",
+    "train": r"layers\.29\.(mlp|post_attention_layernorm)",
     "threads": 1,  # its matrix products are small: a second thread gains little, and loses much on a busy machine
-    "steps": 1500,
+    "steps": 100,
     "batch_size": 128,
-    "lr": 3e-3,
-    "mu": 2.0**-11,
+    "lr": 2e-3,
     "lr_schedule": "cosine",
     "lr_end": 0.05,
     "dtype": "float32",
     "train_examples": 1000,
     "eval_split": "test",
     "eval_examples": 500,
-    "eval_every": 500,
+    "eval_every": 25,
 }
 
 
@@ -44,8 +43,8 @@ def quickstart(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) 
     folder = free(out)
     settings = TrainSettings(**RECIPE, seed=seed)
     say(
-        f"zograd: fine-tuning {settings.model} on {settings.task} by forward passes only: {settings.steps} steps of "
-        f"{settings.method}, seed {seed}; the first time, the model (93 MB) comes through pip"
+        f"zograd: fine-tuning {settings.model} on {settings.task} without a backward pass through the model: "
+        f"{settings.steps} steps of {settings.method}, seed {seed}; the first time, the model (93 MB) comes through pip"
     )
     result = train(settings, folder)
     return {

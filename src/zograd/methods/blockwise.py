@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 from zograd.core.method import Method
 from zograd.estimators.blockwise import FromBlocks
 from zograd.laws import Rademacher
 from zograd.methods.menu import LearningRate, entry
-from zograd.rules import Adam
+from zograd.rules import Adafactor, Adam
+from zograd.rules.base import Rule
 
 __all__ = ["backprop", "residual"]
+
+Moments: TypeAlias = Literal["full", "factored"]
+
+
+def _rule(moments: Moments, beta1: float, beta2: float, eps: float) -> Rule[None]:
+    if moments not in ("full", "factored"):
+        raise ValueError(f"moments are 'full' (Adam) or 'factored' (Adafactor), got {moments!r}")
+    return Adam(beta1, beta2, eps) if moments == "full" else Adafactor()
 
 
 @entry(
@@ -18,10 +29,18 @@ __all__ = ["backprop", "residual"]
     needs="blocks",
 )
 def residual(
-    lr: LearningRate = 2e-4, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0
+    lr: LearningRate = 2e-4,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-8,
+    moments: Moments = "full",
+    weight_decay: float = 0.0,
 ) -> Method[None]:
-    """Residual feedback: each block of a transformer learns from the derivative of the loss behind the last block."""
-    rule = Adam(beta1, beta2, eps)
+    """Residual feedback: each block of a transformer learns from the derivative of the loss behind the last block.
+
+    moments="factored" takes Adafactor in place of Adam: a number a row and a column, no slots, and no momentum.
+    """
+    rule = _rule(moments, beta1, beta2, eps)
     return Method(FromBlocks("residual"), Rademacher(), rule, lr=lr, weight_decay=weight_decay)
 
 
@@ -32,8 +51,13 @@ def residual(
     needs="blocks",
 )
 def backprop(
-    lr: LearningRate = 1e-4, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0
+    lr: LearningRate = 1e-4,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-8,
+    moments: Moments = "full",
+    weight_decay: float = 0.0,
 ) -> Method[None]:
     """Backpropagation with checkpointed blocks and fused updates: the rival, by the same command."""
-    rule = Adam(beta1, beta2, eps)
+    rule = _rule(moments, beta1, beta2, eps)
     return Method(FromBlocks("backprop"), Rademacher(), rule, lr=lr, weight_decay=weight_decay)

@@ -7,10 +7,10 @@ from zograd.estimators import Central, OneSided, Ranked, Spread
 from zograd.estimators.ranked import Weights
 from zograd.laws import Gaussian, Law, Rademacher
 from zograd.methods.menu import MU, LearningRate, Queries, Radius, entry, inside
-from zograd.rules import SGD, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
+from zograd.rules import SGD, Adafactor, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
 from zograd.sets import L1Ball, LinearMinimizer
 
-__all__ = ["frank_wolfe", "fzoo", "mezo", "mezo_momentum", "rank", "zo_adam", "zo_sgd", "zo_sign"]
+__all__ = ["frank_wolfe", "fzoo", "mezo", "mezo_momentum", "rank", "zo_adafactor", "zo_adam", "zo_sgd", "zo_sign"]
 
 
 @entry(
@@ -75,6 +75,23 @@ def zo_adam(
     """Adam fed with the two-point estimate."""
     rule = Adam(beta1, beta2, eps)
     return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
+
+
+@entry(
+    source="Shazeer and Stern 2018, arXiv 1804.04235, Algorithm 4, on the estimate of MeZO",
+    extra_memory="a float32 a row and a float32 a column of each trained matrix",
+    formula="u = g / sqrt(R C / mean R),  x <- x - lr u / max(1, rms(u)),  R, C means of g^2 over rows and columns",
+)
+def zo_adafactor(
+    lr: LearningRate = 1e-6,
+    mu: Radius = MU,
+    decay: float = 0.8,
+    n: int = 1,
+    law: Law = Rademacher(),
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Adafactor fed with the two-point estimate: Adam's scaling in the memory of SGD."""
+    return Method(Central(n), law, Adafactor(decay), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(

@@ -1,6 +1,7 @@
 """Rules: from an estimate to the direction of the move, block by block."""
 
 from zograd.rules.accelerated import FISTA
+from zograd.rules.adafactor import Adafactor
 from zograd.rules.adam import Adam
 from zograd.rules.adamu import AdaMU
 from zograd.rules.amsgrad import AMSGrad
@@ -25,6 +26,7 @@ __all__ = [
     "SGD",
     "AMSGrad",
     "AdaMU",
+    "Adafactor",
     "Adam",
     "Balanced",
     "Bounded",

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from zograd import methods
 from zograd.core.run import Method, Run
-from zograd.core.slots import Bits, PerLeaf, PerRow
+from zograd.core.slots import Bits, PerColumn, PerLeaf, PerRow
 from zograd.core.tape import pack_record
 from zograd.core.vector import HALF, accumulation_dtype
 from zograd.errors import UsageError
@@ -230,7 +230,7 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     half = {k: t for k, t in chosen.items() if t.dtype in HALF}
     low = sum(2 * t.numel() for t in half.values() if question.rounding == "split" or t.ndim <= 1)
     slots = sum(slot_bytes(value, t) for value in method.slots.values() for t in chosen.values())
-    n_slots = sum(not isinstance(value, PerRow | PerLeaf | Bits) for value in method.slots.values())
+    n_slots = sum(not isinstance(value, PerRow | PerColumn | PerLeaf | Bits) for value in method.slots.values())
     together = min(max(1, SATURATED // tokens), method.evaluations)
     seen = tokens * together
     tile_rows = min(vocabulary, max(1, TILE // hidden))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zograd import kernels, noise
-from zograd.core.slots import Bits, PerLeaf, PerRow
+from zograd.core.slots import Bits, PerColumn, PerLeaf, PerRow
 from zograd.core.vector import (
     HALF,
     Address,
@@ -137,8 +137,8 @@ class Store:
     def require(self, slots: Mapping[str, float]) -> set[str]:
         """Allocate slots once, filled with their initial values; returns the names of those that are new.
 
-        A slot has one number an element of the weights in the accumulation dtype; `PerRow`, `PerLeaf` and `Bits`
-        values make smaller ones.
+        A slot has one number an element of the weights in the accumulation dtype; `PerRow`,
+        `PerColumn`, `PerLeaf` and `Bits` values make smaller ones.
         """
         new = set()
         for name, value in slots.items():
@@ -149,6 +149,8 @@ class Store:
                     shape: tuple[int, ...] = (leaf.numel,)
                     if isinstance(value, PerRow):
                         shape = (leaf.matrix_shape[0], value.width)
+                    elif isinstance(value, PerColumn):
+                        shape = (1, leaf.matrix_shape[1])
                     elif isinstance(value, PerLeaf):
                         shape = (1, 1)
                     fill = bool(value) if isinstance(value, Bits) else float(value)
