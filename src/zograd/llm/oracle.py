@@ -29,6 +29,10 @@ def points_of(scorer: Scorer, batch: Sequence[Example], together: int | None = N
     return batched(partial(scorer.copy_losses, batch), together or scorer.together(batch))
 
 
+AT_ONCE = 512
+"""Tokens of one forward whose blocks are differentiated: the activations of a block for all of them are in memory."""
+
+
 class BatchOracle:
     """Makes the oracle of each batch of a run: `oracles(batch)`.
 
@@ -82,8 +86,11 @@ class BatchOracle:
 
 
 def recorded(source: Blockwise, scorer: Scorer, batch: Sequence[Example], *, keep: bool) -> tuple[float, list[Call]]:
-    """The loss of a batch, and what its forwards show: see `zograd.blockwise.record`."""
-    return record(lambda: scorer.loss(batch), source.blocks, source.first, keep=keep, around=lambda: scorer.around)
+    """The loss of a batch, and what its forwards, of at most `AT_ONCE` tokens, show: see `zograd.blockwise.record`."""
+    most = max(1, AT_ONCE // max(scorer.longest(batch)))
+    return record(
+        lambda: scorer.loss(batch, most), source.blocks, source.first, keep=keep, around=lambda: scorer.around
+    )
 
 
 def from_blocks(source: Blockwise, scorer: Scorer, batch: Sequence[Example]) -> Oracle:

@@ -303,13 +303,16 @@ class Scorer:
             return None
         return torch.tensor([e.label for e in examples], device=self.device)
 
-    def loss(self, examples: Sequence[Example]) -> Tensor:
-        """Mean loss of a batch. It is cut into buckets of similar lengths, so that little is spent on padding."""
-        return self.copy_losses(examples, 1)[0]
+    def loss(self, examples: Sequence[Example], most: int = 64) -> Tensor:
+        """Mean loss of a batch. It is cut into buckets of similar lengths, so that little is spent on padding.
 
-    def copy_losses(self, examples: Sequence[Example], copies: int) -> Tensor:
+        most: examples in one forward.
+        """
+        return self.copy_losses(examples, 1, most)[0]
+
+    def copy_losses(self, examples: Sequence[Example], copies: int, most: int = 64) -> Tensor:
         """float32 [copies]: mean loss of a batch on each branch."""
-        buckets = self.buckets(examples)
+        buckets = self.buckets(examples, most)
         parts = [self.losses([examples[i] for i in bucket], copies).view(copies, -1) for bucket in buckets]
         return torch.cat(parts, 1).mean(1)
 
@@ -327,7 +330,7 @@ class Scorer:
         """Whether a forward of these examples computes their last position alone."""
         return self.prefix is not None and self.prefix.last_only and self._remembered(examples)
 
-    def _longest(self, examples: Sequence[Example]) -> list[int]:
+    def longest(self, examples: Sequence[Example]) -> list[int]:
         """Number of tokens that a forward computes of each example: 1 if the states of the others are stored."""
         if self._recalled(examples):
             return [1] * len(examples)
@@ -338,7 +341,7 @@ class Scorer:
 
         See `zograd.llm.scoring.batches.length_buckets`. Batches of one token an example may hold 1024 of them.
         """
-        lengths = self._longest(examples)
+        lengths = self.longest(examples)
         return length_buckets(lengths, 1024 if max(lengths, default=0) == 1 else most, packs=self.packs)
 
     def together(self, examples: Sequence[Example]) -> int:
