@@ -115,6 +115,6 @@ class Feasible(Wrapper[Any]):
                 return replace(estimate, meters={**estimate.meters, "inward": inward})
 
 
-def longest(ask: Ask, queries: Sequence[Query]) -> float:
+def _longest(ask: Ask, queries: Sequence[Query]) -> float:
     """max |u| over the queries x + u; one pass over their noise."""
     return float(np.sqrt(np.diag(ask.gram([q.at for q in queries])).max()))
