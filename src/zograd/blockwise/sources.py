@@ -45,7 +45,8 @@ class Blockwise(ABC):
         self.calls: list[Call] = []
         self._states: list[Tensor] = []
         self._found: dict[int, Tensor] = {}
-        self._at = 0
+        self._at, self._seen = 0, -1
+        """The next block to visit, and the one whose gradients are there."""
 
     @property
     def first(self) -> int:
@@ -54,7 +55,7 @@ class Blockwise(ABC):
 
     def begin(self, calls: Sequence[Call]) -> None:
         """The forward of a step. Its gradients are asked for once each, in the order of `order`."""
-        self.calls, self._found = list(calls), {}
+        self.calls, self._found, self._seen = list(calls), {}, -1
 
     def end(self) -> None:
         """Let go of everything of this step."""
@@ -75,19 +76,22 @@ class Blockwise(ABC):
                 "these gradients are computed from a batch, and no forward of this step was recorded: a tape alone "
                 "does not replay them; go on from the state that the run has saved"
             )
-        while leaf.index not in self._found:
+        while self._seen != self.number[leaf.index]:
             self._found = {}
+            self._seen = self._at
             self._visit()
-        return self._found.pop(leaf.index)
+        found = self._found.pop(leaf.index, None)  # without one, the loss does not depend on the leaf
+        return torch.zeros(leaf.numel, device=leaf.tensor.device) if found is None else found
 
-    def _keep(self, number: int, found: Sequence[Sequence[Tensor | None]]) -> None:
-        """Sums over the calls, as gradients of the leaves of a block."""
-        for k, leaf in enumerate(self.leaves.get(number, ())):
-            parts = [g for gradients in found if (g := gradients[k]) is not None]
-            total = torch.zeros_like(leaf.tensor) if not parts else parts[0]
-            for part in parts[1:]:
-                total = total + part
-            self._found[leaf.index] = total.detach().reshape(-1)
+    def _add(self, number: int, gradients: Sequence[Tensor | None]) -> None:
+        """Add the gradients of the leaves of a block in one call to those in the calls before."""
+        for leaf, gradient in zip(self.leaves.get(number, ()), gradients, strict=True):
+            if gradient is None:
+                continue
+            if leaf.index in self._found:
+                self._found[leaf.index].add_(gradient.reshape(-1))
+            else:
+                self._found[leaf.index] = gradient.reshape(-1)
 
 
 class Residual(Blockwise):
@@ -112,16 +116,14 @@ class Residual(Blockwise):
     def _visit(self) -> None:
         number, block = self._at, self.blocks[self._at]
         trained = [leaf.tensor for leaf in self.leaves.get(number, ())]
-        found: list[list[Tensor | None]] = []
         for k, call in enumerate(self.calls):
             signal: Any = call.signal
             if trained:
                 self._states[k], gradients, _ = derivative(block, call, number, self._states[k], signal, trained)
-                found.append(gradients)
+                self._add(number, gradients)
             else:
                 with torch.no_grad():
                     self._states[k] = call.run(block, number, self._states[k])
-        self._keep(number, found)
         self._at += 1
 
 
@@ -147,7 +149,6 @@ class Backprop(Blockwise):
     def _visit(self) -> None:
         number, block = self._at, self.blocks[self._at]
         trained = [leaf.tensor for leaf in self.leaves.get(number, ())]
-        found = []
         for k, call in enumerate(self.calls):
             of_input = number > self.first
             _, gradients, before = derivative(
@@ -155,6 +156,5 @@ class Backprop(Blockwise):
             )
             if before is not None:
                 self._states[k] = before
-            found.append(gradients)
-        self._keep(number, found)
+            self._add(number, gradients)
         self._at -= 1

@@ -29,7 +29,7 @@ def points_of(scorer: Scorer, batch: Sequence[Example], together: int | None = N
     return batched(partial(scorer.copy_losses, batch), together or scorer.together(batch))
 
 
-AT_ONCE = 512
+AT_ONCE = 256
 """Tokens of one forward whose blocks are differentiated: the activations of a block for all of them are in memory."""
 
 
