@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from zograd import methods
-from zograd.core.slots import Bits, PerLeaf, PerRow
+from zograd.core.slots import Bits, PerColumn, PerLeaf, PerRow
 from zograd.core.tape import Tape, TapeWriter
 from zograd.runs.plan import plan
 
@@ -62,13 +62,13 @@ def test_inference_is_weights_and_the_larger_of_head_and_block(folder: str):
     assert out["inference_peak_bytes"] == out["weights_bytes"] + tokens * HIDDEN * 4 + max(head, block)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", methods.names(blocks=True))
 def test_every_method_on_the_menu_can_be_planned(folder: str, name: str):
     out, line = plan(folder, method=name), methods.describe(name)
     assert out["evaluations_per_step"] == line["evaluations_per_step"]
     slots = methods.make(name, **methods.MENU[name].example).slots
     assert sorted(slots) == line["slots"]
-    whole = [type(value) for value in slots.values() if not isinstance(value, PerRow | PerLeaf | Bits)]
+    whole = [type(value) for value in slots.values() if not isinstance(value, PerRow | PerColumn | PerLeaf | Bits)]
     masks = [value for value in slots.values() if isinstance(value, Bits)]
     least = (4 * len(whole) + len(masks)) * out["trainable"]
     if len(whole) + len(masks) == len(slots):

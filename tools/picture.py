@@ -22,7 +22,7 @@ def as_svg(command: str, output: str) -> str:
     console = Console(record=True, width=92, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ {command}", style="bold green"))
     for line in output.rstrip("\n").splitlines():
-        console.print(Text(line, style="bold" if "trained, " in line else ""))
+        console.print(Text(line, style="bold" if "trained by " in line else ""))
     svg = console.export_svg(title="zograd", unique_id="picture")
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.S)  # they would come from the network
     lines = [line.rstrip() for line in svg.splitlines() if line.strip() and "<!--" not in line]

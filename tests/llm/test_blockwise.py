@@ -18,7 +18,7 @@ from zograd.blockwise import Backprop, Blockwise, Residual, adds_to_its_input, r
 from zograd.core.tape import Tape
 from zograd.core.vector import Slot, Vector
 from zograd.llm import loading
-from zograd.llm.build import set_up
+from zograd.llm.build import build_method, resolve, set_up
 from zograd.llm.restore import replay
 from zograd.llm.scoring.loss import token_losses
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -175,6 +175,14 @@ def test_a_run_goes_on_from_its_last_state_to_the_same_bits(tiny_model: Path, tm
     shutil.rmtree(tmp_path / "whole")
     again = train(settings(tiny_model, steps=9), run, resume=True, quiet=True)  # from the base model
     assert again["sha256"] == whole["sha256"]
+
+
+def test_adapters_take_a_larger_rate_and_several_processes_are_refused(tiny_model: Path) -> None:
+    assert build_method(settings(tiny_model, lr=None)).controller.peak == pytest.approx(2e-4)
+    assert build_method(settings(tiny_model, lr=None, train="lora")).controller.peak == pytest.approx(1e-3)
+    assert build_method(settings(tiny_model, method="zo_sgd", lr=None, train="lora")).controller.peak > 5e-5
+    with pytest.raises(SettingsError, match="--method residual runs in one process in this release, and here are 2"):
+        resolve(settings(tiny_model), world=2)
 
 
 def test_what_does_not_go_together_is_said_before_training(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The promise of the quickstart, on the real model: `make test-slow` (about six minutes)."""
+"""The promise of the quickstart, on the real model: `make test-slow` (a few minutes)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.model]
 
 def test_three_seeds_learn_clearly_in_the_memory_of_inference(tmp_path: Path) -> None:
     results = [quickstart(tmp_path / str(seed), seed=seed, say=lambda text: None) for seed in range(3)]
-    over_calibrated = [r["accuracy_after"] - r["accuracy_calibrated"] for r in results]
-    assert all(r["accuracy_after"] - r["accuracy_before"] >= 0.12 for r in results)
-    assert all(gain >= 0.02 for gain in over_calibrated)
-    assert sum(over_calibrated) / 3 >= 0.04
-    assert all(r["peak_bytes"] / r["inference_peak_bytes"] <= 1.05 for r in results)
+    assert all(r["accuracy_after"] >= 0.83 for r in results)
+    assert all(r["seconds"] <= 120 for r in results)
+    assert all(r["peak_bytes"] / r["inference_peak_bytes"] <= 1.02 for r in results)
     assert all(r["examples"] >= 300 for r in results)
 
 

@@ -35,7 +35,7 @@ def quickstart(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune a real language model on real data, with forward passes only, in a few minutes.
+    """Fine-tune a real language model on real data, without a backward pass through it, in a minute or two.
 
     Example: zograd quickstart --seed 1
     """
@@ -49,14 +49,14 @@ def quickstart(
             "",
             f"    zero-shot                        {percent(result['accuracy_before'])}",
             f"    calibrated zero-shot             {percent(result['accuracy_calibrated'])}   (label bias removed)",
-            f"    trained, forward passes only     {percent(result['accuracy_after'])}",
+            f"    trained by residual feedback     {percent(result['accuracy_after'])}",
             "",
-            f"  {result['steps']} steps of {result['method']}, {result['evaluations']} evaluations, "
+            f"  {result['steps']} steps, each a forward pass and the derivative of one block, "
             f"{result['seconds']:.0f} s; {result['trained']:,} weights trained",
             f"  peak memory {mib(result['peak_bytes'])}, inference alone {mib(result['inference_peak_bytes'])} "
             f"(ratio {result['peak_bytes'] / result['inference_peak_bytes']:.3f})",
-            f"  the run: {result['run']}, a tape of {result['run_bytes'] / 1024:,.0f} KiB that rebuilds the weights",
-            f"  rebuild them: zograd replay {result['run']} --out my-model",
+            f"  the run: {result['run']}, with its trained weights and a tape of its steps",
+            f"  the whole model as transformers loads it: zograd replay {result['run']} --out my-model",
         ]
     )
     conclude(result, json, table)

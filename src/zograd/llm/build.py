@@ -200,6 +200,8 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     if shards is None:
         points = build_method(s).evaluations
         shards = {"data": world, "directions": 1, "both": world // math.gcd(world, points)}[s.parallel]
+    if world > 1 and isinstance(build_method(s).estimator, FromBlocks):
+        raise SettingsError(f"--method {s.method} runs in one process in this release, and here are {world}")
     if shards > s.batch_size:
         raise SettingsError(f"a batch of {s.batch_size} cannot be cut into {shards} parts; raise --batch-size")
     dtype = str(loading.dtype_named(s.dtype)).removeprefix("torch.")

@@ -49,10 +49,12 @@ class Onto(NamedTuple):
     """Factor on the menu's learning rate."""
     mu: float | None
     """The radius; None: the menu's."""
+    blocks: float = 1.0
+    """The factor for methods whose gradients come from blocks: Adam's rate for adapters over that for whole weights."""
 
 
 FULL = Onto(1.0, None)
-LORA = Onto(100.0, 2.0**-7)
+LORA = Onto(100.0, 2.0**-7, 5.0)
 """MeZO's ratio of the learning rate for LoRA (1e-4) to that for full weights (1e-6); its radius for LoRA is 1e-2."""
 SCALES = Onto(1000.0, 2.0**-7)
 """Scales move in relative units, as `hozo` does: its learning rate (1e-3) over that of `zo_sgd` (1e-6)."""
@@ -82,5 +84,6 @@ def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
 def language_model(name: str, onto: Onto) -> dict[str, float]:
     """lr and mu of that name for a part of a language model; only those that the method has."""
     menu = describe(name)["defaults"]
-    lr = {"lr": menu["lr"] * onto.lr} if "lr" in menu else {}
+    factor = onto.blocks if MENU[name].needs == "blocks" else onto.lr
+    lr = {"lr": menu["lr"] * factor} if "lr" in menu else {}
     return lr | ({"mu": menu["mu"] if onto.mu is None else onto.mu} if "mu" in menu else {})

@@ -30,6 +30,7 @@ Python, torch and transformers need about 0.4 GiB on a CPU, 0.5 GiB of a GPU, in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -43,6 +44,7 @@ from zograd.core.slots import Bits, PerColumn, PerLeaf, PerRow
 from zograd.core.tape import pack_record
 from zograd.core.vector import HALF, accumulation_dtype
 from zograd.errors import UsageError
+from zograd.estimators import FromBlocks
 from zograd.hub import resolve_model
 from zograd.lens.branches import FEW
 from zograd.lens.lens import TILE
@@ -61,10 +63,11 @@ from zograd.llm.loading import (
     select,
     silence,
 )
+from zograd.llm.oracle import AT_ONCE
 from zograd.llm.scoring.scorer import SATURATED
 from zograd.quantized.gguf_file import linear_layers, packed_layers
 from zograd.runs.memory import available_bytes
-from zograd.stores import Rounding, Store
+from zograd.stores import Leaf, Rounding, Store
 from zograd.stores.leaf import CHUNK
 
 if TYPE_CHECKING:
@@ -238,6 +241,9 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     working = seen * hidden * b + seen * b * max(tile_rows, (6 + 2 * shared) * hidden + (4 + 2 * shared) * intermediate)
     if shared and tokens <= FEW:  # inputs and their transposes, a product transposed
         working += (2 * seen * intermediate + tokens * tile_rows) * b
+    if isinstance(method.estimator, FromBlocks):  # the activations and the gradients of a block, states between blocks
+        states = tokens * hidden * b * (depth if method.estimator.kind == "backprop" else 2)
+        working = min(tokens, AT_ONCE) * (8 * hidden + 4 * intermediate) * b + 4 * trainable // depth + states
     workspace = working_memory(chosen, n_slots, tiles=min(together, 2))
     masters = sum(map(bytes_of, chosen.values())) if is_scales(question.train) else 0
 
@@ -280,10 +286,21 @@ def working_memory(chosen: dict[str, Tensor], n_slots: int, tiles: int = 1) -> i
     return tiles * tile + chunks
 
 
+class _Ones:
+    """A gradient of ones, for methods that ask a source for it."""
+
+    def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
+        return leaves
+
+    def gradient(self, leaf: Leaf) -> Tensor:
+        return torch.ones(leaf.numel)
+
+
 def tape_bytes(method: Method[Any], groups: dict[str, int]) -> int:
     """Bytes of one step on the tape: the longest record of two steps of this method on a store of two leaves."""
     decays = (1.0, 0.0) if any(groups.values()) else (1.0,)
     store = Store({"w": torch.ones(8), "b": torch.ones(1)}, space=method.space, decays=decays)
+    store.source = _Ones()
     run = Run(store, method)
     longest = 0
     for _ in range(2):
