@@ -323,6 +323,8 @@ def slot_bytes(value: float, t: Tensor) -> int:
     numbers = t.numel()
     if isinstance(value, PerRow):
         numbers = (t.shape[0] if t.ndim else 1) * value.width
+    elif isinstance(value, PerColumn):
+        numbers //= t.shape[0] if t.ndim else 1
     elif isinstance(value, PerLeaf):
         numbers = 1
     return numbers * accumulation_dtype(t.dtype).itemsize
