@@ -1,0 +1,45 @@
+"""The table of learning per forward pass: what a run writes, and the page as a function of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import forwards
+from benchmarks.forwards import Line, measure, read, written
+
+
+def line(method: str, lr: float, seed: int, accuracy: float, loss: float) -> Line:
+    return Line("trec", "last", method, lr, seed, 50, [(0, 0.25, 2.0), (50, accuracy, loss)], 9.0, 110, 100)
+
+
+def test_the_page_shows_the_rate_with_the_lowest_mean_loss_over_all_seeds() -> None:
+    lines = [line("residual", 1e-3, s, 0.9 - s / 10, 0.5) for s in range(3)]
+    lines += [line("residual", 2e-3, s, 0.99, 0.1 + s) for s in range(3)]
+    lines += [line("zo_sgd", 1e-3, 0, 0.4, 1.4)]
+    page = written(lines)
+    assert "| trec | last | `residual` | 0.001 of 2 | 3 | 50 | 200 | 25.0 | 80.0 [70.0, 90.0] | 0.500 | 1.100 |" in page
+    assert "| trec | last | `zo_sgd` | 0.001 of 1 | 1 | 50 | 100 | 25.0 | 40.0 | 1.400 | 1.100 |" in page
+
+
+def test_what_is_in_the_file_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def run(task: str, part: str, method: str, lr: float, seed: int, steps: int) -> Line:
+        ran.append((method, lr, seed))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return line(method, lr, seed, 0.5, 1.0)
+
+    monkeypatch.setattr(forwards, "run", run)
+    file = tmp_path / "results.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        measure(seeds=2, out=str(file), progress=lambda text: None)
+    assert len(read(file)) == 2
+    assert measure(seeds=2, out=str(file), progress=lambda text: None) == {"runs": 8}
+    assert len(set(ran)) == len(ran) - 1 == 8
+
+
+def test_the_page_in_docs_is_that_of_the_file() -> None:
+    assert forwards.PAGE.read_text(encoding="utf-8") == written(read(forwards.RESULTS))
