@@ -237,7 +237,7 @@ class RunDirectory:
         """
         if self.writer is not None:
             self.writer.sync()
-        if not (run.method.slots or not run.method.estimator.replays) or self.writer is None:
+        if self.writer is None or (run.method.estimator.replays and not run.method.slots):
             return
         tensors = {k: v.detach().cpu().contiguous() for k, v in run.store.state_dict().items()}
         state = run.state_dict()
