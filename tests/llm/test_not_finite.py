@@ -103,7 +103,7 @@ def test_a_run_of_refused_steps_is_a_failure(broken: Path, tmp_path: Path) -> No
 def test_the_summary_counts_refused_steps(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, calls = Scorer.copy_losses, iter(range(100))
 
-    def losses(self: Scorer, batch: Any, copies: int) -> torch.Tensor:
+    def losses(self: Scorer, batch: Any, copies: int, most: int = 64) -> torch.Tensor:
         return plain(self, batch, copies) * (math.nan if next(calls) in (3, 4) else 1.0)
 
     monkeypatch.setattr(Scorer, "copy_losses", losses)
