@@ -223,9 +223,14 @@ def kill_at(process: Child, tape: Path, size: int, number: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*last record is torn")
-def test_killed_three_times_the_run_ends_at_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
-    """kill -9 at random moments, --resume: final weights bit-identical to an uninterrupted run."""
-    s = settings(tiny_model, steps=60)
+@pytest.mark.parametrize("method", ["zo_sgd", pytest.param("residual", marks=pytest.mark.slow)])
+def test_killed_three_times_the_run_ends_at_the_same_bits(tiny_model: Path, tmp_path: Path, method: str) -> None:
+    """kill -9 at random moments, --resume: final weights bit-identical to an uninterrupted run.
+
+    `residual` takes the steps since its last saved state again.
+    """
+    more = {"method": method, "mu": None, "lr": 1e-3, "save_every": 7} if method == "residual" else {}
+    s = settings(tiny_model, steps=60, **more)
     whole = train(s, tmp_path / "whole", quiet=True)
     size = (tmp_path / "whole" / "tape.zo").stat().st_size
     rng = random.Random(7)
