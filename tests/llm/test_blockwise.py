@@ -135,6 +135,19 @@ def test_leaves_outside_of_the_blocks_and_passes_without_a_forward_are_refused()
     assert {"residual", "backprop"} <= set(methods.names(blocks=True))
 
 
+def test_a_gradient_that_overflowed_moves_nothing() -> None:
+    _, blocks, store, loss = made(KINDS["llama"])
+    source = Residual(blocks, store.leaves)
+    _, calls = record(loss, blocks, 1)
+    calls[0].signal = torch.full_like(calls[0].signal, torch.inf)  # type: ignore[arg-type]
+    source.begin(calls)
+    store.source = source
+    with pytest.warns(UserWarning, match="is not finite, and this tensor rests in this step") as told:
+        found = [block.v[0].abs().max() for block in store.blocks(Vector(((Slot("gradient"), 1.0),)))]
+    assert max(found) == 0
+    assert len(told) == 1
+
+
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 

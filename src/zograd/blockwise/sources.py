@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +46,7 @@ class Blockwise(ABC):
         self.calls: list[Call] = []
         self._states: list[Tensor] = []
         self._found: dict[int, Tensor] = {}
+        self._warned = False
         self._at, self._seen = 0, -1
         """The next block to visit, and the one whose gradients are there."""
 
@@ -70,7 +72,7 @@ class Blockwise(ABC):
         """Take the derivative of the next block."""
 
     def gradient(self, leaf: Leaf) -> Tensor:
-        """dL/d leaf as this source sees it, flat. RuntimeError where no forward was recorded."""
+        """dL/d leaf as this source sees it, flat; zeros where it overflowed. RuntimeError: no forward was recorded."""
         if not self.calls:
             raise RuntimeError(
                 "these gradients are computed from a batch, and no forward of this step was recorded: a tape alone "
@@ -81,6 +83,14 @@ class Blockwise(ABC):
             self._seen = self._at
             self._visit()
         found = self._found.pop(leaf.index, None)  # without one, the loss does not depend on the leaf
+        if found is not None and not bool(found.isfinite().all()):
+            if not self._warned:
+                warnings.warn(
+                    f"the gradient of {leaf.name} is not finite, and this tensor rests in this step; so will others, "
+                    f"without another warning. Use --dtype float32 or bfloat16, or a smaller learning rate",
+                    stacklevel=2,
+                )
+            self._warned, found = True, None
         return torch.zeros(leaf.numel, device=leaf.tensor.device) if found is None else found
 
     def _add(self, number: int, gradients: Sequence[Tensor | None]) -> None:
