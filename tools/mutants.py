@@ -36,6 +36,27 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "the derivative of token losses forgets the target",
+        "src/zograd/llm/scoring/loss.py",
+        "part[here, targets[here] - start] -= 1.0",
+        "part[here, targets[here] - start] -= 0.0",
+        ("tests/llm/test_blockwise.py", "-k", "token_losses"),
+    ),
+    Mutant(
+        "every block is differentiated where the first one is",
+        "src/zograd/blockwise/sources.py",
+        "derivative(block, call, number, self._states[k], signal, trained)",
+        "derivative(block, call, number, call.inputs[self.first], signal, trained)",
+        ("tests/llm/test_blockwise.py", "-k", "its_definition_below"),
+    ),
+    Mutant(
+        "a tape that is cut keeps a step that is taken again",
+        "src/zograd/core/tape.py",
+        "self.path.read_bytes()[: self._ends[steps]]",
+        "self.path.read_bytes()[: self._ends[min(steps + 1, self.steps)]]",
+        ("tests/llm/test_blockwise.py", "-k", "same_bits"),
+    ),
+    Mutant(
         "the rounding key is taken from the domain of directions",
         "src/zograd/core/run.py",
         "self.seed, step, OfStep.ROUNDING",
