@@ -106,7 +106,7 @@ def written(lines: Iterable[Line]) -> str:
 
 This page is written by one command, from `{RESULTS.as_posix()}`:
 
-<!-- not run: it takes hours -->
+<!-- not run: its runs take hours of one core -->
 ```bash
 python -m benchmarks.forwards --page
 ```
