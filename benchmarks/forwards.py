@@ -104,11 +104,13 @@ def written(lines: Iterable[Line]) -> str:
     parts = "\n".join(f"- `{name}`: {json.dumps(given)}" for name, given in PARTS.items())
     return f"""# Learning per forward pass
 
-This page is written by one command, from `{RESULTS.as_posix()}`:
+The first command makes the runs of a part, those that `{RESULTS.as_posix()}` does not have yet; the second one writes
+this page from that file:
 
 <!-- not run: its runs take hours of one core -->
 ```bash
-python -m benchmarks.forwards --page
+python -m benchmarks.forwards --parts last --seeds 3
+python -m benchmarks.forwards --parts four --page
 ```
 
 SmolLM2-135M in float32, one thread, a cosine schedule to 5 %, 600 training and 300 test questions. "lr" is the rate

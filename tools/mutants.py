@@ -45,8 +45,8 @@ MUTANTS = (
     Mutant(
         "every block is differentiated where the first one is",
         "src/zograd/blockwise/sources.py",
-        "derivative(block, call, number, self._states[k], signal, trained)",
-        "derivative(block, call, number, call.inputs[self.first], signal, trained)",
+        "derivative(block, call, number, self._states[k], call.behind, trained)",
+        "derivative(block, call, number, call.inputs[self.first], call.behind, trained)",
         ("tests/llm/test_blockwise.py::test_residual_feedback_is_exact_for_the_last_block_and_its_definition_below",),
     ),
     Mutant(

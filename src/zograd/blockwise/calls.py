@@ -29,6 +29,12 @@ class Call:
     output: Tensor | None = None
     signal: Tensor | None = None
 
+    @property
+    def behind(self) -> Tensor:
+        """The signal, which a call has once it was recorded."""
+        assert self.signal is not None
+        return self.signal
+
     def run(self, block: nn.Module, number: int, hidden: Tensor) -> Tensor:
         """The hidden states behind a block."""
         args, kwargs = self.arguments[number]
@@ -104,26 +110,26 @@ def record(
 def derivative(
     block: nn.Module, call: Call, number: int, hidden: Tensor, signal: Tensor, trained: Sequence[Tensor], *,
     of_input: bool = False,
-) -> tuple[Tensor, list[Tensor | None], Tensor | None]:  # fmt: skip
+) -> tuple[Tensor, list[Tensor], Tensor | None]:  # fmt: skip
     """(states behind the block, d<signal, states>/d trained, d<signal, states>/d hidden or None).
 
-    Costs a forward and a backward of this block; its activations are freed afterwards.
+    Costs a forward and a backward of this block, whose activations are freed afterwards; where neither is wanted, a
+    forward.
     """
     hidden = hidden.detach().requires_grad_(of_input)
-    before = [tensor.requires_grad for tensor in trained]
+    wanted = [*trained, hidden] if of_input else list(trained)
     try:
         for tensor in trained:
             tensor.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.set_grad_enabled(bool(wanted)):
             output = call.run(block, number, hidden)
-        wanted = [*trained, hidden] if of_input else list(trained)
-        found: list[Tensor | None] = list(
-            torch.autograd.grad(output, wanted, signal.to(output.dtype), allow_unused=True)
-        )
+        found: list[Tensor] = []
+        if wanted:  # zeros where the block does not use a tensor
+            found = list(torch.autograd.grad(output, wanted, signal.to(output.dtype), materialize_grads=True))
     finally:
-        for tensor, required in zip(trained, before, strict=True):
-            tensor.requires_grad_(required)
-    return output.detach(), list(found[: len(trained)]), found[-1] if of_input else None
+        for tensor in trained:
+            tensor.requires_grad_(False)
+    return output.detach(), found[: len(trained)], found[-1] if of_input else None
 
 
 @torch.no_grad()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from zograd.blockwise.calls import Call, derivative
@@ -47,8 +45,9 @@ class Blockwise(ABC):
         self._states: list[Tensor] = []
         self._found: dict[int, Tensor] = {}
         self._warned = False
-        self._at, self._seen = 0, -1
-        """The next block to visit, and the one whose gradients are there."""
+        self._rest: Iterator[int] = iter(())
+        self._at = -1
+        """The block that was visited last: its gradients are there."""
 
     @property
     def first(self) -> int:
@@ -57,19 +56,25 @@ class Blockwise(ABC):
 
     def begin(self, calls: Sequence[Call]) -> None:
         """The forward of a step. Its gradients are asked for once each, in the order of `order`."""
-        self.calls, self._found, self._seen = list(calls), {}, -1
+        self.calls, self._found = list(calls), {}
+        self._rest, self._at = iter(self.visits), -1
 
     def end(self) -> None:
         """Let go of everything of this step."""
         self.calls, self._states, self._found = [], [], {}
 
+    @property
     @abstractmethod
-    def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
-        """The order in which leaves are visited."""
+    def visits(self) -> range:
+        """The blocks in the order in which they are visited."""
 
     @abstractmethod
-    def _visit(self) -> None:
-        """Take the derivative of the next block."""
+    def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
+        """Take the derivative of a block in its trained tensors."""
+
+    def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
+        """The leaves in the order of `visits`."""
+        return sorted(leaves, key=lambda leaf: self.visits.index(self.number[leaf.index]))
 
     def gradient(self, leaf: Leaf) -> Tensor:
         """dL/d leaf as this source sees it, flat; zeros where it overflowed. RuntimeError: no forward was recorded."""
@@ -78,26 +83,24 @@ class Blockwise(ABC):
                 "these gradients are computed from a batch, and no forward of this step was recorded: a tape alone "
                 "does not replay them; go on from the state that the run has saved"
             )
-        while self._seen != self.number[leaf.index]:
-            self._found = {}
-            self._seen = self._at
-            self._visit()
-        found = self._found.pop(leaf.index, None)  # without one, the loss does not depend on the leaf
-        if found is not None and not bool(found.isfinite().all()):
+        while self._at != self.number[leaf.index]:
+            self._found, self._at = {}, next(self._rest)
+            self._visit(self.blocks[self._at], self._at, [leaf.tensor for leaf in self.leaves.get(self._at, ())])
+        found = self._found.pop(leaf.index)
+        if not bool(found.isfinite().all()):
             if not self._warned:
                 warnings.warn(
                     f"the gradient of {leaf.name} is not finite, and this tensor rests in this step; so will others, "
                     f"without another warning. Use --dtype float32 or bfloat16, or a smaller learning rate",
                     stacklevel=2,
                 )
-            self._warned, found = True, None
-        return torch.zeros(leaf.numel, device=leaf.tensor.device) if found is None else found
+            self._warned = True
+            found.zero_()
+        return found
 
-    def _add(self, number: int, gradients: Sequence[Tensor | None]) -> None:
+    def _add(self, number: int, gradients: Sequence[Tensor]) -> None:
         """Add the gradients of the leaves of a block in one call to those in the calls before."""
         for leaf, gradient in zip(self.leaves.get(number, ()), gradients, strict=True):
-            if gradient is None:
-                continue
             if leaf.index in self._found:
                 self._found[leaf.index].add_(gradient.reshape(-1))
             else:
@@ -115,26 +118,18 @@ class Residual(Blockwise):
     step, beside the forward that is recorded. Memory: the states between two blocks, and the activations of one block.
     """
 
+    @property
+    def visits(self) -> range:
+        return range(self.first, len(self.blocks))
+
     def begin(self, calls: Sequence[Call]) -> None:
         super().begin(calls)
-        self._at = self.first
-        self._states = [call.inputs[self._at] for call in calls]
+        self._states = [call.inputs[self.first] for call in calls]
 
-    def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
-        return sorted(leaves, key=lambda leaf: self.number[leaf.index])
-
-    def _visit(self) -> None:
-        number, block = self._at, self.blocks[self._at]
-        trained = [leaf.tensor for leaf in self.leaves.get(number, ())]
+    def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
         for k, call in enumerate(self.calls):
-            signal: Any = call.signal
-            if trained:
-                self._states[k], gradients, _ = derivative(block, call, number, self._states[k], signal, trained)
-                self._add(number, gradients)
-            else:
-                with torch.no_grad():
-                    self._states[k] = call.run(block, number, self._states[k])
-        self._at += 1
+            self._states[k], gradients, _ = derivative(block, call, number, self._states[k], call.behind, trained)
+            self._add(number, gradients)
 
 
 class Backprop(Blockwise):
@@ -147,24 +142,19 @@ class Backprop(Blockwise):
 
     keeps_inputs = True
 
+    @property
+    def visits(self) -> range:
+        return range(len(self.blocks) - 1, self.first - 1, -1)
+
     def begin(self, calls: Sequence[Call]) -> None:
         super().begin(calls)
-        self._at = len(self.blocks) - 1
-        signals: Any = [call.signal for call in calls]
-        self._states = signals
+        self._states = [call.behind for call in calls]
 
-    def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
-        return sorted(leaves, key=lambda leaf: -self.number[leaf.index])
-
-    def _visit(self) -> None:
-        number, block = self._at, self.blocks[self._at]
-        trained = [leaf.tensor for leaf in self.leaves.get(number, ())]
+    def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
         for k, call in enumerate(self.calls):
-            of_input = number > self.first
             _, gradients, before = derivative(
-                block, call, number, call.inputs.pop(number), self._states[k], trained, of_input=of_input
+                block, call, number, call.inputs.pop(number), self._states[k], trained, of_input=number > self.first
             )
             if before is not None:
                 self._states[k] = before
             self._add(number, gradients)
-        self._at -= 1

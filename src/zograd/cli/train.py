@@ -51,7 +51,7 @@ def quickstart(
             f"    calibrated zero-shot             {percent(result['accuracy_calibrated'])}   (label bias removed)",
             f"    trained by residual feedback     {percent(result['accuracy_after'])}",
             "",
-            f"  {result['steps']} steps, each a forward pass and the derivative of one block, "
+            f"  {result['steps']} steps, each a forward pass and one block's derivative, "
             f"{result['seconds']:.0f} s; {result['trained']:,} weights trained",
             f"  peak memory {mib(result['peak_bytes'])}, inference alone {mib(result['inference_peak_bytes'])} "
             f"(ratio {result['peak_bytes'] / result['inference_peak_bytes']:.3f})",

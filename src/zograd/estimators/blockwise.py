@@ -33,7 +33,6 @@ class FromBlocks(Estimator[None]):
 
     evaluations: ClassVar[int] = 1
     replays: ClassVar[bool] = False
-    works_on_pieces: ClassVar[bool] = False
 
     def prepare(self, store: Store) -> None:
         if store.source is None:

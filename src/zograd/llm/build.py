@@ -102,7 +102,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     if s.train == "prefix":
         raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
     method = build_method(s)
-    if isinstance(method.estimator, FromBlocks):
+    estimator = method.estimator
+    if isinstance(estimator, FromBlocks):
         for name in ("quantized", "quantize", "offload", "compile"):
             if getattr(s, name):
                 raise SettingsError(f"--method {s.method} does not go with --{name} in this release; leave one out")
@@ -121,8 +122,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
         module, layers = loading.attach_lora(model, spec, s.seed), None
     trained = loading.select(module, s.train, layers=layers)
     module.requires_grad_(False)
-    blocks = loading.blocks(loading.plain_model(module)) if isinstance(method.estimator, FromBlocks) else None
-    if blocks is not None:
+    if isinstance(estimator, FromBlocks):
+        blocks = loading.blocks(loading.plain_model(module))
         trained = inside(blocks, trained, s)
     streamed: Streamed | None = None
     if mapped is not None:
@@ -139,8 +140,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     )  # fmt: skip
     if streamed is not None:
         streamed.serve(store)
-    if blocks is not None:
-        store.source = SOURCES[method.estimator.kind](list(blocks), store.leaves)  # type: ignore[attr-defined]
+    if isinstance(estimator, FromBlocks):
+        store.source = SOURCES[estimator.kind](list(blocks), store.leaves)
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
 
 

@@ -97,6 +97,7 @@ class Loop:
         self.p, self.scorer, self.batches, self.held_out = work.prepared, work.scorer, work.batches, work.held_out
         self.directory, self.quiet, self.peers = directory, quiet, peers
         self.oracles = BatchOracle(self.scorer, self.p.settings, peers, taken)
+        self.source = self.p.store.source if isinstance(self.p.store.source, Blockwise) else None
         self.probes = Probes() if loading.is_scales(self.p.settings.train) else None
         self.interrupted = False
         self.last_metrics: Metrics | None = None
@@ -136,8 +137,8 @@ class Loop:
         """One step on a batch. Its record says so if fewer points share a forward from now on, in all processes."""
         limit = self.peers.limit
         record = self.p.run.step(self._oracle(batch))
-        if isinstance(self.p.store.source, Blockwise):
-            self.p.store.source.end()
+        if self.source is not None:
+            self.source.end()
         if self.peers.limit != limit:
             self.oracles.keep_to(self.peers.limit)
             record = replace(record, meters=(*record.meters, (TOGETHER, float(self.peers.limit))))
@@ -145,8 +146,8 @@ class Loop:
         return record
 
     def _oracle(self, batch: list[Example]) -> Oracle:
-        if isinstance(self.p.store.source, Blockwise):
-            return from_blocks(self.p.store.source, self.scorer, batch)
+        if self.source is not None:
+            return from_blocks(self.source, self.scorer, batch)
         oracle = self.oracles(batch)
         return oracle if self.probes is None else self.probes.counted(oracle)
 

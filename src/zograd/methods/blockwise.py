@@ -16,10 +16,19 @@ __all__ = ["backprop", "residual"]
 Moments: TypeAlias = Literal["full", "factored"]
 
 
-def _rule(moments: Moments, beta1: float, beta2: float, eps: float) -> Rule[None]:
+def _method(
+    kind: Literal["residual", "backprop"],
+    lr: LearningRate,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    moments: Moments,
+    weight_decay: float,
+) -> Method[None]:
     if moments not in ("full", "factored"):
         raise ValueError(f"moments are 'full' (Adam) or 'factored' (Adafactor), got {moments!r}")
-    return Adam(beta1, beta2, eps) if moments == "full" else Adafactor()
+    rule: Rule[None] = Adam(beta1, beta2, eps) if moments == "full" else Adafactor()
+    return Method(FromBlocks(kind), Rademacher(), rule, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -40,8 +49,7 @@ def residual(
 
     moments="factored" takes Adafactor in place of Adam: a number a row and a column, no slots, and no momentum.
     """
-    rule = _rule(moments, beta1, beta2, eps)
-    return Method(FromBlocks("residual"), Rademacher(), rule, lr=lr, weight_decay=weight_decay)
+    return _method("residual", lr, beta1, beta2, eps, moments, weight_decay)
 
 
 @entry(
@@ -59,5 +67,4 @@ def backprop(
     weight_decay: float = 0.0,
 ) -> Method[None]:
     """Backpropagation with checkpointed blocks and fused updates: the rival, by the same command."""
-    rule = _rule(moments, beta1, beta2, eps)
-    return Method(FromBlocks("backprop"), Rademacher(), rule, lr=lr, weight_decay=weight_decay)
+    return _method("backprop", lr, beta1, beta2, eps, moments, weight_decay)

@@ -177,9 +177,9 @@ class Store:
         self.make_moves()
         if (whole_leaf or whole_row) and self.sharded:
             raise TypeError("this method looks at whole matrices or rows, and other processes hold parts of them")
-        given = self.source is not None and any(GRADIENT in e.reads for v in vectors for e, _ in v.terms)
-        for leaf in self.source.order(self.leaves) if given and self.source is not None else self.leaves:
-            gradient = self.source.gradient(leaf) if given and self.source is not None else None
+        source = self.source if any(GRADIENT in e.reads for v in vectors for e, _ in v.terms) else None
+        for leaf in self.leaves if source is None else source.order(self.leaves):
+            gradient = None if source is None else source.gradient(leaf)
             flat, step = leaf.flat, leaf.chunk(whole_leaf, max(leaf.matrix_shape[1], 1) if whole_row else 1)
             for start, stop in self.pieces(leaf, step):
                 slots = self._slots(leaf, start, stop)
