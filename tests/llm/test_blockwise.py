@@ -160,7 +160,11 @@ def settings(model: Path, **more: Any) -> TrainSettings:
 
 
 @pytest.mark.parametrize("method", ["residual", "backprop"])
-@pytest.mark.parametrize("part", [{}, {"layers": 2}, {"train": "lora"}], ids=["full", "two blocks", "lora"])
+@pytest.mark.parametrize(
+    "part",
+    [{}, {"layers": 2}, {"train": "lora"}, {"train": "lora", "quantize": "hqq4"}],
+    ids=["full", "two blocks", "lora", "lora on 4 bits"],
+)
 def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, method: str, part: dict[str, Any]) -> None:
     done = train(settings(tiny_model, method=method, steps=30, **part), tmp_path / "run", quiet=True)
     assert done["loss_last"] < done["loss_first"] - 0.02
@@ -202,7 +206,7 @@ def test_what_does_not_go_together_is_said_before_training(tiny_model: Path, tmp
     for more, match in (
         ({"train": "embed"}, "trains tensors inside of the blocks, and --train embed names model.embed_tokens.weight"),
         ({"compile": True}, "--method residual does not go with --compile"),
-        ({"quantize": "nf4"}, "--method residual does not go with --quantize"),
+        ({"quantize": "hqq4", "train": "scales"}, "the layers of other libraries have no derivative in theirs"),
     ):
         with pytest.raises(SettingsError, match=match):
             train(settings(tiny_model, **more), tmp_path / "run", quiet=True)

@@ -52,6 +52,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rank one, another dtype": {"set": {"law": "rankone"}, "dtype": "bfloat16", "lr": 1e-2},
     "momentum by replay": {"method": "mezo_momentum"},
     "pattern, no cache": {"train": "mlp", "cache_prefix": False},
+    "residual": {"method": "residual", "mu": None, "set": {"moments": "factored"}},
+    "residual, lora": {"method": "residual", "mu": None, "train": "lora", "lr": 1e-2},
+    "backprop, another dtype": {"method": "backprop", "mu": None, "set": {"moments": "factored"}, "dtype": "bfloat16"},
 }
 
 CASES = [(variant, "disk") for variant in VARIANTS] + [
@@ -65,6 +68,8 @@ CASES = [(variant, "disk") for variant in VARIANTS] + [
         "low rank",
         "rank one",
         "rank one, another dtype",
+        "residual",
+        "residual, lora",
     )
 ]
 

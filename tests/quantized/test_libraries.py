@@ -459,3 +459,15 @@ def test_what_does_not_fit_is_named(tiny_model: Path, monkeypatch: pytest.Monkey
 def test_the_settings_know_what_can_be_quantized_to() -> None:
     (kinds,) = (a for a in typing.get_args(TrainSettings.model_fields["quantize"].annotation) if a is not type(None))
     assert typing.get_args(kinds) == quantizing.QUANTIZE
+
+
+@pytest.mark.parametrize("method", ["residual", "backprop"])
+def test_adapters_on_quantized_blocks_learn_from_their_derivatives(
+    tiny_model: Path, tmp_path: Path, kind: str, method: str
+) -> None:
+    s = TrainSettings(
+        model=str(tiny_model), quantize=kind, task="mr", method=method, train="lora", dtype="float32", threads=1,
+        batch_size=8, steps=25, train_examples=24, eval_examples=10, lr=1e-2, lora_targets=("q_proj", "down_proj"),
+    )  # fmt: skip
+    done = train(s, tmp_path / "run", quiet=True)
+    assert done["loss_last"] < done["loss_first"] - 0.02

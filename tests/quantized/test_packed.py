@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 
 from zograd import methods
 from zograd.core.run import Run
+from zograd.core.vector import Slot, Vector
 from zograd.llm import loading
-from zograd.llm.build import build_method
+from zograd.llm.build import build_method, set_up
+from zograd.llm.oracle import recorded
 from zograd.llm.restore import replay, restore
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
@@ -316,3 +319,78 @@ def test_a_pattern_that_finds_no_layer_shows_a_layer(tiny_gguf: Callable[[str], 
     model, _ = loading.load(str(tiny_gguf("Q4_1")), dtype="float32", quantized=True)
     with pytest.raises(loading.ModelError, match=r"selects no layer; names look like model.layers.0.self_attn.q_proj"):
         loading.select(model, "scales:nothing")
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=str)
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_the_derivative_of_a_packed_product_is_that_of_its_dense_matrix(
+    form: Any, trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dL/dx, and dL/ds of each block's scale by an autograd of w(s), tile by tile; some scales are negative or 0."""
+    rng = np.random.default_rng(0)
+    n, groups = 6, 4
+    raw = rng.integers(0, 256, (n * groups, form.bytes), dtype=np.uint8)
+    for at in (form.scale_at, form.min_at):
+        if at is not None:
+            values = rng.uniform(0.01, 0.02, n * groups) * np.where(np.arange(n * groups) % 5, 1, -1)
+            values[7] = 0.0
+            raw[:, at : at + 2] = values.astype(np.float16).view(np.uint8).reshape(-1, 2)
+    layer = PackedLinear(form, torch.from_numpy(raw.reshape(n, -1)), groups * form.size, torch.ones(n))
+    monkeypatch.setattr(layers, "TILE", 2 * layer.columns)
+    x = torch.randn(2, 3, layer.columns, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    g = torch.randn(2, 3, n, generator=torch.Generator().manual_seed(1))
+    wanted = [x]
+    if trained:
+        wanted.append(layer.masters().requires_grad_(True))
+    found = torch.autograd.grad(layer(x), wanted, g)
+
+    blocks = layer.blocks.view(-1, form.bytes)
+    s = form.scales(layer.blocks.view(-1)).requires_grad_(True)
+    low = form.mins(layer.blocks.view(-1))
+    w = form.values(blocks, s.view(-1, 1), None if low is None else low.view(-1, 1)).view(n, -1)
+    of_x, of_s = torch.autograd.grad(x @ w.t(), [x, s], g)
+    torch.testing.assert_close(found[0], of_x, rtol=1e-4, atol=1e-4)
+    if trained:  # the master is |s|
+        torch.testing.assert_close(found[1], (of_s * torch.sign(s)).view(n, groups), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["residual", "backprop"])
+@pytest.mark.parametrize("what", ["lora", "scales"])
+def test_a_packed_model_learns_from_the_derivatives_of_its_blocks(
+    tiny_gguf: TinyGguf, tmp_path: Path, method: str, what: str
+) -> None:
+    s = TrainSettings(
+        model=str(tiny_gguf("Q4_0")), quantized=True, task="mr", method=method, train=what, dtype="float32", threads=1,
+        batch_size=8, steps=30, train_examples=40, eval_examples=10, lr=1e-2 if what == "lora" else 3e-2, save_every=10,
+    )  # fmt: skip
+    done = train(s, tmp_path / "run", quiet=True)
+    assert done["loss_last"] < done["loss_first"] - 0.02
+    train(s.model_copy(update={"steps": 13}), tmp_path / "parts", quiet=True)
+    assert train(s, tmp_path / "parts", resume=True, quiet=True)["sha256"] == done["sha256"]
+
+
+def test_the_gradient_of_scales_is_the_slope_of_the_loss_in_log_scale(tiny_gguf: TinyGguf, tmp_path: Path) -> None:
+    """Frame coordinates of `PositiveOrthant`: dL/d log s, against a central difference along a direction."""
+    s = TrainSettings(
+        model=str(tiny_gguf("Q8_0")), quantized=True, task="mr", method="backprop", train="scales", dtype="float32",
+        threads=1, batch_size=8, train_examples=16, eval_examples=4,
+    )  # fmt: skip
+    work = set_up(s, tmp_path / "run")
+    store, source, batch = work.prepared.store, work.prepared.store.source, work.batches[0]
+    _, calls = recorded(source, work.scorer, batch, keep=True)
+    source.begin(calls)
+    found: dict[str, list[torch.Tensor]] = {}
+    for block in store.blocks(Vector(((Slot("gradient"), 1.0),))):
+        found.setdefault(block.leaf.name, []).append(block.v[0].clone())
+    for leaf in store.leaves[::4]:
+        g, mu = torch.cat(found[leaf.name]), 2.0**-5
+        v = torch.sign(g)
+        sides = []
+        for side in (mu, -mu):
+            before = leaf.tensor.clone()
+            leaf.tensor.mul_((side * v.view(leaf.shape)).exp())
+            with torch.no_grad():
+                sides.append(float(work.scorer.loss(batch)))
+            leaf.tensor.copy_(before)
+        slope = (sides[0] - sides[1]) / (2 * mu)
+        assert float(g @ v) == pytest.approx(slope, rel=0.05, abs=1e-4)

@@ -144,7 +144,7 @@ def adds_to_its_input(block: nn.Module, call: Call, number: int) -> bool:
 
     with ExitStack() as stack:
         for module in block.modules():
-            if not any(module.children()) and any(p.ndim >= 2 for p in module.parameters()):
+            if not any(module.children()) and any(t.ndim >= 2 for t in (*module.parameters(), *module.buffers())):
                 stack.callback(module.register_forward_hook(nothing).remove)
         hidden = call.inputs[number]
         return torch.equal(call.run(block, number, hidden), hidden)

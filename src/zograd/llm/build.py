@@ -19,6 +19,7 @@ from zograd import methods
 from zograd.blockwise import Backprop, Blockwise, Residual, adds_to_its_input
 from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
+from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import FromBlocks
 from zograd.hub import Example, Task, load_task, select
 from zograd.laws import RankOne
@@ -104,9 +105,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     method = build_method(s)
     estimator = method.estimator
     if isinstance(estimator, FromBlocks):
-        for name in ("quantized", "quantize", "offload", "compile"):
-            if getattr(s, name):
-                raise SettingsError(f"--method {s.method} does not go with --{name} in this release; leave one out")
+        if s.compile:
+            raise SettingsError(f"--method {s.method} does not go with --compile in this release; leave one out")
     pages: Offloaded | None = None
     mapped: Pages | None = None
     if s.offload == "disk":
@@ -123,6 +123,11 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     trained = loading.select(module, s.train, layers=layers)
     module.requires_grad_(False)
     if isinstance(estimator, FromBlocks):
+        if loading.is_scales(s.train) and not hasattr(model, "packed_file"):
+            raise SettingsError(
+                f"--method {s.method} trains the scales of a GGUF file (--quantized); the layers of other libraries "
+                f"have no derivative in theirs: use --train lora, or --method zo_sgd"
+            )
         blocks = loading.blocks(loading.plain_model(module))
         trained = inside(blocks, trained, s)
     streamed: Streamed | None = None
@@ -184,10 +189,12 @@ def check_stream(source: Residual, scorer: Scorer, s: TrainSettings) -> None:
 
 def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offloaded) -> None:
     """Raise SettingsError for a method with d-sized slots on offloaded weights: slots are not offloaded."""
-    if method.slots and any(t in pages for t in trained.values()):
+    large = [name for name, slot in method.slots.items() if not isinstance(slot, PerRow | PerColumn | PerLeaf)]
+    if large and any(t in pages for t in trained.values()):
+        instead = "--set moments=factored" if isinstance(method.estimator, FromBlocks) else "a method without them, such as zo_sgd"
         raise SettingsError(
-            f"method {method.name!r} keeps {', '.join(method.slots)} for every trained tensor, and --offload "
-            f"moves weights only; choose a method without slots, such as zo_sgd or fzoo, or --train lora"
+            f"method {method.name!r} keeps {', '.join(large)} for every trained weight, and --offload moves weights "
+            f"only; choose {instead}, or --train lora"
         )
 
 

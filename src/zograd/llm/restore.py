@@ -174,16 +174,15 @@ def restore(
 
 def merged_model(model: Any) -> Any:
     """The model with its adapters merged. On a quantized model they stay separate: its integers would round them."""
-    return (
-        model.merge_and_unload() if hasattr(model, "merge_and_unload") and not libraries.is_quantized(model) else model
-    )
+    quantized = libraries.is_quantized(model) or hasattr(loading.plain_model(model), "packed_file")
+    return model if quantized or not hasattr(model, "merge_and_unload") else model.merge_and_unload()
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
     """Write a model with merged adapters as files that `loading.load` reads.
 
     A packed model becomes a copy of its GGUF with the trained scales. A model quantized by a library is written in that
-    library's format, with its trained scales in a file of their own; adapters on it stay adapters (files of peft).
+    library's format, with its trained scales in a file of their own. Adapters on either stay adapters (files of peft).
     """
     model = merged_model(model)
     if hasattr(model, "merge_and_unload"):

@@ -7,6 +7,9 @@ float16 scales of the blocks are used, and the layer takes the memory of its byt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,6 +85,7 @@ class Packed(nn.Module):
             self.scale = nn.Parameter(s, requires_grad=False)
         return self.scale
 
+    @torch.no_grad()
     def signed(self) -> Tensor | None:
         """The scales to compute with, float32 [rows, groups]; None without masters: those of the blocks."""
         if self.scale is None:
@@ -89,10 +93,10 @@ class Packed(nn.Module):
         s = storable(self.scale.float()).float()  # under a lens, this read gives the evaluated point
         return s if self.sign is None else s * self.sign
 
-    def tile(self, out: Tensor, scales: Tensor | None, a: int, b: int) -> Tensor:
-        """out <- rows a to b, de-quantized, [b - a, columns]."""
-        some = None if scales is None else scales[a:b]
-        return self.form.dequantize_(out, self.blocks[a:b].view(-1), some).view(b - a, self.columns)
+    def tile(self, out: Tensor, scales: Tensor | None, a: int, b: int, mins: Tensor | None = None) -> Tensor:
+        """out <- rows a to b, de-quantized, [b - a, columns]; scales and mins of all rows, or None: of the blocks."""
+        some, low = (None if t is None else t[a:b] for t in (scales, mins))
+        return self.form.dequantize_(out, self.blocks[a:b].view(-1), some, low).view(b - a, self.columns)
 
     def extra_repr(self) -> str:
         trained = "" if self.scale is None else ", trained scales"
@@ -109,21 +113,65 @@ class PackedLinear(Packed):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.in_features, self.out_features = columns, self.rows
 
+    @property
+    def qweight(self) -> Tensor:
+        """The blocks, under the name by which peft finds the device of a quantized layer."""
+        return self.blocks
+
     def forward(self, x: Tensor) -> Tensor:
-        scales, rows = self.signed(), self.rows
         flat = x.reshape(-1, self.columns)
-        out = flat.new_empty(flat.shape[0], rows)
-        step = max(1, TILE // self.columns)
-        for a in range(0, rows, step):
-            b = min(a + step, rows)
-            w = self.tile(scratch((b - a) * self.columns, flat), scales, a, b)
-            torch.mm(flat, w.t(), out=out[:, a:b])
-        y = out.view(*x.shape[:-1], rows)
+        derived = torch.is_grad_enabled() and (x.requires_grad or (self.scale is not None and self.scale.requires_grad))
+        out = _Product.apply(flat, self.scale, self) if derived else self.product(flat)
+        y = out.view(*x.shape[:-1], self.rows)
         return y if self.bias is None else y + self.bias
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T, [n, rows], for x [n, columns]."""
+        out = x.new_empty(x.shape[0], self.rows)
+        for a, b, w in self.tiles(x, self.signed()):
+            torch.mm(x, w.t(), out=out[:, a:b])
+        return out
+
+    def tiles(self, like: Tensor, scales: Tensor | None, mins: Tensor | None = None) -> Iterator[tuple[int, int, Tensor]]:
+        """(a, b, rows a to b of W) in the shared workspace, in the dtype of `like`."""
+        step = max(1, TILE // self.columns)
+        for a in range(0, self.rows, step):
+            b = min(a + step, self.rows)
+            yield a, b, self.tile(scratch((b - a) * self.columns, like), scales, a, b, mins)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """The rows `ids` of W in float32, [len(ids), columns]: for scoring some tokens of a large vocabulary."""
         return rows_of(self, ids, torch.float32)
+
+
+class _Product(torch.autograd.Function):
+    """y = x W^T with w = s q + (terms without s): dL/dx = dL/dy W, and dL/ds = the sum of (dL/dy^T x) q over a block.
+
+    The rounding of s to float16 counts as the identity. A tile of W and one of dL/dW are in memory at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor | None, layer: PackedLinear) -> Tensor:
+        ctx.layer, ctx.of_scale = layer, scale is not None and scale.requires_grad
+        ctx.save_for_backward(*([x] if ctx.of_scale else []))
+        return layer.product(x.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        layer, (g,) = ctx.layer, grads
+        of_x = of_scale = None
+        if ctx.needs_input_grad[0]:
+            of_x = g.new_zeros(g.shape[0], layer.columns)
+            for a, b, w in layer.tiles(g, layer.signed()):
+                of_x.addmm_(g[:, a:b], w)
+        if ctx.of_scale:
+            (x,) = ctx.saved_tensors
+            of_scale = torch.empty(layer.rows, layer.groups, device=g.device)
+            sign = torch.ones_like(of_scale) if layer.sign is None else layer.sign.float()
+            zeros = None if layer.form.min_at is None else torch.zeros_like(of_scale)
+            for a, b, q in layer.tiles(g, sign, zeros):
+                of_scale[a:b] = (g[:, a:b].t() @ x).mul_(q).view(b - a, layer.groups, -1).float().sum(2)
+        return of_x, of_scale, None
 
 
 class PackedEmbedding(Packed):

@@ -52,6 +52,9 @@ class PositiveOrthant(Space):
     def lift_(self, z: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         return z.mul_(x) if self.metric == "log" else z.div_(conformal_factor(x))
 
+    def colift_(self, w: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
+        return self.lift_(w, x, slots)  # a diagonal
+
     def move_(self, x: Tensor, v: Tensor) -> Tensor:
         if self.metric == "conformal":
             size = conformal_factor(x) * math.sqrt(total(v, v))

@@ -103,6 +103,11 @@ class Leaf:
         slots = {name: seen(slots[name]) for name in self.space.slots if name in slots}
         self.space.move_(x, self.space.lift_(z, x, slots))
 
+    def frame_gradient(self, gradient: Tensor, x: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
+        """lift^T of the derivative df/dx of the whole leaf, flat: its gradient in frame coordinates."""
+        seen = {name: self.seen(slots[name]) for name in self.space.slots if name in slots}
+        return self.space.colift_(self.seen(gradient.to(x.dtype)), self.seen(x), seen).reshape(-1)
+
     def chunk(self, whole_leaf: bool = False, row: int = 1) -> int:
         """Elements of a block: whole rows of `row` elements, and all that the space has to see at once."""
         if self.space.unit == "leaf" or whole_leaf:

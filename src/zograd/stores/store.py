@@ -52,7 +52,10 @@ class GradientSource(Protocol):
         """The order in which the leaves are visited."""
 
     def gradient(self, leaf: Leaf) -> Tensor:
-        """The gradient of a leaf, flat, in any floating-point dtype. Asked for once in each pass over the leaves."""
+        """df/dx of a leaf, flat, in any floating-point dtype. Asked for once in each pass over the leaves.
+
+        The store turns it into the coordinates of its space.
+        """
 
 
 class Store:
@@ -179,7 +182,7 @@ class Store:
             raise TypeError("this method looks at whole matrices or rows, and other processes hold parts of them")
         source = self.source if any(GRADIENT in e.reads for v in vectors for e, _ in v.terms) else None
         for leaf in self.leaves if source is None else source.order(self.leaves):
-            gradient = None if source is None else source.gradient(leaf)
+            gradient = None if source is None else self._in_frame(leaf, source.gradient(leaf))
             flat, step = leaf.flat, leaf.chunk(whole_leaf, max(leaf.matrix_shape[1], 1) if whole_row else 1)
             for start, stop in self.pieces(leaf, step):
                 slots = self._slots(leaf, start, stop)
@@ -192,6 +195,12 @@ class Store:
                     for k, vector in enumerate(vectors)
                 ]
                 yield Block(leaf, start, flat[start:stop], v, slots)
+
+    def _in_frame(self, leaf: Leaf, gradient: Tensor) -> Tensor:
+        """df/dx of a leaf in frame coordinates."""
+        if leaf.space.flat:
+            return gradient
+        return leaf.frame_gradient(gradient, self.master(leaf), self._slots(leaf, 0, leaf.numel))
 
     def pieces(self, leaf: Leaf, size: int | None = None, *, write: bool = False) -> Iterator[tuple[int, int]]:
         """Start and stop of pieces of `size` elements; None: whole, or in pieces that suit where it is offloaded."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -44,6 +44,7 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
         layers_to_transform=None if top == depth else list(range(depth - top, depth)),
         task_type="CAUSAL_LM",
     )
+    take_packed(config)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -53,6 +54,18 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
             raise ModelError(f"LoRA does not fit this model: {first_line(e)}") from e
     refuse_tied(wrapped)
     return wrapped.eval()
+
+
+def take_packed(config: Any) -> None:
+    """Let peft put adapters on packed matrices too: they compute as linear layers, with a weight that is not dense.
+
+    They cannot be merged; `save_pretrained` of the wrapped model writes them alone.
+    """
+    from peft.tuners.lora import Linear
+
+    from zograd.quantized.packed_layers import PackedLinear
+
+    config._register_custom_module({PackedLinear: Linear})
 
 
 def refuse_tied(model: nn.Module) -> None:
