@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from benchmarks.results import load
 from zograd.cli.options import script
@@ -35,12 +35,18 @@ FORWARDS = {"zo_sgd": 2.0, "residual": 4.0, "backprop": 4.0}
 """Forwards of the trained blocks in a step: a backward counts for two. `residual` and `backprop` make a forward, run
 each block again and take its derivative."""
 
+EVALUATIONS = 60
+"""Evaluations by values alone for each step of the others: 3,000 beside 50 steps."""
+
 RATES: dict[str, dict[str, Sequence[float]]] = {
     "residual": {"last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3)},
     "backprop": {"last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3)},
-    "zo_sgd": {"last": (1e-3, 3e-3), "four": (3e-4, 1e-3), "all": (1e-5, 1e-4), "lora": (1e-3, 1e-2)},
-}
-"""Two learning rates for each method and part: the same effort for all."""
+    "zo_sgd": {
+        "last": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "four": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "all": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4), "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    },
+}  # fmt: skip
+"""The learning rates of seed 0: two for each method and part, five for MeZO. Other seeds take the best one of them."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def run(task: str, part: str, method: str, lr: float, seed: int, steps: int) -> 
     settings = TrainSettings.model_validate({
         "model": "smollm2-135m", "task": task, "method": method, "lr": lr, "seed": seed, "steps": steps,
         "lr_schedule": "cosine", "lr_end": 0.05, "dtype": "float32", "threads": 1, "train_examples": 600,
-        "eval_split": "test", "eval_examples": 300, "eval_every": max(steps // 4, 1), **PARTS[part],
+        "eval_split": "test", "eval_examples": 300, "eval_every": max(steps // 10, 1), **PARTS[part],
         **({"mu": 2.0**-11} if method == "zo_sgd" else {}),
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -84,23 +90,69 @@ def run(task: str, part: str, method: str, lr: float, seed: int, steps: int) -> 
     )
 
 
-def written(lines: Iterable[Line]) -> str:
-    """The page: for each task, part and method the learning rate with the lowest mean loss at the end."""
-    groups: dict[tuple[str, str, str, int], dict[float, list[Line]]] = {}
+Group: TypeAlias = tuple[str, str, str]
+"""Task, part and method."""
+
+
+def chosen(lines: Iterable[Line]) -> list[Line]:
+    """The runs of seed 0 with the lowest loss at the end, and those of other seeds at its rate."""
+    lines = list(lines)
+    first = [line for line in lines if line.seed == 0] or lines
+    lr = min(first, key=lambda line: line.curve[-1][2]).lr
+    return [line for line in lines if line.lr == lr]
+
+
+def grouped(lines: Iterable[Line]) -> dict[Group, list[Line]]:
+    """The runs of each task, part and method with as many steps as the last of them."""
+    groups: dict[Group, list[Line]] = {}
     for line in lines:
-        groups.setdefault((line.task, line.part, line.method, line.steps), {}).setdefault(line.lr, []).append(line)
-    rows = []
-    for (task, part, method, steps), rates in groups.items():
-        lr, best = min(rates.items(), key=lambda pair: statistics.mean(line.curve[-1][2] for line in pair[1]))
-        accuracy = [100 * line.curve[-1][1] for line in best]
-        spread = f" [{min(accuracy):.1f}, {max(accuracy):.1f}]" if len(best) > 1 else ""
-        peak = statistics.median(line.peak_bytes / line.inference_peak_bytes for line in best)
-        loss = statistics.mean(line.curve[-1][2] for line in best)
-        rows.append(
-            f"| {task} | {part} | `{method}` | {lr:g} of {len(rates)} | {len(best)} | {steps} "
-            f"| {steps * FORWARDS[method]:,.0f} | {100 * best[0].curve[0][1]:.1f} "
-            f"| {statistics.mean(accuracy):.1f}{spread} | {loss:.3f} | {peak:.3f} |"
-        )
+        groups.setdefault((line.task, line.part, line.method), []).append(line)
+    return {of: [line for line in found if line.steps == found[-1].steps] for of, found in groups.items()}
+
+
+def mean_curve(lines: Sequence[Line]) -> list[tuple[int, float]]:
+    """(step, mean accuracy in percent) where all runs were evaluated."""
+    accuracies = [{int(step): 100 * accuracy for step, accuracy, _ in line.curve} for line in lines]
+    steps = sorted(set.intersection(*map(set, accuracies)))
+    return [(step, statistics.mean(a[step] for a in accuracies)) for step in steps]
+
+
+def until(lines: Sequence[Line], wanted: float) -> int | None:
+    """Forwards until the mean accuracy reaches `wanted`, at the first evaluation that shows it; None: never."""
+    reached = (step for step, accuracy in mean_curve(lines) if accuracy >= wanted)
+    step = next(reached, None)
+    return None if step is None else round(step * FORWARDS[lines[0].method])
+
+
+def row(of: Group, rates: int, best: Sequence[Line], mezo: Sequence[Line]) -> str:
+    """A line of the table."""
+    task, part, method = of
+    accuracy = [100 * line.curve[-1][1] for line in best]
+    spread = f" [{min(accuracy):.1f}, {max(accuracy):.1f}]" if len(best) > 1 else ""
+    peak = statistics.median(line.peak_bytes / line.inference_peak_bytes for line in best)
+    loss = statistics.mean(line.curve[-1][2] for line in best)
+    steps = best[0].steps
+    reaches = ""
+    if mezo and method != "zo_sgd":
+        end = mean_curve(mezo)[-1][1]
+        forwards = until(best, end)
+        whole = mezo[0].steps * FORWARDS["zo_sgd"]
+        reaches = "never" if forwards is None else f"{forwards} ({whole / max(forwards, 1):.2g} times fewer)"
+    return (
+        f"| {task} | {part} | `{method}` | {best[0].lr:g} of {rates} | {len(best)} | {steps:,} "
+        f"| {steps * FORWARDS[method]:,.0f} | {100 * best[0].curve[0][1]:.1f} | {statistics.mean(accuracy):.1f}{spread} "
+        f"| {loss:.3f} | {peak:.3f} | {reaches} |"
+    )
+
+
+def written(lines: Iterable[Line]) -> str:
+    """The page: for each task, part and method the learning rate with the lowest loss at the end."""
+    groups = grouped(lines)
+    best = {of: chosen(found) for of, found in groups.items()}
+    rows = [
+        row(of, len({line.lr for line in groups[of]}), best[of], best.get((of[0], of[1], "zo_sgd"), []))
+        for of in sorted(groups, key=lambda of: (list(PARTS).index(of[1]), of[0], list(FORWARDS).index(of[2])))
+    ]
     parts = "\n".join(f"- `{name}`: {json.dumps(given)}" for name, given in PARTS.items())
     return f"""# Learning per forward pass
 
@@ -109,19 +161,20 @@ this page from that file:
 
 <!-- not run: its runs take hours of one core -->
 ```bash
-python -m benchmarks.forwards --parts last --seeds 3
+python -m benchmarks.forwards --parts last --tasks trec,mr,sms --seeds 3
 python -m benchmarks.forwards --parts four --page
 ```
 
-SmolLM2-135M in float32, one thread, a cosine schedule to 5 %, 600 training and 300 test questions. "lr" is the rate
-with the lowest mean loss at the end, and of how many. "forwards" are forward passes of the trained blocks, where a
-backward counts for two. Accuracies are in percent, over the seeds their mean and range. "peak" is the peak of the
-process over that of inference. What is trained:
+SmolLM2-135M in float32, one thread, a cosine schedule to 5 %, 600 training and 300 test questions. `zo_sgd` is MeZO
+with signs. "lr" is the rate with the lowest loss at the end of seed 0, and of how many; other seeds take it.
+"forwards" are forward passes of the trained blocks, where a backward counts for two. Accuracies are in percent, over
+the seeds their mean and range. "peak" is the peak of the process over that of inference. "MeZO's end after" are the
+forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one of ten evaluations. What is trained:
 
 {parts}
 
-| task | part | method | lr | seeds | steps | forwards | zero-shot | accuracy | loss | peak |
-|---|---|---|---|---|---:|---:|---:|---:|---:|---:|
+| task | part | method | lr | seeds | steps | forwards | zero-shot | accuracy | loss | peak | MeZO's end after |
+|---|---|---|---|---|---:|---:|---:|---:|---:|---:|---|
 {chr(10).join(rows)}
 """
 
@@ -129,7 +182,7 @@ process over that of inference. What is trained:
 def measure(
     tasks: Annotated[str, "Tasks, separated by commas."] = "trec",
     parts: Annotated[str, "Of last, four, all and lora, separated by commas."] = "last",
-    methods: Annotated[str, "Of residual, backprop and zo_sgd; empty: none."] = "residual,backprop",
+    methods: Annotated[str, "Of residual, backprop and zo_sgd; empty: none."] = "residual,backprop,zo_sgd",
     seeds: Annotated[int, "Seeds 0 to this, less one."] = 1,
     steps: Annotated[int, "Steps of a run."] = 50,
     out: Annotated[str, "The file of lines."] = str(RESULTS),
@@ -142,23 +195,28 @@ def measure(
     Example: python -m benchmarks.forwards --parts last,four --seeds 3
     """
     file = Path(out)
-    known = {line.of for line in read(file)}
-    wanted = [
-        (task, part, method, lr, seed)
-        for task, part, method in product(*(filter(None, text.split(",")) for text in (tasks, parts, methods)))
-        for lr in RATES[method][part]
-        for seed in range(seeds)
-    ]
-    for of in wanted:
-        if (*of, steps) not in known:
-            line = run(*of, steps)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(asdict(line)) + "\n")
-            progress(f"{line.of}: accuracy {line.curve[-1][1]:.3f}, loss {line.curve[-1][2]:.3f}")
+    for task, part, method in product(*(filter(None, text.split(",")) for text in (tasks, parts, methods))):
+        taken = steps * EVALUATIONS // 2 if method == "zo_sgd" else steps
+        for lr in RATES[method][part]:
+            made(file, (task, part, method, lr, 0, taken), progress)
+        done = [line for line in read(file) if (line.task, line.part, line.method, line.steps) == (
+            task, part, method, taken)]  # fmt: skip
+        for seed in range(1, seeds):
+            made(file, (task, part, method, chosen(done)[0].lr, seed, taken), progress)
     if page:
         PAGE.write_text(written(read(file)), encoding="utf-8")
     return {"runs": len(read(file))}
+
+
+def made(file: Path, of: tuple[str, str, str, float, int, int], progress: Callable[[str], None]) -> None:
+    """Make a run and append it to the file, unless it is there."""
+    if of in {line.of for line in read(file)}:
+        return
+    line = run(*of)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(asdict(line)) + "\n")
+    progress(f"{line.of}: accuracy {line.curve[-1][1]:.3f}, loss {line.curve[-1][2]:.3f}")
 
 
 def read(file: Path) -> list[Line]:

@@ -18,7 +18,7 @@ from zograd.core.run import Run
 from zograd.core.vector import Slot, Vector
 from zograd.llm import loading
 from zograd.llm.build import build_method, set_up
-from zograd.llm.oracle import recorded
+from zograd.llm.oracle import Forwards
 from zograd.llm.restore import replay, restore
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
@@ -377,8 +377,7 @@ def test_the_gradient_of_scales_is_the_slope_of_the_loss_in_log_scale(tiny_gguf:
     )  # fmt: skip
     work = set_up(s, tmp_path / "run")
     store, source, batch = work.prepared.store, work.prepared.store.source, work.batches[0]
-    _, calls = recorded(source, work.scorer, batch, keep=True)
-    source.begin(calls)
+    source.observe(Forwards(work.scorer, batch), 0)
     found: dict[str, list[torch.Tensor]] = {}
     for block in store.blocks(Vector(((Slot("gradient"), 1.0),))):
         found.setdefault(block.leaf.name, []).append(block.v[0].clone())

@@ -2,12 +2,17 @@
 
 A forward on a batch (`record`) keeps what enters the first trained block, and the derivative H of the loss at the
 output of the last block, which needs no backward pass through any block. A second pass then visits block by block,
-takes that block's derivative, and its weights move before the next block is visited (`Residual`, `Backprop`).
+takes that block's derivative, and its weights move before the next block is visited (`Residual`, `Backprop`). `Nodes`
+estimates what is wanted at the outputs of layers or blocks from pairs of forwards.
 """
 
 from __future__ import annotations
 
-from zograd.blockwise.calls import Call, adds_to_its_input, record
-from zograd.blockwise.sources import Backprop, Blockwise, Residual
+from zograd.blockwise.calls import Around, Call, adds_to_its_input, observe, record
+from zograd.blockwise.nodes import Nodes, Terms
+from zograd.blockwise.sources import Backprop, Batch, Blockwise, Residual
 
-__all__ = ["Backprop", "Blockwise", "Call", "Residual", "adds_to_its_input", "record"]
+__all__ = [
+    "Around", "Backprop", "Batch", "Blockwise", "Call", "Nodes", "Residual", "Terms", "adds_to_its_input", "observe",
+    "record",
+]  # fmt: skip

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
+Seen = TypeVar("Seen")
 
 
 @dataclass
@@ -48,13 +49,16 @@ def states_of(output: Any) -> Tensor:
     return states
 
 
-def _with_states(output: Any, states: Tensor) -> Any:
+def with_states(output: Any, states: Tensor) -> Any:
+    """What a block returned, with these hidden states in it."""
     return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
 @contextmanager
-def _watched(blocks: Sequence[nn.Module], first: int, keep: bool, around: Callable[[], Around]) -> Iterator[list[Call]]:
-    """Inside, each forward of the model adds a `Call`; behind the last block, a graph for autograd begins."""
+def _watched(
+    blocks: Sequence[nn.Module], first: int, keep: bool, around: Callable[[], Around], graph: bool = True
+) -> Iterator[list[Call]]:
+    """Inside, each forward of the model adds a `Call`. graph: behind the last block, one for autograd begins."""
     calls: list[Call] = []
 
     def enters(number: int) -> Callable[..., None]:
@@ -70,9 +74,9 @@ def _watched(blocks: Sequence[nn.Module], first: int, keep: bool, around: Callab
         return enter
 
     def leave(_: nn.Module, __: Any, output: Any) -> Any:
-        states = states_of(output).detach().requires_grad_(True)
+        states = states_of(output).detach().requires_grad_(graph)
         calls[-1].output = states
-        return _with_states(output, states)
+        return with_states(output, states)
 
     with ExitStack() as stack:
         for number in range(first, len(blocks)):
@@ -105,6 +109,23 @@ def record(
     for call, signal in zip(calls, torch.autograd.grad(value, outputs), strict=True):
         call.output, call.signal = None, signal
     return float(value.detach()), calls
+
+
+@torch.no_grad()
+def observe(
+    evaluate: Callable[[], Seen],
+    blocks: Sequence[nn.Module],
+    first: int = 0,
+    *,
+    around: Callable[[], Around] = lambda: nullcontext,
+) -> tuple[Seen, list[Call]]:
+    """(what `evaluate` gives, a `Call` for each forward of the model in it), without a derivative: see `record`."""
+    with _watched(blocks, first, False, around, graph=False) as entered:
+        value = evaluate()
+    calls = [call for call in entered if call.output is not None]
+    for call in calls:
+        call.output = None
+    return value, calls
 
 
 def derivative(

@@ -5,11 +5,28 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
-from zograd.blockwise.calls import Call, derivative
+from zograd.blockwise.calls import Around, Call, derivative, record
 from zograd.stores import Leaf
+
+if TYPE_CHECKING:
+    from zograd.blockwise.nodes import Terms
+
+
+class Batch(Protocol):
+    """A batch as a source sees it: forwards of the model, in the same order and of the same shape each time."""
+
+    def loss(self) -> Tensor:
+        """The mean loss, a scalar, by forwards of the model."""
+
+    def terms(self) -> list[Terms]:
+        """What the mean loss sums up, for each of these forwards."""
+
+    def around(self) -> Around:
+        """The context of the forward under way: see `record`."""
 
 
 class Blockwise(ABC):
@@ -21,6 +38,8 @@ class Blockwise(ABC):
 
     keeps_inputs = False
     """Whether what enters each block has to be kept by the forward."""
+    adds = False
+    """Whether the blocks have to add to the states that enter them (`adds_to_its_input`)."""
 
     def __init__(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf]) -> None:
         self.blocks = blocks
@@ -53,6 +72,15 @@ class Blockwise(ABC):
     def first(self) -> int:
         """The first block with trained weights."""
         return min(self.leaves)
+
+    def observe(self, batch: Batch, key: int) -> list[float]:
+        """Run the forwards of a step on a batch, and `begin`; returns the losses that they gave.
+
+        key: of this step, for directions.
+        """
+        loss, calls = record(batch.loss, self.blocks, self.first, keep=self.keeps_inputs, around=batch.around)
+        self.begin(calls)
+        return [loss]
 
     def begin(self, calls: Sequence[Call]) -> None:
         """The forward of a step. Its gradients are asked for once each, in the order of `order`."""
@@ -117,6 +145,8 @@ class Residual(Blockwise):
     Costs a forward and one block's derivative at a time, from the first trained block on: 3 forwards of these blocks a
     step, beside the forward that is recorded. Memory: the states between two blocks, and the activations of one block.
     """
+
+    adds = True
 
     @property
     def visits(self) -> range:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from torch import nn
+
+from zograd.blockwise import Backprop, Blockwise, Nodes, Residual
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Slot, Vector
 from zograd.estimators.base import Estimator
 
 if TYPE_CHECKING:
-    from zograd.stores import Store
+    from zograd.stores import Leaf, Store
 
 
 @dataclass(frozen=True, slots=True)
 class FromBlocks(Estimator[None]):
     """g = the slot "gradient", which the store's source fills for one leaf after the other (`zograd.blockwise`).
 
-    kind: "residual" or "backprop", the source that a run is to be given. 1 evaluation a step, and what the source
-    costs. A rule has to pass over the weights once, as those do that act on elements; another one asks for the same
+    kind: "residual" or "backprop", the source that a run is given. 1 evaluation a step, and what the source costs. A rule has to pass over the weights once, as those do that act on elements; another one asks for the same
     gradient twice. A tape does not replay such steps: the numbers are not functions of a seed. An error within a step
     may leave some blocks moved and others not; a run goes on from its saved state.
 
@@ -29,10 +32,17 @@ class FromBlocks(Estimator[None]):
     FromBlocks(kind='residual')
     """
 
-    kind: Literal["residual", "backprop"]
+    kind: Literal["residual", "backprop", "nodes"]
 
-    evaluations: ClassVar[int] = 1
     replays: ClassVar[bool] = False
+
+    @property
+    def evaluations(self) -> int:
+        return 1
+
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf]) -> Blockwise:
+        """What computes the gradients of these leaves, which are parameters of these blocks."""
+        return (Residual if self.kind == "residual" else Backprop)(blocks, leaves)
 
     def prepare(self, store: Store) -> None:
         if store.source is None:
@@ -42,5 +52,45 @@ class FromBlocks(Estimator[None]):
             )
 
     def __call__(self, ask: Ask) -> Routine[None]:
-        (loss,) = yield [Query()]
-        return Estimate(Vector(((Slot("gradient"), 1.0),)), loss, [loss], None)
+        losses = yield [Query()] * self.evaluations
+        return Estimate(Vector(((Slot("gradient"), 1.0),)), sum(losses) / len(losses), list(losses), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NodePerturbation(FromBlocks):
+    """g = d/dW sum_i <c_i xi_i, y_i>, c_i = (L_i(y + mu xi) - L_i(y - mu xi)) / 2 mu: see `zograd.blockwise.Nodes`.
+
+    mu: the radius on the outputs y, in their units. at: the outputs of "layers" or of "blocks". draws: pairs.
+    center: "residual" recentres E by residual feedback, and `shrink` weighs the correction.
+
+    2 draws evaluations a step, one more with center. ValueError for settings that do not fit.
+
+    >>> import zograd as zo
+    >>> zo.methods.node_perturbation(draws=2).evaluations
+    4
+    """
+
+    kind: Literal["residual", "backprop", "nodes"] = "nodes"
+    mu: float = 1e-2
+    at: Literal["layers", "blocks"] = "layers"
+    draws: int = 1
+    center: Literal["none", "residual"] = "none"
+    shrink: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.at not in ("layers", "blocks") or self.center not in ("none", "residual"):
+            raise ValueError(
+                f"at is 'layers' or 'blocks' and center is 'none' or 'residual', got {self.at!r} and {self.center!r}"
+            )
+        if self.center == "residual" and self.at == "layers":
+            raise ValueError("center='residual' knows the derivative behind each block alone; pass at='blocks' with it")
+        if self.draws < 1 or not self.mu > 0:
+            raise ValueError(f"draws must be at least 1 and mu positive, got {self.draws} and {self.mu}")
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.draws + (self.center == "residual")
+
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf]) -> Blockwise:
+        center = self.center == "residual"
+        return Nodes(blocks, leaves, mu=self.mu, at=self.at, draws=self.draws, center=center, shrink=self.shrink)

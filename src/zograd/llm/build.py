@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
-from zograd.blockwise import Backprop, Blockwise, Residual, adds_to_its_input
+from zograd.blockwise import Blockwise, adds_to_its_input, record
 from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
@@ -27,7 +27,7 @@ from zograd.learning_rate import AutoRate
 from zograd.llm import loading
 from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.loading import offloaded as offloading
-from zograd.llm.oracle import points_of, recorded
+from zograd.llm.oracle import Forwards, points_of
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -146,11 +146,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     if streamed is not None:
         streamed.serve(store)
     if isinstance(estimator, FromBlocks):
-        store.source = SOURCES[estimator.kind](list(blocks), store.leaves)
+        store.source = estimator.source(list(blocks), store.leaves)
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
-
-
-SOURCES: dict[str, type[Blockwise]] = {"residual": Residual, "backprop": Backprop}
 
 
 def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
@@ -169,14 +166,15 @@ def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSetting
     return found
 
 
-def check_stream(source: Residual, scorer: Scorer, s: TrainSettings) -> None:
+def check_stream(source: Blockwise, scorer: Scorer, s: TrainSettings) -> None:
     """Raise SettingsError where a block does not add to the states that enter it, so that H is no gradient there.
 
     Cost: one forward of a few tokens, and one more of each block.
     """
     example = next(e for examples in scorer.task.splits.values() for e in examples)
     prefix, scorer.prefix = scorer.prefix, None  # stored outputs of an attention would count as the stream
-    _, calls = recorded(source, scorer, [example], keep=True)
+    batch = Forwards(scorer, [example])
+    _, calls = record(batch.loss, source.blocks, source.first, keep=True, around=batch.around)
     scorer.prefix = prefix
     for number in range(source.first, len(source.blocks)):
         if not adds_to_its_input(source.blocks[number], calls[0], number):
@@ -289,7 +287,7 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
     for example in (*examples, *held_out):
         scorer.encode(example)
     batches = Batches(examples, s.batch_size, s.seed)
-    if isinstance(p.store.source, Residual):
+    if isinstance(p.store.source, Blockwise) and p.store.source.adds:
         check_stream(p.store.source, scorer, s)
     with Peak(s.device) as inference:
         scorer.infer(batches[0], held_out)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from zograd.blockwise import Blockwise, Call, record
+from torch import Tensor
+
+from zograd.blockwise import Around, Blockwise, Terms
 from zograd.core.query import Query
 from zograd.core.run import Record
 from zograd.distributed import Peers, shared
@@ -85,20 +87,27 @@ class BatchOracle:
         return points
 
 
-def recorded(source: Blockwise, scorer: Scorer, batch: Sequence[Example], *, keep: bool) -> tuple[float, list[Call]]:
-    """The loss of a batch, and what its forwards, of at most `AT_ONCE` tokens, show: see `zograd.blockwise.record`."""
-    most = max(1, AT_ONCE // max(scorer.longest(batch)))
-    return record(
-        lambda: scorer.loss(batch, most), source.blocks, source.first, keep=keep, around=lambda: scorer.around
-    )
+class Forwards:
+    """A batch as a source of gradients sees it: its forwards have at most `AT_ONCE` tokens."""
+
+    def __init__(self, scorer: Scorer, batch: Sequence[Example]) -> None:
+        self.scorer, self.batch = scorer, batch
+        self.most = max(1, AT_ONCE // max(scorer.longest(batch)))
+
+    def loss(self) -> Tensor:
+        return self.scorer.loss(self.batch, self.most)
+
+    def terms(self) -> list[Terms]:
+        return self.scorer.terms(self.batch, self.most)
+
+    def around(self) -> Around:
+        return self.scorer.around
 
 
 def from_blocks(source: Blockwise, scorer: Scorer, batch: Sequence[Example]) -> Oracle:
-    """The oracle of a batch for methods whose gradients come from blocks: one loss, and what the source needs."""
+    """The oracle of a batch for methods whose gradients come from blocks: the losses of the source's forwards."""
 
     def oracle(store: Store, queries: Sequence[Query], key: int) -> list[float]:
-        loss, calls = recorded(source, scorer, batch, keep=source.keeps_inputs)
-        source.begin(calls)
-        return [loss] * len(queries)
+        return source.observe(Forwards(scorer, batch), key)
 
     return oracle

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from zograd.core.method import Method
-from zograd.estimators.blockwise import FromBlocks
+from zograd.estimators.blockwise import FromBlocks, NodePerturbation
 from zograd.laws import Rademacher
 from zograd.methods.menu import LearningRate, entry
 from zograd.rules import Adafactor, Adam
 from zograd.rules.base import Rule
 
-__all__ = ["backprop", "residual"]
+__all__ = ["backprop", "node_perturbation", "residual"]
 
 Moments: TypeAlias = Literal["full", "factored"]
 
 
 def _method(
-    kind: Literal["residual", "backprop"],
+    estimator: FromBlocks,
     lr: LearningRate,
     beta1: float,
     beta2: float,
@@ -28,7 +28,9 @@ def _method(
     if moments not in ("full", "factored"):
         raise ValueError(f"moments are 'full' (Adam) or 'factored' (Adafactor), got {moments!r}")
     rule: Rule[None] = Adam(beta1, beta2, eps) if moments == "full" else Adafactor()
-    return Method(FromBlocks(kind), Rademacher(), rule, lr=lr, weight_decay=weight_decay)
+    if isinstance(estimator, NodePerturbation):
+        return Method(estimator, Rademacher(), rule, lr=lr, mu=estimator.mu, weight_decay=weight_decay)
+    return Method(estimator, Rademacher(), rule, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -49,7 +51,7 @@ def residual(
 
     moments="factored" takes Adafactor in place of Adam: a number a row and a column, no slots, and no momentum.
     """
-    return _method("residual", lr, beta1, beta2, eps, moments, weight_decay)
+    return _method(FromBlocks("residual"), lr, beta1, beta2, eps, moments, weight_decay)
 
 
 @entry(
@@ -67,4 +69,32 @@ def backprop(
     weight_decay: float = 0.0,
 ) -> Method[None]:
     """Backpropagation with checkpointed blocks and fused updates: the rival, by the same command."""
-    return _method("backprop", lr, beta1, beta2, eps, moments, weight_decay)
+    return _method(FromBlocks("backprop"), lr, beta1, beta2, eps, moments, weight_decay)
+
+
+@entry(
+    source="Williams 1992; Ren, Kornblith, Liao and Hinton, ICLR 2023, arXiv 2210.03310",
+    extra_memory="two float32 slots a trained weight; the activations of one block",
+    formula="Adam on d/dW sum_i <c_i xi_i, y_i>, c_i = (L_i(y + mu xi) - L_i(y - mu xi)) / 2 mu",
+    needs="blocks",
+)
+def node_perturbation(
+    lr: LearningRate = 5e-4,
+    mu: float = 1e-2,
+    at: Literal["layers", "blocks"] = "layers",
+    draws: int = 1,
+    center: Literal["none", "residual"] = "none",
+    shrink: float = 1.0,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-8,
+    moments: Moments = "full",
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Node perturbation: each example has its own slope along noise on the outputs of the trained layers or blocks.
+
+    Unbiased to O(mu^2), without the derivative of any block where at="layers". center="residual" (at="blocks")
+    recentres it by residual feedback, and `shrink` weighs that correction.
+    """
+    estimator = NodePerturbation(mu=mu, at=at, draws=draws, center=center, shrink=shrink)
+    return _method(estimator, lr, beta1, beta2, eps, moments, weight_decay)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from zograd.blockwise import Terms
 from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
@@ -89,6 +90,7 @@ class Scorer:
         self.packs, self.answers = False, None
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         """Makes the context of the forward under way, in which stored states stand for modules."""
+        self._shape = padded_layout([1])  # of the last forward
         self._check()
         below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
         if below:
@@ -213,7 +215,7 @@ class Scorer:
         backbone = heads.backbone_of(self.base)
         tails = self._tails(sequences)
         behind = sum(map(len, tails))
-        layout = self.layout([len(s.ids) + behind for s in sequences])
+        self._shape = layout = self.layout([len(s.ids) + behind for s in sequences])
         if self.prefix is None:
             return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
         numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in sequences]
@@ -223,7 +225,7 @@ class Scorer:
         if self.prefix.last_only:  # one position with any token: its states are recalled
             layout = padded_layout([1] * len(sequences))
             sequences = [ScoredTokens((1,), 1)] * len(sequences)
-        self.around = partial(self.prefix.recall, numbers, layout, copies)
+        self.around, self._shape = partial(self.prefix.recall, numbers, layout, copies), layout
         try:
             with self.around():
                 return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
@@ -274,16 +276,23 @@ class Scorer:
         if self.single:
             rows, columns = layout.places([n - 1 for n in layout.lengths], copies)
             return self._logits(hidden[rows.to(self.device), columns.to(self.device)], self.label_ids, copies)
-        scored = [len(s.ids) - s.scored_from for s in sequences] * copies
+        picked, owner, _ = self._completions(hidden, layout, sequences, copies)
+        total = torch.zeros(copies * len(sequences), device=self.device).index_add_(0, owner, picked)
+        counts = torch.tensor([len(s.ids) - s.scored_from for s in sequences] * copies, device=self.device)
+        return (total / counts).view(copies * len(examples), -1)
+
+    def _completions(
+        self, hidden: Tensor, layout: Layout, sequences: Sequence[ScoredTokens], copies: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The log-likelihood float32 [n] of each scored token, its sequence, and the column that predicts it."""
+        count = torch.tensor([len(s.ids) - s.scored_from for s in sequences] * copies)
         first_rows, first = layout.places([s.scored_from - 1 for s in sequences], copies)
-        count = torch.tensor(scored)
         rows = first_rows.repeat_interleave(count).to(self.device)
-        columns = torch.cat([torch.arange(c, c + n) for c, n in zip(first.tolist(), scored, strict=True)])
+        columns = torch.cat([torch.arange(c, c + n) for c, n in zip(first.tolist(), count.tolist(), strict=True)])
+        columns = columns.to(self.device)
         tokens = torch.tensor([t for s in sequences for t in s.ids[s.scored_from :]] * copies, device=self.device)
-        picked = -token_losses(self.base, hidden[rows, columns.to(self.device)], tokens, copies)
-        owner = torch.arange(len(scored)).repeat_interleave(count).to(self.device)
-        total = torch.zeros(len(scored), device=self.device).index_add_(0, owner, picked)
-        return (total / count.to(self.device)).view(copies * len(examples), -1)
+        picked = -token_losses(self.base, hidden[rows, columns], tokens, copies)
+        return picked, torch.arange(len(count)).repeat_interleave(count).to(self.device), columns
 
     def _shared_scores(self, answers: Answers, prompts: Sequence[ScoredTokens], copies: int) -> Tensor:
         """float32 [copies prompts, classes]: scores of label words that share the keys and values of each prompt."""
@@ -309,6 +318,33 @@ class Scorer:
         most: examples in one forward.
         """
         return self.copy_losses(examples, 1, most)[0]
+
+    @torch.no_grad()
+    def terms(self, examples: Sequence[Example], most: int = 64) -> list[Terms]:
+        """What `loss` sums up, for each of its forwards: token by token in completions, else one term an example."""
+        buckets = self.buckets(examples, most)
+        return [self._terms([examples[i] for i in bucket], len(examples)) for bucket in buckets]
+
+    def _terms(self, part: Sequence[Example], size: int) -> Terms:
+        """Of one forward, as parts of the mean over `size` examples."""
+        sequences = [s for e in part for s in self.encode(e)]
+        if self.task.kind != "classification":
+            hidden, layout = self._hidden(sequences)
+            picked, owners, columns = self._completions(hidden, layout, sequences)
+            counts = owners.bincount(minlength=len(part))
+            return Terms(-picked / (counts[owners] * size), owners, columns, self._cells(layout, 1))
+        values = self.losses(part) / size
+        layout = self._shape
+        owners = torch.arange(len(part), device=self.device)
+        last = torch.full_like(owners, layout.width - 1)
+        return Terms(values, owners, last, self._cells(layout, len(layout.lengths) // len(part)))
+
+    def _cells(self, layout: Layout, each: int) -> Tensor:
+        """int64 [rows, width]: the example of each token, of which each has so many sequences; -1 for padding."""
+        cells = torch.full((layout.count, layout.width), -1)
+        for i, (row, columns) in enumerate(layout.cells):
+            cells[row, columns] = i // each
+        return cells.to(self.device)
 
     def copy_losses(self, examples: Sequence[Example], copies: int, most: int = 64) -> Tensor:
         """float32 [copies]: mean loss of a batch on each branch."""

@@ -1,0 +1,235 @@
+"""Node perturbation: slopes of each example along noise on the outputs of layers or blocks, in place of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from zograd import noise
+from zograd.blockwise.calls import Call, observe, record, states_of, with_states
+from zograd.blockwise.sources import Batch, Residual
+from zograd.stores import Leaf
+
+At: TypeAlias = Literal["layers", "blocks"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the loss of one forward sums up, and which tokens each term depends on.
+
+    values: float32 [n]; their sum over the forwards of a batch is its mean loss. owners: int64 [n], the example of each
+    term. columns: int64 [n], the last column of the forward that it depends on.
+    cells: int64 [rows, width], the example of each token, -1 for padding.
+    """
+
+    values: Tensor
+    owners: Tensor
+    columns: Tensor
+    cells: Tensor
+
+    def slopes(self, other: Terms, mu: float) -> Tensor:
+        """float32 [rows, width]: (L(+mu) - L(-mu)) / 2 mu of the terms that a token can change, 0 for padding.
+
+        self and other: at +mu and -mu. A token of a causal model changes the terms of its own example, at its own
+        column and behind it.
+        """
+        examples, width = int(self.cells.max()) + 1, self.cells.shape[1]
+        at = self.owners * width + self.columns
+        changes = torch.zeros(examples * width, device=self.values.device)
+        changes.index_add_(0, at, (self.values - other.values) / (2.0 * mu))
+        behind = changes.view(examples, width).flip(1).cumsum(1).flip(1)
+        columns = torch.arange(width, device=behind.device)
+        return torch.where(self.cells >= 0, behind[self.cells.clamp(min=0), columns], 0.0)
+
+
+@dataclass
+class _Draw:
+    """One draw of noise: its key, and the slopes along it, [rows, width] for each forward."""
+
+    key: int
+    slopes: list[Tensor]
+
+
+class Nodes(Residual):
+    """g = d/dW sum_i <c_i xi_i, y_i(W)>, c_i = (L_i(y + mu xi) - L_i(y - mu xi)) / 2 mu, the input of y held fixed.
+
+    y: the outputs of every layer with trained weights (at="layers"), or of every block (at="blocks", and the chain rule
+    inside of it). xi: independent signs for each output, example and position. E[c_i xi_i] = dL_i/dy_i + O(mu^2), and
+    the chain rule from y to the weights W of y itself needs no other layer; so g is unbiased to O(mu^2). Its variance
+    counts outputs times positions in place of weights, and each example has its own slope. For losses that are sums
+    over tokens, a slope counts those at and behind its own position (`Terms.slopes`).
+
+    Williams 1992 (node perturbation); Ren, Kornblith, Liao and Hinton, ICLR 2023, arXiv 2210.03310 (activity-perturbed
+    forward gradient).
+
+    draws: pairs of forwards, whose estimates are averaged.
+    center: 1: E is recentred by residual feedback, H + shrink (c_i - <H_i, xi_i>) xi_i with H = dL/dh_L and the inner
+    product over all blocks of an example: unbiased with shrink = 1, residual feedback with shrink = 0. At blocks alone.
+
+    Costs 2 draws forwards (one more with center), and then a forward and the products of each trained layer, or the
+    derivative of a block. Memory: the states between two blocks, and the activations of one block.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        leaves: Sequence[Leaf],
+        *,
+        mu: float = 1e-2,
+        at: At = "layers",
+        draws: int = 1,
+        center: bool = False,
+        shrink: float = 1.0,
+    ) -> None:
+        super().__init__(blocks, leaves)
+        self.mu, self.draws, self.center, self.shrink = mu, draws, center, shrink
+        self.adds = center
+        trained = {id(leaf.tensor) for leaf in leaves}
+        self.nodes: dict[int, list[tuple[int, nn.Module]]] = {}
+        """The perturbed modules of each block that has trained weights, with their numbers."""
+        count = 0
+        for number in sorted(self.leaves):
+            found = [blocks[number]] if at == "blocks" else layers_of(blocks[number], trained)
+            self.nodes[number] = list(enumerate(found, count))
+            count += len(found)
+        self._drawn: list[_Draw] = []
+
+    def observe(self, batch: Batch, key: int) -> list[float]:
+        self._drawn, losses = [], []
+        calls: list[Call] = []
+        if self.center:
+            loss, calls = record(batch.loss, self.blocks, self.first, around=batch.around)
+            losses.append(loss)
+        for draw in range(self.draws):
+            one = noise.fold(key, draw)
+            sides: list[list[Terms]] = []
+            for mu in (self.mu, -self.mu):
+                with self._perturbed(one, mu):
+                    terms, seen = observe(batch.terms, self.blocks, self.first, around=batch.around)
+                calls = calls or seen
+                sides.append(terms)
+                losses.append(sum(float(t.values.sum()) for t in terms))
+            slopes = [plus.slopes(minus, self.mu) for plus, minus in zip(*sides, strict=True)]
+            if self.center:
+                slopes = [s - self._seen_by_center(one, k, plus, calls[k]) for k, (s, plus) in enumerate(
+                    zip(slopes, sides[0], strict=True))]  # fmt: skip
+            self._drawn.append(_Draw(one, slopes))
+        self.begin(calls)
+        return losses
+
+    def end(self) -> None:
+        super().end()
+        self._drawn = []
+
+    def _seen_by_center(self, key: int, k: int, terms: Terms, call: Call) -> Tensor:
+        """[rows, width]: <H_i, xi_i> of the example of each token, over all of its positions and all blocks."""
+        found = torch.zeros(int(terms.cells.max()) + 1, device=call.behind.device)
+        inside = terms.cells >= 0
+        for number in self.nodes:
+            for node, _ in self.nodes[number]:
+                product = (call.behind.float() * signs(key, node, k, call.behind)).sum(-1)
+                found.index_add_(0, terms.cells[inside], product[inside])
+        return torch.where(inside, found[terms.cells.clamp(min=0)], 0.0)
+
+    @contextmanager
+    def _perturbed(self, key: int, mu: float) -> Iterator[None]:
+        """Inside, every node returns y + mu xi. The forwards are counted, and the calls of a node within each."""
+        count = -1
+
+        def begins(*_: Any) -> None:
+            nonlocal count
+            count += 1
+
+        def add(node: int) -> Callable[..., Any]:
+            def hook(_: nn.Module, __: Any, output: Any) -> Any:
+                y = states_of(output)
+                return with_states(output, y + (mu * signs(key, node, count, y)).to(y.dtype))
+
+            return hook
+
+        with ExitStack() as stack:
+            stack.callback(self.blocks[self.first].register_forward_pre_hook(begins).remove)
+            for nodes in self.nodes.values():
+                for node, module in nodes:
+                    stack.callback(module.register_forward_hook(add(node)).remove)
+            yield
+
+    def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
+        nodes = self.nodes.get(number, [])
+        for k, call in enumerate(self.calls):
+            try:
+                for tensor in trained:
+                    tensor.requires_grad_(True)
+                with _cut(nodes) as outputs, torch.set_grad_enabled(bool(trained)):
+                    after = call.run(block, number, self._states[k])
+                if trained:
+                    signals = [self._signal(node, k, call, y) for node, y in outputs]
+                    ys = [y for _, y in outputs]
+                    self._add(number, torch.autograd.grad(ys, trained, signals, materialize_grads=True))
+            finally:
+                for tensor in trained:
+                    tensor.requires_grad_(False)
+            self._states[k] = after.detach()
+
+    def _signal(self, node: int, k: int, call: Call, y: Tensor) -> Tensor:
+        """The estimate of dL/dy, in the shape and the dtype of y."""
+        total = torch.zeros(y.shape, device=y.device)
+        for draw in self._drawn:
+            slopes = draw.slopes[k]
+            if y.numel() // y.shape[-1] != slopes.numel():
+                raise ValueError(
+                    f"a trained layer gives {y.numel() // y.shape[-1]} rows for the {slopes.numel()} tokens of a batch, "
+                    f"so that its rows are not known by example; use at='blocks'"
+                )
+            total += signs(draw.key, node, k, y) * slopes.reshape(*y.shape[:-1], 1)
+        total *= (self.shrink if self.center else 1.0) / self.draws
+        return (total + call.behind if self.center else total).to(y.dtype)
+
+
+def signs(key: int, node: int, forward: int, like: Tensor) -> Tensor:
+    """float32 signs of the shape of `like`: the noise on the output of a node in one of the forwards of a batch."""
+    return noise.signs(noise.fold(key, forward), [(node, 0, like.numel())], like.device).view(like.shape)
+
+
+def layers_of(block: nn.Module, trained: set[int]) -> list[nn.Module]:
+    """The modules of a block that own trained tensors (identities), in order; an adapter with the layer that it wraps."""
+    wrappers = [name for name, module in block.named_modules() if hasattr(module, "base_layer")]
+    found: dict[str, nn.Module] = {}
+    for name, module in block.named_modules():
+        if any(id(p) in trained for p in module.parameters(recurse=False)):
+            outer = next((w for w in wrappers if name.startswith(w + ".")), name)
+            found[outer] = block.get_submodule(outer)
+    return list(found.values())
+
+
+@contextmanager
+def _cut(nodes: Sequence[tuple[int, nn.Module]]) -> Iterator[list[tuple[int, Tensor]]]:
+    """Inside, autograd sees each node alone: no graph leads into it or out of it. Yields (number, output)."""
+    outputs: list[tuple[int, Tensor]] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(map(_detached, args)), {name: _detached(value) for name, value in kwargs.items()}
+
+    def leave(node: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            y = states_of(output)
+            if y.requires_grad:
+                outputs.append((node, y))
+            return with_states(output, y.detach())
+
+        return hook
+
+    with ExitStack() as stack:
+        for node, module in nodes:
+            stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(leave(node)).remove)
+        yield outputs
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value

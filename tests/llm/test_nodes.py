@@ -1,0 +1,280 @@
+"""Node perturbation: unbiased on every kind of layer, with the variance of its formula, recentred, causal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
+
+from zograd import Store, methods
+from zograd.blockwise import Around, Backprop, Blockwise, Nodes, Residual, Terms
+from zograd.blockwise.nodes import layers_of, signs
+from zograd.core.vector import Slot, Vector
+from zograd.llm import loading
+from zograd.llm.build import set_up
+from zograd.llm.oracle import Forwards
+from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.llm.train import train
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 16}
+KINDS: dict[str, Any] = {
+    "llama": LlamaConfig(**SIZES, intermediate_size=12, num_key_value_heads=1, attn_implementation="eager"),
+    "gpt2": GPT2Config(n_embd=8, n_layer=3, n_head=2, vocab_size=16),  # Conv1D, biases, and dropout that is off
+    "experts": MixtralConfig(
+        **SIZES, intermediate_size=12, num_key_value_heads=1, num_local_experts=2, num_experts_per_tok=2
+    ),
+    "tied": LlamaConfig(**SIZES, intermediate_size=12, num_key_value_heads=2, tie_word_embeddings=True),
+}
+
+
+class Rows:
+    """A batch of token rows, scored by the cross-entropy of the last token's logits: one term an example."""
+
+    def __init__(self, model: nn.Module, ids: Tensor, at_once: int = 2) -> None:
+        self.model, self.parts, self.size = model, ids.split(at_once), len(ids)
+
+    def losses(self, part: Tensor) -> Tensor:
+        logits = self.model(input_ids=part, use_cache=False).logits[:, -1]
+        return nn.functional.cross_entropy(logits, part[:, 0], reduction="none") / self.size
+
+    def loss(self) -> Tensor:
+        return torch.stack([self.losses(part).sum() for part in self.parts]).sum()
+
+    def terms(self) -> list[Terms]:
+        found = []
+        for part in self.parts:
+            owners = torch.arange(len(part))
+            last, cells = torch.full_like(owners, part.shape[1] - 1), owners[:, None].expand(part.shape)
+            found.append(Terms(self.losses(part), owners, last, cells))
+        return found
+
+    def around(self) -> Around:
+        from contextlib import nullcontext
+
+        return nullcontext
+
+
+def gradients(source: Blockwise, store: Store, batch: Any, key: int) -> dict[str, Tensor]:
+    source.observe(batch, key)
+    store.source = source
+    found: dict[str, list[Tensor]] = {}
+    for block in store.blocks(Vector(((Slot("gradient"), 1.0),))):
+        found.setdefault(block.leaf.name, []).append(block.v[0].clone())
+    source.end()
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def deviations(draw: Callable[[int], dict[str, Tensor]], exact: dict[str, Tensor], n: int) -> Tensor:
+    """(mean - exact) / standard error of n estimates, along one fixed random direction a tensor, and of each element
+    of a sample of them."""
+    generator = torch.Generator().manual_seed(5)
+    along = {name: torch.randn(g.shape, generator=generator) for name, g in exact.items()}
+    seen: list[Tensor] = []
+    for key in range(n):
+        found = draw(key)
+        seen.append(torch.stack([found[name] @ along[name] for name in exact]))
+    values = torch.stack(seen).double()
+    expected = torch.stack([g @ along[name] for name, g in exact.items()]).double()
+    return (values.mean(0) - expected) / (values.std(0) / n**0.5)
+
+
+def made(config: Any) -> tuple[nn.Module, list[nn.Module], Store, Rows]:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape) * 0.2)
+    blocks = list(loading.blocks(model))
+    trained = {n: p for n, p in model.named_parameters() if any(p is q for b in blocks[1:] for q in b.parameters())}
+    return model, blocks, Store(trained), Rows(model, torch.randint(0, 16, (4, 5)))
+
+
+@pytest.mark.parametrize("at", ["layers", "blocks"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mean_of_the_estimates_is_the_gradient(kind: str, at: Any) -> None:
+    _, blocks, store, batch = made(KINDS[kind])
+    exact = gradients(Backprop(blocks, store.leaves), store, batch, 0)
+    source = Nodes(blocks, store.leaves, mu=1e-2, at=at)
+    before = store.digest()
+    z = deviations(lambda key: gradients(source, store, batch, key), exact, 120)
+    assert z.abs().max() < 4.5
+    assert z.square().mean() < 2.0
+    assert store.digest() == before
+    assert not any(t.requires_grad for t in store.tensors)
+
+
+def test_recentred_estimates_have_the_same_mean_and_the_variance_of_what_the_center_misses() -> None:
+    _, blocks, store, batch = made(KINDS["llama"])
+    exact = gradients(Backprop(blocks, store.leaves), store, batch, 0)
+    plain = Nodes(blocks, store.leaves, at="blocks")
+    centred = Nodes(blocks, store.leaves, at="blocks", center=True)
+    z = deviations(lambda key: gradients(centred, store, batch, key), exact, 100)
+    assert z.abs().max() < 4.5
+
+    def error(source: Blockwise) -> float:
+        found = [gradients(source, store, batch, key) for key in range(30)]
+        return sum(float((g[name] - exact[name]).square().sum()) for g in found for name in exact)
+
+    assert error(centred) < 0.7 * error(plain)
+    nothing = gradients(Nodes(blocks, store.leaves, at="blocks", center=True, shrink=0.0), store, batch, 0)
+    residual = gradients(Residual(blocks, store.leaves), store, batch, 0)
+    for name, g in residual.items():
+        torch.testing.assert_close(nothing[name], g, rtol=1e-4, atol=1e-7)
+
+
+class Linear(nn.Module):
+    """A block of one matrix, which takes and gives hidden states."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.matrix = nn.Linear(inputs, outputs, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.matrix(hidden)
+        return out
+
+
+def test_the_variance_is_that_of_its_formula_and_falls_with_draws() -> None:
+    """L_i = <a_i, W x_i>: Var G_ok = (1/B^2) sum_i |a_i|^2 |x_ik|^2 + (sum_t a_ito x_itk)^2 - 2 sum_t (a_ito x_itk)^2."""
+    torch.manual_seed(0)
+    block, x, a = Linear(3, 4).requires_grad_(False), torch.randn(5, 2, 3), torch.randn(5, 2, 4)
+
+    class Batch(Rows):
+        def __init__(self) -> None:
+            pass
+
+        def terms(self) -> list[Terms]:
+            owners = torch.arange(5)
+            values = (block(x) * a).sum((1, 2)) / 5
+            return [Terms(values, owners, torch.ones_like(owners), owners[:, None].expand(5, 2))]
+
+    store = Store({"w": block.matrix.weight})
+    found = {
+        draws: torch.stack([
+            gradients(Nodes([block], store.leaves, draws=draws), store, Batch(), key)["w"] for key in range(n)
+        ])
+        for draws, n in ((1, 2000), (2, 500))
+    }  # fmt: skip
+    products = a[:, :, :, None] * x[:, :, None, :]  # [i, t, o, k]
+    variance = a.square().sum((1, 2))[:, None, None] * x.square().sum(1)[:, None, :]
+    variance = (variance + products.sum(1).square() - 2 * products.square().sum(1)).sum(0) / 25
+    measured = found[1].var(0)
+    assert float(measured.sum() / variance.sum()) == pytest.approx(1.0, abs=0.05)
+    torch.testing.assert_close(measured, variance.flatten(), rtol=0.25, atol=0.0)
+    assert float(found[2].var(0).sum() / variance.sum()) == pytest.approx(0.5, abs=0.08)
+    torch.testing.assert_close(found[1].mean(0), (products.sum((0, 1)) / 5).flatten(), rtol=0.0, atol=0.35)
+
+
+def test_slopes_are_of_the_terms_behind_a_token() -> None:
+    """Two examples in one row with padding, and a second row."""
+    cells = torch.tensor([[0, 0, 1, 1, 1, -1], [2, 2, 2, 2, 2, 2]])
+    owners = torch.tensor([0, 1, 1, 2])
+    columns = torch.tensor([1, 3, 4, 0])
+    plus = Terms(torch.tensor([1.0, 2.0, 3.0, 4.0]), owners, columns, cells)
+    minus = Terms(torch.zeros(4), owners, columns, cells)
+    assert plus.slopes(minus, 0.5).tolist() == [[1, 1, 5, 5, 3, 0], [4, 0, 0, 0, 0, 0]]
+
+
+def test_noise_is_of_the_key_the_node_and_the_forward() -> None:
+    like = torch.empty(2, 3, 5)
+    one = signs(7, 0, 0, like)
+    assert one.abs().eq(1).all()
+    assert torch.equal(one, signs(7, 0, 0, like))
+    for other in (signs(8, 0, 0, like), signs(7, 1, 0, like), signs(7, 0, 1, like)):
+        assert not torch.equal(one, other)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def settings(model: Path, **more: Any) -> TrainSettings:
+    common = {
+        "model": str(model), "task": "mr", "method": "node_perturbation", "dtype": "float32", "threads": 1,
+        "batch_size": 16, "steps": 40, "train_examples": 32, "eval_examples": 10, "lr": 1e-2, "save_every": 7,
+    }  # fmt: skip
+    return TrainSettings.model_validate({**common, **more})
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "top layers": {"layers": 1},
+    "blocks": {"set": {"at": "blocks"}},
+    "recentred": {"set": {"at": "blocks", "center": "residual", "shrink": 0.2}},
+    "adapters": {"train": "lora", "layers": 2, "lr": 1e-2},
+    "several draws": {"layers": 1, "set": {"draws": 2}, "steps": 40},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_lowers_the_loss_and_goes_on_to_the_same_bits(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    s = settings(tiny_model, **VARIANTS[name])
+    done = train(s, tmp_path / "run", quiet=True)
+    assert done["loss_last"] < done["loss_first"]
+    assert done["evaluations"] == done["steps"] * {"recentred": 3, "several draws": 4}.get(name, 2)
+    train(s.model_copy(update={"steps": 12}), tmp_path / "parts", quiet=True)
+    assert train(s, tmp_path / "parts", resume=True, quiet=True)["sha256"] == done["sha256"]
+
+
+def test_the_wrapper_of_an_adapter_is_the_node(tiny_model: Path, tmp_path: Path) -> None:
+    work = set_up(settings(tiny_model, train="lora"), tmp_path / "run")
+    source = work.prepared.store.source
+    assert isinstance(source, Nodes)
+    trained = {id(t) for t in work.prepared.trained.values()}
+    found = layers_of(source.blocks[0], trained)
+    assert [type(m).__module__.split(".")[0] for m in found] == ["peft", "peft"]
+
+
+def slopes_of(work: Any, keys: Sequence[int], together: bool) -> Tensor:
+    """Estimates of the last block's tensors, with slopes by position or (together) by example."""
+    store, source = work.prepared.store, work.prepared.store.source
+    batch: Any = Forwards(work.scorer, work.batches[0])
+    if together:
+        inner = batch.terms
+
+        def terms() -> list[Terms]:
+            return [
+                Terms(t.values, t.owners, torch.full_like(t.columns, t.cells.shape[1] - 1), t.cells) for t in inner()
+            ]
+
+        batch.terms = terms
+    found = []
+    for key in keys:
+        g = gradients(source, store, batch, key)
+        found.append(torch.cat([g[name] for name in g]))
+    return torch.stack(found)
+
+
+def test_causal_slopes_lower_the_variance_of_completions_and_keep_the_mean(tiny_model: Path, tmp_path: Path) -> None:
+    lines = [
+        {"prompt": "It was", "completion": " very great no maybe"}, {"prompt": "bad", "completion": " no maybe yes no"}
+    ]  # fmt: skip
+    file = tmp_path / "task.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines * 8)))
+    s = settings(tiny_model, task=str(file), layers=1, batch_size=4, eval_examples=2)
+    work = set_up(s, tmp_path / "run")
+    causal, together = (slopes_of(work, range(100), mode) for mode in (False, True))
+    ratio = float(causal.var(0).sum() / together.var(0).sum())
+    assert ratio < 0.9
+    store = work.prepared.store
+    exact = gradients(Backprop(work.prepared.store.source.blocks, store.leaves), store, Forwards(  # type: ignore[union-attr]
+        work.scorer, work.batches[0]), 0)  # fmt: skip
+    v = torch.randn(causal.shape[1], generator=torch.Generator().manual_seed(1))
+    values = (causal @ v).double()
+    z = (values.mean() - float(torch.cat(list(exact.values())) @ v)) / (values.std() / len(values) ** 0.5)
+    assert abs(float(z)) < 4
+
+
+def test_settings_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pass at='blocks' with it"):
+        methods.node_perturbation(center="residual")
+    with pytest.raises(ValueError, match="at is 'layers' or 'blocks'"):
+        methods.node_perturbation(at="heads")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="draws must be at least 1 and mu positive, got 0"):
+        methods.node_perturbation(draws=0)
+    with pytest.raises(SettingsError, match="pass at='blocks' with it"):
+        train(settings(tiny_model, set={"center": "residual"}), tmp_path / "run", quiet=True)
