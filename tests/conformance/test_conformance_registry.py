@@ -15,7 +15,7 @@ import zograd
 from zograd import estimators, laws, methods, rules, spaces
 from zograd.core.parts import concrete
 from zograd.core.run import Run
-from zograd.estimators import Estimator, FromBlocks
+from zograd.estimators import Estimator, FromBlocks, NodePerturbation
 from zograd.laws import Law
 from zograd.learning_rate import Measured
 from zograd.learning_rate.levels import Levels
@@ -35,7 +35,7 @@ def test_every_menu_entry_has_a_case_and_a_paper() -> None:
     """Entries for models with blocks are held to autograd, in `tests/llm/test_blockwise.py`."""
     assert {case.name for case in CASES} == set(methods.names())
     assert set(methods.names(blocks=True)) == set(methods.MENU)
-    assert set(methods.MENU) - set(methods.names()) == {"residual", "backprop"}
+    assert set(methods.MENU) - set(methods.names()) == {"residual", "backprop", "node_perturbation"}
     for case in CASES:
         assert Path(inspect.getfile(case.paper)).parent == REFERENCE, "a paper is no code of the library"
         assert case.paper.__doc__
@@ -57,7 +57,7 @@ def test_every_estimator_is_tested() -> None:
 
     What takes gradients from the blocks of a model is held to autograd, in `tests/llm/test_blockwise.py`.
     """
-    assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {Measured, Levels, FromBlocks}
+    assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {Measured, Levels, FromBlocks, NodePerturbation}
 
 
 def test_every_space_is_tested() -> None:
