@@ -31,9 +31,9 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 """What is trained: the MLP of the last block, all matrices of the last four blocks or of all, adapters on all."""
 
-FORWARDS = {"zo_sgd": 2.0, "residual": 4.0, "backprop": 4.0}
+FORWARDS = {"residual": 4.0, "backprop": 4.0, "node_perturbation": 4.0, "zo_sgd": 2.0}
 """Forwards of the trained blocks in a step: a backward counts for two. `residual` and `backprop` make a forward, run
-each block again and take its derivative."""
+each block again and take its derivative; `node_perturbation` makes two, and one with the products of its layers."""
 
 EVALUATIONS = 60
 """Evaluations by values alone for each step of the others: 3,000 beside 50 steps."""
@@ -41,6 +41,7 @@ EVALUATIONS = 60
 RATES: dict[str, dict[str, Sequence[float]]] = {
     "residual": {"last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3)},
     "backprop": {"last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3)},
+    "node_perturbation": {"last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3)},
     "zo_sgd": {
         "last": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "four": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "all": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4), "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
@@ -140,8 +141,8 @@ def row(of: Group, rates: int, best: Sequence[Line], mezo: Sequence[Line]) -> st
         reaches = "never" if forwards is None else f"{forwards} ({whole / max(forwards, 1):.2g} times fewer)"
     return (
         f"| {task} | {part} | `{method}` | {best[0].lr:g} of {rates} | {len(best)} | {steps:,} "
-        f"| {steps * FORWARDS[method]:,.0f} | {100 * best[0].curve[0][1]:.1f} | {statistics.mean(accuracy):.1f}{spread} "
-        f"| {loss:.3f} | {peak:.3f} | {reaches} |"
+        f"| {steps * FORWARDS[method]:,.0f} | {100 * best[0].curve[0][1]:.1f} "
+        f"| {statistics.mean(accuracy):.1f}{spread} | {loss:.3f} | {peak:.3f} | {reaches} |"
     )
 
 
@@ -182,7 +183,7 @@ forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one
 def measure(
     tasks: Annotated[str, "Tasks, separated by commas."] = "trec",
     parts: Annotated[str, "Of last, four, all and lora, separated by commas."] = "last",
-    methods: Annotated[str, "Of residual, backprop and zo_sgd; empty: none."] = "residual,backprop,zo_sgd",
+    methods: Annotated[str, "Of residual, backprop, node_perturbation and zo_sgd."] = "residual,backprop,zo_sgd",
     seeds: Annotated[int, "Seeds 0 to this, less one."] = 1,
     steps: Annotated[int, "Steps of a run."] = 50,
     out: Annotated[str, "The file of lines."] = str(RESULTS),

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -241,7 +242,7 @@ ERRORS = [
     ("d.jsonl", GOOD, {"prompt_template": "{review} It was"}, r"'review', which .*d\.jsonl .* columns are text, label"),
     ("d.jsonl", GOOD, {"label_column": "y"}, r"no column 'y' for the label; its columns are text, label"),
     ("d.jsonl", GOOD, {"text_column": "y"}, r"no column 'y'; its columns are text, label"),
-    ("d.jsonl", GOOD, {"label_words": None}, r"d\.jsonl needs label words"),
+    ("d.jsonl", GOOD, {"label_words": None}, r"has 1 different labels in the column 'label', and 2 to 50 are taken"),
     ("d.jsonl", GOOD, {"prompt_template": None}, r"columns text, label: give a prompt template"),
     ("d.jsonl", GOOD, {"prompt_template": "{text"}, r"template '\{text' is malformed"),
     ("d.jsonl", GOOD, {"prompt_template": "{text!r}"}, r"the field \{text!r\}; only plain column names"),
@@ -336,3 +337,34 @@ def test_a_folder_is_not_a_task(tmp_path: Path) -> None:
     (tmp_path / "d.csv").mkdir()
     with pytest.raises(TaskError, match="is not a file"):
         load_task(tmp_path / "d.csv", prompt_template="{text}", label_words=WORDS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "words", "template"),
+    [
+        ([("good", "pos"), ("bad", "neg")], ("neg", "pos"), (" neg", " pos"), "{text}\nLabel:"),
+        ([("a", 10), ("b", 9), ("c", 1.5)], ("1.5", "9", "10"), (" 1.5", " 9", " 10"), "{text}\nLabel:"),
+        ([("a", True), ("b", False)], ("false", "true"), (" false", " true"), "{text}\nLabel:"),
+    ],
+)
+def test_labels_are_their_own_words_where_none_are_given(
+    tmp_path: Path, rows: Any, classes: Any, words: Any, template: str
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text, "label": label}) for text, label in rows))
+    task = load_task(file)
+    assert (task.classes, task.label_words, task.template) == (classes, words, template)
+    named = tmp_path / "other.jsonl"
+    named.write_text("\n".join(json.dumps({"review": text, "label": label}) for text, label in rows))
+    assert load_task(named).template == template.replace("text", "review")
+    assert load_task(named, prompt_template="{review} So:").label_words == words
+    assert load_task(named, text_column="review").template == "{text}\nLabel:"
+    with pytest.raises(TaskError, match="columns review, label: give a prompt template"):
+        load_task(named, label_words=list(words))
+
+
+def test_a_column_of_many_values_is_not_taken_for_labels(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(json.dumps({"text": "a", "label": str(k)}) for k in range(51)))
+    with pytest.raises(TaskError, match=r"has 51 different labels in the column 'label'"):
+        load_task(file)

@@ -141,7 +141,7 @@ class Linear(nn.Module):
 
 
 def test_the_variance_is_that_of_its_formula_and_falls_with_draws() -> None:
-    """L_i = <a_i, W x_i>: Var G_ok = (1/B^2) sum_i |a_i|^2 |x_ik|^2 + (sum_t a_ito x_itk)^2 - 2 sum_t (a_ito x_itk)^2."""
+    """L_i = <a_i, W x_i>: B^2 Var G_ok = sum_i |a_i|^2 |x_ik|^2 + (sum_t a_ito x_itk)^2 - 2 sum_t (a_ito x_itk)^2."""
     torch.manual_seed(0)
     block, x, a = Linear(3, 4).requires_grad_(False), torch.randn(5, 2, 3), torch.randn(5, 2, 4)
 

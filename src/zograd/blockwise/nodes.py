@@ -1,4 +1,4 @@
-"""Node perturbation: slopes of each example along noise on the outputs of layers or blocks, in place of their weights."""
+"""Node perturbation: slopes of each example along noise on the outputs of layers or blocks."""
 
 from __future__ import annotations
 
@@ -183,8 +183,8 @@ class Nodes(Residual):
             slopes = draw.slopes[k]
             if y.numel() // y.shape[-1] != slopes.numel():
                 raise ValueError(
-                    f"a trained layer gives {y.numel() // y.shape[-1]} rows for the {slopes.numel()} tokens of a batch, "
-                    f"so that its rows are not known by example; use at='blocks'"
+                    f"a trained layer gives {y.numel() // y.shape[-1]} rows for {slopes.numel()} tokens, and which "
+                    f"example a row belongs to is not known; use at='blocks'"
                 )
             total += signs(draw.key, node, k, y) * slopes.reshape(*y.shape[:-1], 1)
         total *= (self.shrink if self.center else 1.0) / self.draws
@@ -197,7 +197,7 @@ def signs(key: int, node: int, forward: int, like: Tensor) -> Tensor:
 
 
 def layers_of(block: nn.Module, trained: set[int]) -> list[nn.Module]:
-    """The modules of a block that own trained tensors (identities), in order; an adapter with the layer that it wraps."""
+    """The modules of a block that own trained tensors (identities), in order; an adapter with what it wraps."""
     wrappers = [name for name, module in block.named_modules() if hasattr(module, "base_layer")]
     found: dict[str, nn.Module] = {}
     for name, module in block.named_modules():

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 class FromBlocks(Estimator[None]):
     """g = the slot "gradient", which the store's source fills for one leaf after the other (`zograd.blockwise`).
 
-    kind: "residual" or "backprop", the source that a run is given. 1 evaluation a step, and what the source costs. A rule has to pass over the weights once, as those do that act on elements; another one asks for the same
-    gradient twice. A tape does not replay such steps: the numbers are not functions of a seed. An error within a step
-    may leave some blocks moved and others not; a run goes on from its saved state.
+    kind: "residual" or "backprop", the source that a run is given. 1 evaluation a step, and what the source costs.
+    A rule has to pass over the weights once, as those do that act on elements; another one asks for the same gradient
+    twice. A tape does not replay such steps: the numbers are not functions of a seed. An error within a step may leave
+    some blocks moved and others not; a run goes on from its saved state.
 
     TypeError from a run whose store has no source.
 

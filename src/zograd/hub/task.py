@@ -7,6 +7,7 @@ text occurs in two of them (`zograd.hub.split_rules.fingerprint`).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,13 +111,14 @@ def load_task(
 ) -> Task:
     """The task of that name, or the one in a `.jsonl`, `.csv` or `.parquet` file.
 
-    A file needs either the columns `prompt` and `completion`, or a template and label words. A column `split` says
+    A file needs either the columns `prompt` and `completion`, or a text and a label. Without label words, each label is
+    its own word, and without a template the prompt is the text and "Label:". A column `split` says
     train, validation or test. Without it, a hash of the text splits the file 80/10/10: duplicates stay together, and
     added rows do not change the split of other rows.
 
     Args:
         name_or_path: a name of `tasks()` or a path.
-        prompt_template: text with `{column}` fields; default the task's own, or `{text_column}` for a file.
+        prompt_template: text with `{column}` fields; default the task's own, or `{text}` for a file with label words.
         label_words: mapping from the label in the data to its word, or the words in the order of the labels 0, 1, ...;
             also the text `"0= terrible,1= great"`. Words usually begin with a space.
         text_column: for a file, the column that the field `{text}` stands for; default "text".
@@ -270,22 +272,21 @@ def _from_file(
             example = Example(record.text("prompt"), -1, record.text("completion"))
             splits[record.split(split_by or ("prompt",), seed)].append(example)
     else:
-        if prompt_template is None and text_column is None:
+        label = "label" if label_column is None else label_column
+        if prompt_template is None and text_column is None and (words or _text_of(columns, label) is None):
             raise TaskError(
                 f"{path} has the columns {', '.join(columns)}: give a prompt template such as "
                 f"'{{{columns[0]}}} It was' and label words, or use the columns prompt and completion."
             )
-        template = Template("{text}" if prompt_template is None else prompt_template)
+        default = "{text}" if words or text_column is not None else f"{{{_text_of(columns, label)}}}"
+        template = Template(default + ("" if words else ASKS) if prompt_template is None else prompt_template)
         template.check(columns, path)
-        if not words:
-            raise TaskError(f"{path} needs label words, for example '0= terrible,1= great'.")
-        label = "label" if label_column is None else label_column
         if label not in columns:
             raise TaskError(
                 f"{path} has no column {label!r} for the label; its columns are {', '.join(columns)}. Name the right "
                 "one with label_column."
             )
-        index, classes, label_words = _label_index(words)
+        index, classes, label_words = _label_index(words or _words_in(records, label, path))
         for record in records:
             filled = template.fill({column: record.text(column) for column in template.columns})
             example = Example(filled, _label_of(record, label, index))
@@ -303,6 +304,37 @@ def _from_file(
         own=True,
         drawn="split" not in columns,
     )
+
+
+ASKS: Final = "\nLabel:"
+"""What follows the text in a prompt where neither template nor label words are given."""
+
+MOST_LABELS: Final = 50
+"""Different labels of a file above which they are not taken for label words unasked."""
+
+
+def _text_of(columns: Sequence[str], label: str) -> str | None:
+    """The column of the text where none is named: "text", or the only one beside label and split."""
+    others = [c for c in columns if c not in (label, "split")]
+    return "text" if "text" in others else others[0] if len(others) == 1 and label in columns else None
+
+
+def _words_in(records: Sequence[Record], column: str, path: str) -> dict[str, str]:
+    """Each label of a file with itself as its word, in their order; numbers in that of their values."""
+    labels = {record.text(column).strip() for record in records}
+    if not 2 <= len(labels) <= MOST_LABELS:
+        raise TaskError(
+            f"{path} has {len(labels)} different labels in the column {column!r}, and 2 to {MOST_LABELS} are taken as "
+            f"label words; name the right column with label_column, or give label words such as '0= terrible,1= great'."
+        )
+    return {label: f" {label}" for label in sorted(labels, key=_by_value)}
+
+
+def _by_value(label: str) -> tuple[float, str]:
+    try:
+        return float(label), label
+    except ValueError:
+        return math.inf, label
 
 
 def _label_index(

@@ -28,10 +28,12 @@ from zograd.llm import loading
 from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.loading import offloaded as offloading
 from zograd.llm.oracle import Forwards, points_of
+from zograd.llm.recipe import chosen
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.methods.defaults import FULL, LORA, SCALES, language_model
+from zograd.methods import MENU
+from zograd.methods.defaults import FULL, LORA, SCALES, Shape, language_model
 from zograd.offload.mapped import Offloaded, Pages
 from zograd.offload.streamed import Streamed
 from zograd.rules import SGD
@@ -57,8 +59,11 @@ class Prepared:
     """Time that the replay of a tape took (`restore`)."""
 
 
-def build_method(s: TrainSettings) -> Method[Any]:
+def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any]:
     """The method that the settings ask for, with the defaults of `zograd.methods.defaults` for lr and mu.
+
+    model: the one to train, whose width and depth set the default learning rate of methods that look at blocks; None
+        where the rate does not matter.
 
     Raises SettingsError for an unknown method or setting, and for a method that needs a setting without a default.
     """
@@ -72,7 +77,10 @@ def build_method(s: TrainSettings) -> Method[Any]:
     lr = settings.pop("lr", None) if s.lr is None else s.lr
     mu = settings.pop("mu", None) if s.mu is None else s.mu
     onto_scales = loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
-    default = language_model(s.method, LORA if s.train == "lora" else SCALES if onto_scales else FULL)
+    onto = LORA if s.train == "lora" else SCALES if onto_scales else FULL
+    looks_at_blocks = MENU[s.method].needs == "blocks"
+    shape = shape_of(model, s.layers) if looks_at_blocks and model is not None else None
+    default = language_model(s.method, onto, shape)
     lr = default.get("lr") if lr is None else lr
     mu = default.get("mu") if mu is None else mu
     if mu is not None:
@@ -102,11 +110,9 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     """
     if s.train == "prefix":
         raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
-    method = build_method(s)
-    estimator = method.estimator
-    if isinstance(estimator, FromBlocks):
-        if s.compile:
-            raise SettingsError(f"--method {s.method} does not go with --compile in this release; leave one out")
+    estimator = build_method(s).estimator  # a mistake is said before a model is loaded
+    if isinstance(estimator, FromBlocks) and s.compile:
+        raise SettingsError(f"--method {s.method} does not go with --compile in this release; leave one out")
     pages: Offloaded | None = None
     mapped: Pages | None = None
     if s.offload == "disk":
@@ -116,6 +122,7 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
             s.model, dtype=s.dtype, device="cpu" if s.offload else s.device, quantized=s.quantized, quantize=s.quantize
         )
     module: nn.Module = model
+    method = build_method(s, module)
     layers = s.layers
     if s.train == "lora":
         spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets), s.layers)
@@ -148,6 +155,12 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     if isinstance(estimator, FromBlocks):
         store.source = estimator.source(list(blocks), store.leaves)
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
+
+
+def shape_of(model: Any, layers: int | None) -> Shape:
+    """The width of a model, and the number of its blocks that are trained."""
+    depth = len(loading.blocks(model))
+    return Shape(model.config.get_text_config().hidden_size, depth if layers is None else min(layers, depth))
 
 
 def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
@@ -189,7 +202,8 @@ def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offlo
     """Raise SettingsError for a method with d-sized slots on offloaded weights: slots are not offloaded."""
     large = [name for name, slot in method.slots.items() if not isinstance(slot, PerRow | PerColumn | PerLeaf)]
     if large and any(t in pages for t in trained.values()):
-        instead = "--set moments=factored" if isinstance(method.estimator, FromBlocks) else "a method without them, such as zo_sgd"
+        factored = isinstance(method.estimator, FromBlocks)
+        instead = "--set moments=factored" if factored else "a method without them, such as zo_sgd"
         raise SettingsError(
             f"method {method.name!r} keeps {', '.join(large)} for every trained weight, and --offload moves weights "
             f"only; choose {instead}, or --train lora"
@@ -197,11 +211,12 @@ def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offlo
 
 
 def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
-    """The settings with all values that depend on the machine filled in: dtype "auto", threads, shards.
+    """The settings with all values filled in that are open: method, dtype "auto", threads, shards.
 
     world: number of processes. With parallel = "data" a batch is cut into one part for each process; with "directions"
     it stays whole; with "both" it is cut into the fewest parts that keep all processes busy.
     """
+    s, _ = chosen(s, world)
     shards = s.shards
     if shards is None:
         points = build_method(s).evaluations
@@ -259,6 +274,9 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
     """Print how many examples of a user's file are used if not all are; warn of a class without an example."""
     if not task.own:
         return
+    if s.label_words is None and task.classes:
+        words = ", ".join(map(repr, task.label_words))
+        print(f"zograd: the labels are scored by {words} after the prompt {task.template!r}", file=sys.stderr)
     for option, name, part in (("train", "train", examples), ("eval", s.eval_split, held_out)):
         counts = [(c, sum(e.label == k for e in part)) for k, c in enumerate(task.classes)]
         if len(part) < len(task.splits[name]):

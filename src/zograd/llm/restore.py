@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from zograd.files import atomic_write, sync_file
 from zograd.llm import loading
 from zograd.llm.build import Prepared, build_method, prepare, resolve, ride_along
 from zograd.llm.loading import offloaded as offloading
+from zograd.llm.recipe import chosen
 from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.quantized import libraries
@@ -90,9 +92,14 @@ def open_run(
     that change. Raises SettingsError, RunError for a folder that cannot be used, and LockedError.
     """
     found = RunDirectory.open(out, write=True) if resume else restarted(out)
+    if not resume:
+        s, why = chosen(s, world)
     if found is None:
         check_free(out)
-        return resolve(s, world), None, {}
+        new = resolve(s, world)
+        if why:
+            print(f"zograd: {why}", file=sys.stderr)
+        return new, None, {}
     try:
         stored = stored_settings(found)
         try:

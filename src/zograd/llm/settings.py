@@ -87,7 +87,11 @@ class TrainSettings(BaseModel):
         None, "Quantize a dense model first.", MODEL
     )
     task: str = setting("trec", "Name of a task, see `zograd tasks`, or a .jsonl, .csv or .parquet file.", DATA)
-    method: str = setting("zo_sgd", "Name of a method, see `zograd methods`.", METHOD)
+    method: str = setting(
+        "auto",
+        "Name of a method, see `zograd methods`. auto: `residual` on the last 4 blocks, 100 steps of 64 examples.",
+        METHOD,
+    )
     method_settings: dict[str, Any] = setting(
         None,
         "A setting of the method, for example --set n=8. Repeatable.",
@@ -99,7 +103,7 @@ class TrainSettings(BaseModel):
     steps: int = setting(1000, "Steps in all.", METHOD, ge=0)
     batch_size: int = setting(16, "Examples per step.", METHOD, ge=1)
     lr: Annotated[float, Field(ge=0)] | Literal["auto"] | None = setting(
-        None, "Learning rate; auto measures it.", METHOD, unset="the method's; 100 times that for lora"
+        None, "Learning rate; auto measures it.", METHOD, unset="by the method, the part, and the width of the model"
     )
     mu: float | None = setting(None, "Perturbation radius.", METHOD, unset="the method's; 2^-7 for lora", gt=0)
     lr_schedule: Literal["constant", "linear", "cosine"] = setting(

@@ -9,12 +9,14 @@
     `zograd train`, full weights            the menu's                                  the menu's
     `zograd train --train lora`             the menu's times `LORA.lr`                  `LORA.mu`
     `zograd train --train scales`           the menu's times `SCALES.lr`                `SCALES.mu`
+    `zograd train`, gradients from blocks   `Shape.lr` times `Onto.blocks`              the menu's
 
 `hozo` and `qzo` are made for scales, and keep their own numbers on them.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -56,8 +58,24 @@ class Onto(NamedTuple):
 FULL = Onto(1.0, None)
 LORA = Onto(100.0, 2.0**-7, 5.0)
 """MeZO's ratio of the learning rate for LoRA (1e-4) to that for full weights (1e-6); its radius for LoRA is 1e-2."""
-SCALES = Onto(1000.0, 2.0**-7)
+SCALES = Onto(1000.0, 2.0**-7, 10.0)
 """Scales move in relative units, as `hozo` does: its learning rate (1e-3) over that of `zo_sgd` (1e-6)."""
+
+
+class Shape(NamedTuple):
+    """What Adam's learning rate depends on in a model: its width, and how many of its blocks are trained."""
+
+    width: int
+    blocks: int
+
+    @property
+    def lr(self) -> float:
+        """1.15 / (width sqrt(blocks)) for whole weights.
+
+        Fitted in SmolLM2-135M (width 576) to the best rates of one block (2e-3), four (1e-3) and all 30 (2e-4); the
+        width as in Yang et al. 2022 (arXiv 2203.03466): Adam's rate of a matrix falls with its inputs.
+        """
+        return 1.15 / (self.width * math.sqrt(self.blocks))
 
 
 def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
@@ -81,9 +99,13 @@ def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
     return make(name, **({"lr": BLACK_BOX_LR} | given | settings))
 
 
-def language_model(name: str, onto: Onto) -> dict[str, float]:
-    """lr and mu of that name for a part of a language model; only those that the method has."""
-    menu = describe(name)["defaults"]
-    factor = onto.blocks if MENU[name].needs == "blocks" else onto.lr
-    lr = {"lr": menu["lr"] * factor} if "lr" in menu else {}
-    return lr | ({"mu": menu["mu"] if onto.mu is None else onto.mu} if "mu" in menu else {})
+def language_model(name: str, onto: Onto, shape: Shape | None = None) -> dict[str, float]:
+    """lr and mu of that name for a part of a language model; only those that the method has.
+
+    shape: of the model, for methods whose gradients come from its blocks.
+    """
+    menu, of_blocks = describe(name)["defaults"], MENU[name].needs == "blocks"
+    if of_blocks and shape is not None:
+        return {"lr": shape.lr * onto.blocks}
+    lr = {"lr": menu["lr"] * (onto.blocks if of_blocks else onto.lr)} if "lr" in menu else {}
+    return lr | ({"mu": menu["mu"] if onto.mu is None or of_blocks else onto.mu} if "mu" in menu else {})

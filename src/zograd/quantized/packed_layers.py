@@ -121,7 +121,7 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, self.columns)
         derived = torch.is_grad_enabled() and (x.requires_grad or (self.scale is not None and self.scale.requires_grad))
-        out = _Product.apply(flat, self.scale, self) if derived else self.product(flat)
+        out: Tensor = _Product.apply(flat, self.scale, self) if derived else self.product(flat)  # type: ignore[no-untyped-call]
         y = out.view(*x.shape[:-1], self.rows)
         return y if self.bias is None else y + self.bias
 
@@ -132,7 +132,9 @@ class PackedLinear(Packed):
             torch.mm(x, w.t(), out=out[:, a:b])
         return out
 
-    def tiles(self, like: Tensor, scales: Tensor | None, mins: Tensor | None = None) -> Iterator[tuple[int, int, Tensor]]:
+    def tiles(
+        self, like: Tensor, scales: Tensor | None, mins: Tensor | None = None
+    ) -> Iterator[tuple[int, int, Tensor]]:
         """(a, b, rows a to b of W) in the shared workspace, in the dtype of `like`."""
         step = max(1, TILE // self.columns)
         for a in range(0, self.rows, step):

@@ -1,0 +1,46 @@
+"""What `zograd train` does where no method is named: the part, the method, and how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zograd.llm.settings import TrainSettings
+
+BLOCKS = 4
+"""The last blocks that are trained: most of what all of them gain, and the states below them are computed once."""
+
+
+def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
+    """The settings with a method in place of "auto", and a sentence that says which and why; "" for a named method.
+
+    `residual` on the last `BLOCKS` blocks of a dense model, or on adapters of a packed, quantized or offloaded one,
+    with 100 steps of 64 examples and a cosine schedule; `zo_sgd` where a setting asks for what only evaluations have.
+    Every setting that was given stays.
+    """
+    if s.method != "auto":
+        return s, ""
+    asks = {
+        "a batch is cut into parts": world > 1 or s.shards not in (None, 1),
+        "compiled blocks have no derivative here": bool(s.compile),
+        "a radius is given": s.mu is not None,
+        "points are to share a forward": s.together is not None,
+        "the learning rate is to be measured": s.lr == "auto",
+        "one of its settings is given": bool(s.method_settings),
+    }
+    if reason := next((reason for reason, holds in asks.items() if holds), ""):
+        return s.model_copy(update={"method": "zo_sgd"}), f"training by zo_sgd, because {reason}"
+    narrow = s.quantized or s.quantize is not None or s.offload is not None
+    part: dict[str, Any] = {"train": "lora"} if narrow else {"layers": BLOCKS}
+    recipe = {"steps": 100, "batch_size": 64, "lr_schedule": "cosine", "lr_end": 0.05}
+    recipe |= {} if {"train", "layers"} & s.model_fields_set else part
+    taken = {name: value for name, value in recipe.items() if name not in s.model_fields_set}
+    new = s.model_copy(update={"method": "residual", **taken})
+    return new, (
+        f"training {_part(new)} by residual, {new.steps:,} steps of {new.batch_size} examples, because it learns more "
+        f"from a forward pass than methods that need losses alone (--method, --train, --steps choose others)"
+    )
+
+
+def _part(s: TrainSettings) -> str:
+    what = {"full": "the weights", "lora": "LoRA adapters", "scales": "the scales"}.get(s.train, f"{s.train!r}")
+    return what if s.layers is None else f"{what} of the last {s.layers} blocks"

@@ -1,0 +1,74 @@
+"""What `zograd train` does where no method is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zograd.llm.build import prepare, resolve
+from zograd.llm.recipe import chosen
+from zograd.llm.settings import TrainSettings
+from zograd.llm.train import train
+from zograd.methods.defaults import Shape
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "why"),
+    [
+        ({}, {"method": "residual", "train": "full", "layers": 4, "steps": 100, "batch_size": 64}, "the last 4 blocks"),
+        ({"quantized": True}, {"method": "residual", "train": "lora", "layers": None}, "LoRA adapters by residual"),
+        ({"offload": "disk"}, {"method": "residual", "train": "lora"}, "LoRA adapters"),
+        ({"steps": 7, "lr_end": 0.5}, {"steps": 7, "lr_end": 0.5, "lr_schedule": "cosine"}, "7 steps of 64 examples"),
+        ({"train": "lora"}, {"train": "lora", "layers": None}, "LoRA adapters by residual"),
+        ({"layers": 1}, {"train": "full", "layers": 1}, "of the last 1 blocks"),
+        ({"mu": 1e-3}, {"method": "zo_sgd", "steps": 1000, "layers": None}, "zo_sgd, because a radius is given"),
+        ({"set": {"n": 4}}, {"method": "zo_sgd"}, "one of its settings is given"),
+        ({"lr": "auto"}, {"method": "zo_sgd"}, "is to be measured"),
+        ({"shards": 2}, {"method": "zo_sgd"}, "cut into parts"),
+        ({"method": "fzoo"}, {"method": "fzoo", "steps": 1000, "batch_size": 16}, ""),
+    ],
+)  # fmt: skip
+def test_what_is_not_given_is_chosen(given: dict[str, Any], expected: dict[str, Any], why: str) -> None:
+    new, said = chosen(TrainSettings.model_validate(given))
+    assert {name: getattr(new, name) for name in expected} == expected
+    assert why in said
+    assert bool(said) == bool(why)
+    assert chosen(new) == (new, "")
+    assert resolve(TrainSettings(dtype="float32"), 2).method == "zo_sgd"
+
+
+def test_a_file_and_nothing_else_is_learned(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The defaults on a task that a newcomer may have: the same two words decide."""
+    lines: list[Any] = [{"text": f"it was {word} {k}", "label": label} for k in range(60) for word, label in (
+        ("good", "yes"), ("bad", "no"))]  # fmt: skip
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    s = TrainSettings(model=str(tiny_model), task=str(file), dtype="float32", threads=1)
+    done = train(s, tmp_path / "run", quiet=True)
+    assert done["steps"] == 100
+    assert done["metric_after"] > 0.95 > done["metric_before"] + 0.2
+    said = capsys.readouterr().err
+    assert "zograd: training the weights of the last 4 blocks by residual, 100 steps" in said
+    assert r"zograd: the labels are scored by ' no', ' yes' after the prompt '{text}\nLabel:'" in said
+    again = train(s, tmp_path / "again", quiet=True)
+    assert again["sha256"] == done["sha256"]
+    resumed = train(TrainSettings(steps=102), tmp_path / "run", resume=True, quiet=True)
+    assert (resumed["steps"], resumed["method"]) == (102, "residual")
+
+
+def test_the_rate_follows_the_width_and_the_number_of_trained_blocks(tiny_model: Path, tmp_path: Path) -> None:
+    assert Shape(576, 1).lr == pytest.approx(2e-3, rel=0.01)
+    assert Shape(576, 4).lr == pytest.approx(1e-3, rel=0.01)
+    assert Shape(1152, 4).lr == pytest.approx(5e-4, rel=0.01)
+    common: dict[str, Any] = {"model": str(tiny_model), "dtype": "float32", "method": "residual"}
+    full = prepare(TrainSettings(**common, layers=1), tmp_path).run.method
+    lora = prepare(TrainSettings(**common, layers=1, train="lora"), tmp_path).run.method
+    own = prepare(TrainSettings(**common, layers=1, lr=0.5), tmp_path).run.method
+    assert full.controller.peak == pytest.approx(Shape(32, 1).lr)
+    assert lora.controller.peak == pytest.approx(5 * Shape(32, 1).lr)
+    assert own.controller.peak == 0.5
