@@ -18,10 +18,10 @@ from zograd.methods.defaults import Shape
 @pytest.mark.parametrize(
     ("given", "expected", "why"),
     [
-        ({}, {"method": "residual", "train": "full", "layers": 4, "steps": 100, "batch_size": 64}, "the last 4 blocks"),
+        ({}, {"method": "residual", "train": "full", "layers": 4, "steps": 100, "batch_size": 32}, "the last 4 blocks"),
         ({"quantized": True}, {"method": "residual", "train": "lora", "layers": None}, "LoRA adapters by residual"),
         ({"offload": "disk"}, {"method": "residual", "train": "lora"}, "LoRA adapters"),
-        ({"steps": 7, "lr_end": 0.5}, {"steps": 7, "lr_end": 0.5, "lr_schedule": "cosine"}, "7 steps of 64 examples"),
+        ({"steps": 7, "lr_end": 0.5}, {"steps": 7, "lr_end": 0.5, "lr_schedule": "cosine"}, "7 steps of 32 examples"),
         ({"train": "lora"}, {"train": "lora", "layers": None}, "LoRA adapters by residual"),
         ({"layers": 1}, {"train": "full", "layers": 1}, "of the last 1 blocks"),
         ({"mu": 1e-3}, {"method": "zo_sgd", "steps": 1000, "layers": None}, "zo_sgd, because a radius is given"),
@@ -57,8 +57,8 @@ def test_a_file_and_nothing_else_is_learned(
     assert r"zograd: the labels are scored by ' no', ' yes' after the prompt '{text}\nLabel:'" in said
     again = train(s, tmp_path / "again", quiet=True)
     assert again["sha256"] == done["sha256"]
-    resumed = train(TrainSettings(steps=102), tmp_path / "run", resume=True, quiet=True)
-    assert (resumed["steps"], resumed["method"]) == (102, "residual")
+    resumed = train(TrainSettings(), tmp_path / "run", resume=True, quiet=True)
+    assert resumed["sha256"] == done["sha256"]
 
 
 def test_the_rate_follows_the_width_and_the_number_of_trained_blocks(tiny_model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
     """The settings with a method in place of "auto", and a sentence that says which and why; "" for a named method.
 
     `residual` on the last `BLOCKS` blocks of a dense model, or on adapters of a packed, quantized or offloaded one,
-    with 100 steps of 64 examples and a cosine schedule; `zo_sgd` where a setting asks for what only evaluations have.
+    with 100 steps of 32 examples and a cosine schedule; `zo_sgd` where a setting asks for what only evaluations have.
     Every setting that was given stays.
     """
     if s.method != "auto":
@@ -31,7 +31,7 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
         return s.model_copy(update={"method": "zo_sgd"}), f"training by zo_sgd, because {reason}"
     narrow = s.quantized or s.quantize is not None or s.offload is not None
     part: dict[str, Any] = {"train": "lora"} if narrow else {"layers": BLOCKS}
-    recipe = {"steps": 100, "batch_size": 64, "lr_schedule": "cosine", "lr_end": 0.05}
+    recipe = {"steps": 100, "batch_size": 32, "lr_schedule": "cosine", "lr_end": 0.05}
     recipe |= {} if {"train", "layers"} & s.model_fields_set else part
     taken = {name: value for name, value in recipe.items() if name not in s.model_fields_set}
     new = s.model_copy(update={"method": "residual", **taken})

@@ -89,7 +89,7 @@ class TrainSettings(BaseModel):
     task: str = setting("trec", "Name of a task, see `zograd tasks`, or a .jsonl, .csv or .parquet file.", DATA)
     method: str = setting(
         "auto",
-        "Name of a method, see `zograd methods`. auto: `residual` on the last 4 blocks, 100 steps of 64 examples.",
+        "Name of a method, see `zograd methods`. auto: `residual` on the last 4 blocks, 100 steps of 32 examples.",
         METHOD,
     )
     method_settings: dict[str, Any] = setting(
