@@ -8,6 +8,7 @@ page from the file alone.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -28,8 +29,15 @@ PARTS: dict[str, dict[str, Any]] = {
     "four": {"train": "proj", "layers": 4, "batch_size": 64},
     "all": {"train": "proj", "batch_size": 32},
     "lora": {"train": "lora", "batch_size": 32},
+    "packed": {"train": "lora", "layers": 4, "batch_size": 64, "quantized": True},
+    "scales": {"train": "scales", "layers": 4, "batch_size": 64, "quantized": True},
+    "disk": {"train": "lora", "batch_size": 32, "offload": "disk", "cache_prefix": False},
 }
-"""What is trained: the MLP of the last block, all matrices of the last four blocks or of all, adapters on all."""
+"""What is trained: the MLP of the last block, all matrices of the last four blocks or of all, adapters on all; adapters
+and scales on a model packed in 4 bits; adapters on a model whose weights stay on the disk."""
+
+COMPLETIONS = "completions"
+"""The task of second halves of sentences, measured by the perplexity of a token in place of the accuracy."""
 
 FORWARDS = {"residual": 4.0, "backprop": 4.0, "node_perturbation": 4.0, "zo_sgd": 2.0}
 """Forwards of the trained blocks in a step: a backward counts for two. `residual` and `backprop` make a forward, run
@@ -38,13 +46,17 @@ each block again and take its derivative; `node_perturbation` makes two, and one
 EVALUATIONS = 60
 """Evaluations by values alone for each step of the others: 3,000 beside 50 steps."""
 
+_OF_BLOCKS = {
+    "last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3), "packed": (3e-3, 1e-2),
+    "scales": (3e-3, 1e-2), "disk": (1e-3, 3e-3),
+}  # fmt: skip
+
 RATES: dict[str, dict[str, Sequence[float]]] = {
-    "residual": {"last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3)},
-    "backprop": {"last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3)},
-    "node_perturbation": {"last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3)},
+    **{method: _OF_BLOCKS for method in ("residual", "backprop", "node_perturbation")},
     "zo_sgd": {
         "last": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "four": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-        "all": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4), "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        "all": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4),
+        **{part: (3e-4, 1e-3, 3e-3, 1e-2, 3e-2) for part in ("lora", "packed", "scales", "disk")},
     },
 }  # fmt: skip
 """The learning rates of seed 0: two for each method and part, five for MeZO. Other seeds take the best one of them."""
@@ -83,12 +95,33 @@ def run(task: str, part: str, method: str, lr: float, seed: int, steps: int) -> 
         **({"mu": 2.0**-11} if method == "zo_sgd" else {}),
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
+        if task == COMPLETIONS:
+            settings = settings.model_copy(update={"task": str(halves(Path(folder)))})
         done = train(settings, Path(folder) / "run", quiet=True)
         log = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())
-        curve = [(line["step"], line["value"], line["eval_loss"]) for line in log if "value" in line]
+        curve = [
+            (line["step"], math.exp(line["eval_loss"]) if task == COMPLETIONS else line["value"], line["eval_loss"])
+            for line in log if "value" in line
+        ]  # fmt: skip
     return Line(
         task, part, method, lr, seed, steps, curve, done["seconds"], done["peak_bytes"], done["inference_peak_bytes"]
     )
+
+
+def halves(folder: Path) -> Path:
+    """Each sentence of mr as a prompt, its first half, and a completion, its second half: the perplexity of text."""
+    from zograd.hub import load_task
+
+    file, task = folder / "halves.jsonl", load_task("mr")
+    with file.open("w", encoding="utf-8") as lines:
+        for split, examples in task.splits.items():
+            for example in examples[:1200]:
+                words = example.prompt.removesuffix(" It was").split()
+                middle = len(words) // 2
+                if middle:
+                    pair = {"prompt": " ".join(words[:middle]), "completion": " " + " ".join(words[middle:])}
+                    lines.write(json.dumps({**pair, "split": split}) + "\n")
+    return file
 
 
 Group: TypeAlias = tuple[str, str, str]
@@ -112,15 +145,21 @@ def grouped(lines: Iterable[Line]) -> dict[Group, list[Line]]:
 
 
 def mean_curve(lines: Sequence[Line]) -> list[tuple[int, float]]:
-    """(step, mean accuracy in percent) where all runs were evaluated."""
-    accuracies = [{int(step): 100 * accuracy for step, accuracy, _ in line.curve} for line in lines]
+    """(step, mean of what is measured) where all runs were evaluated."""
+    accuracies = [{int(step): scale(line.task) * value for step, value, _ in line.curve} for line in lines]
     steps = sorted(set.intersection(*map(set, accuracies)))
     return [(step, statistics.mean(a[step] for a in accuracies)) for step in steps]
 
 
+def scale(task: str) -> float:
+    """Accuracies are shown in percent, perplexities as they are."""
+    return 1.0 if task == COMPLETIONS else 100.0
+
+
 def until(lines: Sequence[Line], wanted: float) -> int | None:
-    """Forwards until the mean accuracy reaches `wanted`, at the first evaluation that shows it; None: never."""
-    reached = (step for step, accuracy in mean_curve(lines) if accuracy >= wanted)
+    """Forwards until the mean is as good as `wanted`, at the first evaluation that shows it; None: never."""
+    lower = lines[0].task == COMPLETIONS
+    reached = (step for step, found in mean_curve(lines) if (found <= wanted if lower else found >= wanted))
     step = next(reached, None)
     return None if step is None else round(step * FORWARDS[lines[0].method])
 
@@ -128,7 +167,7 @@ def until(lines: Sequence[Line], wanted: float) -> int | None:
 def row(of: Group, rates: int, best: Sequence[Line], mezo: Sequence[Line]) -> str:
     """A line of the table."""
     task, part, method = of
-    accuracy = [100 * line.curve[-1][1] for line in best]
+    accuracy = [scale(task) * line.curve[-1][1] for line in best]
     spread = f" [{min(accuracy):.1f}, {max(accuracy):.1f}]" if len(best) > 1 else ""
     peak = statistics.median(line.peak_bytes / line.inference_peak_bytes for line in best)
     loss = statistics.mean(line.curve[-1][2] for line in best)
@@ -141,7 +180,7 @@ def row(of: Group, rates: int, best: Sequence[Line], mezo: Sequence[Line]) -> st
         reaches = "never" if forwards is None else f"{forwards} ({whole / max(forwards, 1):.2g} times fewer)"
     return (
         f"| {task} | {part} | `{method}` | {best[0].lr:g} of {rates} | {len(best)} | {steps:,} "
-        f"| {steps * FORWARDS[method]:,.0f} | {100 * best[0].curve[0][1]:.1f} "
+        f"| {steps * FORWARDS[method]:,.0f} | {scale(task) * best[0].curve[0][1]:.1f} "
         f"| {statistics.mean(accuracy):.1f}{spread} | {loss:.3f} | {peak:.3f} | {reaches} |"
     )
 
@@ -170,7 +209,9 @@ SmolLM2-135M in float32, one thread, a cosine schedule to 5 %, 600 training and 
 with signs. "lr" is the rate with the lowest loss at the end of seed 0, and of how many; other seeds take it.
 "forwards" are forward passes of the trained blocks, where a backward counts for two. Accuracies are in percent, over
 the seeds their mean and range. "peak" is the peak of the process over that of inference. "MeZO's end after" are the
-forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one of ten evaluations. What is trained:
+forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one of ten evaluations. The task
+`{COMPLETIONS}` is the second halves of the sentences of mr: there the perplexity of a token stands in place of the
+accuracy, and lower is better. What is trained:
 
 {parts}
 

@@ -130,9 +130,11 @@ def advice_with(monkeypatch: pytest.MonkeyPatch, available: int | None, folder: 
 
 def test_what_fits_is_said_and_what_adam_would_need(folder: str, monkeypatch: pytest.MonkeyPatch):
     needed = plan(folder)["method_peak_bytes"]
-    (first, second) = advice_with(monkeypatch, needed, folder)
+    first, second, third = advice_with(monkeypatch, needed, folder)
     assert first.startswith("It fits")
     assert "Adam with backpropagation would not" in second
+    fused = plan(folder)["backprop_peak_bytes"]
+    assert f"(--method backprop) it would{'' if fused <= needed else ' not either'}: " in third
     assert len(advice_with(monkeypatch, 10**12, folder)) == 1
 
 
@@ -205,3 +207,21 @@ def test_weights_on_the_disk_take_two_blocks_and_are_advised(folder: str, monkey
     assert any("offload disk:" in line for line in advice_with(monkeypatch, available, folder, batch_size=1))
     with pytest.raises(ValueError, match="offload does not go with quantized"):
         plan(folder, offload="disk", quantized=True)
+
+
+def test_layers_restrict_what_is_trained_and_kept(folder: str) -> None:
+    full, top = plan(folder, method="residual"), plan(folder, method="residual", layers=1)
+    assert top["trainable"] < full["trainable"]
+    assert top["adam_peak_bytes"] < full["adam_peak_bytes"]
+    assert top["slot_bytes"] == 8 * top["trainable"]
+    half = built(folder).model.layers[-1]
+    assert top["trainable"] == sum(p.numel() for p in half.parameters())
+
+
+def test_checkpointed_backpropagation_keeps_what_enters_each_block(folder: str) -> None:
+    """With twice the tokens: twice the states in front of every block, and no more activations of one block."""
+    short, long = (plan(folder, batch_size=size, seq_len=64) for size in (16, 32))
+    config = built(folder).config
+    states = 16 * 64 * config.hidden_size * 4 * config.num_hidden_layers
+    assert long["backprop_peak_bytes"] - short["backprop_peak_bytes"] == states
+    assert short["backprop_peak_bytes"] < short["adam_peak_bytes"]

@@ -10,7 +10,7 @@ import typer
 from zograd.cli.options import Plugins, later, with_settings
 from zograd.cli.output import Debug, Json, app, emit, guarded, mib
 
-PLANNED = ("model", "method", "batch_size", "dtype", "train", "quantized", "rounding", "offload", "device")
+PLANNED = ("model", "method", "batch_size", "dtype", "train", "quantized", "rounding", "offload", "device", "layers")
 
 
 def register() -> None:
@@ -107,14 +107,16 @@ def plan(
     Example: zograd plan --model smollm2-135m --batch-size 8 --seq-len 512
     """
     from zograd import plugins
+    from zograd.llm.recipe import chosen as recipe
     from zograd.llm.settings import TrainSettings, parse
 
-    settings = parse(given)
-    chosen = {name: getattr(settings, name) for name in given}
+    settings, why = recipe(parse(given))
+    chosen = {name: getattr(settings, name) for name in {*given, *(PLANNED if why else ())}}
     plugins.load(plugin or ())
     from zograd.runs.plan import plan as go
 
     model = chosen.pop("model", TrainSettings.model_fields["model"].default)
+    chosen |= {"dtype": "float32"} if chosen.get("dtype") == "auto" else {}
     result = go(model, seq_len=seq_len, **chosen)
     text = "\n".join(
         [
@@ -123,6 +125,7 @@ def plan(
             f"  inference        {mib(result['inference_peak_bytes']):>14}",
             f"  {settings.method:<16} {mib(result['method_peak_bytes']):>14}",
             f"  Adam (backprop)  {mib(result['adam_peak_bytes']):>14}",
+            f"  checkpointed     {mib(result['backprop_peak_bytes']):>14}",
             *(f"  {line}" for line in result["advice"]),
         ]
     )

@@ -18,6 +18,8 @@ more for each token, as measured. A task that scores label words of one token ne
     Adam            weights + gradients and two moments in float32 + what a backward pass keeps without checkpointing:
                       T L (8 H + 4 I) b of L blocks, the loss head, the gradient of its logits (4 T V), and the
                       gradient of the largest tensor once more, before it is added to the others
+    checkpointed      weights + what enters each trained block, T H b + activations and gradients of one block, of at
+                      most `AT_ONCE` tokens: backpropagation with updates fused into it and Adafactor (`backprop`)
 
 For a packed model (a .gguf, `quantized`), the weights are its blocks as in the file, and a forward needs one more tile
 to de-quantize. Training its scales adds a float32 master for each block of the chosen layers to the method.
@@ -93,6 +95,8 @@ class Question:
     """The model, if it stays packed."""
     offload: bool = False
     """Whether weights stay on the disk."""
+    layers: int | None = None
+    """The last blocks that are trained; None: all."""
 
 
 Answer: TypeAlias = dict[str, Any]
@@ -110,6 +114,7 @@ def plan(
     rounding: Literal["stochastic", "split", "nearest"] = "stochastic",
     quantized: bool = False,
     offload: Literal["disk"] | None = None,
+    layers: int | None = None,
 ) -> Answer:
     """Memory (bytes), evaluations and tape of a run before anything is loaded; formulas in the module's docstring.
 
@@ -120,7 +125,8 @@ def plan(
     offload: "disk" if the weights stay on the disk.
 
     Keys: `params`, `trainable` (elements), `weights_bytes`, `resident_weights_bytes` (less with `offload`),
-    `inference_peak_bytes`, `method_peak_bytes`, `adam_peak_bytes`, `activation_bytes` (of a step), `slot_bytes`,
+    `inference_peak_bytes`, `method_peak_bytes`, `adam_peak_bytes`, `backprop_peak_bytes` (with checkpointed blocks,
+    updates fused into the backward pass, and no moments), `activation_bytes` (of a step), `slot_bytes`,
     `low_bytes`, `workspace_bytes`, `evaluations_per_step`, `tape_bytes_per_step`, `available_bytes` (None if
     unknown), `fits`, and `advice`: sentences that say what would fit if this does not. Figures do not include the
     memory of Python and torch.
@@ -143,8 +149,9 @@ def plan(
     method_named(method)
     config = skeleton_of_packed(model, dtype).config if quantized else configuration(model)
     question = Question(
-        method, batch_size, seq_len, dtype_named(dtype), train, rounding, model if quantized else None, bool(offload)
-    )
+        method, batch_size, seq_len, dtype_named(dtype), train, rounding, model if quantized else None, bool(offload),
+        layers,
+    )  # fmt: skip
     answer = estimate(config, question)
     available = available_bytes(device)
     fits = None if available is None else answer["method_peak_bytes"] <= available
@@ -175,7 +182,8 @@ def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     if question.packed is not None:
-        return skeleton_of_packed(question.packed, str(question.dtype).removeprefix("torch."))
+        dtype = str(question.dtype).removeprefix("torch.")
+        return skeleton_of_packed(question.packed, dtype, adapters=question.train == "lora")
 
     try:
         with torch.device("meta"):
@@ -188,17 +196,21 @@ def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
 
 
 @cache
-def skeleton_of_packed(model: str, dtype: str) -> PreTrainedModel:
-    """A packed model; it is mapped once and kept."""
-    return load(model, dtype=dtype, quantized=True)[0]
+def skeleton_of_packed(model: str, dtype: str, *, adapters: bool = False) -> Any:
+    """A packed model, with adapters on request; it is mapped once and kept."""
+    packed = load(model, dtype=dtype, quantized=True)[0]
+    return attach_lora(packed, LoraSpec(), 0) if adapters else packed
 
 
-def scales_of(model: nn.Module, train: str) -> dict[str, Tensor]:
+def scales_of(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor]:
     """The masters that `select` would make of a packed model, on the meta device."""
     pattern = train.partition(":")[2]
+    top = list(blocks(model))[-layers:] if layers is not None else [model]
+    inside = {id(module) for part in top for module in part.modules()}
     chosen = {
         f"{name}.scale": torch.empty(layer.rows, layer.groups, device="meta")
         for name, layer in linear_layers(model, pattern)
+        if id(layer) in inside
     }
     if not chosen:
         raise ModelError(f"--train {train} selects no packed layer; add --quantized, or choose another pattern")
@@ -209,7 +221,8 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     """The figures of one question."""
     model = skeleton(config, question)
     named = dict(model.named_parameters())
-    chosen = scales_of(model, question.train) if is_scales(question.train) else select(model, question.train)
+    part, layers = question.train, question.layers
+    chosen = scales_of(model, part, layers) if is_scales(part) else select(model, part, layers=layers)
     method = method_named(question.method)
     packed = [layer for _, layer in packed_layers(model)]
     weights = sum(map(bytes_of, [*named.values(), *(layer.blocks for layer in packed)]))
@@ -241,14 +254,16 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     working = seen * hidden * b + seen * b * max(tile_rows, (6 + 2 * shared) * hidden + (4 + 2 * shared) * intermediate)
     if shared and tokens <= FEW:  # inputs and their transposes, a product transposed
         working += (2 * seen * intermediate + tokens * tile_rows) * b
+    count = depth if layers is None else min(layers, depth)
+    one_block = min(tokens, AT_ONCE) * (8 * hidden + 4 * intermediate) * b + 4 * trainable // count
+    states = tokens * hidden * b
     if isinstance(method.estimator, FromBlocks):  # the activations and the gradients of a block, states between blocks
-        states = tokens * hidden * b * (depth if method.estimator.kind == "backprop" else 2)
-        working = min(tokens, AT_ONCE) * (8 * hidden + 4 * intermediate) * b + 4 * trainable // depth + states
+        working = one_block + states * (count if method.estimator.kind == "backprop" else 2)
     workspace = working_memory(chosen, n_slots, tiles=min(together, 2))
     masters = sum(map(bytes_of, chosen.values())) if is_scales(question.train) else 0
 
     largest = max(t.numel() for t in chosen.values())
-    kept = tokens * depth * (8 * hidden + 4 * intermediate) * b + head + 4 * tokens * vocabulary + 4 * largest
+    kept = tokens * count * (8 * hidden + 4 * intermediate) * b + head + 4 * tokens * vocabulary + 4 * largest
     return {
         "params": sum(t.numel() for t in named.values()) + sum(p.rows * p.columns for p in packed),
         "trainable": trainable,
@@ -257,6 +272,7 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
         "inference_peak_bytes": inference,
         "method_peak_bytes": resident + working + dequantized + masters + workspace + slots + low,
         "adam_peak_bytes": weights + 12 * trainable + max(kept, activations),
+        "backprop_peak_bytes": resident + dequantized + masters + one_block + states * count,
         "activation_bytes": working,
         "slot_bytes": slots,
         "low_bytes": low,
@@ -347,6 +363,9 @@ def advice(config: PretrainedConfig, question: Question, answer: Answer, availab
         said = [f"It fits: {question.method} needs {gib(needed)} of {gib(available)} available."]
         if answer["adam_peak_bytes"] > available:
             said.append(f"Adam with backpropagation would not: it needs {gib(answer['adam_peak_bytes'])}.")
+            fused = answer["backprop_peak_bytes"]
+            verdict = "would" if fused <= available else "would not either"
+            said.append(f"With checkpointed blocks and fused updates (--method backprop) it {verdict}: {gib(fused)}.")
         return said
     said = [f"It does not fit: {question.method} needs {gib(needed)}, {gib(available)} are available."]
     names: list[str] = []
