@@ -68,7 +68,7 @@ def continued(given: TrainSettings, stored: TrainSettings, names: Collection[str
 def differs(name: str, given: TrainSettings, stored: TrainSettings) -> bool:
     """Whether a setting has another value than the stored one, in which "auto" has been replaced by a value."""
     mine, its = getattr(given, name), getattr(stored, name)
-    if name in ("shards", "threads", "dtype", "compile") and mine in (None, "auto"):
+    if name in ("method", "shards", "threads", "dtype", "compile") and mine in (None, "auto"):
         return False
     return bool(loading.dtype_named(mine) != loading.dtype_named(its) if name == "dtype" else mine != its)
 
