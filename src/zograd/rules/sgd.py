@@ -31,13 +31,21 @@ def check_beta(name: str, beta: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1), got {beta}")
 
 
-def replayable(rule: Rule[Any], method: Method[Any]) -> str | None:
-    """Why the estimates of past steps cannot be regenerated: they name slots, whose numbers have changed since."""
+def replayable(rule: Rule[Any], method: Method[Any], instead: str = "Momentum()") -> str | None:
+    """Why the estimates of past steps cannot be regenerated: they name slots, whose numbers have changed since.
+
+    instead: the rule that keeps a slot of its own, as one writes it.
+    """
+    if not method.estimator.replays:
+        return (
+            f"{type(rule).__name__} regenerates past estimates from their seeds, and those of "
+            f"{type(method.estimator).__name__} have none. Use {instead}, which has a slot."
+        )
     for part in (method.law, method.estimator):
         if named := sorted(part.slots):
             return (
                 f"{type(rule).__name__} regenerates past estimates from their seeds, but those of "
-                f"{type(part).__name__} read the slot {named[0]!r}, which changes. Use Momentum(), which has a slot."
+                f"{type(part).__name__} read the slot {named[0]!r}, which changes. Use {instead}, which has a slot."
             )
     return None
 
