@@ -22,10 +22,11 @@ from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import FromBlocks
 from zograd.hub import Example, Task, load_task, select
-from zograd.laws import RankOne
+from zograd.laws import OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
 from zograd.llm import loading
 from zograd.llm.compiled import WORTH, CompileError, check, trial
+from zograd.llm.inputs import InputsOfLeaves
 from zograd.llm.loading import offloaded as offloading
 from zograd.llm.oracle import Forwards, points_of
 from zograd.llm.recipe import chosen
@@ -111,8 +112,12 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     if s.train == "prefix":
         raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
     estimator = build_method(s).estimator  # a mistake is said before a model is loaded
-    if isinstance(estimator, FromBlocks) and s.compile:
-        raise SettingsError(f"--method {s.method} does not go with --compile in this release; leave one out")
+    refused: tuple[str, ...] = ("offload", "compile") if estimator.watches else ()
+    if isinstance(estimator, FromBlocks):
+        refused = ("compile",)
+    for name in refused:
+        if getattr(s, name):
+            raise SettingsError(f"--method {s.method} does not go with --{name} in this release; leave one out")
     pages: Offloaded | None = None
     mapped: Pages | None = None
     if s.offload == "disk":
@@ -152,6 +157,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     )  # fmt: skip
     if streamed is not None:
         streamed.serve(store)
+    if estimator.watches:
+        store.inputs = layers_of(module, store, method)
     if isinstance(estimator, FromBlocks):
         store.source = estimator.source(list(blocks), store.leaves)
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
@@ -161,6 +168,18 @@ def shape_of(model: Any, layers: int | None) -> Shape:
     """The width of a model, and the number of its blocks that are trained."""
     depth = len(loading.blocks(model))
     return Shape(model.config.get_text_config().hidden_size, depth if layers is None else min(layers, depth))
+
+
+def layers_of(module: nn.Module, store: Store, method: Method[Any]) -> InputsOfLeaves:
+    """What records the inputs of the trained layers. Raises SettingsError where no trained tensor is a layer's weight.
+
+    `set_up` tells it which positions hold tokens.
+    """
+    assert isinstance(method.law, OnLayerInputs)
+    try:
+        return InputsOfLeaves(module, store.leaves, method.law.rank)
+    except ValueError as e:
+        raise SettingsError(f"--method {method.name} looks at what enters linear layers, and {e}; use lozo") from e
 
 
 def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
@@ -221,7 +240,8 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     if shards is None:
         points = build_method(s).evaluations
         shards = {"data": world, "directions": 1, "both": world // math.gcd(world, points)}[s.parallel]
-    if world > 1 and isinstance(build_method(s).estimator, FromBlocks):
+    estimator = build_method(s).estimator
+    if world > 1 and (estimator.watches or isinstance(estimator, FromBlocks)):
         raise SettingsError(f"--method {s.method} runs in one process in this release, and here are {world}")
     if shards > s.batch_size:
         raise SettingsError(f"a batch of {s.batch_size} cannot be cut into {shards} parts; raise --batch-size")
@@ -304,6 +324,8 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
     scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
     for example in (*examples, *held_out):
         scorer.encode(example)
+    if isinstance(p.store.inputs, InputsOfLeaves):
+        p.store.inputs.filled = lambda: scorer.filled
     batches = Batches(examples, s.batch_size, s.seed)
     if isinstance(p.store.source, Blockwise) and p.store.source.adds:
         check_stream(p.store.source, scorer, s)

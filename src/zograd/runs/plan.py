@@ -33,6 +33,7 @@ Python, torch and transformers need about 0.4 GiB on a CPU, 0.5 GiB of a GPU, in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -303,7 +304,7 @@ def working_memory(chosen: dict[str, Tensor], n_slots: int, tiles: int = 1) -> i
 
 
 class _Ones:
-    """A gradient of ones, for methods that ask a source for it."""
+    """A gradient of ones and no inputs, for methods that ask a source for them."""
 
     def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
         return leaves
@@ -311,12 +312,15 @@ class _Ones:
     def gradient(self, leaf: Leaf) -> Tensor:
         return torch.ones(leaf.numel)
 
+    def watching(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 def tape_bytes(method: Method[Any], groups: dict[str, int]) -> int:
     """Bytes of one step on the tape: the longest record of two steps of this method on a store of two leaves."""
     decays = (1.0, 0.0) if any(groups.values()) else (1.0,)
     store = Store({"w": torch.ones(8), "b": torch.ones(1)}, space=method.space, decays=decays)
-    store.source = _Ones()
+    store.source = store.inputs = _Ones()
     run = Run(store, method)
     longest = 0
     for _ in range(2):
@@ -340,7 +344,7 @@ def slot_bytes(value: float, t: Tensor) -> int:
     if isinstance(value, PerRow):
         numbers = (t.shape[0] if t.ndim else 1) * value.width
     elif isinstance(value, PerColumn):
-        numbers //= t.shape[0] if t.ndim else 1
+        numbers = value.width * (numbers // t.shape[0] if t.ndim else 1)
     elif isinstance(value, PerLeaf):
         numbers = 1
     return numbers * accumulation_dtype(t.dtype).itemsize
