@@ -24,7 +24,7 @@ from zograd.estimators import FromBlocks
 from zograd.hub import Example, Task, load_task, select
 from zograd.laws import OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
-from zograd.llm import loading
+from zograd.llm import loading, lora_init
 from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.inputs import InputsOfLeaves
 from zograd.llm.loading import offloaded as offloading
@@ -111,6 +111,10 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     """
     if s.train == "prefix":
         raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
+    if s.lora_init != "default" and s.train != "lora":
+        raise SettingsError(
+            f"--lora-init {s.lora_init} is for --train lora, and here is --train {s.train}; leave it out"
+        )
     estimator = build_method(s).estimator  # a mistake is said before a model is loaded
     refused: tuple[str, ...] = ("offload", "compile") if estimator.watches else ()
     if isinstance(estimator, FromBlocks):
@@ -133,6 +137,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
         spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets), s.layers)
         module, layers = loading.attach_lora(model, spec, s.seed), None
     trained = loading.select(module, s.train, layers=layers)
+    if s.lora_init == "activations":
+        trained = lora_init.without_A(trained)
     module.requires_grad_(False)
     if isinstance(estimator, FromBlocks):
         if loading.is_scales(s.train) and not hasattr(model, "packed_file"):
@@ -229,6 +235,11 @@ def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offlo
         )
 
 
+def works_in_several(method: Method[Any]) -> bool:
+    """Whether several processes may share the steps: not where a step looks into the forward of its whole batch."""
+    return not (method.estimator.watches or isinstance(method.estimator, FromBlocks))
+
+
 def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     """The settings with all values filled in that are open: method, dtype "auto", threads, shards.
 
@@ -240,8 +251,7 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     if shards is None:
         points = build_method(s).evaluations
         shards = {"data": world, "directions": 1, "both": world // math.gcd(world, points)}[s.parallel]
-    estimator = build_method(s).estimator
-    if world > 1 and (estimator.watches or isinstance(estimator, FromBlocks)):
+    if world > 1 and not works_in_several(build_method(s)):
         raise SettingsError(f"--method {s.method} runs in one process in this release, and here are {world}")
     if shards > s.batch_size:
         raise SettingsError(f"a batch of {s.batch_size} cannot be cut into {shards} parts; raise --batch-size")
@@ -313,11 +323,18 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
             )
 
 
-def set_up(s: TrainSettings, folder: Path) -> Work:
-    """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take."""
+def set_up(s: TrainSettings, folder: Path, *, stored: bool = False) -> Work:
+    """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take.
+
+    stored: whether the folder holds this run already.
+    """
     task, examples, held_out = examples_of(s)
     announce(task, s, examples, held_out)
     p = prepare(s, folder)
+    batches = Batches(examples, s.batch_size, s.seed)
+    if s.lora_init == "activations" and not (stored and lora_init.load(p.model, folder)):
+        seen = [batches[k] for k in range(lora_init.BATCHES)]
+        lora_init.from_activations(p.model, Scorer(p.model, p.tokenizer, task), seen)
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
@@ -326,7 +343,6 @@ def set_up(s: TrainSettings, folder: Path) -> Work:
         scorer.encode(example)
     if isinstance(p.store.inputs, InputsOfLeaves):
         p.store.inputs.filled = lambda: scorer.filled
-    batches = Batches(examples, s.batch_size, s.seed)
     if isinstance(p.store.source, Blockwise) and p.store.source.adds:
         check_stream(p.store.source, scorer, s)
     with Peak(s.device) as inference:
