@@ -41,5 +41,9 @@ class PerLeaf(float):
     coupled = True
 
 
+class BFloat16(float):
+    """Initial value of a slot of one bfloat16 an element. What writes it decides how it is rounded."""
+
+
 class Bits(float):
     """Initial value of a slot of one byte an element, that holds True or False: a mask."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zograd import kernels, noise
-from zograd.core.slots import Bits, PerColumn, PerLeaf, PerRow
+from zograd.core.slots import BFloat16, Bits, PerColumn, PerLeaf, PerRow
 from zograd.core.vector import (
     HALF,
     Address,
@@ -149,15 +149,16 @@ class Store:
     def require(self, slots: Mapping[str, float]) -> set[str]:
         """Allocate slots once, filled with their initial values; returns the names of those that are new.
 
-        A slot has one number an element of the weights in the accumulation dtype; `PerRow`,
-        `PerColumn`, `PerLeaf` and `Bits` values make smaller ones.
+        A slot has one number an element of the weights in the accumulation dtype; `PerRow`, `PerColumn`, `PerLeaf`,
+        `BFloat16` and `Bits` values make smaller ones.
         """
         new = set()
         for name, value in slots.items():
             for leaf in self.leaves:
                 if name not in leaf.slots:
                     new.add(name)
-                    dtype = torch.bool if isinstance(value, Bits) else accumulation_dtype(leaf.dtype)
+                    small = {Bits: torch.bool, BFloat16: torch.bfloat16}
+                    dtype = small.get(type(value), accumulation_dtype(leaf.dtype))
                     shape: tuple[int, ...] = (leaf.numel,)
                     if isinstance(value, PerRow):
                         shape = (leaf.matrix_shape[0], value.width)
