@@ -134,7 +134,7 @@ def test_adapters_that_no_token_reaches_stay_random(tiny_model: Path, tmp_path: 
 
 
 def test_what_cannot_be_is_said(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"--lora-init activations is for --train lora, and here is --train full$"):
+    with pytest.raises(SettingsError, match=r"--lora-init activations is for --train lora, and here is --train full"):
         set_up(settings(tiny_model, train="full"), tmp_path)
     with pytest.raises(SettingsError, match=r"inputs of .*q_proj span 32 directions, and --lora-r asks for 40"):
         set_up(settings(tiny_model, lora_r=40), tmp_path)
