@@ -284,10 +284,10 @@ def settings(model: Path, **more: Any) -> TrainSettings:
     return TrainSettings.model_validate({**common, **more})
 
 
-PARTS = [{"layers": 1}, {"train": "lora"}, {"train": "*.q_proj.weight", "shards": 2}]
+PARTS = [{"layers": 1, "dtype": "bfloat16"}, {"train": "lora"}, {"train": "*.q_proj.weight", "shards": 2}]
 
 
-@pytest.mark.parametrize("part", PARTS, ids=["one block", "lora", "a pattern in two parts"])
+@pytest.mark.parametrize("part", PARTS, ids=["one block in bfloat16", "lora", "a pattern in two parts"])
 def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, part: dict[str, Any]) -> None:
     lr = 1e-1 if part.get("train") == "lora" else 1e-2
     done = train(settings(tiny_model, steps=40, **{"lr": lr, "set": {"n": 4}, **part}), tmp_path / "run", quiet=True)

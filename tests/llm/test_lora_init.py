@@ -66,6 +66,12 @@ def test_layers_and_quantities_are_those_of_the_adapters(tiny_model: Path, tmp_p
     assert done["trained"] == 4 * (32 + 16)  # B of q_proj and of v_proj, whose heads are shared
 
 
+def test_gradients_from_blocks_train_B_alone(tiny_model: Path, tmp_path: Path) -> None:
+    done = train(settings(tiny_model, method="residual", steps=12), tmp_path / "run", quiet=True)
+    assert done["loss_last"] < done["loss_first"]
+    assert done["trained"] == 4 * 4 * (32 + 16)
+
+
 def test_a_run_resumes_and_replays_without_forwards(tiny_model: Path, tmp_path: Path) -> None:
     whole = train(settings(tiny_model, steps=8, method="zo_adam"), tmp_path / "whole", quiet=True)
     run = tmp_path / "run"
