@@ -53,14 +53,6 @@ class Layout:
         ends = zip(self.rows, self.starts, self.lengths, strict=True)
         return [(row, slice(start, start + length)) for row, start, length in ends]
 
-    @property
-    def filled(self) -> Tensor:
-        """bool [rows, width]: the positions that hold tokens of a sequence or of its tails."""
-        out = torch.zeros(self.count, self.width, dtype=torch.bool)
-        for row, here in self.cells:
-            out[row, here] = True
-        return out
-
     def inputs(
         self,
         sequences: Sequence[Sequence[int]],
