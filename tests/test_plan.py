@@ -13,6 +13,7 @@ import torch
 from zograd import methods
 from zograd.core.slots import Bits, PerColumn, PerLeaf, PerRow
 from zograd.core.tape import Tape, TapeWriter
+from zograd.errors import UsageError
 from zograd.runs.plan import plan
 
 pytest.importorskip("transformers")
@@ -79,6 +80,14 @@ def test_every_method_on_the_menu_can_be_planned(folder: str, name: str):
     if line["needs"] == "values":  # forwards as inference makes them
         assert extra == out["workspace_bytes"] + out["slot_bytes"] + out["low_bytes"]
     assert out["tape_bytes_per_step"] > 50
+
+
+def test_moments_in_bfloat16_take_half(folder: str):
+    full, half = plan(folder, method="zo_adam"), plan(folder, method="zo_adam", method_settings={"moments": "bfloat16"})
+    assert full["slot_bytes"] == 2 * half["slot_bytes"] == 8 * full["trainable"]
+    assert full["method_peak_bytes"] - half["method_peak_bytes"] == half["slot_bytes"]
+    with pytest.raises(UsageError, match="method 'zo_sgd': zo_sgd has no setting 'moments'"):
+        plan(folder, method_settings={"moments": "bfloat16"})
 
 
 def test_split_weights_take_two_bytes_more_and_stochastic_ones_only_for_vectors(folder: str):

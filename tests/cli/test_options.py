@@ -133,6 +133,9 @@ def test_plan_and_eval_refuse_what_they_do_not_know() -> None:
     result = CliRunner().invoke(app, ["plan", "--offload", "cpu"])
     assert result.exit_code == 2
     assert "use 'disk'" in result.stderr
+    result = CliRunner().invoke(app, ["plan", "--method", "zo_adam", "--set", "moments=half"])
+    assert result.exit_code == 2
+    assert "method 'zo_adam': moments are 'full' (float32) or 'bfloat16', got 'half'" in result.stderr
     assert CliRunner().invoke(app, ["eval", "--steps", "3"]).exit_code == 2
 
 

@@ -25,6 +25,7 @@ from zograd.estimators.population import Product
 from zograd.estimators.vertices import Sides
 from zograd.laws.coordinate import Unit
 from zograd.laws.cosine import DCT, Waves
+from zograd.laws.inputs import OnInputs
 from zograd.laws.lowrank import MOST, Components, Lifted, LowRank, Outer, Sandwich, Trilinear
 from zograd.laws.masked import Ones, OnMask, OnScatter, OnSmall
 from zograd.laws.orthogonal import WalshSigns
@@ -43,6 +44,7 @@ EVERY = [
     Trilinear(1, 2, 3, 4),
     Sandwich(1, 2, 3, 4),
     Lifted(1, 2, 3),
+    OnInputs(1, 2),
     Ones(),
     OnSmall(NOISE),
     OnMask(Ones()),

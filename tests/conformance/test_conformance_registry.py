@@ -15,8 +15,8 @@ import zograd
 from zograd import estimators, laws, methods, rules, spaces
 from zograd.core.parts import concrete
 from zograd.core.run import Run
-from zograd.estimators import Estimator, FromBlocks, NodePerturbation
-from zograd.laws import Law
+from zograd.estimators import Estimator, FromBlocks, NodePerturbation, Watching
+from zograd.laws import Law, OnLayerInputs
 from zograd.learning_rate import Measured
 from zograd.learning_rate.levels import Levels
 from zograd.rules import Balanced, Rule
@@ -32,10 +32,10 @@ def ours(kind: type) -> set[type]:
 
 
 def test_every_menu_entry_has_a_case_and_a_paper() -> None:
-    """Entries for models with blocks are held to autograd, in `tests/llm/test_blockwise.py`."""
+    """Those that need a model have their tests in `tests/llm/test_blockwise.py` and `tests/llm/test_inputs.py`."""
     assert {case.name for case in CASES} == set(methods.names())
     assert set(methods.names(blocks=True)) == set(methods.MENU)
-    assert set(methods.MENU) - set(methods.names()) == {"residual", "backprop", "node_perturbation"}
+    assert set(methods.MENU) - set(methods.names()) == {"residual", "backprop", "node_perturbation", "agzo"}
     for case in CASES:
         assert Path(inspect.getfile(case.paper)).parent == REFERENCE, "a paper is no code of the library"
         assert case.paper.__doc__
@@ -47,7 +47,8 @@ def test_every_case_builds_the_entry_it_names(case) -> None:
 
 
 def test_every_law_is_tested() -> None:
-    assert {type(law) for law in LAWS} == ours(Law)
+    """What needs the layers of a model is held to its own laws, in `tests/llm/test_inputs.py`."""
+    assert {type(law) for law in LAWS} == ours(Law) - {OnLayerInputs}
     for kind in ours(Law):
         assert type(methods.law_named(kind.__name__.lower())) is kind
 
@@ -55,9 +56,9 @@ def test_every_law_is_tested() -> None:
 def test_every_estimator_is_tested() -> None:
     """What runs put around estimators is held to its own laws, in `tests/core/test_auto.py` and `test_trust.py`.
 
-    What takes gradients from the blocks of a model is held to autograd, in `tests/llm/test_blockwise.py`.
+    What needs a model is held to autograd and to its paper, in `tests/llm` (test_blockwise.py, test_inputs.py).
     """
-    assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {Measured, Levels, FromBlocks, NodePerturbation}
+    assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {Measured, Levels, FromBlocks, NodePerturbation, Watching}
 
 
 def test_every_space_is_tested() -> None:

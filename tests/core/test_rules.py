@@ -15,7 +15,7 @@ from torch import nn
 from zograd.core.query import Estimate
 from zograd.core.run import Method, Run
 from zograd.core.vector import Noise, Slot, Vector
-from zograd.estimators import Central, Recentred, SimulatedMomentum, Spread
+from zograd.estimators import Central, FromBlocks, Recentred, SimulatedMomentum, Spread
 from zograd.estimators.simulated import Anneal
 from zograd.laws import Gaussian, Rademacher
 from zograd.noise import Kind
@@ -30,6 +30,7 @@ from zograd.rules import (
     NormalizedLion,
     Optimistic,
     Proximal,
+    ReplayAdam,
     ReplayMomentum,
     Sign,
     SpreadSGD,
@@ -133,6 +134,16 @@ def test_adam_is_torch_adam(betas: tuple[float, float], dtype: torch.dtype, tole
     follows_torch(rule, lambda p: torch.optim.Adam(p, lr=0.05, betas=betas, eps=1e-6), dtype, tolerance * 10)
 
 
+@by_chunk
+@by_precision
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9), (0.0, 0.99)])
+def test_replayed_adam_is_torch_adam_within_its_window(
+    betas: tuple[float, float], dtype: torch.dtype, tolerance: float, chunked
+) -> None:
+    rule = ReplayAdam(*betas, eps=1e-6, window=STEPS)
+    follows_torch(rule, lambda p: torch.optim.Adam(p, lr=0.05, betas=betas, eps=1e-6), dtype, tolerance * 100)
+
+
 @by_precision
 def test_adam_with_decoupled_decay_is_torch_adamw(dtype: torch.dtype, tolerance: float) -> None:
     def adamw(p: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -213,11 +224,16 @@ def test_the_first_optimistic_step_has_no_hint() -> None:
     assert path == [-2.0, -21.0, -211.0]
 
 
-@pytest.mark.parametrize("rule", [Optimistic(), ReplayMomentum()], ids=lambda r: type(r).__name__)
-def test_estimates_that_read_slots_cannot_be_replayed(rule: Any) -> None:
+REPLAYING = [(Optimistic(), "Momentum"), (ReplayMomentum(), "Momentum"), (ReplayAdam(), "Adam")]
+
+
+@pytest.mark.parametrize(("rule", "instead"), REPLAYING, ids=lambda r: type(r).__name__)
+def test_estimates_that_read_slots_cannot_be_replayed(rule: Any, instead: str) -> None:
     """Their numbers have changed when the past estimate is regenerated."""
-    with pytest.raises(TypeError, match=r"of Recentred read the slot 'prior', which changes. Use Momentum"):
+    with pytest.raises(TypeError, match=rf"of Recentred read the slot 'prior', which changes. Use {instead}\(\)"):
         Method(Recentred(), Rademacher(), rule)
+    with pytest.raises(TypeError, match=rf"those of FromBlocks have none. Use {instead}\(\)"):
+        Method(FromBlocks("residual"), Rademacher(), rule)
 
 
 # ---- ZO-AdaMU --------------------------------------------------------------------------------------------------------
@@ -341,8 +357,9 @@ def test_the_window_of_replayed_momentum_cuts_at_a_thousandth() -> None:
         assert beta**k <= 1e-3 < beta ** (k - 1)
 
 
-def test_replayed_momentum_keeps_no_more_than_its_window() -> None:
-    fed = Fed(ReplayMomentum(0.9, window=4), [nn.Parameter(torch.zeros(2, dtype=torch.float64))])
+@pytest.mark.parametrize("rule", [ReplayMomentum(0.9, window=4), ReplayAdam(window=4)], ids=lambda r: type(r).__name__)
+def test_a_replaying_rule_keeps_no_more_than_its_window(rule: Any) -> None:
+    fed = Fed(rule, [nn.Parameter(torch.zeros(2, dtype=torch.float64))])
     for _ in range(9):
         fed.step([torch.ones(2, dtype=torch.float64)], lr=0.0)
         assert len(fed.state["past"]) == min(fed.t, 4)
@@ -353,6 +370,8 @@ def test_replayed_momentum_keeps_no_more_than_its_window() -> None:
     [
         Momentum,
         ReplayMomentum,
+        lambda b: ReplayAdam(beta1=b),
+        lambda b: ReplayAdam(beta2=b),
         lambda b: Adam(beta1=b),
         lambda b: Adam(beta2=b),
         lambda b: AMSGrad(beta2=b),
@@ -369,6 +388,22 @@ def test_a_beta_outside_of_its_interval_is_refused(make: Any, beta: float) -> No
 def test_a_window_of_no_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="window must be at least 1"):
         ReplayMomentum(0.9, window=0)
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        ReplayAdam(window=0)
+
+
+def test_replayed_adam_forgets_what_left_its_window() -> None:
+    """A large gradient no longer scales the steps; means over the window are those of a gradient that stays."""
+    p = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    fed = Fed(ReplayAdam(window=3), [p])
+    moves = []
+    for g in (1e3, 2.0, 2.0, 2.0, 2.0):
+        before = p.item()
+        fed.step([torch.tensor([g], dtype=torch.float64)], lr=1.0)
+        moves.append(p.item() - before)
+    assert moves[0] == pytest.approx(-1.0)
+    assert abs(moves[1] + 1.0) > 0.1
+    assert moves[3:] == pytest.approx([-1.0, -1.0], rel=1e-6)
 
 
 def test_a_rule_that_reads_what_is_not_measured_is_refused() -> None:
@@ -388,7 +423,7 @@ def test_groups_move_at_their_own_rates() -> None:
 
 
 STILL = [SGD(), Momentum(), ReplayMomentum(), Adam(), AMSGrad(), Sign(), Lion(), NormalizedLion(), Optimistic()]
-STILL += [Proximal(L1(0.3)), Proximal(GroupL2(0.3)), FrankWolfe(L1Ball(9.0))]
+STILL += [ReplayAdam(), Proximal(L1(0.3)), Proximal(GroupL2(0.3)), FrankWolfe(L1Ball(9.0))]
 
 
 @pytest.mark.parametrize("rule", STILL, ids=lambda r: type(r).__name__)

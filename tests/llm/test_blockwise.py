@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, PhiConfig
 
@@ -192,6 +193,20 @@ def test_a_run_goes_on_from_its_last_state_to_the_same_bits(tiny_model: Path, tm
     shutil.rmtree(tmp_path / "whole")
     again = train(settings(tiny_model, steps=9), run, resume=True, quiet=True)  # from the base model
     assert again["sha256"] == whole["sha256"]
+
+
+@pytest.mark.parametrize("method", ["residual", "zo_adam"])
+def test_moments_in_bfloat16_go_on_to_the_same_bits(tiny_model: Path, tmp_path: Path, method: str) -> None:
+    def steps(n: int) -> TrainSettings:
+        return settings(tiny_model, steps=n, method=method, layers=2, set={"moments": "bfloat16"}, save_every=2)
+
+    whole, run = train(steps(6), tmp_path / "whole", quiet=True), tmp_path / "run"
+    train(steps(3), run, quiet=True)
+    with safe_open(run / "state.safetensors", "pt") as saved:
+        kinds = {saved.get_tensor(name).dtype for name in saved.keys() if name.startswith("slot.")}  # noqa: SIM118
+    assert kinds == {torch.bfloat16}
+    assert train(steps(6), run, resume=True, quiet=True)["sha256"] == whole["sha256"]
+    assert replay(run, None, tmp_path / "weights")["sha256"] == whole["sha256"]
 
 
 def test_adapters_take_a_larger_rate_and_several_processes_are_refused(tiny_model: Path) -> None:

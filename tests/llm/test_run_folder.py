@@ -299,8 +299,8 @@ def test_data_that_changed_since_is_named(tiny_model: Path, tmp_path: Path, monk
     loaded = train_module.set_up
 
     def with_digest(sha256: str) -> None:
-        def set_up(s: TrainSettings, folder: Path) -> Any:
-            work = loaded(s, folder)
+        def set_up(s: TrainSettings, folder: Path, **more: Any) -> Any:
+            work = loaded(s, folder, **more)
             work.data["sha256"] = sha256
             return work
 

@@ -10,6 +10,7 @@ from zograd.spaces import Diagonal
 MATRICES = ((4, 3), (8,))
 
 CASES = [
+    Case("adamezo", papers.adamezo, {"lr": 1e-2, "n": 2, "window": 7}),
     Case("zo_lion", papers.zo_lion, {"lr": 1e-2, "n": 2}),
     Case("zo_lion_l2", papers.zo_lion_l2, {"lr": 1e-2, "n": 2}),
     Case("zo_adamm", papers.zo_adamm, {"lr": 1e-2}),

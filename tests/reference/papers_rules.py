@@ -45,6 +45,30 @@ def zo_lion_l2(f: Loss, x0: Array, directions: Directions, **settings: Any) -> I
     return zo_lion(f, x0, directions, gradient_of_K=lambda c: np.sqrt(c.size) * c / np.linalg.norm(c), **settings)
 
 
+def adamezo(
+    f: Loss,
+    x0: Array,
+    directions: Directions,
+    *,
+    lr: float,
+    mu: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    window: int = 10,
+    weight_decay: float = 0.0,
+) -> Iterator[Array]:
+    """AdaMeZO (Cai et al. 2026): both moments from the last estimates alone, with weights that sum to 1."""
+    x, past = x0, []
+    for V in directions:
+        past = [two_point(f, x, V, mu), *past[: window - 1]]
+        k = np.arange(len(past))
+        m = np.average(past, axis=0, weights=beta1**k)
+        s = np.average(np.square(past), axis=0, weights=beta2**k)
+        x = (1 - lr * weight_decay) * x - lr * m / (np.sqrt(s) + eps)
+        yield x
+
+
 def zo_adamm(
     f: Loss,
     x0: Array,

@@ -10,7 +10,10 @@ import typer
 from zograd.cli.options import Plugins, later, with_settings
 from zograd.cli.output import Debug, Json, app, emit, guarded, mib
 
-PLANNED = ("model", "method", "batch_size", "dtype", "train", "quantized", "rounding", "offload", "device", "layers")
+PLANNED = (
+    "model", "method", "method_settings", "batch_size", "dtype", "train", "quantized", "rounding", "offload", "device",
+    "layers",
+)  # fmt: skip
 
 
 def register() -> None:
@@ -111,7 +114,8 @@ def plan(
     from zograd.llm.settings import TrainSettings, parse
 
     settings, why = recipe(parse(given))
-    chosen = {name: getattr(settings, name) for name in {*given, *(PLANNED if why else ())}}
+    names = {field.alias or name: name for name, field in TrainSettings.model_fields.items()}
+    chosen = {name: getattr(settings, name) for name in {*(names[key] for key in given), *(PLANNED if why else ())}}
     plugins.load(plugin or ())
     from zograd.runs.plan import plan as go
 

@@ -21,10 +21,12 @@ class Query:
     """The loss is wanted at Retr_x(at): x + at in a flat space. Queries of one yield share batch and randomness.
 
     rows: which terms of a finite sum f = (1/N) sum_i f_i are wanted, as their mean; None: the loss as it is, all of it.
+    inputs: whether this evaluation is to record what enters the layers of a model (`Store.inputs`).
     """
 
     at: Vector = field(default_factory=Vector)
     rows: tuple[int, ...] | None = None
+    inputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

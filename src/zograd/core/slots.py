@@ -20,18 +20,29 @@ class PerRow(float):
 
 
 class PerColumn(float):
-    """Initial value of a slot with one number a column of each leaf, seen as a matrix: first axis by the rest.
+    """Initial value of a slot with `width` numbers a column of each leaf, seen as a matrix: first axis by the rest.
 
-    Blocks do not show it: a rule reads `leaf.slots[name]`, of shape [1, columns].
+    Blocks do not show it: a rule reads `leaf.slots[name]`, of shape [width, columns]. A basis vector that names it in
+    `reads` is given it whole.
     """
 
+    width: int
     coupled = True
+
+    def __new__(cls, value: float, width: int = 1) -> PerColumn:
+        self = super().__new__(cls, value)
+        self.width = width
+        return self
 
 
 class PerLeaf(float):
     """Initial value of a slot with one number a leaf."""
 
     coupled = True
+
+
+class BFloat16(float):
+    """Initial value of a slot of one bfloat16 an element. What writes it decides how it is rounded."""
 
 
 class Bits(float):

@@ -65,7 +65,7 @@ class Basis(ABC):
         """Whether it is a product of thin factors on matrices, so that a probe along it costs no pass over weights.
 
         Then it has `factors(leaf, shape, device)`: U [r, rows] and V [r, columns], with U^T V this vector on a matrix;
-        None on a vector.
+        None on a vector. Where it reads slots, `factors(leaf, shape, device, slots)` with the whole slots of the leaf.
         """
         return False
 

@@ -16,6 +16,7 @@ from zograd.estimators.reduced import SVRG, ZPDVR, LooplessSVRG, Recentred
 from zograd.estimators.simulated import Mixture, SimulatedMomentum
 from zograd.estimators.unbiased import Geometric, Unbiased, Zipf, deepest_level
 from zograd.estimators.vertices import Tried, Vertices
+from zograd.estimators.watching import Watching
 from zograd.estimators.wrappers import SAM, Conservative
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "Tried",
     "Unbiased",
     "Vertices",
+    "Watching",
     "Zipf",
     "deepest_level",
     "grasp_densities",

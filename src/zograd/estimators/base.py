@@ -76,6 +76,11 @@ class Estimator(Part, ABC, Generic[A]):
         return True
 
     @declared
+    def watches(self) -> bool:
+        """Whether some of its queries record what enters the layers of a model (`Query.inputs`)."""
+        return False
+
+    @declared
     def feedback(self) -> Feedback:
         """What it reads of the losses. Where that is an order, ranks may be told in their place."""
         return "values"

@@ -3,6 +3,7 @@
 from zograd.laws.base import Draw, Gaussian, Law, Rademacher, Sphere
 from zograd.laws.coordinate import Coordinate, Unit
 from zograd.laws.cosine import DCT, strongest_columns
+from zograd.laws.inputs import OnLayerInputs
 from zograd.laws.lowrank import Components, LowRank, Projected, Subspace
 from zograd.laws.masked import Scattered, SmallWeights, TopScores
 from zograd.laws.orthogonal import Orthogonal, Walsh
@@ -17,6 +18,7 @@ __all__ = [
     "Gaussian",
     "Law",
     "LowRank",
+    "OnLayerInputs",
     "Orthogonal",
     "Projected",
     "Rademacher",

@@ -22,10 +22,11 @@ from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import FromBlocks
 from zograd.hub import Example, Task, load_task, select
-from zograd.laws import RankOne
+from zograd.laws import OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
-from zograd.llm import loading
+from zograd.llm import loading, lora_init
 from zograd.llm.compiled import WORTH, CompileError, check, trial
+from zograd.llm.inputs import InputsOfLeaves
 from zograd.llm.loading import offloaded as offloading
 from zograd.llm.oracle import Forwards, points_of
 from zograd.llm.recipe import chosen
@@ -110,9 +111,17 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     """
     if s.train == "prefix":
         raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
+    if s.lora_init != "default" and s.train != "lora":
+        raise SettingsError(
+            f"--lora-init {s.lora_init} is for --train lora, and here is --train {s.train}; leave it out"
+        )
     estimator = build_method(s).estimator  # a mistake is said before a model is loaded
-    if isinstance(estimator, FromBlocks) and s.compile:
-        raise SettingsError(f"--method {s.method} does not go with --compile in this release; leave one out")
+    refused: tuple[str, ...] = ("offload", "compile") if estimator.watches else ()
+    if isinstance(estimator, FromBlocks):
+        refused = ("compile",)
+    for name in refused:
+        if getattr(s, name):
+            raise SettingsError(f"--method {s.method} does not go with --{name} in this release; leave one out")
     pages: Offloaded | None = None
     mapped: Pages | None = None
     if s.offload == "disk":
@@ -128,6 +137,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
         spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets), s.layers)
         module, layers = loading.attach_lora(model, spec, s.seed), None
     trained = loading.select(module, s.train, layers=layers)
+    if s.lora_init == "activations":
+        trained = lora_init.without_A(trained)
     module.requires_grad_(False)
     if isinstance(estimator, FromBlocks):
         if loading.is_scales(s.train) and not hasattr(model, "packed_file"):
@@ -152,6 +163,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     )  # fmt: skip
     if streamed is not None:
         streamed.serve(store)
+    if estimator.watches:
+        store.inputs = layers_of(module, store, method)
     if isinstance(estimator, FromBlocks):
         store.source = estimator.source(list(blocks), store.leaves)
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
@@ -161,6 +174,18 @@ def shape_of(model: Any, layers: int | None) -> Shape:
     """The width of a model, and the number of its blocks that are trained."""
     depth = len(loading.blocks(model))
     return Shape(model.config.get_text_config().hidden_size, depth if layers is None else min(layers, depth))
+
+
+def layers_of(module: nn.Module, store: Store, method: Method[Any]) -> InputsOfLeaves:
+    """What records the inputs of the trained layers. Raises SettingsError where no trained tensor is a layer's weight.
+
+    `set_up` tells it which positions hold tokens.
+    """
+    assert isinstance(method.law, OnLayerInputs)
+    try:
+        return InputsOfLeaves(module, store.leaves, method.law.rank)
+    except ValueError as e:
+        raise SettingsError(f"--method {method.name} looks at what enters linear layers, and {e}; use lozo") from e
 
 
 def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
@@ -210,6 +235,11 @@ def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offlo
         )
 
 
+def works_in_several(method: Method[Any]) -> bool:
+    """Whether several processes may share the steps: not where a step looks into the forward of its whole batch."""
+    return not (method.estimator.watches or isinstance(method.estimator, FromBlocks))
+
+
 def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     """The settings with all values filled in that are open: method, dtype "auto", threads, shards.
 
@@ -221,7 +251,7 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     if shards is None:
         points = build_method(s).evaluations
         shards = {"data": world, "directions": 1, "both": world // math.gcd(world, points)}[s.parallel]
-    if world > 1 and isinstance(build_method(s).estimator, FromBlocks):
+    if world > 1 and not works_in_several(build_method(s)):
         raise SettingsError(f"--method {s.method} runs in one process in this release, and here are {world}")
     if shards > s.batch_size:
         raise SettingsError(f"a batch of {s.batch_size} cannot be cut into {shards} parts; raise --batch-size")
@@ -293,18 +323,26 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
             )
 
 
-def set_up(s: TrainSettings, folder: Path) -> Work:
-    """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take."""
+def set_up(s: TrainSettings, folder: Path, *, stored: bool = False) -> Work:
+    """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take.
+
+    stored: whether the folder holds this run already.
+    """
     task, examples, held_out = examples_of(s)
     announce(task, s, examples, held_out)
     p = prepare(s, folder)
+    batches = Batches(examples, s.batch_size, s.seed)
+    if s.lora_init == "activations" and not (stored and lora_init.load(p.model, folder)):
+        seen = [batches[k] for k in range(lora_init.BATCHES)]
+        lora_init.from_activations(p.model, Scorer(p.model, p.tokenizer, task), seen)
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
     scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
     for example in (*examples, *held_out):
         scorer.encode(example)
-    batches = Batches(examples, s.batch_size, s.seed)
+    if isinstance(p.store.inputs, InputsOfLeaves):
+        p.store.inputs.filled = lambda: scorer.filled
     if isinstance(p.store.source, Blockwise) and p.store.source.adds:
         check_stream(p.store.source, scorer, s)
     with Peak(s.device) as inference:

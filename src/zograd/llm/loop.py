@@ -19,6 +19,7 @@ from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import Work, ride_along
 from zograd.llm.compiled import compiled
+from zograd.llm.inputs import watching
 from zograd.llm.oracle import TOGETHER, BatchOracle, from_blocks
 from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import TrainSettings
@@ -149,6 +150,7 @@ class Loop:
         if self.source is not None:
             return from_blocks(self.source, self.scorer, batch)
         oracle = self.oracles(batch)
+        oracle = oracle if self.p.store.inputs is None else watching(oracle)
         return oracle if self.probes is None else self.probes.counted(oracle)
 
     def _deferring(self) -> AbstractContextManager[None]:

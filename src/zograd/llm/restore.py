@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from zograd.files import atomic_write, sync_file
-from zograd.llm import loading
+from zograd.llm import loading, lora_init
 from zograd.llm.build import Prepared, build_method, prepare, resolve, ride_along
 from zograd.llm.loading import offloaded as offloading
 from zograd.llm.recipe import chosen
@@ -165,6 +165,11 @@ def restore(
     if to is not None and not 0 <= to <= tape.steps:
         raise RunError(f"--to {to}: the tape of {path} has {tape.steps} steps")
     p = prepare(s if model is None else s.model_copy(update={"model": model}), Path(path))
+    if s.lora_init == "activations" and not lora_init.load(p.model, Path(path)):
+        raise RunError(
+            f"{path} has no {lora_init.FILE}, the matrices A of its adapters; restore it from a copy, or run zograd "
+            f"train --resume --out {path}, which computes them again"
+        )
     check_identity(directory.meta["model"], identity(p.model, p.pages), p.settings.model)
     check_trained(directory.meta, p.trained)
     start = time.perf_counter()

@@ -121,6 +121,12 @@ class TrainSettings(BaseModel):
     layers: int | None = setting(None, "Train only this many of the last blocks.", TRAINED, unset="all", ge=1)
     lora_r: int = setting(8, "Rank of LoRA adapters.", TRAINED, ge=1)
     lora_alpha: float = setting(16.0, "Scale of LoRA adapters: their output is multiplied by alpha / r.", TRAINED, gt=0)
+    lora_init: Literal["default", "activations"] = setting(
+        "default",
+        "A of LoRA adapters. default: drawn, and trained. activations: the leading directions of what enters each "
+        "layer, fixed; B alone is trained.",
+        TRAINED,
+    )
     lora_targets: list[str] = setting(
         None, "Modules that get LoRA adapters.", TRAINED, form="name,...", factory=lambda: ["q_proj", "v_proj"]
     )

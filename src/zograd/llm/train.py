@@ -17,6 +17,7 @@ from zograd.core.run import Record
 from zograd.core.tape import Tape
 from zograd.distributed import Peers
 from zograd.jsons import finite
+from zograd.llm import lora_init
 from zograd.llm.build import Work, choose_compiling, ride_along, set_up
 from zograd.llm.loop import Loop, last_merge, shown
 from zograd.llm.restore import check_data, check_trained, fixed_settings, metrics_before, open_run, setting_name
@@ -62,7 +63,7 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
 
     # Load the model and the data, build the method and the store.
     with peers.together("loading the model and the task"):
-        work = set_up(s, out)
+        work = set_up(s, out, stored=meta is not None)
         if meta is not None:
             check_identity(meta["model"], work.base, s.model)
             check_data(meta, work.data)
@@ -171,6 +172,8 @@ def begin(
             **({"plugins": used} if (used := plugins.recorded()) else {}),
         )  # fmt: skip
         closing.callback(directory.close)
+        if s.lora_init == "activations" and peers.rank == 0:
+            lora_init.save(work.prepared.model, out)
         header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them
         known = {"base": base_digest(work.base), **({"data": d} if (d := work.data.get("sha256")) else {})}
         directory.start({"seed": s.seed, "method": s.method, "settings": header, "trained": trained, **known})

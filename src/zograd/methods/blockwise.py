@@ -10,10 +10,11 @@ from zograd.laws import Rademacher
 from zograd.methods.menu import LearningRate, entry
 from zograd.rules import Adafactor, Adam
 from zograd.rules.base import Rule
+from zograd.rules.moments import Moments
 
 __all__ = ["backprop", "node_perturbation", "residual"]
 
-Moments: TypeAlias = Literal["full", "factored"]
+BlockMoments: TypeAlias = Moments | Literal["factored"]
 
 
 def _method(
@@ -22,12 +23,12 @@ def _method(
     beta1: float,
     beta2: float,
     eps: float,
-    moments: Moments,
+    moments: BlockMoments,
     weight_decay: float,
 ) -> Method[None]:
-    if moments not in ("full", "factored"):
-        raise ValueError(f"moments are 'full' (Adam) or 'factored' (Adafactor), got {moments!r}")
-    rule: Rule[None] = Adam(beta1, beta2, eps) if moments == "full" else Adafactor()
+    if moments not in ("full", "bfloat16", "factored"):
+        raise ValueError(f"moments are 'full', 'bfloat16' (both Adam) or 'factored' (Adafactor), got {moments!r}")
+    rule: Rule[None] = Adafactor() if moments == "factored" else Adam(beta1, beta2, eps, moments)
     if isinstance(estimator, NodePerturbation):
         return Method(estimator, Rademacher(), rule, lr=lr, mu=estimator.mu, weight_decay=weight_decay)
     return Method(estimator, Rademacher(), rule, lr=lr, weight_decay=weight_decay)
@@ -35,7 +36,7 @@ def _method(
 
 @entry(
     source="zero iterations of highway backpropagation, Fagnou et al. 2025, arXiv 2501.17086; Kingma and Ba 2015",
-    extra_memory="two float32 slots a trained weight; the activations of one block",
+    extra_memory="two slots a trained weight, in float32 or bfloat16; the activations of one block",
     formula="Adam on g_l = d<H, F_l(h_l; W_l)>/dW_l with H = dL/dh_L, h_{l+1} = h_l + F_l(h_l; W_l)",
     needs="blocks",
 )
@@ -44,19 +45,20 @@ def residual(
     beta1: float = 0.9,
     beta2: float = 0.99,
     eps: float = 1e-8,
-    moments: Moments = "full",
+    moments: BlockMoments = "full",
     weight_decay: float = 0.0,
 ) -> Method[None]:
     """Residual feedback: each block of a transformer learns from the derivative of the loss behind the last block.
 
-    moments="factored" takes Adafactor in place of Adam: a number a row and a column, no slots, and no momentum.
+    moments="bfloat16" keeps those of Adam in 16 bits, rounded stochastically. moments="factored" takes Adafactor in
+    place of Adam: a number a row and a column, no slots, and no momentum.
     """
     return _method(FromBlocks("residual"), lr, beta1, beta2, eps, moments, weight_decay)
 
 
 @entry(
     source="Chen et al. 2016, arXiv 1604.06174 (checkpoints); Lv et al. 2023, arXiv 2306.09782 (LOMO: fused updates)",
-    extra_memory="two float32 slots a trained weight; what enters each block, and the activations of one block",
+    extra_memory="two slots a trained weight, float32 or bfloat16; what enters each block; activations of one block",
     formula="Adam on g = dL/dW, block by block from the last one, each of which moves at once",
     needs="blocks",
 )
@@ -65,7 +67,7 @@ def backprop(
     beta1: float = 0.9,
     beta2: float = 0.99,
     eps: float = 1e-8,
-    moments: Moments = "full",
+    moments: BlockMoments = "full",
     weight_decay: float = 0.0,
 ) -> Method[None]:
     """Backpropagation with checkpointed blocks and fused updates: the rival, by the same command."""
@@ -74,7 +76,7 @@ def backprop(
 
 @entry(
     source="Williams 1992; Ren, Kornblith, Liao and Hinton, ICLR 2023, arXiv 2210.03310",
-    extra_memory="two float32 slots a trained weight; the activations of one block",
+    extra_memory="two slots a trained weight, in float32 or bfloat16; the activations of one block",
     formula="Adam on d/dW sum_i <c_i xi_i, y_i>, c_i = (L_i(y + mu xi) - L_i(y - mu xi)) / 2 mu",
     needs="blocks",
 )
@@ -88,7 +90,7 @@ def node_perturbation(
     beta1: float = 0.9,
     beta2: float = 0.99,
     eps: float = 1e-8,
-    moments: Moments = "full",
+    moments: BlockMoments = "full",
     weight_decay: float = 0.0,
 ) -> Method[None]:
     """Node perturbation: each example has its own slope along noise on the outputs of the trained layers or blocks.

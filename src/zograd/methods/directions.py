@@ -8,13 +8,14 @@ from typing import Literal
 from torch import Tensor
 
 from zograd.core.method import Method
-from zograd.estimators import Aligned, Central, Forward, Mirrored
+from zograd.estimators import Aligned, Central, Forward, Mirrored, Watching
 from zograd.laws import (
     DCT,
     Components,
     Gaussian,
     Law,
     LowRank,
+    OnLayerInputs,
     Orthogonal,
     Projected,
     SmallWeights,
@@ -28,6 +29,7 @@ from zograd.rules import SGD, FactorMomentum, SubspaceMuon
 from zograd.stores import Leaf
 
 __all__ = [
+    "agzo",
     "dap",
     "eggroll",
     "lozo",
@@ -198,6 +200,30 @@ def zo_muon(
     """
     method = Method(Forward(n), Projected(rank, refresh), SubspaceMuon(plain), mu=mu, lr=lr, weight_decay=weight_decay)
     return method
+
+
+@entry(
+    source="AGZO, Lin et al. 2026 (ICML), arXiv 2601.17261, Algorithm 1; one direction, eps 1e-3; rank 4 is ours",
+    extra_memory="rank float32 numbers a column of each trained matrix",
+    formula="v = R A^T,  x <- x - lr (f(x + mu v) - f(x)) / mu v,  A orthonormal, the leading inputs of the layer",
+    needs="layers",
+)
+def agzo(
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
+    rank: int = 4,
+    refresh: int = 1,
+    n: int = 1,
+    central: bool = False,
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Perturbs each linear layer in the span of what enters it, which the forward at x shows.
+
+    refresh: steps between two looks. central=True takes differences to both sides, for one more evaluation in a step
+    that looks, n more in the others. The tape does not replay; a run goes on from its saved state.
+    """
+    inner = Central(n) if central else Forward(n)
+    return Method(Watching(inner, refresh), OnLayerInputs(rank), SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(

@@ -8,6 +8,7 @@ from zograd.estimators.ranked import Weights
 from zograd.laws import Gaussian, Law, Rademacher
 from zograd.methods.menu import MU, LearningRate, Queries, Radius, entry, inside
 from zograd.rules import SGD, Adafactor, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
+from zograd.rules.moments import Moments
 from zograd.sets import L1Ball, LinearMinimizer
 
 __all__ = ["frank_wolfe", "fzoo", "mezo", "mezo_momentum", "rank", "zo_adafactor", "zo_adam", "zo_sgd", "zo_sign"]
@@ -39,7 +40,7 @@ def mezo(
 
 @entry(
     source="Malladi et al. 2023, section 3.3 (momentum and Adam from replayed scalars); Polyak 1964",
-    extra_memory="none (`replay=True`), or one float32 slot a trained weight",
+    extra_memory="none (`replay=True`), or one slot a trained weight in float32 or bfloat16",
     formula="m <- beta m + g,  x <- x - lr m,  g as in mezo",
 )
 def mezo_momentum(
@@ -49,17 +50,23 @@ def mezo_momentum(
     n: int = 1,
     replay: bool = True,
     window: int | None = None,
+    moments: Moments = "full",
     law: Law = Gaussian(),
     weight_decay: float = 0.0,
 ) -> Method[None]:
-    """MeZO with heavy ball, by default from replayed seeds instead of a buffer."""
-    rule = ReplayMomentum(beta, window) if replay else Momentum(beta)
+    """MeZO with heavy ball, by default from replayed seeds instead of a buffer.
+
+    moments="bfloat16" keeps the buffer of replay=False in 16 bits, rounded stochastically.
+    """
+    if replay and moments != "full":
+        raise ValueError(f"moments={moments!r} is how a buffer is kept, and replay=True has none; add replay=False")
+    rule = ReplayMomentum(beta, window) if replay else Momentum(beta, moments)
     return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
     source="Malladi et al. 2023 (MeZO-Adam); Zhang et al. 2024, arXiv 2402.11592; Kingma and Ba 2015",
-    extra_memory="two float32 slots a trained weight",
+    extra_memory="two float32 slots a trained weight, or bfloat16 ones (moments=bfloat16)",
     formula="Adam on g = (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j",
 )
 def zo_adam(
@@ -69,11 +76,12 @@ def zo_adam(
     beta2: float = 0.999,
     eps: float = 1e-8,
     n: int = 1,
+    moments: Moments = "full",
     law: Law = Rademacher(),
     weight_decay: float = 0.0,
 ) -> Method[None]:
-    """Adam fed with the two-point estimate."""
-    rule = Adam(beta1, beta2, eps)
+    """Adam fed with the two-point estimate. moments="bfloat16" keeps them in 16 bits, rounded stochastically."""
+    rule = Adam(beta1, beta2, eps, moments)
     return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 

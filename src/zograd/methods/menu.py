@@ -34,6 +34,7 @@ __all__ = [
 
 Queries: TypeAlias = Literal["relaxed", "feasible"]
 """Where a constrained method evaluates: anywhere within mu |v| of x, or inside of the set (`estimators.Feasible`)."""
+Needs: TypeAlias = Literal["values", "blocks", "layers"]
 LearningRate: TypeAlias = float | Controller | Literal["auto"]
 Radius: TypeAlias = float | Schedule | AutoRadius | Literal["auto"]
 Build = TypeVar("Build", bound=Callable[..., Method[Any]])
@@ -48,7 +49,7 @@ class MenuEntry:
     """A line of the menu. `example` holds values for the settings that have no default.
 
     sized: the defaults that depend on the number of weights, where it is known (`zograd.methods.defaults`).
-    needs: "values" of the loss alone, or the "blocks" of a language model.
+    needs: "values" of the loss alone, or the "blocks" or "layers" of a language model.
     """
 
     name: str
@@ -58,7 +59,7 @@ class MenuEntry:
     formula: str
     example: Mapping[str, Any] = field(default_factory=dict)
     sized: Callable[[int], Mapping[str, Any]] = lambda dim: {}
-    needs: Literal["values", "blocks"] = "values"
+    needs: Needs = "values"
 
 
 MENU: dict[str, MenuEntry] = {}
@@ -77,7 +78,7 @@ def entry(
     formula: str,
     example: Mapping[str, Any] | None = None,
     sized: Callable[[int], Mapping[str, Any]] = lambda dim: {},
-    needs: Literal["values", "blocks"] = "values",
+    needs: Needs = "values",
 ) -> Callable[[Build], Build]:
     """Decorator: put this function on the menu under its own name, which its methods then have."""
 
@@ -122,7 +123,7 @@ def _built_in_laws() -> dict[str, Callable[[], Law]]:
 
 
 def names(*, blocks: bool = False) -> list[str]:
-    """The names on the menu. blocks: also of methods that need the blocks of a language model, not values alone."""
+    """The names on the menu. blocks: also of methods that need the blocks or layers of a language model."""
     return [name for name, item in MENU.items() if blocks or item.needs == "values"]
 
 

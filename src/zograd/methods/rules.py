@@ -27,11 +27,13 @@ from zograd.rules import (
     Optimistic,
     Proximal,
     PublishedHiZOO,
+    ReplayAdam,
 )
 from zograd.sets import L1, L1Ball, LinearMinimizer, Projection, Prox
 from zograd.spaces import Diagonal
 
 __all__ = [
+    "adamezo",
     "cbo",
     "frank_wolfe_vr",
     "hizoo",
@@ -81,6 +83,30 @@ def zo_lion_l2(
 ) -> Method[None]:
     """Lion-K with the Euclidean norm for K: normalised momentum, whose steps are as long as Lion's."""
     rule = NormalizedLion(beta1, beta2)
+    return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
+
+
+@entry(
+    source="AdaMeZO, Cai, Chen and Zhu 2026, arXiv 2605.00650; eps 1e-3, horizon 10; the weights of the sums are ours",
+    extra_memory="none (the seeds and scalars of `window` steps)",
+    formula="x <- x - lr m / (sqrt(s) + eps),  m, s means of g_{t-k}, g_{t-k}^2 over k < window, weights ~ b1^k, b2^k",
+)
+def adamezo(
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    window: int = 10,
+    n: int = 1,
+    law: Law = Gaussian(),
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Adam without moments in memory: each step regenerates the estimates of the last `window` steps from their seeds.
+
+    Until then it takes the steps of `zo_adam`. With one direction of signs a step, g^2 is the same number everywhere,
+    and the step is momentum of a length that does not depend on the scale of the loss."""
+    rule = ReplayAdam(beta1, beta2, eps, window)
     return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
 
 

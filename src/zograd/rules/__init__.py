@@ -17,6 +17,7 @@ from zograd.rules.lowrank import FactorMomentum, SubspaceMuon
 from zograd.rules.normalized import SpreadSGD
 from zograd.rules.optimistic import Optimistic
 from zograd.rules.proximal import Proximal
+from zograd.rules.replayed import ReplayAdam
 from zograd.rules.restricted import FastMovingNES
 from zograd.rules.sgd import SGD, Momentum, ReplayMomentum
 from zograd.rules.sign import Sign
@@ -41,6 +42,7 @@ __all__ = [
     "Optimistic",
     "Proximal",
     "PublishedHiZOO",
+    "ReplayAdam",
     "ReplayMomentum",
     "Rule",
     "SeparableCMA",

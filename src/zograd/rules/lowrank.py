@@ -14,7 +14,7 @@ from torch import Tensor
 from zograd import noise
 from zograd.core.query import Estimate
 from zograd.core.slots import PerRow
-from zograd.core.vector import Address, Vector, fill_
+from zograd.core.vector import Address, Vector
 from zograd.laws.factors import (
     Factor,
     add_product_,
@@ -33,15 +33,10 @@ from zograd.laws.lowrank import Lifted, LowRank, Outer, Projected
 from zograd.noise import Kind, Term
 from zograd.rules.base import Rule
 from zograd.rules.sgd import check_beta
-from zograd.stores import Block, Iterate, Leaf
+from zograd.stores import Iterate, Leaf
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
-
-
-def _plain(block: Block, vector: Vector) -> Tensor:
-    """The estimate's elements on a block of a leaf without a second side."""
-    return fill_(block.v[0], vector, Address(block.leaf.index, block.start, block.leaf.shape), block.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +76,7 @@ class FactorMomentum(Rule[Any]):
             n_slot = b.leaf.slots["factor_momentum"]
             if not is_matrix(b.leaf.shape):
                 m = n_slot[b.start : b.start + b.x.numel(), 0]
-                m.mul_(self.beta).add_(_plain(b, estimate.vector).mul_(1.0 - self.beta))
+                m.mul_(self.beta).add_(b.fill_(b.v[0], estimate.vector).mul_(1.0 - self.beta))
                 b.step_(b.v[0].copy_(m))
                 continue
             if b.start == 0:
@@ -179,7 +174,7 @@ class SubspaceMuon(Rule[Any]):
         whole = noise_factor(torch.empty(0, device="cpu"))
         for b in x.blocks(Vector()):
             if not is_matrix(b.leaf.shape):
-                b.step_(_plain(b, estimate.vector).mul_(self.plain))
+                b.step_(b.fill_(b.v[0], estimate.vector).mul_(self.plain))
                 continue
             m, n = b.leaf.matrix_shape
             a = min(rank, m)

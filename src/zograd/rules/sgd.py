@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zograd.core.query import Estimate
 from zograd.core.vector import Vector, combination
 from zograd.rules.base import Rule
+from zograd.rules.moments import Moments, average_, check_moments, initial
 from zograd.stores import Iterate
 
 if TYPE_CHECKING:
@@ -31,28 +32,39 @@ def check_beta(name: str, beta: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1), got {beta}")
 
 
-def replayable(rule: Rule[Any], method: Method[Any]) -> str | None:
-    """Why the estimates of past steps cannot be regenerated: they name slots, whose numbers have changed since."""
+def replayable(rule: Rule[Any], method: Method[Any], instead: str = "Momentum()") -> str | None:
+    """Why the estimates of past steps cannot be regenerated: they name slots, whose numbers have changed since.
+
+    instead: the rule that keeps a slot of its own, as one writes it.
+    """
+    if not method.estimator.replays:
+        return (
+            f"{type(rule).__name__} regenerates past estimates from their seeds, and those of "
+            f"{type(method.estimator).__name__} have none. Use {instead}, which has a slot."
+        )
     for part in (method.law, method.estimator):
         if named := sorted(part.slots):
             return (
                 f"{type(rule).__name__} regenerates past estimates from their seeds, but those of "
-                f"{type(part).__name__} read the slot {named[0]!r}, which changes. Use Momentum(), which has a slot."
+                f"{type(part).__name__} read the slot {named[0]!r}, which changes. Use {instead}, which has a slot."
             )
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Momentum(Rule[Any]):
-    """Heavy ball: m <- beta m + g, x <- x - lr m. Memory: one float32 slot of d elements.
+    """Heavy ball: m <- beta m + g, x <- x - lr m. Memory: one slot of d elements, in float32 or bfloat16 (`moments`).
 
-    The largest stable lr shrinks by about (1 - beta), unlike with exact gradients (arXiv 2604.14669).
+    moments="bfloat16" rounds m stochastically, as in `Adam`. The largest stable lr shrinks by about (1 - beta), unlike
+    with exact gradients (arXiv 2604.14669). ValueError for a beta outside of [0, 1) and for other moments.
     """
 
     beta: float = 0.9
+    moments: Moments = "full"
 
     def __post_init__(self) -> None:
         check_beta("beta", self.beta)
+        check_moments(self.moments)
 
     @property
     def momentum(self) -> float:
@@ -60,13 +72,12 @@ class Momentum(Rule[Any]):
 
     @property
     def slots(self) -> Mapping[str, float]:
-        return {"momentum": 0.0}
+        return {"momentum": initial(self.moments)}
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         for b in x.blocks(estimate.vector):
-            (g,), m = b.v, b.slots["momentum"]
-            m.mul_(self.beta).add_(g)
-            b.step_(g.copy_(m))
+            (g,) = b.v
+            b.step_(g.copy_(average_(b, "momentum", self.beta, g, 1.0, number=1)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ Python, torch and transformers need about 0.4 GiB on a CPU, 0.5 GiB of a GPU, in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 
 from zograd import methods
 from zograd.core.run import Method, Run
-from zograd.core.slots import Bits, PerColumn, PerLeaf, PerRow
+from zograd.core.slots import BFloat16, Bits, PerColumn, PerLeaf, PerRow
 from zograd.core.tape import pack_record
 from zograd.core.vector import HALF, accumulation_dtype
 from zograd.errors import UsageError
@@ -97,6 +98,8 @@ class Question:
     """Whether weights stay on the disk."""
     layers: int | None = None
     """The last blocks that are trained; None: all."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Of the method, where they are not its defaults."""
 
 
 Answer: TypeAlias = dict[str, Any]
@@ -115,6 +118,7 @@ def plan(
     quantized: bool = False,
     offload: Literal["disk"] | None = None,
     layers: int | None = None,
+    method_settings: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Memory (bytes), evaluations and tape of a run before anything is loaded; formulas in the module's docstring.
 
@@ -123,6 +127,7 @@ def plan(
     train: "full", "lora", "scales" or a pattern of parameter names, as in training.
     quantized: a .gguf that stays packed: its header is read and its blocks are mapped, not loaded.
     offload: "disk" if the weights stay on the disk.
+    method_settings: settings of the method, as in training: {"moments": "bfloat16"}.
 
     Keys: `params`, `trainable` (elements), `weights_bytes`, `resident_weights_bytes` (less with `offload`),
     `inference_peak_bytes`, `method_peak_bytes`, `adam_peak_bytes`, `backprop_peak_bytes` (with checkpointed blocks,
@@ -146,11 +151,15 @@ def plan(
         raise UsageError(f"offload={offload!r} is not planned; use 'disk', or leave it out")
     if offload is not None and quantized:
         raise UsageError("offload does not go with quantized: leave one out")
-    method_named(method)
+    settings = tuple(sorted((method_settings or {}).items()))
+    try:
+        method_named(method, settings)
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"method {method!r}: {e}") from e
     config = skeleton_of_packed(model, dtype).config if quantized else configuration(model)
     question = Question(
         method, batch_size, seq_len, dtype_named(dtype), train, rounding, model if quantized else None, bool(offload),
-        layers,
+        layers, settings,
     )  # fmt: skip
     answer = estimate(config, question)
     available = available_bytes(device)
@@ -223,7 +232,7 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     named = dict(model.named_parameters())
     part, layers = question.train, question.layers
     chosen = scales_of(model, part, layers) if is_scales(part) else select(model, part, layers=layers)
-    method = method_named(question.method)
+    method = method_named(question.method, question.settings)
     packed = [layer for _, layer in packed_layers(model)]
     weights = sum(map(bytes_of, [*named.values(), *(layer.blocks for layer in packed)]))
     trainable = sum(t.numel() for t in chosen.values())
@@ -303,7 +312,7 @@ def working_memory(chosen: dict[str, Tensor], n_slots: int, tiles: int = 1) -> i
 
 
 class _Ones:
-    """A gradient of ones, for methods that ask a source for it."""
+    """A gradient of ones and no inputs, for methods that ask a source for them."""
 
     def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
         return leaves
@@ -311,12 +320,15 @@ class _Ones:
     def gradient(self, leaf: Leaf) -> Tensor:
         return torch.ones(leaf.numel)
 
+    def watching(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 def tape_bytes(method: Method[Any], groups: dict[str, int]) -> int:
     """Bytes of one step on the tape: the longest record of two steps of this method on a store of two leaves."""
     decays = (1.0, 0.0) if any(groups.values()) else (1.0,)
     store = Store({"w": torch.ones(8), "b": torch.ones(1)}, space=method.space, decays=decays)
-    store.source = _Ones()
+    store.source = store.inputs = _Ones()
     run = Run(store, method)
     longest = 0
     for _ in range(2):
@@ -327,20 +339,22 @@ def tape_bytes(method: Method[Any], groups: dict[str, int]) -> int:
     return longest
 
 
-def method_named(name: str) -> Method[Any]:
-    """The method of the menu with its defaults. If it needs a set, any will do: sets take no memory."""
-    return methods.make(name, **(methods.MENU[name].example if name in methods.MENU else {}))
+def method_named(name: str, settings: Sequence[tuple[str, Any]] = ()) -> Method[Any]:
+    """The method of the menu with these settings. If it needs a set, any will do: sets take no memory."""
+    return methods.make(name, **{**(methods.MENU[name].example if name in methods.MENU else {}), **dict(settings)})
 
 
 def slot_bytes(value: float, t: Tensor) -> int:
     """Bytes of a slot with this initial value for a trained tensor."""
     if isinstance(value, Bits):
         return t.numel()
+    if isinstance(value, BFloat16):
+        return 2 * t.numel()
     numbers = t.numel()
     if isinstance(value, PerRow):
         numbers = (t.shape[0] if t.ndim else 1) * value.width
     elif isinstance(value, PerColumn):
-        numbers //= t.shape[0] if t.ndim else 1
+        numbers = value.width * (numbers // t.shape[0] if t.ndim else 1)
     elif isinstance(value, PerLeaf):
         numbers = 1
     return numbers * accumulation_dtype(t.dtype).itemsize
@@ -393,7 +407,7 @@ def alternatives(question: Question, answer: Answer, available: int) -> list[tup
         size = max(1, int((available - fixed) / answer["activation_bytes"] * question.batch_size))
         found.append((f"batch size {size}", {"batch_size": size}))
     if answer["slot_bytes"]:
-        found.append(("method zo_sgd, which has no slots", {"method": "zo_sgd"}))
+        found.append(("method zo_sgd, which has no slots", {"method": "zo_sgd", "settings": ()}))
     if question.dtype.itemsize > 2:
         found.append(("dtype bfloat16", {"dtype": torch.bfloat16}))
     elif answer["low_bytes"] and question.rounding == "split":

@@ -3,6 +3,6 @@
 from zograd.stores.iterate import Iterate, Rate
 from zograd.stores.leaf import Block, Leaf
 from zograd.stores.leaves import Rounding
-from zograd.stores.store import GradientSource, Store
+from zograd.stores.store import GradientSource, InputSource, Store
 
-__all__ = ["Block", "GradientSource", "Iterate", "Leaf", "Rate", "Rounding", "Store"]
+__all__ = ["Block", "GradientSource", "InputSource", "Iterate", "Leaf", "Rate", "Rounding", "Store"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zograd import noise
-from zograd.core.vector import HALF
+from zograd.core.vector import HALF, Address, Vector, fill_
 from zograd.spaces import Euclidean, Space
 from zograd.stores.sharding import Portion, local
 
@@ -140,6 +140,10 @@ class Block:
         """The learning rate of this block's group."""
         assert self.iterate is not None
         return self.iterate.rates[self.leaf.group].lr
+
+    def fill_(self, out: Tensor, vector: Vector) -> Tensor:
+        """out <- the elements of a vector on this block. It may name slots of the store, but not "x"."""
+        return fill_(out, vector, Address(self.leaf.index, self.leaf.place(self.start), self.leaf.shape), self.slots)
 
     def restore_(self, value: Tensor) -> None:
         """x <- value, an iterate of before: bit for bit (to the rounding of its float32, where float16 is split)."""

@@ -45,6 +45,7 @@ class Drawn(dict[int, "kernels.Factors | None"]):
 
     def __missing__(self, index: int) -> kernels.Factors | None:
         leaf = self.leaves[index]
-        made = self.e.factors(index, leaf.shape, leaf.tensor.device) if self.e.low_rank else None  # type: ignore[attr-defined]
+        slots = (leaf.slots,) if self.e.reads else ()
+        made = self.e.factors(index, leaf.shape, leaf.tensor.device, *slots) if self.e.low_rank else None  # type: ignore[attr-defined]
         self[index] = None if made is None else kernels.Factors(*made)
         return self[index]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from zograd import kernels, noise
-from zograd.core.slots import Bits, PerColumn, PerLeaf, PerRow
+from zograd.core.slots import BFloat16, Bits, PerColumn, PerLeaf, PerRow
 from zograd.core.vector import (
     HALF,
     Address,
@@ -58,6 +58,13 @@ class GradientSource(Protocol):
         """
 
 
+class InputSource(Protocol):
+    """Records what enters the layers whose weights are trained (`zograd.llm.inputs`)."""
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Inside, forwards are recorded; at the end the slot "inputs" of the leaves is filled."""
+
+
 class Store:
     """Named tensors under optimization, with the geometry and the rounding of their moves.
 
@@ -94,6 +101,8 @@ class Store:
         self.pages = pages
         self.source: GradientSource | None = None
         """Fills the slot "gradient" of a leaf when it is visited; nothing of it is kept."""
+        self.inputs: InputSource | None = None
+        """Fills the slot "inputs" of the leaves from a forward."""
         self.deferred = DeferredMoves(self)
         self.leaves, self.by_id, self._aliases = leaves_of(tensors, self.space, rounding, groups or {})
         self.dim = sum(leaf.total for leaf in self.leaves)
@@ -140,20 +149,21 @@ class Store:
     def require(self, slots: Mapping[str, float]) -> set[str]:
         """Allocate slots once, filled with their initial values; returns the names of those that are new.
 
-        A slot has one number an element of the weights in the accumulation dtype; `PerRow`,
-        `PerColumn`, `PerLeaf` and `Bits` values make smaller ones.
+        A slot has one number an element of the weights in the accumulation dtype; `PerRow`, `PerColumn`, `PerLeaf`,
+        `BFloat16` and `Bits` values make smaller ones.
         """
         new = set()
         for name, value in slots.items():
             for leaf in self.leaves:
                 if name not in leaf.slots:
                     new.add(name)
-                    dtype = torch.bool if isinstance(value, Bits) else accumulation_dtype(leaf.dtype)
+                    small = {Bits: torch.bool, BFloat16: torch.bfloat16}
+                    dtype = small.get(type(value), accumulation_dtype(leaf.dtype))
                     shape: tuple[int, ...] = (leaf.numel,)
                     if isinstance(value, PerRow):
                         shape = (leaf.matrix_shape[0], value.width)
                     elif isinstance(value, PerColumn):
-                        shape = (1, leaf.matrix_shape[1])
+                        shape = (value.width, leaf.matrix_shape[1])
                     elif isinstance(value, PerLeaf):
                         shape = (1, 1)
                     fill = bool(value) if isinstance(value, Bits) else float(value)
@@ -219,7 +229,7 @@ class Store:
                 slots[name] = slot[start:stop]
             elif slot.shape == (1, 1):
                 slots[name] = slot.view(1).expand(stop - start)
-            elif slot.shape[1] == 1:
+            elif slot.shape == (leaf.matrix_shape[0], 1):
                 columns = leaf.matrix_shape[1]
                 row, offset = divmod(start, columns)
                 index = torch.arange(offset, offset + stop - start, dtype=torch.int32, device=slot.device)
@@ -229,10 +239,12 @@ class Store:
     def _sources(
         self, leaf: Leaf, start: int, stop: int, slots: dict[str, Tensor], vectors: Sequence[Vector]
     ) -> Mapping[str, Tensor]:
-        """The tensors that vectors may name: the slots and, when asked for, the iterate."""
-        if any("x" in e.reads for v in vectors for e, _ in v.terms):
-            return {**slots, "x": self.master(leaf, start, stop)}
-        return slots
+        """The tensors that vectors may name: the slots, whole where blocks do not show them, and the iterate."""
+        named = {name for v in vectors for e, _ in v.terms for name in e.reads} - slots.keys()
+        found = {name: leaf.slots[name] for name in named if name in leaf.slots}
+        if "x" in named:
+            found["x"] = self.master(leaf, start, stop)
+        return {**slots, **found} if found else slots
 
     def master(self, leaf: Leaf, start: int = 0, stop: int | None = None) -> Tensor:
         """The weights in the accumulation dtype, with the low halves where they are split (a fresh tensor)."""

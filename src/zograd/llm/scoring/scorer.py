@@ -232,6 +232,11 @@ class Scorer:
         finally:
             self.around = nullcontext
 
+    @property
+    def filled(self) -> Tensor:
+        """bool [rows, width]: the positions that hold tokens in the forward under way, or in the last one."""
+        return self._cells(self._shape, 1) >= 0
+
     def _inputs(
         self, sequences: Sequence[ScoredTokens], layout: Layout, copies: int, tails: Sequence[Sequence[int]]
     ) -> dict[str, Any]:
