@@ -19,7 +19,7 @@ from zograd.methods.defaults import Shape
     ("given", "expected", "why"),
     [
         ({}, {"method": "residual", "train": "full", "layers": 4, "steps": 100, "batch_size": 32}, "the last 4 blocks"),
-        ({"quantized": True}, {"method": "residual", "train": "lora", "layers": 4}, "LoRA adapters of the last 4 blocks by residual"),
+        ({"quantized": True}, {"method": "residual", "train": "lora", "layers": 4}, "adapters of the last 4 blocks"),
         ({"offload": "disk"}, {"method": "residual", "train": "lora", "layers": 4}, "LoRA adapters"),
         ({"steps": 7, "lr_end": 0.5}, {"steps": 7, "lr_end": 0.5, "lr_schedule": "cosine"}, "7 steps of 32 examples"),
         ({"train": "lora"}, {"train": "lora", "layers": 4}, "LoRA adapters of the last 4"),

@@ -8,16 +8,16 @@ from zograd.llm.loading import is_scales
 from zograd.llm.settings import TrainSettings
 
 BLOCKS = 4
-"""The last blocks that are trained. Residual feedback sees their gradient (cosines of 0.65 to 1 in a model of 30 blocks,
-`benchmarks.cosines`), and the states below them are computed once."""
+"""The last blocks that are trained. Residual feedback sees their gradient: cosines of 0.65 to 1 in a model of 30 blocks
+(`benchmarks.cosines`). The states below them are computed once."""
 
 
 def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
     """The settings with a method in place of "auto", and a sentence that says which and why; "" for a named method.
 
     `residual` on the last `BLOCKS` blocks of a dense model, or on their adapters in a packed, quantized or offloaded
-    one, with 100 steps of 32 examples and a cosine schedule; `zo_sgd` where a setting asks for what only evaluations have.
-    Every setting that was given stays.
+    one, with 100 steps of 32 examples and a cosine schedule; `zo_sgd` where a setting asks for what only evaluations
+    have. Every setting that was given stays.
     """
     if s.method != "auto":
         return s, ""
