@@ -11,12 +11,16 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    BertConfig,
+    BertForSequenceClassification,
     GPT2Config,
     GPTNeoXConfig,
     LlamaForSequenceClassification,
     OPTConfig,
     T5Config,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 import zograd as zo
@@ -25,6 +29,7 @@ from zograd.errors import UsageError
 from zograd.hf.arguments import learning_rate, was_set
 from zograd.hf.choosing import choose, far, trainable
 from zograd.learning_rate import AutoRate
+from zograd.methods.defaults import Shape
 
 
 def small(config: Any, auto: Any = AutoModelForCausalLM) -> nn.Module:
@@ -45,6 +50,28 @@ ADDS: dict[str, Any] = {
     "opt": lambda: small(OPTConfig(**OPT)),
     "bfloat16": lambda: llama().to(torch.bfloat16),
 }
+HEADS: dict[str, Any] = {
+    "classes of text": lambda: LlamaForSequenceClassification(llama().config),
+    "classes of images": lambda: ViTForImageClassification(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            image_size=16,
+            patch_size=8,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_behind_the_blocks_is_trained_with_them(kind: str) -> None:
+    model = HEADS[kind]()
+    choice = choose(model, trainable(model), None, None, None, 1)
+    assert choice.method.name == "residual"
+    assert any("score" in name or "classifier" in name for name in choice.parts.tail)
+    assert all("embed" in name or "cls_token" in name for name in choice.parts.outside)
 
 
 @pytest.mark.parametrize("kind", ADDS)
@@ -53,7 +80,9 @@ def test_language_models_whose_blocks_add_are_trained_by_residual_feedback(kind:
     required = [p.requires_grad for p in model.parameters()]
     choice = choose(model, trainable(model), None, None, None, 1)
     assert choice.method.name == "residual"
-    assert choice.outside == len(list(model.parameters())) - len(choice.tensors) > 0
+    assert len(choice.parts.outside) == len(list(model.parameters())) - len(choice.tensors) > 0
+    assert all("norm" in name or "ln_f" in name for name in choice.parts.tail)
+    assert choice.parts.tail
     assert [p.requires_grad for p in model.parameters()] == required
     assert "because its blocks add to the stream" in choice.line(model)
 
@@ -70,8 +99,11 @@ OTHERS: dict[str, tuple[Any, str]] = {
         lambda: small(T5Config(vocab_size=64, d_model=32, d_ff=48, num_layers=2, num_heads=4), AutoModelForSeq2SeqLM),
         "an encoder and a decoder",
     ),
-    "no blocks": (lambda: nn.Linear(2, 2), "no language model"),
-    "a head": (lambda: LlamaForSequenceClassification(llama().config), "what is trained in its head lies behind"),
+    "no blocks": (lambda: nn.Linear(2, 2), "the model has no list of blocks"),
+    "a norm behind the sum, and a head": (
+        lambda: BertForSequenceClassification(BertConfig(**PLAIN, max_position_embeddings=32)),
+        "block 0 of BertFor",
+    ),
     "embeddings alone": (lambda: frozen_but(llama(), "embed"), "what is trained lies outside of the blocks"),
     "embeddings and a block": (lambda: frozen_but(llama(), "e"), "model.embed_tokens.weight is trained too"),
 }
@@ -104,7 +136,7 @@ def test_several_processes_are_a_reason() -> None:
         ("zo_sgd", None, 1e-4, 1e-4, "learning_rate of TrainingArguments"),
         ("zo_sgd", 1e-5, 1e-4, 1e-5, "as given"),
         ("zo_adam", None, None, 1e-6, "the method's, since learning_rate was not set"),
-        ("residual", None, None, 2e-4, "the method's, since learning_rate was not set"),
+        ("residual", None, None, Shape(32, 3).lr, "for 3 blocks of width 32, since learning_rate was not set"),
         ("residual", None, 1e-3, 1e-3, "learning_rate of TrainingArguments"),
         (zo.methods.fzoo(lr=1e-4), None, 1e-3, 1e-4, "the method's"),
         (zo.methods.fzoo(lr=1e-4), "auto", 1e-3, "auto", "as given"),

@@ -11,6 +11,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from tests.hf.helpers import Forward, arguments, digest, llama, losses, rows
+from zograd.methods.defaults import FULL, Shape, language_model
 from zograd.runs.errors import RunError
 
 pytestmark = [  # of peft
@@ -94,4 +95,5 @@ def test_adapters_of_another_base_model_are_refused(tmp_path: Path) -> None:
 
 def test_the_learning_rate_for_adapters_is_theirs(tmp_path: Path) -> None:
     trainer = trained(tmp_path, adapted("lora"), method="residual")
-    assert trainer._zo.records[0].rates[0].lr == pytest.approx(1e-3)  # 5 times that for whole weights
+    whole = language_model("residual", FULL, Shape(32, 3))["lr"]
+    assert trainer._zo.records[0].rates[0].lr == pytest.approx(5 * whole)

@@ -271,7 +271,7 @@ def test_a_classifier_with_a_norm_behind_the_sum(tmp_path: Path, capfd: Any) -> 
     data = [row | {"labels": row["input_ids"][0] % 2} for row in rows()]
     trainer = trained(tmp_path, model, data=data)
     line = capfd.readouterr().err
-    assert "by zo_sgd, lr auto (measured), because the model is no language model" in line
+    assert "by zo_sgd, lr auto (measured), because block 0 of BertForSequenceClassification does not add" in line
     assert all(np.isfinite(losses(trainer)))
 
 

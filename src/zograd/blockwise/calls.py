@@ -114,16 +114,17 @@ def record(
     Costs one forward, and the derivative of what stands behind the last block: norm, rows of the output matrix, loss.
     Raises TypeError for a loss without a derivative there.
     """
-    with _requiring(tail), _watched(blocks, first, keep, around) as entered, torch.enable_grad():
-        value = loss()
-    calls = [call for call in entered if call.output is not None]  # others stopped on their way
-    if not (calls and isinstance(value, Tensor) and value.requires_grad):
-        raise TypeError(
-            "the loss has no derivative in the hidden states behind the last block: it is a metric, or computed under "
-            "no_grad. Use a method that needs values of the loss alone, such as 'zo_sgd'"
-        )
-    wanted: Any = [*(call.output for call in calls), *tail]
-    found = torch.autograd.grad(value, wanted, materialize_grads=True)
+    with _requiring(tail):
+        with _watched(blocks, first, keep, around) as entered, torch.enable_grad():
+            value = loss()
+        calls = [call for call in entered if call.output is not None]  # others stopped on their way
+        if not (calls and isinstance(value, Tensor) and value.requires_grad):
+            raise TypeError(
+                "the loss has no derivative in the hidden states behind the last block: it is a metric, or computed "
+                "under no_grad. Use a method that needs values of the loss alone, such as 'zo_sgd'"
+            )
+        wanted: Any = [*(call.output for call in calls), *tail]
+        found = torch.autograd.grad(value, wanted, materialize_grads=True)
     for call, signal in zip(calls, found, strict=False):
         call.output, call.signal = None, signal
     calls[0].tail = list(found[len(calls) :])

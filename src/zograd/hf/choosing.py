@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -136,7 +135,7 @@ def needs_blocks(method: str | Method[Any]) -> bool:
 def shape_of(model: nn.Module, parts: Parts) -> Shape | None:
     """The width of a model and the number of its trained blocks, for the learning rate; None where it is not known."""
     config = getattr(plain_model(model), "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = getattr(config, "get_text_config", lambda: config)()
     width, depth = getattr(text, "hidden_size", None), len(parts.numbers)
     return Shape(width, depth) if isinstance(width, int) and depth else None
 
@@ -254,7 +253,9 @@ def _tried(model: nn.Module, base: Any, parts: Parts, tail: Sequence[Tensor]) ->
     """What one forward shows, or why there is none."""
     try:
         with _still(model):
-            _, (call, *_) = record(lambda: _of_little(model, base), parts.blocks, parts.numbers[0], keep=True, tail=tail)
+            _, (call, *_) = record(
+                lambda: _of_little(model, base), parts.blocks, parts.numbers[0], keep=True, tail=tail
+            )
         return call
     except Exception as e:  # any model may come here, with any code
         return f"its blocks could not be tried ({type(e).__name__}: {first_line(e)[:100]})"

@@ -90,9 +90,13 @@ def from_blocks(source: Blockwise, loss: StepLoss, autocast: Callable[[], Any]) 
             reseed()
             found = [
                 record(
-                    part, source.blocks, source.first, keep=source.keeps_inputs, around=lambda: autocast,
+                    part,
+                    source.blocks,
+                    source.first,
+                    keep=source.keeps_inputs,
+                    around=lambda: autocast,
                     tail=source.tail,
-                )  # fmt: skip
+                )
                 for part in loss.parts
             ]
         source.begin([call for _, calls in found for call in calls])
