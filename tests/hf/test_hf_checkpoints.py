@@ -84,6 +84,28 @@ def test_a_model_that_is_saved_has_its_tape(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "final").iterdir() if "tape" in p.name} == {"tape.zo"}
 
 
+def test_the_tape_of_the_best_model_ends_where_its_weights_stand(tmp_path: Path) -> None:
+    """The metric is such that the first weights are the best."""
+    args = arguments(
+        tmp_path, max_steps=6, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True, lr_scheduler_type="constant",
+    )  # fmt: skip
+    trainer = Forward(
+        model=llama(), args=args, train_dataset=rows(), eval_dataset=rows(8, seed=2), method="zo_sgd", lr=1e-2
+    )
+    trainer.train()
+    best = trainer.state.best_global_step
+    assert best < 6
+    trainer.save_model(str(tmp_path / "final"))
+    tape = Tape(tmp_path / "final" / "tape.zo")
+    assert tape.steps == best
+    run = zo.Run(zo.Store(dict(llama().named_parameters())), zo.methods.zo_sgd(lr=1e-2), seed=3)
+    run.replay(tape.records)
+    assert run.store.digest() == zo.Store(dict(trainer.model.named_parameters())).digest()
+    trainer.train()
+    assert [record.step for record in trainer._zo.records][:2] == [0, 1]  # a new run, from these weights
+
+
 def test_training_goes_on_in_a_second_call(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, save_strategy="no")
     trainer.train()

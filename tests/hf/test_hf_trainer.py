@@ -10,7 +10,13 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaForSequenceClassification,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import zograd as zo
 from tests.hf.helpers import Forward, arguments, digest, llama, losses, rows
@@ -275,6 +281,19 @@ def test_a_classifier_with_a_norm_behind_the_sum(tmp_path: Path, capfd: Any) -> 
     assert all(np.isfinite(losses(trainer)))
 
 
+def test_a_classifier_of_text_is_trained_with_its_head(tmp_path: Path) -> None:
+    """Whether the last token is below 4."""
+    model = LlamaForSequenceClassification(llama().config)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    data = [row | {"labels": (row["input_ids"][-1] < 4).long()} for row in rows(32)]
+    trainer = trained(
+        tmp_path, model, data=data, max_steps=30, per_device_train_batch_size=32, lr_scheduler_type="constant", lr=3e-3
+    )
+    assert losses(trainer)[-1] < 0.5 < losses(trainer)[0]
+    stay = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    assert stay == {"model.embed_tokens.weight"}
+
+
 # ---- what is refused, and what is said ---------------------------------------------------------------------------
 
 
@@ -308,6 +327,15 @@ def test_what_is_no_trainer_is_refused() -> None:
     with pytest.raises(TypeError, match="generates its training data"):
         forward_only(Online)
     assert forward_only(Forward) is Forward
+
+
+def test_a_training_step_of_the_user_is_named(tmp_path: Path) -> None:
+    class Mine(transformers.Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            raise AssertionError
+
+    with pytest.warns(UserWarning, match=r"Mine\.training_step is not called"):
+        forward_only(Mine)(model=llama(), args=arguments(tmp_path), train_dataset=rows()).train()
 
 
 def test_two_names_of_one_setting(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zograd.core.method import Method
+from zograd.core.records import Records
 from zograd.core.schedules import Schedule
 from zograd.core.tape import Tape
 from zograd.distributed import Peers
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from transformers import Trainer
 else:
     Trainer = object
+
+OWN = ("training_step", "create_optimizer", "create_scheduler")
+"""Methods of a Trainer that `ForwardOnly` replaces, and does not call."""
 
 MAX_FAILURES = 10
 """Steps in a row that were refused or changed nothing, after which training ends with an error."""
@@ -88,6 +92,14 @@ def forward_only(trainer_class: type[Any]) -> type[Any]:
         )
     if issubclass(trainer_class, ForwardOnly):
         return trainer_class
+    for name in OWN:
+        owner = next(c for c in trainer_class.__mro__ if name in vars(c))
+        if owner.__module__.partition(".")[0] not in ("transformers", "trl"):
+            warnings.warn(
+                f"{owner.__name__}.{name} is not called: forward_only has its own. What belongs to the loss goes into "
+                f"compute_loss",
+                stacklevel=2,
+            )
     return type(f"ForwardOnly{trainer_class.__name__}", (ForwardOnly, trainer_class), {})
 
 
@@ -302,6 +314,13 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         if self._zo is not None and self.args.should_save:
             checkpoints.save_tape(Path(output_dir or self.args.output_dir), self._about, self._zo.records)
 
+    def _load_best_model(self) -> None:
+        """As in the Trainer; the tape ends where these weights stand, and a next training begins from them."""
+        super()._load_best_model()
+        if self._zo is not None and self.state.best_model_checkpoint is not None:
+            self._zo.records = Records(checkpoints.read_tape(Path(self.state.best_model_checkpoint)).records)
+            self.optimizer = None
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """As in the Trainer, once the tape of the checkpoint was found to fit. Raises RunError and TapeError."""
         tape, choice = checkpoints.read_tape(Path(resume_from_checkpoint)), self._chosen()
@@ -324,7 +343,8 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
                 f"{self._zo.run.step_number}: its optimizer.pt is missing (save_only_model=True?) or of another "
                 f"checkpoint"
             )
-        self._zo.records = type(self._zo.records)(self._tape.records)
+        self._zo.records = Records(self._tape.records)
+        self._about = self._tape.header
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As in the Trainer, with the method and the identity of the tape at the end."""
