@@ -68,7 +68,7 @@ HEADS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_head_behind_the_blocks_is_trained_with_them(kind: str) -> None:
     model = HEADS[kind]()
-    choice = choose(model, trainable(model), None, None, None, 1)
+    choice = choose(model, trainable(model), None, None, None)
     assert choice.method.name == "residual"
     assert any("score" in name or "classifier" in name for name in choice.parts.tail)
     assert all("embed" in name or "cls_token" in name for name in choice.parts.outside)
@@ -78,7 +78,7 @@ def test_a_head_behind_the_blocks_is_trained_with_them(kind: str) -> None:
 def test_language_models_whose_blocks_add_are_trained_by_residual_feedback(kind: str) -> None:
     model = ADDS[kind]()
     required = [p.requires_grad for p in model.parameters()]
-    choice = choose(model, trainable(model), None, None, None, 1)
+    choice = choose(model, trainable(model), None, None, None)
     assert choice.method.name == "residual"
     assert len(choice.parts.outside) == len(list(model.parameters())) - len(choice.tensors) > 0
     assert all("norm" in name or "ln_f" in name for name in choice.parts.tail)
@@ -115,18 +115,11 @@ def test_others_are_trained_by_values_with_a_measured_rate(kind: str) -> None:
     model = make()
     if kind == "embeddings and a block":
         model.lm_head.requires_grad_(False)
-    choice = choose(model, trainable(model), None, None, None, 1)
+    choice = choose(model, trainable(model), None, None, None)
     assert choice.method.name == "zo_sgd"
     assert isinstance(choice.method.lr, AutoRate)
     assert why in choice.why
     assert len(choice.tensors) == len(trainable(model))
-
-
-def test_several_processes_are_a_reason() -> None:
-    model = llama()
-    assert "2 processes" in choose(model, trainable(model), None, None, None, 2).why
-    with pytest.raises(UsageError, match="method='residual' does not fit: there are 2 processes"):
-        choose(model, trainable(model), "residual", None, None, 2)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +139,7 @@ def test_where_the_learning_rate_comes_from(
     method: Any, lr: Any, of_arguments: float | None, expected: Any, rate: str
 ) -> None:
     model = llama()
-    choice = choose(model, trainable(model), method, lr, of_arguments, 1)
+    choice = choose(model, trainable(model), method, lr, of_arguments)
     controller = choice.method.controller
     if expected == "auto":
         assert controller.measures
@@ -162,7 +155,7 @@ def test_a_method_that_needs_a_setting_says_which() -> None:
     needy = next(name for name in zo.methods.names() if zo.methods.describe(name)["required"])
     setting = zo.methods.describe(needy)["required"][0]
     with pytest.raises(UsageError, match=rf"no default for {setting}.*zograd\.methods\.{needy}\({setting}="):
-        choose(model, trainable(model), needy, None, None, 1)
+        choose(model, trainable(model), needy, None, None)
 
 
 def test_what_the_user_set(tmp_path: Path) -> None:

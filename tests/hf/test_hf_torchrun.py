@@ -30,7 +30,7 @@ def ended(folder: Path, method: str, lr: str, ranks: int) -> list[dict[str, Any]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "lr"), [("zo_sgd", "auto"), ("fzoo", "1e-3")])
+@pytest.mark.parametrize(("method", "lr"), [("zo_sgd", "auto"), ("fzoo", "1e-3"), ("residual", "1e-3")])
 def test_two_processes_end_with_the_same_bits(tmp_path: Path, method: str, lr: str) -> None:
     """Also after a resumption; and each step has the mean loss of the rows that one process would have taken."""
     two, one = ended(tmp_path / "two", method, lr, 2), ended(tmp_path / "one", method, lr, 1)

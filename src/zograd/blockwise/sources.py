@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class Blockwise(ABC):
         self.calls: list[Call] = []
         self._states: list[Tensor] = []
         self._found: dict[int, Tensor] = {}
+        self.combine: Callable[[Tensor], Tensor] | None = None
+        """Makes of the gradient of a leaf, flat, that of all processes: their mean."""
         self._warned = False
         self._rest: Iterator[int] = iter(())
         self._at = -1
@@ -135,6 +137,8 @@ class Blockwise(ABC):
                 continue
             self._visit(self.blocks[self._at], self._at, [leaf.tensor for leaf in self.leaves.get(self._at, ())])
         found = self._found.pop(leaf.index)
+        if self.combine is not None:
+            found = self.combine(found)
         if not bool(found.isfinite().all()):
             if not self._warned:
                 warnings.warn(

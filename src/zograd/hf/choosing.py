@@ -87,7 +87,6 @@ def choose(
     method: str | Method[Any] | None,
     lr: float | str | None,
     of_arguments: float | None,
-    world: int,
 ) -> Choice:
     """The method for these tensors of a model.
 
@@ -95,21 +94,20 @@ def choose(
         hidden states and hold what is trained, but for what stands behind them and, where the whole model is trained,
         its embeddings and its output; otherwise `zo_sgd` with lr="auto".
     lr: in place of the method's. of_arguments: the `learning_rate` that the user set, which names of the menu take.
-    world: the number of processes.
 
     Raises UsageError for a method that does not fit the model. Costs, where blocks are tried: one forward of 8 tokens
     or one image, and one more of each block.
     """
     why, parts = "you asked for it", Parts()
     if method is None:
-        found = parts_of(model, tensors, world, residual=True)
+        found = parts_of(model, tensors, residual=True)
         refusal = found if isinstance(found, str) else why_not_all(model, tensors, found)
         method = "zo_sgd" if refusal else "residual"
         why = refusal or "its blocks add to the stream of hidden states, and the loss has a derivative behind them"
         parts = parts if isinstance(found, str) or refusal else found
     elif needs_blocks(method):
         name = method if isinstance(method, str) else method.name
-        found = parts_of(model, tensors, world, residual=name == "residual")
+        found = parts_of(model, tensors, residual=name == "residual")
         if isinstance(found, str):
             raise UsageError(f"method={name!r} does not fit: {found}. Use method='zo_sgd', or None for a choice")
         if name not in ("residual", "backprop"):
@@ -186,14 +184,12 @@ def far(method: Method[Any]) -> str | None:
     )
 
 
-def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], world: int, *, residual: bool) -> Parts | str:
+def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool) -> Parts | str:
     """The trained tensors by where they stand; or, as a clause, why gradients cannot come from the blocks.
 
     residual: each block must add to the stream of hidden states.
     """
     base: Any = plain_model(model)
-    if world > 1:
-        return f"there are {world} processes, and gradients from blocks are computed in one"
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
         return "the model has an encoder and a decoder"
     try:

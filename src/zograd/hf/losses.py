@@ -82,10 +82,15 @@ def by_values(loss: StepLoss, peers: Peers) -> Oracle:
     return shared(lambda part, rows=None: loss(), peers, weights=[1 / peers.world] * peers.world)
 
 
-def from_blocks(source: Blockwise, loss: StepLoss, autocast: Callable[[], Any]) -> Oracle:
-    """The oracle of a step whose gradients come from blocks: one forward of each micro-batch, kept by the source."""
+def from_blocks(source: Blockwise, loss: StepLoss, autocast: Callable[[], Any], peers: Peers) -> Oracle:
+    """The oracle of a step whose gradients come from blocks: one forward of each micro-batch, kept by the source.
 
-    def oracle(store: Store, queries: Sequence[Query], key: int) -> list[float]:
+    Losses and gradients are means over the processes. Traffic: the gradients, as in a data-parallel first-order step.
+    """
+    if peers.world > 1:
+        source.combine = lambda gradient: peers.total(gradient) / peers.world
+
+    def own(store: Store, queries: Sequence[Query], key: int) -> list[float]:
         with seeded(store, key) as reseed:
             reseed()
             found = [
@@ -102,7 +107,7 @@ def from_blocks(source: Blockwise, loss: StepLoss, autocast: Callable[[], Any]) 
         source.begin([call for _, calls in found for call in calls])
         return [sum(value for value, _ in found)] * len(queries)
 
-    return oracle
+    return shared(lambda part, rows=None: loss(), peers, weights=[1 / peers.world] * peers.world, oracle=lambda _: own)
 
 
 def fixed_mode(trainer: Any, model: nn.Module) -> None:

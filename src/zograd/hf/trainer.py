@@ -159,7 +159,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         """The method and what it trains, chosen once for a model."""
         if self._choice is None:
             tensors = trainable(self.model)
-            self._choice = choose(self.model, tensors, self._method, self._lr, self._learning_rate, self._peers.world)
+            self._choice = choose(self.model, tensors, self._method, self._lr, self._learning_rate)
         return self._choice
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> Any:
@@ -258,7 +258,9 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         loss, source = StepLoss(self, model, batches, num_items_in_batch), self._zo.source
         try:
             value = self._zo.step_by(
-                by_values(loss, self._peers) if source is None else from_blocks(source, loss, self.accelerator.autocast)
+                by_values(loss, self._peers)
+                if source is None
+                else from_blocks(source, loss, self.accelerator.autocast, self._peers)
             )
         finally:
             loss.settle()
