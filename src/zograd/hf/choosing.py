@@ -233,12 +233,27 @@ def why_not_all(model: nn.Module, tensors: Mapping[str, Tensor], parts: Parts) -
 
 
 @contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Inside, forwards keep no keys and values, with which a block could not be run twice."""
+    config: Any = getattr(plain_model(model), "config", None)
+    before = getattr(config, "use_cache", None)
+    try:
+        if before is not None:
+            config.use_cache = False
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
+
+
+@contextmanager
 def _still(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode and nothing requires grad."""
+    """Inside, the model is in eval mode, nothing requires grad, and keys and values are not kept."""
     required, training = [p for p in model.parameters() if p.requires_grad], model.training
     try:
         model.requires_grad_(False).eval()
-        yield
+        with without_cache(model):
+            yield
     finally:
         model.train(training)
         for p in required:
@@ -273,6 +288,4 @@ def _of_little(model: nn.Module, base: Any) -> Tensor:
     else:
         ids = torch.arange(1, TRIED + 1, device=device)[None] % vocabulary(base)
         inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if hasattr(base.config, "use_cache"):
-            inputs["use_cache"] = False
     return model(**inputs)[0].float().mean()  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ from zograd.distributed import Peers
 from zograd.errors import needs
 from zograd.estimators import FromBlocks
 from zograd.hf import arguments, checkpoints
-from zograd.hf.choosing import OF_ARGUMENTS, Choice, choose, far, trainable
+from zograd.hf.choosing import OF_ARGUMENTS, Choice, choose, far, trainable, without_cache
 from zograd.hf.losses import StepLoss, as_tensor, by_values, fixed_mode, from_blocks
 from zograd.hf.optimizer import TrainerOptimizer
 from zograd.llm.loop import DivergenceError
@@ -131,7 +131,6 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         self._zo: TrainerOptimizer | None = None
         self._held: list[Any] = []
         self._required: list[nn.Parameter] = []
-        self._cached: bool | None = None
         self._tape: Tape | None = None
         self._about: dict[str, Any] = {}
         super().__init__(*given.args, **given.kwargs)
@@ -227,22 +226,18 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
                 dist.broadcast(tensor.data, src=0)
 
     def _begin(self) -> None:
-        """No graph and no cache of keys and values: neither is read."""
+        """No graph: nobody reads it. Called again when the Trainer tries a smaller batch."""
         self._held = []
-        self._required = [p for p in self.model.parameters() if p.requires_grad]
+        self._required = self._required or [p for p in self.model.parameters() if p.requires_grad]
         self.model.requires_grad_(False)
         if getattr(self.model, "_require_grads_hook", None) is not None:  # of gradient checkpointing
             self.model.disable_input_require_grads()
-        if (config := getattr(self.model, "config", None)) is not None and hasattr(config, "use_cache"):
-            self._cached, config.use_cache = config.use_cache, False
 
     def _end(self) -> None:
         """The model as the caller gave it, but for the trained weights."""
         for p in self._required:
             p.requires_grad_(True)
-        if self._cached is not None:
-            self.model.config.use_cache = self._cached
-        self._held, self._required, self._cached = [], [], None
+        self._held, self._required = [], []
 
     # ---- a step --------------------------------------------------------------------------------------------------
 
@@ -256,12 +251,14 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
             return torch.zeros((), device=self.args.device)
         batches, self._held = self._held, []
         loss, source = StepLoss(self, model, batches, num_items_in_batch), self._zo.source
+        oracle = (
+            by_values(loss, self._peers)
+            if source is None
+            else from_blocks(source, loss, self.accelerator.autocast, self._peers)
+        )
         try:
-            value = self._zo.step_by(
-                by_values(loss, self._peers)
-                if source is None
-                else from_blocks(source, loss, self.accelerator.autocast, self._peers)
-            )
+            with without_cache(self.model):
+                value = self._zo.step_by(oracle)
         finally:
             loss.settle()
             if source is not None:
