@@ -83,6 +83,34 @@ def test_micro_batches_are_one_batch(tmp_path: Path) -> None:
         assert a.losses == pytest.approx(b.losses, rel=1e-5)
 
 
+class Net(nn.Module):
+    """A model that knows nothing of transformers: its loss is the mean over a micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.out = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": ((self.out(self.drop(self.norm(x))).squeeze(-1) - labels) ** 2).mean()}
+
+
+def numbers(n: int = 8) -> list[dict[str, torch.Tensor]]:
+    draws = torch.randn(n, 4, generator=torch.Generator().manual_seed(0)) + 3
+    return [{"x": x, "labels": torch.tensor(1.0)} for x in draws]
+
+
+def test_micro_batches_of_a_mean_loss_are_averaged(tmp_path: Path) -> None:
+    found = []
+    for size, every in ((8, 1), (2, 4)):
+        torch.manual_seed(0)
+        trainer = trained(
+            tmp_path, Net(), method="zo_sgd", lr=1e-3, data=numbers(), per_device_train_batch_size=size,
+            gradient_accumulation_steps=every, max_steps=2,
+        )  # fmt: skip
+        found.append([record.loss for record in trainer._zo.records])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 @pytest.mark.parametrize("method", ["fzoo", "residual"])
 def test_nothing_requires_grad_in_training_and_everything_is_as_before_afterwards(tmp_path: Path, method: str) -> None:
     seen: list[bool] = []
@@ -112,19 +140,12 @@ def test_a_model_in_which_nothing_requires_grad_is_trained_as_a_whole(tmp_path: 
 def test_dropout_is_off_and_buffers_stay(tmp_path: Path) -> None:
     """Each evaluation of a batch at a point has the same value; batch norm does not average perturbed points."""
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm, self.drop, self.out = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1)
-
-        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"loss": ((self.out(self.drop(self.norm(x))).squeeze(-1) - labels) ** 2).mean()}
-
     torch.manual_seed(0)
     model = Net()
     means = model.norm.running_mean.clone()
-    data = [{"x": torch.randn(4) + 3, "labels": torch.tensor(1.0)} for _ in range(8)]
-    trainer = trained(tmp_path, model, method="zo_sgd", lr=1e-2, data=data, per_device_train_batch_size=8, max_steps=3)
+    trainer = trained(
+        tmp_path, model, method="zo_sgd", lr=1e-2, data=numbers(), per_device_train_batch_size=8, max_steps=3
+    )
     assert torch.equal(model.norm.running_mean, means)
     assert not model.drop.training
     assert trainer._zo.records[0].losses[0] != trainer._zo.records[0].losses[1]
