@@ -33,6 +33,7 @@ METHODS: dict[str, tuple[Any, Any]] = {
     "fzoo": ("fzoo", 1e-3),
     "zo_adam": ("zo_adam", 1e-3),
     "momentum": ("mezo_momentum", 1e-3),
+    "agzo": ("agzo", 1e-3),
     "residual": ("residual", 1e-3),
     "backprop": ("backprop", 1e-3),
 }

@@ -38,7 +38,15 @@ def trained(folder: Path, model: nn.Module | None = None, *, data: Any = None, *
 
 
 @pytest.mark.parametrize(
-    ("method", "lr"), [("residual", 1e-3), ("zo_sgd", "auto"), ("fzoo", 1e-3), ("zo_adam", 1e-3), (None, None)]
+    ("method", "lr"),
+    [
+        ("residual", 1e-3),
+        ("zo_sgd", "auto"),
+        ("fzoo", 1e-3),
+        ("zo_adam", 1e-3),
+        ("agzo", 1e-3),
+        (None, None),
+    ],
 )
 def test_it_trains_and_logs(tmp_path: Path, method: str | None, lr: float | None) -> None:
     trainer = trained(tmp_path, method=method, lr=lr, max_steps=20, lr_scheduler_type="constant")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zograd.blockwise import Blockwise, record
 from zograd.core.query import Query
 from zograd.distributed import Peers, shared
+from zograd.llm.inputs import InputsOfLeaves, watching
 from zograd.oracles import Oracle, as_number, seeded
 from zograd.stores import Store
 
@@ -32,6 +33,8 @@ class StepLoss:
     def __init__(self, trainer: Any, model: nn.Module, batches: Sequence[Any], items: Any) -> None:
         self.trainer, self.model, self.items = trainer, model, items
         self.batches = batches
+        self.filled: Tensor | None = None
+        """Where the micro-batch under way has tokens; None: everywhere."""
         self._counted: dict[str, Any] | None = None
 
     def __call__(self) -> float:
@@ -52,6 +55,8 @@ class StepLoss:
 
     def _share(self, batch: Any) -> Any:
         trainer = self.trainer
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        self.filled = mask.bool() if isinstance(mask, Tensor) else None
         with trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(self.model, _copied(batch), num_items_in_batch=self.items)
         return loss if self._is_scaled else loss / len(self.batches)
@@ -77,9 +82,14 @@ def _copied(batch: Any) -> Any:
     return list(batch) if isinstance(batch, list) else batch
 
 
-def by_values(loss: StepLoss, peers: Peers) -> Oracle:
-    """The oracle of a step: the mean over the processes, each of which has micro-batches of its own."""
-    return shared(lambda part, rows=None: loss(), peers, weights=[1 / peers.world] * peers.world)
+def by_values(loss: StepLoss, peers: Peers, store: Store) -> Oracle:
+    """The oracle of a step: the mean over the processes, each of which has micro-batches of its own.
+
+    A store that records what enters layers does so where the attention mask of a micro-batch has a token.
+    """
+    if isinstance(store.inputs, InputsOfLeaves):
+        store.inputs.filled = lambda: loss.filled
+    return watching(shared(lambda part, rows=None: loss(), peers, weights=[1 / peers.world] * peers.world))
 
 
 def from_blocks(source: Blockwise, loss: StepLoss, autocast: Callable[[], Any], peers: Peers) -> Oracle:

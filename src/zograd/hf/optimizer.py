@@ -7,16 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zograd.api.torch_optimizer import ZOOptimizer
 from zograd.blockwise import Blockwise
 from zograd.core.method import Method
 from zograd.core.records import Records
 from zograd.core.seeds import Seed
+from zograd.errors import UsageError
 from zograd.estimators import FromBlocks
 from zograd.hf.choosing import Parts
+from zograd.laws.inputs import OnLayerInputs
 from zograd.learning_rate import AutoRate
+from zograd.llm.inputs import InputsOfLeaves
 from zograd.stores import Store
 
 
@@ -24,7 +27,8 @@ class TrainerOptimizer(ZOOptimizer):
     """A `ZOOptimizer` over named tensors, in the place where a Trainer expects a first-order optimizer.
 
     tensors: name -> tensor, in the order of the model; all are trained. undecayed: names without weight decay.
-    weight_decay: of the others. parts: of the model, for methods whose gradients come from its blocks.
+    weight_decay: of the others. model: where a method looks at what enters its layers. parts: of the model, for methods
+    whose gradients come from its blocks.
 
     `records` has the record of every step since the base model.
     """
@@ -37,9 +41,10 @@ class TrainerOptimizer(ZOOptimizer):
         seed: Seed,
         weight_decay: float = 0.0,
         undecayed: Sequence[str] = (),
+        model: nn.Module | None = None,
         parts: Parts | None = None,
     ) -> None:
-        self.parts = parts or Parts()
+        self.model, self.parts = model, parts or Parts()
         self.records = Records()
         decay = weight_decay or method.weight_decay
         free = set(undecayed) if decay else set()
@@ -59,8 +64,15 @@ class TrainerOptimizer(ZOOptimizer):
                 group["lr"] = 1.0
 
     def equip(self, store: Store) -> None:
-        """Give the store the source of its gradients, where the method takes them from the blocks of the model."""
-        estimator = self.method.estimator
+        """Give the store what the method takes from the model: gradients from its blocks, what enters its layers."""
+        estimator, law = self.method.estimator, self.method.law
+        if self.model is not None and isinstance(law, OnLayerInputs):
+            try:
+                store.inputs = InputsOfLeaves(self.model, store.leaves, law.rank)
+            except ValueError as e:
+                raise UsageError(
+                    f"method={self.method.name!r} looks at what enters linear layers, and {e}; use 'lozo'"
+                ) from e
         if isinstance(estimator, FromBlocks):
             store.source = estimator.source(self.parts.blocks, store.leaves, self.parts.tail)
 

@@ -170,6 +170,11 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         """The optimizer that the Trainer holds. Its parameters require no grad from here to the end of `train`."""
         choice = self._chosen()
         if self.optimizer is None:
+            if choice.method.estimator.watches and self._peers.world > 1:
+                raise ValueError(
+                    f"method={choice.method.name!r} looks at what enters layers, which differs from process to "
+                    f"process, and here are {self._peers.world}; use one process, or 'lozo'"
+                )
             self._announce(choice)
             self._equalise()
             self._about = (
@@ -180,7 +185,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
             undecayed = set(choice.tensors) - set(self.get_decay_parameter_names(self.model))
             self.optimizer = self._zo = TrainerOptimizer(
                 choice.tensors, choice.method, seed=self.args.seed, weight_decay=self.args.weight_decay,
-                undecayed=sorted(undecayed), parts=choice.parts,
+                undecayed=sorted(undecayed), model=self.model, parts=choice.parts,
             )  # fmt: skip
         self._begin()
         return self.optimizer
@@ -252,7 +257,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         batches, self._held = self._held, []
         loss, source = StepLoss(self, model, batches, num_items_in_batch), self._zo.source
         oracle = (
-            by_values(loss, self._peers)
+            by_values(loss, self._peers, self._zo.store)
             if source is None
             else from_blocks(source, loss, self.accelerator.autocast, self._peers)
         )
