@@ -43,6 +43,27 @@ MUTANTS = (
         ("tests/llm/test_blockwise.py::test_token_losses_have_the_derivative_of_cross_entropy",),
     ),
     Mutant(
+        "a head gets the derivative of the hidden states",
+        "src/zograd/blockwise/calls.py",
+        "calls[0].tail = list(found[len(calls) :])",
+        "calls[0].tail = list(found[: len(tail)])",
+        ("tests/llm/test_blockwise.py::test_the_last_norm_and_a_head_get_their_exact_gradients",),
+    ),
+    Mutant(
+        "micro-batches are added where they are to be averaged",
+        "src/zograd/hf/losses.py",
+        "loss if self._is_scaled else loss / len(self.batches)",
+        "loss",
+        ("tests/hf/test_hf_trainer.py::test_micro_batches_of_a_mean_loss_are_averaged",),
+    ),
+    Mutant(
+        "a resumed training begins a tape of its own",
+        "src/zograd/hf/trainer.py",
+        "self._zo.records = Records(self._tape.records)",
+        "self._zo.records = Records()",
+        ("tests/hf/test_hf_checkpoints.py::test_a_resumed_training_ends_with_the_same_bits",),
+    ),
+    Mutant(
         "every block is differentiated where the first one is",
         "src/zograd/blockwise/sources.py",
         "derivative(block, call, number, self._states[k], call.behind, trained)",

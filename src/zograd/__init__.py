@@ -35,7 +35,7 @@ _MODULES = {
     **{
         name: f"zograd.{name}"
         for name in (
-            "api", "bench", "cli", "control", "core", "diagnostics", "distributed", "errors", "estimators", "hub",
+            "api", "bench", "cli", "control", "core", "diagnostics", "distributed", "errors", "estimators", "hf", "hub",
             "kernels", "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems",
             "quantized", "rules", "runs", "serve", "sets", "spaces", "stores",
         )

@@ -115,6 +115,49 @@ def test_residual_feedback_is_exact_for_the_last_block_and_its_definition_below(
             torch.testing.assert_close(found[leaf.name], exact[leaf.name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [Residual, Backprop])
+def test_the_last_norm_and_a_head_get_their_exact_gradients(kind: type[Blockwise]) -> None:
+    model, blocks, _, loss = made(KINDS["llama"])
+    names = ("model.norm.weight", "lm_head.weight", "model.layers.3.mlp.up_proj.weight")
+    store = Store({name: dict(model.named_parameters())[name] for name in names})
+    exact = by_autograd(store, loss)
+    source = kind(blocks, store.leaves, tail=names)
+    assert [source.first, source.stop, len(source.tail)] == [3, 5, 2]
+    store.source = source
+    source.begin(record(loss, blocks, source.first, keep=source.keeps_inputs, tail=source.tail)[1])
+    found: dict[str, list[torch.Tensor]] = {}
+    for block in store.blocks(Vector(((Slot("gradient"), 1.0),))):
+        found.setdefault(block.leaf.name, []).append(block.v[0].clone())
+    assert found.keys() == exact.keys()
+    for name, g in exact.items():
+        torch.testing.assert_close(torch.cat(found[name]), g, rtol=1e-4, atol=1e-7)
+    alone = Store({"model.norm.weight": model.model.norm.weight})
+    assert kind(blocks, alone.leaves, tail=names).first == 3
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_forwards_without_gradients_are_passed_over() -> None:
+    """A reference model that shares the blocks, as adapters have it."""
+    _, blocks, store, loss = made(KINDS["llama"])
+
+    def with_reference() -> torch.Tensor:
+        with torch.no_grad():
+            reference = loss()
+        return loss() - reference
+
+    plain = gradients(Residual(blocks, store.leaves), store, loss)
+    found = gradients(Residual(blocks, store.leaves), store, with_reference)
+    assert all(torch.equal(found[name], g) for name, g in plain.items())
+    assert len(record(with_reference, blocks, 1)[1]) == len(record(loss, blocks, 1)[1])
+
+
+def test_a_loss_without_a_derivative_is_refused() -> None:
+    _, blocks, _, loss = made(KINDS["llama"])
+    for value in (lambda: loss().detach(), lambda: float(loss().detach()), lambda: torch.zeros(())):
+        with pytest.raises(TypeError, match="no derivative in the hidden states behind the last block"):
+            record(value, blocks, 1)
+
+
 def test_a_block_that_norms_its_sum_is_found() -> None:
     for config, adds in ((KINDS["llama"], True), (KINDS["parallel"], True), (KINDS["gpt2"], True), (POST, False)):
         _, blocks, _, loss = made(config)

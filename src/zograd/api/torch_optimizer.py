@@ -20,6 +20,11 @@ from zograd.core.seeds import Seed, as_seed
 from zograd.oracles import Oracle, sequential
 from zograd.stores import Rate, Rounding, Store
 
+TRAINER = (
+    "Trainer(..., optimizers=(opt, None)) write zograd.hf.forward_only(Trainer)(..., method=...), which makes its own "
+    "optimizer"
+)
+
 
 class ZOOptimizer(torch.optim.Optimizer):
     """Zeroth-order steps in a torch training loop.
@@ -95,7 +100,11 @@ class ZOOptimizer(torch.optim.Optimizer):
             )
         decays = [1.0] * len(self.param_groups)
         store = Store(tensors, space=self.method.space, rounding=self.rounding, groups=groups, decays=decays)
+        self.equip(store)
         self.run = Run(store, self.method, self.seed)
+
+    def equip(self, store: Store) -> None:
+        """Give a new store what the method needs beside the tensors: nothing, where it needs values of the loss."""
 
     @property
     def store(self) -> Store:
@@ -114,7 +123,9 @@ class ZOOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float | Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """One step: returns the mean loss over the points evaluated, a 0-dim float64 tensor."""
         if closure is None:
-            raise TypeError("ZOOptimizer.step needs the loss: opt.step(lambda: loss_fn(model(x), y))")
+            raise TypeError(
+                f"ZOOptimizer.step needs the loss: opt.step(lambda: loss_fn(model(x), y)). In place of {TRAINER}"
+            )
         self.check_surroundings()
         return self.step_by(sequential(closure))
 
@@ -156,6 +167,12 @@ class ZOOptimizer(torch.optim.Optimizer):
         if self.record is not None:
             self.record(self.last)
         return torch.tensor(self.last.loss, dtype=torch.float64, device="cpu")
+
+    def train(self) -> None:
+        """TypeError: transformers' Trainer calls this before the first forward of a training that gives no loss."""
+        raise TypeError(
+            f"a Trainer calls step() without the loss, which ZOOptimizer has to evaluate. In place of {TRAINER}"
+        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Nothing to do: there are no gradients. Kept because loops call it."""

@@ -21,7 +21,8 @@ class Call:
     inputs: the hidden states [rows, width, d] that entered a block, by its number; only those that are kept.
     arguments: what a block was called with besides, by its number: masks, positions. around: makes the context in which
     the forward ran, for parts of a block that are replaced in it.
-    output: the hidden states behind the last block. signal: dL/d output, of the same shape.
+    output: the hidden states behind the last block. signal: dL/d output, of the same shape. tail: dL/d of the trained
+    tensors behind the last block, for all forwards of a loss; in the first call of them.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
@@ -29,6 +30,7 @@ class Call:
     around: Around = nullcontext
     output: Tensor | None = None
     signal: Tensor | None = None
+    tail: list[Tensor] = field(default_factory=list)
 
     @property
     def behind(self) -> Tensor:
@@ -58,11 +60,16 @@ def with_states(output: Any, states: Tensor) -> Any:
 def _watched(
     blocks: Sequence[nn.Module], first: int, keep: bool, around: Callable[[], Around], graph: bool = True
 ) -> Iterator[list[Call]]:
-    """Inside, each forward of the model adds a `Call`. graph: behind the last block, one for autograd begins."""
+    """Inside, each forward of the model adds a `Call`. graph: behind the last block, one for autograd begins.
+
+    With a graph, forwards under `torch.no_grad` are passed over: those of a reference model, or for numbers to show.
+    """
     calls: list[Call] = []
 
     def enters(number: int) -> Callable[..., None]:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if graph and not torch.is_grad_enabled():
+                return
             if number == first:
                 calls.append(Call(around=around()))
             rest = dict(kwargs)
@@ -74,6 +81,8 @@ def _watched(
         return enter
 
     def leave(_: nn.Module, __: Any, output: Any) -> Any:
+        if graph and not torch.is_grad_enabled():
+            return output
         states = states_of(output).detach().requires_grad_(graph)
         calls[-1].output = states
         return with_states(output, states)
@@ -92,23 +101,46 @@ def record(
     *,
     keep: bool = False,
     around: Callable[[], Around] = lambda: nullcontext,
+    tail: Sequence[Tensor] = (),
 ) -> tuple[float, list[Call]]:
     """(loss, a `Call` for each forward of the model in it), with the derivative of the loss behind the last block.
 
     loss: computes the loss of a batch by one forward of the model or several, and gives a scalar. No parameter of the
     model may require a gradient, so that no graph is kept in front of the last block's output.
     first: the first block with trained weights; what enters it is kept. keep: what enters all later ones too. around:
-    tells, when a forward enters that block, the context that it runs in.
+    tells, when a forward enters that block, the context that it runs in. tail: trained tensors behind the last block
+    (the last norm, a head of classes), whose derivatives are taken too; 0 for a tensor that is not there.
 
     Costs one forward, and the derivative of what stands behind the last block: norm, rows of the output matrix, loss.
+    Raises TypeError for a loss without a derivative there.
     """
-    with _watched(blocks, first, keep, around) as entered, torch.enable_grad():
-        value = loss()
-    calls = [call for call in entered if call.output is not None]  # others stopped on their way
-    outputs: Any = [call.output for call in calls]
-    for call, signal in zip(calls, torch.autograd.grad(value, outputs), strict=True):
+    with _requiring(tail):
+        with _watched(blocks, first, keep, around) as entered, torch.enable_grad():
+            value = loss()
+        calls = [call for call in entered if call.output is not None]  # others stopped on their way
+        if not (calls and isinstance(value, Tensor) and value.requires_grad):
+            raise TypeError(
+                "the loss has no derivative in the hidden states behind the last block: it is a metric, or computed "
+                "under no_grad. Use a method that needs values of the loss alone, such as 'zo_sgd'"
+            )
+        wanted: Any = [*(call.output for call in calls), *tail]
+        found = torch.autograd.grad(value, wanted, materialize_grads=True)
+    for call, signal in zip(calls, found, strict=False):
         call.output, call.signal = None, signal
+    calls[0].tail = list(found[len(calls) :])
     return float(value.detach()), calls
+
+
+@contextmanager
+def _requiring(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, these tensors require grad."""
+    try:
+        for tensor in tensors:
+            tensor.requires_grad_(True)
+        yield
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -139,17 +171,12 @@ def derivative(
     """
     hidden = hidden.detach().requires_grad_(of_input)
     wanted = [*trained, hidden] if of_input else list(trained)
-    try:
-        for tensor in trained:
-            tensor.requires_grad_(True)
+    found: list[Tensor] = []
+    with _requiring(trained):
         with torch.set_grad_enabled(bool(wanted)):
             output = call.run(block, number, hidden)
-        found: list[Tensor] = []
         if wanted:  # zeros where the block does not use a tensor
             found = list(torch.autograd.grad(output, wanted, signal.to(output.dtype), materialize_grads=True))
-    finally:
-        for tensor in trained:
-            tensor.requires_grad_(False)
     return output.detach(), found[: len(trained)], found[-1] if of_input else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
@@ -32,8 +32,9 @@ class Batch(Protocol):
 class Blockwise(ABC):
     """A `zograd.stores.GradientSource` over the blocks of a model: `begin` a step with what a forward has shown.
 
-    blocks: of the model, in order. leaves: those of the store; each of them is a parameter of one block.
-    Raises ValueError for a leaf that is in no block, or in several.
+    blocks: of the model, in order. leaves: those of the store; each of them is a parameter of one block, or stands
+    behind the last one. tail: the names of the latter, whose gradients the recorded forward gives.
+    Raises ValueError for another leaf that is in no block, or in several.
     """
 
     keeps_inputs = False
@@ -41,17 +42,19 @@ class Blockwise(ABC):
     adds = False
     """Whether the blocks have to add to the states that enter them (`adds_to_its_input`)."""
 
-    def __init__(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> None:
         self.blocks = blocks
         self.leaves: dict[int, list[Leaf]] = {}
         self.number: dict[int, int] = {}
-        """The block of a leaf, by the leaf's index."""
+        """The block of a leaf, by the leaf's index; the number of blocks, for a leaf behind them."""
         owners: dict[int, list[int]] = {}
         for number, block in enumerate(blocks):
             for parameter in block.parameters():
                 owners.setdefault(id(parameter), []).append(number)
         for leaf in leaves:
             found = owners.get(id(leaf.tensor), [])
+            if leaf.name in tail and not found:
+                found = [len(blocks)]
             if len(found) != 1:
                 where = "in no block of the model" if not found else f"in the blocks {found}"
                 raise ValueError(
@@ -63,6 +66,8 @@ class Blockwise(ABC):
         self.calls: list[Call] = []
         self._states: list[Tensor] = []
         self._found: dict[int, Tensor] = {}
+        self.combine: Callable[[Tensor], Tensor] | None = None
+        """Makes of the gradient of a leaf, flat, that of all processes: their mean."""
         self._warned = False
         self._rest: Iterator[int] = iter(())
         self._at = -1
@@ -70,15 +75,27 @@ class Blockwise(ABC):
 
     @property
     def first(self) -> int:
-        """The first block with trained weights."""
-        return min(self.leaves)
+        """The first block with trained weights; the last block where there is none."""
+        return min(*self.leaves, len(self.blocks) - 1)
+
+    @property
+    def tail(self) -> list[Tensor]:
+        """The trained tensors behind the last block."""
+        return [leaf.tensor for leaf in self.leaves.get(len(self.blocks), ())]
+
+    @property
+    def stop(self) -> int:
+        """The number behind that of the last visit; what stands behind the blocks is visited as one more block."""
+        return len(self.blocks) + bool(self.tail)
 
     def observe(self, batch: Batch, key: int) -> list[float]:
         """Run the forwards of a step on a batch, and `begin`; returns the losses that they gave.
 
         key: of this step, for directions.
         """
-        loss, calls = record(batch.loss, self.blocks, self.first, keep=self.keeps_inputs, around=batch.around)
+        loss, calls = record(
+            batch.loss, self.blocks, self.first, keep=self.keeps_inputs, around=batch.around, tail=self.tail
+        )
         self.begin(calls)
         return [loss]
 
@@ -113,8 +130,15 @@ class Blockwise(ABC):
             )
         while self._at != self.number[leaf.index]:
             self._found, self._at = {}, next(self._rest)
+            if self._at == len(self.blocks):
+                for call in self.calls:
+                    if call.tail:
+                        self._add(self._at, call.tail)
+                continue
             self._visit(self.blocks[self._at], self._at, [leaf.tensor for leaf in self.leaves.get(self._at, ())])
         found = self._found.pop(leaf.index)
+        if self.combine is not None:
+            found = self.combine(found)
         if not bool(found.isfinite().all()):
             if not self._warned:
                 warnings.warn(
@@ -150,7 +174,7 @@ class Residual(Blockwise):
 
     @property
     def visits(self) -> range:
-        return range(self.first, len(self.blocks))
+        return range(self.first, self.stop)
 
     def begin(self, calls: Sequence[Call]) -> None:
         super().begin(calls)
@@ -174,7 +198,7 @@ class Backprop(Blockwise):
 
     @property
     def visits(self) -> range:
-        return range(len(self.blocks) - 1, self.first - 1, -1)
+        return range(self.stop - 1, self.first - 1, -1)
 
     def begin(self, calls: Sequence[Call]) -> None:
         super().begin(calls)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -41,9 +41,12 @@ class FromBlocks(Estimator[None]):
     def evaluations(self) -> int:
         return 1
 
-    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf]) -> Blockwise:
-        """What computes the gradients of these leaves, which are parameters of these blocks."""
-        return (Residual if self.kind == "residual" else Backprop)(blocks, leaves)
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> Blockwise:
+        """What computes the gradients of these leaves, which are parameters of these blocks.
+
+        tail: the names of those that stand behind the last block.
+        """
+        return (Residual if self.kind == "residual" else Backprop)(blocks, leaves, tail)
 
     def prepare(self, store: Store) -> None:
         if store.source is None:
@@ -92,6 +95,6 @@ class NodePerturbation(FromBlocks):
     def evaluations(self) -> int:
         return 2 * self.draws + (self.center == "residual")
 
-    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf]) -> Blockwise:
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> Blockwise:
         center = self.center == "residual"
         return Nodes(blocks, leaves, mu=self.mu, at=self.at, draws=self.draws, center=center, shrink=self.shrink)

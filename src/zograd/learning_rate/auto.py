@@ -7,7 +7,7 @@ f(x + mu v), f(x - mu v) anyway measures the trace of the Hessian with one more 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
@@ -138,11 +138,12 @@ class AutoRate(Controller):
 
     With a penalty that the rule measures (`Proximal`), the loss in all this is f + r.
 
-    shape: a `Schedule` with peak 1. limit: never a larger lr than this. The state is a few numbers.
+    shape: a `Schedule` with peak 1, or another function of the step. limit: never a larger lr than this. The state is
+    a few numbers.
     """
 
     safety: float = 0.7
-    shape: Schedule = LEVEL
+    shape: Callable[[int], float] = LEVEL
     window: int = 24
     patience: int = 10
     resolution: float = 0.1

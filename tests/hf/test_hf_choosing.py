@@ -1,0 +1,185 @@
+"""What is trained, by which method and at which rate, and the line that says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaForSequenceClassification,
+    OPTConfig,
+    T5Config,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+import zograd as zo
+from tests.hf.helpers import SIZES, Forward, arguments, llama, rows
+from zograd.errors import UsageError
+from zograd.hf.arguments import learning_rate, was_set
+from zograd.hf.choosing import choose, far, trainable
+from zograd.learning_rate import AutoRate
+from zograd.methods.defaults import Shape
+
+
+def small(config: Any, auto: Any = AutoModelForCausalLM) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return auto.from_config(config)
+
+
+PLAIN = {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads",)}
+OPT = {
+    "vocab_size": 64, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "word_embed_proj_dim": 32, "max_position_embeddings": 64,
+}  # fmt: skip
+ADDS: dict[str, Any] = {
+    "llama": lambda: llama(),
+    "gpt2": lambda: small(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)),
+    "neox": lambda: small(GPTNeoXConfig(**PLAIN)),
+    "opt": lambda: small(OPTConfig(**OPT)),
+    "bfloat16": lambda: llama().to(torch.bfloat16),
+}
+HEADS: dict[str, Any] = {
+    "classes of text": lambda: LlamaForSequenceClassification(llama().config),
+    "classes of images": lambda: ViTForImageClassification(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            image_size=16,
+            patch_size=8,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_behind_the_blocks_is_trained_with_them(kind: str) -> None:
+    model = HEADS[kind]()
+    choice = choose(model, trainable(model), None, None, None)
+    assert choice.method.name == "residual"
+    assert any("score" in name or "classifier" in name for name in choice.parts.tail)
+    assert all("embed" in name or "cls_token" in name for name in choice.parts.outside)
+
+
+@pytest.mark.parametrize("kind", ADDS)
+def test_language_models_whose_blocks_add_are_trained_by_residual_feedback(kind: str) -> None:
+    model = ADDS[kind]()
+    required = [p.requires_grad for p in model.parameters()]
+    choice = choose(model, trainable(model), None, None, None)
+    assert choice.method.name == "residual"
+    assert len(choice.parts.outside) == len(list(model.parameters())) - len(choice.tensors) > 0
+    assert all("norm" in name or "ln_f" in name for name in choice.parts.tail)
+    assert choice.parts.tail
+    assert [p.requires_grad for p in model.parameters()] == required
+    assert "because its blocks add to the stream" in choice.line(model)
+
+
+def frozen_but(model: nn.Module, part: str) -> nn.Module:
+    for name, p in model.named_parameters():
+        p.requires_grad_(part in name)
+    return model
+
+
+OTHERS: dict[str, tuple[Any, str]] = {
+    "norm behind the sum": (lambda: small(OPTConfig(**OPT, do_layer_norm_before=False)), "block 0 of OPTForCausalLM"),
+    "two stacks": (
+        lambda: small(T5Config(vocab_size=64, d_model=32, d_ff=48, num_layers=2, num_heads=4), AutoModelForSeq2SeqLM),
+        "an encoder and a decoder",
+    ),
+    "no blocks": (lambda: nn.Linear(2, 2), "the model has no list of blocks"),
+    "a norm behind the sum, and a head": (
+        lambda: BertForSequenceClassification(BertConfig(**PLAIN, max_position_embeddings=32)),
+        "block 0 of BertFor",
+    ),
+    "embeddings alone": (lambda: frozen_but(llama(), "embed"), "what is trained lies outside of the blocks"),
+    "embeddings and a block": (lambda: frozen_but(llama(), "e"), "model.embed_tokens.weight is trained too"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_others_are_trained_by_values_with_a_measured_rate(kind: str) -> None:
+    make, why = OTHERS[kind]
+    model = make()
+    if kind == "embeddings and a block":
+        model.lm_head.requires_grad_(False)
+    choice = choose(model, trainable(model), None, None, None)
+    assert choice.method.name == "zo_sgd"
+    assert isinstance(choice.method.lr, AutoRate)
+    assert why in choice.why
+    assert len(choice.tensors) == len(trainable(model))
+
+
+@pytest.mark.parametrize(
+    ("method", "lr", "of_arguments", "expected", "rate"),
+    [
+        ("zo_sgd", None, None, "auto", "measured"),
+        ("zo_sgd", None, 1e-4, 1e-4, "learning_rate of TrainingArguments"),
+        ("zo_sgd", 1e-5, 1e-4, 1e-5, "as given"),
+        ("zo_adam", None, None, 1e-6, "the method's, since learning_rate was not set"),
+        ("residual", None, None, Shape(32, 3).lr, "for 3 blocks of width 32, since learning_rate was not set"),
+        ("residual", None, 1e-3, 1e-3, "learning_rate of TrainingArguments"),
+        (zo.methods.fzoo(lr=1e-4), None, 1e-3, 1e-4, "the method's"),
+        (zo.methods.fzoo(lr=1e-4), "auto", 1e-3, "auto", "as given"),
+    ],
+)
+def test_where_the_learning_rate_comes_from(
+    method: Any, lr: Any, of_arguments: float | None, expected: Any, rate: str
+) -> None:
+    model = llama()
+    choice = choose(model, trainable(model), method, lr, of_arguments)
+    controller = choice.method.controller
+    if expected == "auto":
+        assert controller.measures
+    elif not (isinstance(method, str) and method == "zo_adam"):
+        assert controller.rate({}, 0) == expected
+    else:
+        assert controller.rate({}, 0) == zo.methods.describe("zo_adam")["defaults"]["lr"]
+    assert choice.rate == rate
+
+
+def test_a_method_that_needs_a_setting_says_which() -> None:
+    model = llama()
+    needy = next(name for name in zo.methods.names() if zo.methods.describe(name)["required"])
+    setting = zo.methods.describe(needy)["required"][0]
+    with pytest.raises(UsageError, match=rf"no default for {setting}.*zograd\.methods\.{needy}\({setting}="):
+        choose(model, trainable(model), needy, None, None)
+
+
+def test_what_the_user_set(tmp_path: Path) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path))
+    assert learning_rate(args) is None
+    assert not was_set(args, "max_grad_norm")
+    args = TrainingArguments(output_dir=str(tmp_path), learning_rate=1e-3, max_grad_norm=0.5)
+    assert learning_rate(args) == 1e-3
+    assert was_set(args, "max_grad_norm")
+    assert learning_rate(None) is None
+
+
+def test_a_rate_for_adam_is_warned_of(tmp_path: Path) -> None:
+    assert far(zo.methods.zo_sgd(lr=1e-5)) is None
+    with pytest.warns(UserWarning, match="lr=0.001 is 1,000 times what zo_sgd takes .* rates for Adam are too large"):
+        Forward(
+            model=llama(), args=arguments(tmp_path, learning_rate=1e-3, max_steps=1), train_dataset=rows(),
+            method="zo_sgd",
+        ).train()  # fmt: skip
+
+
+def test_a_rate_of_the_arguments_that_is_not_used_is_named(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"learning_rate=0\.001 of TrainingArguments is not used.*pass lr=0\.001"):
+        Forward(
+            model=llama(), args=arguments(tmp_path, learning_rate=1e-3, max_steps=1), train_dataset=rows(),
+            method=zo.methods.fzoo(lr=1e-4),
+        ).train()  # fmt: skip
