@@ -150,7 +150,7 @@ class Minimization:
         return self.repeat(search) or search.tape[-1].loss <= self.goal
 
     def final(self, search: Search) -> tuple[Any, float]:
-        """(x, value): the recommended point, and f there."""
+        """(x, value): the recommended point, and f there, which may not be finite."""
         trace, objective = search.trace, self.objective
         x, f0 = self.problem.inside(search.x), _mean(trace.values_at_start)
         known = trace.noise == 0 and not self.problem.shared
@@ -177,17 +177,25 @@ class Minimization:
         if objective.rows is not None:
             return self.constrained(search, objective.rows)
         x, final = self.final(search)
+        ended, instead = final, ""
+        if not math.isfinite(final) and objective.best[1] is not None:
+            final, x = objective.best[0], objective.best[1]
+            instead = f"x is the lowest point seen instead, f={self.sign * final:.6g}"
         message = self.stopped or search.message or ""
         moved = not np.array_equal(x, self.problem.x0)
         why = None
         if self.stopped not in ("target reached", "x0 reaches the target") and not self.halted:
             why = failure(trace.method, search.tape, start, final, moved=moved)
+            if ended is not final:
+                why = f"f is {ended} where {trace.strategies[-1]} ended; {instead}; pass a smaller lr or mu"
             if why is None and message in ("budget used", "time used") and not trace.stationary:
                 noise = self.noise(trace)
                 why = unfinished(trace.method, search.tape, _mean(start), final, noise if math.isfinite(noise) else 0.0)
         gave_up = search.message is not None and "in a row" in search.message
         if why is not None and not gave_up and (search.tape or math.isfinite(final)):
             message = why if message == "budget used" else f"{message}; {why}"
+        elif gave_up and ended is not final:
+            message += f"; {instead}"
         success = why is None and not gave_up and not self.halted
         if not success and not self.halted and objective.nfail:
             message += (

@@ -95,6 +95,9 @@ class RunSource:
             return None
         store: Any = self.run.store
         queries = self.run.ask()
+        if self.budget is not None and self.told + len(queries) > self.budget:  # failures cost more than a step has
+            self.message = "budget used"
+            return None
         return Points(lambda i: store.point(queries[i].at).reshape(-1), len(queries))
 
     def tell(self, values: Sequence[float], *, ranked: bool = False) -> Record | None:

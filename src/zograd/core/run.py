@@ -102,7 +102,7 @@ class Run(Generic[A]):
         """Give the losses of `ask`, in its order. A Record when that ended the step, None when more is to be asked.
 
         A loss that is not finite refuses the step: nothing moves, the step is counted, the next one draws anew. An
-        estimator that `takes_failures` is told it instead, unless no loss is finite.
+        estimator that `takes_failures` is told it instead, unless no loss of the step so far is finite.
         """
         if self._routine is None:
             raise RuntimeError("tell() without ask(): there are no points whose losses could be told")
@@ -111,8 +111,9 @@ class Run(Generic[A]):
             raise ValueError(f"asked for {len(self._queries)} losses, was told {len(losses)}")
         self._answers.append(losses)
         self._asked += sum(self.cost(query) for query in self._queries)
-        finite = [math.isfinite(f) for f in losses]
-        if not all(finite) and not (self.estimator.takes_failures and any(finite)):
+        if not all(map(math.isfinite, losses)) and not (
+            self.estimator.takes_failures and any(math.isfinite(f) for told in self._answers for f in told)
+        ):
             return self._refuse(losses, rates)
         try:
             self._queries = self._routine.send(losses)

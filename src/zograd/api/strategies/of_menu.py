@@ -50,7 +50,7 @@ class OfMenu:
                 if run.refused_in_a_row >= self.max_failures:
                     return (
                         f"{self.max_failures} steps in a row had a non-finite value, the last {record.loss} at step "
-                        f"{record.step}"
+                        f"{record.step}; start where f is finite around x0, or pass a smaller lr or mu"
                     )
         finally:
             store.let_go()
