@@ -212,7 +212,7 @@ class Minimization:
             x, value, error = standing.x, standing.value, standing.error
         if value is None:
             told = None if self.halted else self.values(points([x]), kind=Kind.FINAL)
-            value = Evaluated(math.nan, np.full(rows.one_sided.size, math.nan)) if told is None else told[0]
+            value = rows.failed() if told is None else told[0]
         message = self.stopped or search.message or ""
         start = [v for v in search.trace.values_at_start if math.isfinite(v)]
         moved = not np.array_equal(x, self.problem.x0)

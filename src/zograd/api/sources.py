@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from zograd.api.constraints import Rows
 from zograd.api.saved import plain, rebuilt
 from zograd.api.search import Search
-from zograd.api.strategies import OfMenu, Points, Problem, Strategy
+from zograd.api.strategies import Constrained, OfMenu, Points, Problem, Strategy
 from zograd.api.variables import Flat, Variables
 from zograd.core.record import Record
 from zograd.core.records import Records
@@ -47,8 +48,13 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def source(strategy: Strategy, problem: Problem, budget: int | None) -> Source:
-    """The source for a strategy. Raises ValueError where it cannot start at x0, or the budget is less than a step."""
+def source(strategy: Strategy, problem: Problem, budget: int | None, rows: Rows | None = None) -> Source:
+    """The source for a strategy. Raises ValueError where it cannot start at x0, or the budget is less than a step.
+
+    rows: constraints; then values are `Evaluated`.
+    """
+    if rows is not None:
+        return SearchSource(Constrained(strategy, rows), problem, rows)
     if isinstance(strategy, OfMenu):
         return RunSource(strategy, problem, budget)
     return SearchSource(strategy, problem)
@@ -140,13 +146,14 @@ class RunSource:
 class SearchSource:
     """A `Search`. Its state are the values told so far: copies and loaded states search again with them.
 
-    So a state takes 8 bytes an evaluation, and to load it takes the computations of the strategy again.
+    So a state takes 8 bytes an evaluation, and a number for each row of constraints, and to load it takes the
+    computations of the strategy again.
     """
 
     feedback: Feedback = "values"
 
-    def __init__(self, strategy: Strategy, problem: Problem) -> None:
-        self.strategy, self.problem = strategy, problem
+    def __init__(self, strategy: Strategy, problem: Problem, rows: Rows | None = None) -> None:
+        self.strategy, self.problem, self.rows = strategy, problem, rows
         self.answers: list[list[float]] = []
         self._search_again()
 
@@ -203,7 +210,7 @@ class SearchSource:
         return {
             "search": {
                 "strategy": self.name, "seed": p.seed, "budget": p.budget, "thorough": p.thorough,
-                "x0": p.x0.tolist(), "answers": [list(values) for values in self.answers],
+                "x0": p.x0.tolist(), "answers": [list(values) if self.rows is None else self.rows.flat(values) for values in self.answers],
             }
         }  # fmt: skip
 
@@ -215,5 +222,6 @@ class SearchSource:
         variables = Variables(old.shaped(np.array(told["x0"], old.flat.dtype)))
         given = {name: told[name] for name in ("seed", "budget", "thorough")}
         self.problem = replace(self.problem, variables=variables, **given)
-        self.answers = [[float(f) for f in values] for values in told["answers"]]
+        answers = [[float(f) for f in values] for values in told["answers"]]
+        self.answers = answers if self.rows is None else [self.rows.unflat(values) for values in answers]
         self._search_again()

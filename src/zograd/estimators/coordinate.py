@@ -111,9 +111,9 @@ class Coordinates(Estimator[None]):
             slope, failed = (np.array(f) - f0) / ask.mu, np.flatnonzero(~np.isfinite(f))
             f = [f0, *f]
             if math.isfinite(f0) and failed.size:
-                minus = yield [Query(-ask.mu * e[i]) for i in failed]
-                slope[failed] = -_way_down(np.array(minus), f0, ask.mu)
-                f += minus
+                others = yield [Query(-ask.mu * e[i]) for i in failed]
+                slope[failed] = -_way_down(np.array(others), f0, ask.mu)
+                f += others
         if not math.isfinite(f0):
             return Estimate(Vector(), f0, f, None)
         return Estimate(combination(slope, e), f0, f, None)
