@@ -250,7 +250,9 @@ class AskTell:
     def maxcv(self) -> float | None:
         """The largest violation of a constraint at `recommend()`; None without constraints, or before it is known."""
         standing = self._standing
-        return None if standing is None or standing.value is None else float(max(self.rows.excess(standing.value.c)))
+        if self.rows is None or standing is None or standing.value is None:
+            return None
+        return float(max(self.rows.excess(standing.value.c)))
 
     @property
     def multipliers(self) -> Any:

@@ -200,8 +200,8 @@ def _pair(value: Any) -> tuple[Any, Any]:
         first, c = value
     except (TypeError, ValueError):
         raise TypeError(
-            f"with constraints=Constraints(...), a value is a pair (value, c), but f returned {type(value).__name__}; "
-            f"write return value, [c_1, ...], and with AskTell, loop.tell([(value, c), ...])"
+            f"with constraints=Constraints(...), f has to return (value, c), but it returned {type(value).__name__}; "
+            f"write return value, [c_1, ...], and with AskTell tell([(value, [c_1, ...]), ...])"
         ) from None
     return first, c.detach().cpu().numpy() if hasattr(c, "detach") else c
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from zograd.api.batches import Exhausted
 from zograd.api.checkpoint import Kind
-from zograd.api.constraints import Evaluated, Rows
+from zograd.api.constraints import Rows
 from zograd.api.objective import Objective, Stopped
 from zograd.api.result import Progress, Result, calling
 from zograd.api.search import Search

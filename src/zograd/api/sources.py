@@ -206,11 +206,12 @@ class SearchSource:
         return self.records[-1] if len(self.records) > steps else None
 
     def state_dict(self) -> dict[str, Any]:
-        p = self.problem
+        p, rows = self.problem, self.rows
+        answers = [list(values) if rows is None else rows.flat(values) for values in self.answers]
         return {
             "search": {
                 "strategy": self.name, "seed": p.seed, "budget": p.budget, "thorough": p.thorough,
-                "x0": p.x0.tolist(), "answers": [list(values) if self.rows is None else self.rows.flat(values) for values in self.answers],
+                "x0": p.x0.tolist(), "answers": answers,
             }
         }  # fmt: skip
 

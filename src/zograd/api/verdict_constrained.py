@@ -44,7 +44,10 @@ def shortfall(
         if value - f0 > max(CLEAR * noise, ROUNDING * abs(f0)):
             return f"f rose, from {f0:.6g} at x0 to {value:.6g} at the result; pass a larger budget"
         if not moved and not (standing is not None and standing.settled):
-            return "x did not move: no point with a lower value was found at which the constraints hold"
+            return (
+                "x did not move: no point with a lower value was found at which the constraints hold; pass a larger "
+                "budget, or start elsewhere if x0 is no minimum"
+            )
     ended = message in ("budget used", "time used")
     unsettled = standing is not None and standing.settled is False and not message.startswith("stopped by")
     if ended and (standing is None or unsettled):

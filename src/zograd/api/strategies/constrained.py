@@ -152,14 +152,33 @@ class ConstrainedSearch:
         self.trace.fun = float(np.mean([float(v) for v in here]))
 
     def slopes(self, start: Evaluation) -> Generator[Points, Values, float]:
-        """Scales of the rows and of f, from a few points about x0."""
+        """Scales of the rows and of f, from a few points about x0.
+
+        Where values repeat, the points are near. A slope that vanishes, as of |x|^2 at 0, is measured farther out.
+        """
+        problem = self.problem
+        length = max(1.0, float(np.sqrt(np.mean(np.square(start.x, dtype=np.float64)))))
+        least = 1e-3 * np.abs(np.append(start.value.c, float(start.value)))
+        axes = problem.dim <= DIRECTIONS
+        far = problem.radius / (1.0 if axes else math.sqrt(problem.dim))
+        slope = length * (yield from self.around(start, 1e-4 * length if self.repeats else far))
+        if self.repeats and np.any(slope < least):
+            again = length * (yield from self.around(start, far))
+            slope = np.where(slope < least, np.maximum(slope, again), slope)
+        if np.any(self.rows.linear):
+            a, _ = self.rows.matrix
+            slope[:-1][self.rows.linear] = np.linalg.norm(a, axis=1) * length
+        slope = np.maximum(slope, least)
+        slope = np.where(slope > 0, slope, 1.0)
+        self.rows.scale = slope[:-1]
+        return float(slope[-1])
+
+    def around(self, start: Evaluation, r: float) -> Generator[Points, Values, Flat]:
+        """|grad| of the rows and of f, from points at the distance r along an axis, or r sqrt(d) along random ones."""
         problem = self.problem
         d, x0 = problem.dim, start.x.astype(np.float64)
-        length = max(1.0, float(np.sqrt(np.mean(x0 * x0))))
-        rng = np.random.default_rng(problem.seed)
         axes = d <= DIRECTIONS
-        v = np.eye(d) if axes else rng.standard_normal((DIRECTIONS, d))
-        r = 1e-4 * length if self.repeats else problem.radius / (1.0 if axes else math.sqrt(d))
+        v = np.eye(d) if axes else np.random.default_rng(problem.seed).standard_normal((DIRECTIONS, d))
         low, high = problem.lower, problem.upper
         if low is not None and high is not None:
             v = np.where((x0 + r * v > high) | (x0 + r * v < low), -v, v)
@@ -172,28 +191,18 @@ class ConstrainedSearch:
                 self.seen(Evaluation(end, value))
                 found.append(np.abs(np.append(value.c - start.value.c, float(value) - float(start.value))) / step)
         many = np.square(found) if found else np.zeros((1, len(self.rows.kinds) + 1))
-        slope = np.sqrt(np.sum(many, axis=0) if axes else np.mean(many, axis=0)) * length
-        here = np.abs(np.append(start.value.c, float(start.value)))
-        if np.any(self.rows.linear):
-            a, _ = self.rows.matrix
-            slope[:-1][self.rows.linear] = np.linalg.norm(a, axis=1) * length
-        slope = np.maximum(slope, 1e-3 * here)
-        slope = np.where(slope > 0, slope, 1.0)
-        self.rows.scale = slope[:-1]
-        return float(slope[-1])
+        size: Flat = np.sqrt(np.sum(many, axis=0) if axes else np.mean(many, axis=0))
+        return size
 
     def seen(self, point: Evaluation) -> None:
         """Keep a point where it is better than those so far: feasible ones by f, others by their violation."""
         if not self.repeats:
             return
         value = point.value
-        excess = self.rows.violation(value)
         strict = bool(np.all(value.c[self.rows.one_sided] < 0))
         if strict and (self.strictly is None or value < self.strictly.value):
             self.strictly = point
-        if self.best is None or self.rank(excess, value) < self.rank(
-            self.rows.violation(self.best.value), self.best.value
-        ):
+        if self.best is None or self.better(value, self.best.value):
             self.recommend(point)
 
     def beaten(self, here: Evaluation) -> bool:
@@ -203,8 +212,14 @@ class ConstrainedSearch:
         pull = 1 + float(np.max(np.abs(self.merit.multipliers(None) * self.rows.scale), initial=0.0)) / self.merit.unit
         return bool(self.best.value < here.value - 1e-6 * self.merit.unit * pull)
 
-    def rank(self, excess: float, value: float) -> tuple[float, float]:
-        return (0.0 if excess <= FEASIBLE / 10 else excess, float(value))
+    def better(self, one: Evaluated, other: Evaluated) -> bool:
+        """Whether an evaluation beats another: feasible ones by f, others by their violation."""
+
+        def rank(value: Evaluated) -> tuple[float, float]:
+            excess = self.rows.violation(value)
+            return (0.0 if excess <= FEASIBLE / 10 else excess, float(value))
+
+        return rank(one) < rank(other)
 
     def recommend(self, point: Evaluation, *, settled: bool = False) -> None:
         """The point of the result from now on."""
@@ -362,11 +377,9 @@ class ConstrainedSearch:
 
     def consider(self, request: Points, i: int, value: float) -> None:
         """`seen`, but the point is made only where it is better."""
-        if not isinstance(value, Evaluated) or not math.isfinite(value) or self.best is None:
+        if not (self.repeats and isinstance(value, Evaluated) and math.isfinite(value)):
             return
-        better = self.rank(self.rows.violation(value), value) < self.rank(
-            self.rows.violation(self.best.value), self.best.value
-        )
+        better = self.best is None or self.better(value, self.best.value)
         strict = (self.strictly is None or value < self.strictly.value) and bool(
             np.all(value.c[self.rows.one_sided] < 0)
         )

@@ -51,7 +51,7 @@ class Tracking:
         trace.began(search.owner.name)
         each = 1 if search.repeats else MEASURED
         reserve = min((1 + ROUNDS) * each, max(trace.left // 10, 1))
-        search.best, trace.fun, trace.stationary = None, None, None
+        trace.fun, trace.stationary = None, None
         message, start = "budget used", [search.merit(v) for v in trace.values_at_start]
         for _ in range(RUNS):
             message = yield from self.searched(strategy, start, reserve)
@@ -59,7 +59,16 @@ class Tracking:
                 break
             start = []
         yield from self.measured(each)
+        self.compared()
         return message
+
+    def compared(self) -> None:
+        """Where values repeat, the best point that was seen, unless the result is better."""
+        search, trace = self.search, self.trace
+        here, best = trace.standing and trace.standing.value, search.best
+        if search.repeats and best is not None and (here is None or search.better(best.value, here)):
+            search.recommend(best)
+            trace.stationary = trace.standing.settled = None
 
     def searched(self, strategy: Strategy, start: list[float], reserve: int) -> Routine:
         """One run of the inner strategy."""
@@ -84,6 +93,7 @@ class Tracking:
                 values = yield request
                 told = [merit(v) for v in values]
                 for i, value in enumerate(values):
+                    self.search.consider(request, i, value)
                     if isinstance(value, Evaluated) and math.isfinite(value):
                         sums, number = sums + value.c, number + 1
                         if self.problem.dim <= KEPT:
