@@ -122,6 +122,8 @@ def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, fi
         return too_few(len(losses)) if method is None else None
     spent = np.cumsum([n for n, _ in losses])
     values = np.array([f for _, f in losses])
+    if method is None and not noise:  # the best point is kept, and a restart begins high
+        values = np.minimum.accumulate(values)
     late = values[spent >= 0.75 * spent[-1]]
     part = max(len(late) // 3, 1)
     early, end = float(np.mean(late[:part])), float(np.mean(late[-part:]))
