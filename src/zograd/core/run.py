@@ -238,7 +238,8 @@ class Run(Generic[A]):
         elif not record.refused:
             unit = self.method.rule.units(record.aux)
             self._observe(self.control, record.loss, dict(record.meters), record.mu)
-            controller.moved(self.control, record.rates[0].lr / unit if unit else 0.0)
+            whole = unit * (1.0 - (self.method.rule.momentum or 0.0))  # momentum makes 1 / (1 - beta) of each step
+            controller.moved(self.control, record.rates[0].lr / whole if whole else 0.0)
             controller.taken(self.control, self.method, record)
         flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
         self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
