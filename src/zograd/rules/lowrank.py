@@ -47,7 +47,7 @@ class FactorMomentum(Rule[Any]):
     in the new ones, N <- N (V_old^T V_new) / n, the least-squares projection (V_new^T V_new is near n I). Vectors have
     heavy ball with the same beta. Memory: a slot of r numbers a row.
 
-    `lr="auto"`: with constant V this is heavy ball at the rate lr (1 - beta), whose edge of stability is (1 - beta) times
+    `lr="auto"`: with constant V this is heavy ball at the rate lr (1 - beta), whose edge of stability is (1 - beta) of
     that of SGD (`learning_rate.AutoRate`). So the edge of lr is that of SGD, and declared is a momentum of 0. The
     projection onto the new coordinates shortens N.
     """
