@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from zograd.api.constraints import Rows
+from zograd.api.ending import End, Ending
 from zograd.api.saved import plain, rebuilt
 from zograd.api.search import Search
 from zograd.api.strategies import Constrained, OfMenu, Points, Problem, Strategy
@@ -70,7 +71,7 @@ class RunSource:
         self.problem, self.budget = problem, budget
         self.run = strategy.run_at(problem.x0, problem)
         self.records = Records()
-        self.message: str | None = None
+        self.ended: End | None = None
         self.in_step = 0
         """Values told to the unfinished step."""
         if budget is not None and budget < self.run.most_evaluations:
@@ -79,6 +80,10 @@ class RunSource:
     @property
     def name(self) -> str:
         return self.run.method.name
+
+    @property
+    def message(self) -> str | None:
+        return None if self.ended is None else self.ended.message
 
     @property
     def told(self) -> int:
@@ -97,17 +102,17 @@ class RunSource:
         return np.concatenate([leaf.tensor.detach().numpy().reshape(-1) for leaf in self.run.store.leaves])
 
     def ask(self) -> Points | None:
-        if self.message is not None:
+        if self.ended is not None:
             return None
         store: Any = self.run.store
         queries = self.run.ask()
         if self.budget is not None and self.told + len(queries) > self.budget:  # failures cost more than a step has
-            self.message = "budget used"
+            self.ended = End(Ending.BUDGET)
             return None
         return Points(lambda i: store.point(queries[i].at).reshape(-1), len(queries))
 
     def tell(self, values: Sequence[float], *, ranked: bool = False) -> Record | None:
-        if self.message is not None:
+        if self.ended is not None:
             raise RuntimeError("tell() after the end: there are no points whose values could be told")
         record = self.run.tell(values)
         if record is None:
@@ -122,7 +127,7 @@ class RunSource:
     def _finished_step(self) -> None:
         self.in_step = 0
         left = None if self.budget is None else self.budget - self.run.evaluations
-        self.message = "budget used" if left is not None and left < self.run.most_evaluations else None
+        self.ended = End(Ending.BUDGET) if left is not None and left < self.run.most_evaluations else None
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {k: v.clone().numpy() for k, v in self.run.store.state_dict().items()}
@@ -140,7 +145,7 @@ class RunSource:
         self.run.load_state_dict(rebuilt(state["run"]))
         self._finished_step()
         self.in_step = sum(map(len, state["run"]["answers"]))
-        self.message = None if self.in_step else self.message
+        self.ended = None if self.in_step else self.ended
 
 
 class SearchSource:

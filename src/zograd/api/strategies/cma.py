@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from zograd.api.ending import End, Ending
 from zograd.api.strategies.base import Problem, Routine, Trace, points
 from zograd.api.variables import Flat
 from zograd.errors import needs
@@ -55,7 +56,7 @@ class CMA:
         start = space.narrow(trace.position())
         best = trace.fun if repeats and trace.fun is not None else math.inf
         population = None
-        message, failed = "", 0
+        end, failed = End(Ending.ITSELF), 0
         for restart in range(self.restarts + 1):
             x0, wide = (start, sigma) if restart == 0 else space.elsewhere(rng, sigma, restart)
             es = cma.CMAEvolutionStrategy(x0, wide, _options(space, rng, separable, population))
@@ -75,9 +76,10 @@ class CMA:
                 es.tell(asked, np.where(np.isfinite(values), values, worst + abs(worst) + 1.0).tolist())
                 trace.counted(values.tolist())
                 if failed >= FAILED:
-                    return f"{FAILED} populations in a row had no finite value; start where f is finite around x0"
-            message = f"CMA-ES stopped: {', '.join(es.stop())}"
-        return message
+                    why = f"{FAILED} populations in a row had no finite value; start where f is finite around x0"
+                    return End(Ending.FAILURES, why)
+            end = End(Ending.ITSELF, f"CMA-ES stopped: {', '.join(es.stop())}")
+        return end
 
 
 def module() -> Any:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from zograd.api.constraints import FEASIBLE, Evaluated, Rows
+from zograd.api.ending import End, Ending
 from zograd.api.strategies.auto import FEW_VARIABLES, REPEATS, Auto, evolution
 from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
 from zograd.api.strategies.lagrangian import LEAST, Evaluation, Lagrangian, Standing
 from zograd.api.strategies.lbfgs import LBFGS
+from zograd.api.strategies.nested import nested
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.api.strategies.sqp import SQP, STATIONARY
 from zograd.api.strategies.tracking import Tracking
@@ -33,7 +35,8 @@ AIM_SQP = 1e-8
 QUADRATIC = 200
 """Variables up to which SLSQP is tried first; its quadratic programs take d^3."""
 
-DIFFER = "values that were equal at x0 differ elsewhere"
+DIFFER = End(Ending.ITSELF, "values that were equal at x0 differ elsewhere")
+CONVERGED = End(Ending.ITSELF, "multipliers and point have converged")
 
 DIRECTIONS = 4
 """Along which slopes are measured; up to so many variables, along each of them."""
@@ -70,19 +73,19 @@ class Constrained:
         search = ConstrainedSearch(self, trace)
         why = yield from search.begin()
         if why is not None:
-            return why
+            return End(Ending.ITSELF, why)
         d = trace.problem.dim
         automatic = isinstance(self.inner, Auto)
         by_differences = search.repeats and trace.left >= 4 * (d + 1)
         if (automatic and by_differences) or isinstance(self.inner, LBFGS):
             trace.reason = "values repeat" if automatic else ""
             if automatic and d <= QUADRATIC and not np.any(self.rows.guarded):
-                message = yield from search.quadratic()
-                if message:
-                    return message
-            message = yield from search.outer_loop()
+                end = yield from search.quadratic()
+                if end is not None:
+                    return end
+            end = yield from search.outer_loop()
             if search.repeats or not automatic:
-                return message
+                return end
         inner = self.inner
         if automatic:
             few = d <= FEW_VARIABLES and not search.repeats
@@ -237,15 +240,15 @@ class ConstrainedSearch:
             found = np.where(self.merit.guard, found, late)
         return found
 
-    def quadratic(self) -> Routine:
-        """SLSQP; an empty message where it did not end at a minimum, or values turned out to differ."""
+    def quadratic(self) -> Generator[Points, Values, End | None]:
+        """SLSQP; None where it did not end at a minimum, or values turned out to differ."""
         trace, merit, start = self.trace, self.merit, self.best
         assert start is not None
         search = SQP(self.problem, self.rows, merit.unit, lambda x, value: self.seen(Evaluation(x, value)))
         end = yield from search(trace, start.x, start.value)
         if end is None:
             trace.reason += "; f or a constraint is not finite at some points"
-            return ""
+            return None
         here = Evaluation(end.x, end.value)
         self.seen(here)
         if (
@@ -254,10 +257,10 @@ class ConstrainedSearch:
             or self.rows.violation(end.value) > AIM_SQP
             or self.beaten(here)
         ):
-            return ""
+            return None
         merit.state["multipliers"] = end.multipliers.tolist()
         self.recommend(here, settled=True)
-        return "multipliers and point have converged"
+        return CONVERGED
 
     def differs(self, here: Evaluation) -> Generator[Points, Values, bool]:
         """Whether a second evaluation of a point gives other values; then they do not repeat."""
@@ -287,7 +290,7 @@ class ConstrainedSearch:
             method = LBFGS("forward" if outer < 3 or excess > 1e-4 else "central")
             there = yield from self.minimized(method, here, tolerance)
             if there is None:
-                return "budget used"
+                return End(Ending.BUDGET)
             if self.blocked():
                 assert self.strictly is not None
                 here = self.strictly
@@ -300,11 +303,11 @@ class ConstrainedSearch:
             barrier = bool(np.any(merit.guard))
             if ((now <= AIM and moved <= 1e-5) or finest >= 5) and (not barrier or merit.t <= LEAST):
                 if self.beaten(here):
-                    return "the Lagrangian has no minimum as low as a feasible point that was seen"
+                    return End(Ending.ITSELF, "the Lagrangian has no minimum as low as a feasible point that was seen")
                 if now <= FEASIBLE:
                     self.recommend(here, settled=True)
-                    return "multipliers and point have converged"
-                return "the violation does not fall any more"
+                    return CONVERGED
+                return End(Ending.ITSELF, "the violation does not fall any more")
             idle = idle + 1 if now > 0.5 * excess else 0
             finest = finest + 1 if (idle > 3 and now <= FEASIBLE) or idle > 12 else 0
             excess = min(now, excess)
@@ -314,7 +317,7 @@ class ConstrainedSearch:
                 return DIFFER
         if self.rows.violation(here.value) <= FEASIBLE:
             self.recommend(here)
-        return f"{OUTER} minimizations of the Lagrangian did not settle the multipliers"
+        return End(Ending.ITSELF, f"{OUTER} minimizations of the Lagrangian did not settle the multipliers")
 
     def blocked(self) -> bool:
         """Whether f is undefined beyond rows that have no barrier yet; then they get one."""
@@ -340,37 +343,23 @@ class ConstrainedSearch:
         inner = Trace(self.problem, trace.left, lambda: start.x, lowest, [lowest], 0.0)
         steps: list[float] = []
 
-        def on_step(record: Any) -> None:
-            steps.append(lowest)
-            trace.step(replace(record, step=trace.steps))
+        def told(request: Points, values: Values) -> Values:
+            nonlocal best, lowest
+            answers = [merit(v) for v in values]
+            for i, value in enumerate(values):
+                if isinstance(value, Evaluated) and math.isnan(value) and len(self.failed) < 100:
+                    self.failed.append(value.c)
+                if answers[i] < lowest:
+                    best, lowest = self.point(request, i, value), answers[i]
+                self.consider(request, i, value)
+            return answers
 
-        inner.on_step = on_step
-        routine = strategy(inner)
-        try:
-            request = next(routine)
-            while True:
-                if request.cost(0) > trace.left:
-                    return None
-                values = yield request
-                told = [merit(v) for v in values]
-                found = np.array(told)
-                for value in values:
-                    if isinstance(value, Evaluated) and math.isnan(value) and len(self.failed) < 100:
-                        self.failed.append(value.c)
-                if np.any(np.isfinite(found)):
-                    k = int(np.nanargmin(found))
-                    if told[k] < lowest:
-                        best, lowest = self.point(request, k, values[k]), told[k]
-                for i, value in enumerate(values):
-                    self.consider(request, i, value)
-                inner.left = trace.left
-                request = routine.send(told)
-                if len(steps) > 2 and steps[-3] - steps[-1] <= tolerance:
-                    return best
-        except StopIteration:
-            return best
-        finally:
-            routine.close()
+        def over() -> End | None:
+            steps.extend([lowest] * (inner.steps - len(steps)))
+            return CONVERGED if len(steps) > 2 and steps[-3] - steps[-1] <= tolerance else None
+
+        end = yield from nested(strategy, inner, trace, told=told, over=over)
+        return None if end.kind is Ending.BUDGET else best
 
     def point(self, request: Points, i: int, value: Any) -> Evaluation:
         return Evaluation(self.problem.inside(request.make(i)), value)

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from zograd.api.ending import End, Ending
 from zograd.api.strategies.base import Points, Routine, Trace, Values, points
 from zograd.api.strategies.inverted import inverted
 from zograd.api.variables import Flat
@@ -59,12 +60,12 @@ class LBFGS:
         trace.began(self.name)
         search = _Search(trace)
         if (why := (yield from search.begin())) is not None:
-            return why
-        message = ""
+            return End(Ending.ITSELF, why)
+        end = End(Ending.ITSELF)
         for kind in ("forward", "central"):
             if self.differences in (kind, "both"):
-                message = yield from search.solve(central=kind == "central")
-        return message
+                end = yield from search.solve(central=kind == "central")
+        return end
 
 
 class _Search:
@@ -173,7 +174,7 @@ class _Search:
             g: Flat = np.where(width != 0, (plus - minus) / width, 0.0)
         return g
 
-    def solve(self, *, central: bool) -> Generator[Points, Values, str]:
+    def solve(self, *, central: bool) -> Routine:
         """Run SciPy from the lowest point."""
         from scipy.optimize import Bounds, minimize
 
@@ -229,9 +230,9 @@ class _Search:
             self.trace.counted(asked)
         if self.grid:
             self.trace.stationary = False
-            return f"no lower point near x, as far as values show that lie {self.grid:.2g} apart"
+            return End(Ending.ITSELF, f"no lower point near x, as far as values show that lie {self.grid:.2g} apart")
         self.trace.stationary = self.at_rest()
-        return "no lower point near x: a local minimum, as far as finite differences show"
+        return End(Ending.ITSELF, "no lower point near x: a local minimum, as far as finite differences show")
 
     def refused(self, ask: Asker, x: Flat, f: float) -> tuple[float, Flat]:
         """(value, gradient) at a trial point that the line search will refuse: only the slope along its line counts."""
