@@ -105,6 +105,8 @@ class Minimization:
         start, method = search.trace.values_at_start, search.trace.method
         if self.warned or method is None or self.problem.shared or self.problem.terms:
             return
+        if len(start) < 2 or min(start) == max(start):
+            return
         estimator = method.estimator
         while isinstance(estimator, Wrapper):
             estimator = estimator.inner
