@@ -2,9 +2,9 @@
 
     python -m benchmarks.coco --suite bbob --dim 20 --budget 200 --methods auto,cma,lbfgs,scipy
 
-`clipped:NAME` runs a method of the menu that takes no bounds. The first line of several methods is what a perfect choice
-would reach. With `--picture FILE.png` the shares are drawn against evaluations / d. Needs the package coco-experiment
-(extra `blackbox-bench`), and cma or fcmaes for peers of that name.
+`clipped:NAME` runs a method of the menu that takes no bounds. The first line of several methods is what a perfect
+choice would reach. With `--picture FILE.png` the shares are drawn against evaluations / d. Needs the package
+coco-experiment (extra `blackbox-bench`), and cma or fcmaes for peers of that name.
 """
 
 from __future__ import annotations
