@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zograd import methods, minimize
+from zograd import AskTell, methods, minimize
 from zograd.errors import needs
 from zograd.methods.defaults import black_box
 from zograd.sets import L1
@@ -311,3 +311,16 @@ def test_fista_from_an_edge_moves_along_it() -> None:
         method = methods.fd_fista(L1(0.1), lr=lr)
         result = minimize(lambda x: sphere(x) if x[0] <= 0 else math.nan, np.zeros(6), method, budget=900)
         assert result.x == pytest.approx([0, 0.95, 0.95, 0.95, 0.95, 0.95], abs=1e-4)
+
+
+@pytest.mark.parametrize("budget", range(8, 60, 3))
+def test_ask_and_tell_keep_the_budget_where_failures_cost_more_than_a_step(budget: int) -> None:
+    """Differences whose first side fails take a second one, which the budget may not allow any more."""
+    loop = AskTell(np.zeros(6), methods.cge(lr=0.1, count=6), budget=budget)
+    told = 0
+    while not loop.done:
+        points = loop.ask()
+        told += len(points)
+        loop.tell([sphere(x) if np.all(x <= 0) else math.nan for x in points])
+    assert told <= budget
+    assert loop.message == "budget used"
