@@ -2,8 +2,9 @@
 
     python -m benchmarks.coco --suite bbob --dim 20 --budget 200 --methods auto,cma,lbfgs,scipy
 
-With `--picture FILE.png` the shares are drawn against evaluations / d. Needs the package coco-experiment (extra
-`blackbox-bench`), and cma or fcmaes for peers of that name.
+`clipped:NAME` runs a method of the menu that takes no bounds. The first line of several methods is what a perfect
+choice would reach. With `--picture FILE.png` the shares are drawn against evaluations / d. Needs the package
+coco-experiment (extra `blackbox-bench`), and cma or fcmaes for peers of that name.
 """
 
 from __future__ import annotations
@@ -69,6 +70,27 @@ def unbounded(f: Counted, problem: Any, seed: int) -> Any:
     return zo.minimize(f, problem.initial_solution, budget=f.budget, seed=seed).x
 
 
+def clipped(method: str) -> Solver:
+    """A name of the menu that knows no bounds: f sees the nearest point within them."""
+
+    def run(f: Counted, problem: Any, seed: int) -> Any:
+        import zograd as zo
+
+        low, high = problem.lower_bounds, problem.upper_bounds
+        result = zo.minimize(
+            lambda x: f(np.clip(x, low, high)), problem.initial_solution, method, budget=f.budget, seed=seed
+        )
+        return np.clip(result.x, low, high)
+
+    return run
+
+
+def solver(method: str) -> Solver:
+    """What is run: `peer:NAME`, `clipped:NAME`, or a name that `minimize` takes."""
+    kind, _, name = method.rpartition(":")
+    return {"peer": PEERS.get, "clipped": clipped, "": ours}[kind](name)  # type: ignore[operator,no-any-return]
+
+
 def pycma(separable: bool) -> Solver:
     def run(f: Counted, problem: Any, seed: int) -> Any:
         import cma
@@ -130,7 +152,7 @@ def one(task: tuple[str, str, int, int, int, str, int]) -> tuple[str, int, list[
     f = Counted(problem, optimum, budget * dim, noisy="noisy" in suite_name)
     x = None
     with contextlib.suppress(Done):
-        x = (PEERS[method.removeprefix("peer:")] if method.startswith("peer:") else ours(method))(f, problem, seed)
+        x = solver(method)(f, problem, seed)
     if f.noisy:
         again = [float(problem(np.asarray(x))) - optimum for _ in range(AGAIN)]
         return method, index, [float(np.median(again))], []
@@ -171,6 +193,15 @@ def main() -> None:
         title = f"{given.suite}, d = {given.dim}, {len(functions)} functions, runs of each: {given.seeds}"
         draw(given.picture, reached, given.budget, title)
     shown = [given.budget] if "noisy" in given.suite else read_at(given.budget)
+    if len(methods) > 1:  # what a perfect choice for each function would reach
+        best = [float(np.mean([
+            max(np.mean([np.mean(v[k] <= TARGETS) for v in found[m][i]]) for m in methods) for i in functions
+        ])) for k in range(len(shown))]  # fmt: skip
+        print(
+            json.dumps(
+                {"method": "the best of these", **{f"{b} d": round(s, 3) for b, s in zip(shown, best, strict=True)}}
+            )
+        )
     for method in methods:
         shares = [
             float(np.mean([np.mean(values[k] <= TARGETS) for i in functions for values in found[method][i]]))

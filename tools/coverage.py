@@ -89,7 +89,7 @@ THINGS: dict[str, Callable[[str], bool]] = {
     "set": exported("zograd.sets"),
     "schedule": exported("zograd.core.schedules"),
     "diagnostic": exported("zograd.diagnostics"),
-    "control": exported("zograd.learning_rate"),
+    "control": exported("zograd.learning_rate", "zograd.control"),
     "interface": interface,
     "oracle": exported("zograd.oracles", "zograd.oracles.feature_reuse"),
     "command": command,

@@ -316,3 +316,41 @@ def test_the_target_and_the_time_end_a_run() -> None:
     result = minimize(rosenbrock, np.zeros(5), methods.zo_sgd(lr=1e-4), seconds=0.0, budget=10**6)
     assert result.message.startswith("time used")
     assert result.nit == 1
+
+
+# ---- values on a grid ------------------------------------------------------------------------------------------------
+
+
+def rounded(x, width: float = 0.01, at: float = 1.0) -> float:
+    """The sphere about `at`, rounded to multiples of a width."""
+    return round(float(np.sum((x - at) ** 2)) / width) * width
+
+
+@pytest.mark.parametrize(("method", "budget"), [("auto", None), ("auto", 600), ("lbfgs", 2000), ("zo_sgd", 2000)])
+@pytest.mark.parametrize(("width", "at"), [(0.01, 1.0), (1.0, 5.0)])
+def test_a_rounded_sphere_is_minimized(method: str, budget: int | None, width: float, at: float) -> None:
+    """d = 10; differences that are exactly 0 say that the radius is too small."""
+    result = minimize(lambda x: rounded(x, width, at), np.zeros(10), method, budget=budget)
+    assert result.fun <= 2 * width
+    if method == "lbfgs":
+        assert "as far as values show that lie" in result.message
+
+
+def test_differences_of_a_rounded_function_in_many_dimensions() -> None:
+    """d = 100, five evaluations a variable: 64 % of f(x0) were left where the first jump counted as a slope."""
+    result = minimize(rounded, np.zeros(100), budget=500)
+    assert result.fun < 0.1 * rounded(np.zeros(100))
+
+
+def test_the_radius_stands_still_on_the_floor_of_a_staircase() -> None:
+    """At the minimum all values near are equal; the radius grows until it leaves the step, and no further."""
+    result = minimize(lambda x: float(np.sum(np.round(x) ** 2)), np.full(5, 3.0), "zo_sgd", budget=4000)
+    assert result.fun <= 1
+    assert 0.1 < result.mu <= 4
+
+
+def test_the_end_of_a_restart_does_not_count_as_a_fall() -> None:
+    """CMA-ES begins high after a restart, but its best value stands."""
+    result = minimize(lambda x: float(round(float(np.sum((x - 1) ** 2)))), np.zeros(10), "cma", budget=2000)
+    assert result.fun == 0
+    assert result.success, result.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,9 +230,100 @@ def test_sets_and_spaces_choose_the_method() -> None:
     ({"constraints": zo.Constraints(at_most=1)}, TypeError, "f has to return"),
     ({"constraints": zo.sets.L1Ball(1.0), "method": "cma"}, TypeError, "leave method out"),
     ({"space": zo.spaces.Sphere(), "method": "lbfgs"}, TypeError, "moves in flat space"),
-    ({"integrality": [0, 1]}, ValueError, "use Optuna, Nevergrad"),
+    ({"integrality": [0, 1]}, ValueError, r"write cma.fmin2\(f, x0, 0.5, {'integer_variables': \[1\]}\); with Optuna"),
     ({"constraints": {"type": "eq", "fun": np.sum}, "terms": 3}, ValueError, "do not go together"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(settings, error, sentence) -> None:
     with pytest.raises(error, match=sentence):
         zo.minimize(lambda x, *_: float(x @ x), np.ones(2), **settings)
+
+
+# ---- one question at a time ------------------------------------------------------------------------------------------
+
+
+def near_disk(x: Any) -> tuple[float, list[float]]:
+    """The squared distance from (2, 0), within the unit disk; the slope of c vanishes at 0."""
+    return float((x[0] - 2) ** 2 + x[1] ** 2), [float(x[0] ** 2 + x[1] ** 2 - 1)]
+
+
+@pytest.mark.parametrize("method", ["auto", "lbfgs", "cma", "zo_sgd"])
+def test_a_constraint_whose_slope_vanishes_at_the_start(method: str) -> None:
+    res = zo.minimize(near_disk, np.zeros(2), method, constraints=zo.Constraints(at_most=1), budget=3000)
+    assert res.success, res.message
+    assert res.x == pytest.approx([1, 0], abs=0.05 if method == "zo_sgd" else 1e-4)
+    assert res.multipliers == pytest.approx([1], abs=0.2 if method == "zo_sgd" else 1e-3)
+
+
+def test_ask_and_tell_make_the_run_of_minimize() -> None:
+    loop = zo.AskTell(np.zeros(2), "auto", constraints=zo.Constraints(at_most=1), budget=600)
+    while not loop.done:
+        loop.tell([near_disk(x) for x in loop.ask()])
+    # minimize keeps one evaluation back for f at the result
+    res = zo.minimize(near_disk, np.zeros(2), constraints=zo.Constraints(at_most=1), budget=601)
+    assert loop.recommend().tobytes() == res.x.tobytes()
+    assert loop.multipliers.tobytes() == res.multipliers.tobytes()
+    assert loop.maxcv == res.maxcv <= 1e-6
+
+
+def test_the_loop_calls_constraints_itself_and_goes_on_from_a_file(tmp_path) -> None:
+    def rows() -> list[Any]:
+        return [NonlinearConstraint(lambda x: x @ x, -np.inf, 1.0), LinearConstraint([[1.0, 1.0]], -1.0, 1.2)]
+
+    loops = [zo.AskTell(np.zeros(2), "auto", constraints=rows(), budget=300, maximize=True) for _ in range(2)]
+    for number, loop in enumerate(loops):
+        while not loop.done:
+            trials = loop.trials()
+            for trial in reversed(trials[1:]):
+                loop.report(trial, -near_disk(trial.x)[0])
+            if number and trials:
+                loop.save(tmp_path / "loop.json")
+                loop = zo.AskTell.load(tmp_path / "loop.json", constraints=rows())
+            if trials:
+                loop.report(trials[0].id, -near_disk(trials[0].x)[0])
+        loops[number] = loop
+    assert loops[0].recommend() == pytest.approx([1, 0], abs=1e-4)
+    assert loops[0].recommend().tobytes() == loops[1].recommend().tobytes()
+    with pytest.raises(ValueError, match=r"saved with constraints .*but those passed are None; pass the same again"):
+        zo.AskTell.load(tmp_path / "loop.json")
+
+
+def test_what_ask_and_tell_refuse() -> None:
+    with pytest.raises(TypeError, match=r"is a set, which AskTell takes as its method: methods.frank_wolfe\(set\)"):
+        zo.AskTell(np.zeros(2), constraints=zo.sets.L1Ball(1.0))
+    loop = zo.AskTell(np.zeros(2), "auto", constraints=zo.Constraints(at_most=1))
+    points = loop.ask()
+    with pytest.raises(TypeError, match=r"with AskTell tell\(\[\(value, \[c_1, ...\]\), ...\]\)"):
+        loop.tell([1.0] * len(points))
+    assert len(loop.ask()) == len(points)
+    loop.tell([math.nan] * len(points))
+    assert loop.done
+    assert loop.message == "f or a constraint is not finite at x0; start where they are"
+
+
+# ---- budgets of a few evaluations ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 5, 8, 13, 20])
+@pytest.mark.parametrize("method", ["auto", "cma", "lbfgs", "zo_sgd"])
+@pytest.mark.parametrize("start", [0.0, 2.0])
+def test_a_few_evaluations_give_the_best_feasible_point_and_say_that_they_are_few(
+    budget: int, method: str, start: float
+) -> None:
+    seen: list[tuple[float, list[float]]] = []
+
+    def f(x: Any) -> tuple[float, list[float]]:
+        seen.append((float(np.sum((x - [2.0, 0.3, 0.3]) ** 2)), [float(x @ x - 1)]))
+        return seen[-1]
+
+    try:
+        res = zo.minimize(f, np.full(3, start), method, constraints=zo.Constraints(at_most=1), budget=budget)
+    except ValueError as why:
+        assert "less than one step and the final value: use at least" in str(why)  # noqa: PT017
+        assert not seen
+        return
+    assert len(seen) == res.nfev <= budget
+    feasible = [value for value, c in seen if c[0] <= 0]
+    assert res.maxcv <= 1e-6 or not feasible
+    assert res.fun <= min(feasible, default=math.inf) + 1e-9
+    assert not res.success
+    assert "pass a larger budget" in res.message

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zograd import methods, minimize
+from zograd import AskTell, methods, minimize
 from zograd.errors import needs
+from zograd.methods.defaults import black_box
+from zograd.sets import L1
 
 RANK = methods.rank(n=8, lr=0.1)
 
@@ -251,3 +253,74 @@ def test_a_fall_without_end_is_no_error_and_no_success(name: str) -> None:
             assert not result.success
     if name == "zo_sgd":
         assert "as if it had no lower bound; pass bounds, or check its sign" in result.message
+
+
+def corner(x: Any) -> float:
+    """The sphere about 1, which has no value where the first variable is above 0.05."""
+    return math.nan if x[0] > 0.05 else sphere(x)
+
+
+NAMES = [*methods.names(), "auto", "lbfgs", "cma"]
+
+
+def by_name(name: str) -> Any:
+    menu = methods.menu.MENU
+    return black_box(name, 6, **menu[name].example) if name in menu else name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_ends_at_a_finite_point_where_a_corner_has_no_values(name: str) -> None:
+    x0 = np.full(6, 0.01)
+    result = minimize(corner, x0, by_name(name), budget=600)
+    assert math.isfinite(result.fun)
+    assert result.fun == corner(result.x)
+    assert result.nfev <= 600
+    assert result.success or "pass a" in result.message or "start where" in result.message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_says_that_there_is_no_value_at_all(name: str) -> None:
+    result = minimize(lambda x: math.nan, np.full(6, 0.01), by_name(name), budget=700)
+    assert not result.success
+    assert "nan" in result.message or "not finite" in result.message
+    assert result.nfev == result.nfail <= 700
+    assert np.all(result.x == np.full(6, 0.01)) or name == "vertex_search"  # it starts at a vertex, wherever x0 is
+
+
+def test_a_step_without_a_value_counts_as_refused_also_where_steps_back_keep_x() -> None:
+    """FZOO's steps are taken back from a slot; the slot is not written before a step has a value."""
+    result = minimize(lambda x: math.nan, np.zeros(6), "fzoo", budget=1000)
+    assert result.message.startswith("20 steps in a row had a non-finite value")
+    assert result.nit == 20
+
+
+@pytest.mark.parametrize("settings", [{}, {"central": True}])
+@pytest.mark.parametrize("edge", [0.05, 0.3])
+def test_fista_goes_up_to_where_f_has_no_values(settings: dict[str, Any], edge: float) -> None:
+    """min |x - 1|^2 + 0.1 |x|_1 with x_1 <= edge: trial points beyond fail, and shorten the step."""
+    method = methods.fd_fista(L1(0.1), **settings)
+    result = minimize(lambda x: sphere(x) if x[0] <= edge else math.nan, np.zeros(6), method, budget=900)
+    assert result.nfail > 0
+    assert edge - 1e-3 < result.x[0] <= edge
+    assert result.nit > 40
+
+
+def test_fista_from_an_edge_moves_along_it() -> None:
+    """Both fixed and measured rates: the failed side of a difference gives way to the other one."""
+    for lr in (0.1, "auto"):
+        method = methods.fd_fista(L1(0.1), lr=lr)
+        result = minimize(lambda x: sphere(x) if x[0] <= 0 else math.nan, np.zeros(6), method, budget=900)
+        assert result.x == pytest.approx([0, 0.95, 0.95, 0.95, 0.95, 0.95], abs=1e-4)
+
+
+@pytest.mark.parametrize("budget", range(8, 60, 3))
+def test_ask_and_tell_keep_the_budget_where_failures_cost_more_than_a_step(budget: int) -> None:
+    """Differences whose first side fails take a second one, which the budget may not allow any more."""
+    loop = AskTell(np.zeros(6), methods.cge(lr=0.1, count=6), budget=budget)
+    told = 0
+    while not loop.done:
+        points = loop.ask()
+        told += len(points)
+        loop.tell([sphere(x) if np.all(x <= 0) else math.nan for x in points])
+    assert told <= budget
+    assert loop.message == "budget used"

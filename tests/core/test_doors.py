@@ -153,7 +153,8 @@ def test_nan_refuses_the_step_is_counted_and_ends_the_run() -> None:
     result = minimize(lambda x: calls.append(1) or math.nan, start(), "zo_sgd", budget=10_000, max_failures=7)
     assert not result.success
     assert result.message == (
-        "7 steps in a row had a non-finite value, the last nan at step 6 "
+        "7 steps in a row had a non-finite value, the last nan at step 6; start where f is finite around x0, or pass a "
+        "smaller lr or mu "
         f"({len(calls)} of {len(calls)} evaluations failed, the last: f returned nan)"
     )
     np.testing.assert_array_equal(result.x, start())
@@ -179,7 +180,8 @@ def test_a_result_that_is_not_finite_is_no_success() -> None:
     f = lambda x: calls.append(1) or (smooth(x) if len(calls) <= 20 else math.nan)  # noqa: E731
     result = minimize(f, start(), methods.zo_sgd(lr=1e-2), budget=21)
     assert not result.success
-    assert result.message.startswith("f is nan at the result (1 of 21 evaluations failed")
+    assert result.message.startswith("f is nan where zo_sgd ended; x is the lowest point seen instead, f=")
+    assert result.fun == result.best_fun == smooth(result.x)
 
 
 # ---- what bad input gets ---------------------------------------------------------------------------------------------

@@ -53,6 +53,21 @@ def test_the_default_solves_what_curvature_alone_does_not(problem: str) -> None:
     assert minimize(f, x0, "zo_sgd", budget=2000, seed=1).fun < below
 
 
+@pytest.mark.parametrize("problem", ["linear", "kinks", "logs-3", "wide"])
+def test_momentum_gets_the_radius_for_its_whole_move(problem: str) -> None:
+    """A step moves lr / (1 - beta) in the end; where lr alone was judged, the radius never grew."""
+    f, x0, below = SOLVED[problem]
+    assert minimize(f, x0, "mezo_momentum", budget=4000, seed=1).fun < max(below, 0.1 if below > 0 else below)
+
+
+def test_momentum_in_thin_coordinates_has_the_edge_of_plain_steps() -> None:
+    """`lozo_m`: N <- beta N + (1 - beta) g is heavy ball at lr (1 - beta)."""
+    A = np.random.default_rng(3).standard_normal((8, 6))
+    for scale in (1e-3, 1.0, 1e3):
+        f = lambda x, scale=scale: scale * float(np.sum((x - A) ** 2))  # noqa: E731
+        assert minimize(f, np.zeros((8, 6)), "lozo_m", budget=3000).fun < 0.03 * f(np.zeros((8, 6)))
+
+
 def test_the_first_step_that_went_too_far_is_taken_back_whole() -> None:
     """The loss becomes a thousand times steeper between two steps, so that the second one is far too long."""
     loop = AskTell(np.zeros(6), methods.zo_sgd(lr=TrustRate(), n=3))

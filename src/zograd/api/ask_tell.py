@@ -11,9 +11,11 @@ from typing import Any
 
 from zograd.api import trials
 from zograd.api.bounds import as_bounds
+from zograd.api.constraints import Evaluated, as_rows
+from zograd.api.domains import is_set
 from zograd.api.ordinal import comparison, ranking
 from zograd.api.saved import described, rebuilt, strict, x0_from
-from zograd.api.sources import RunSource, source
+from zograd.api.sources import RunSource, SearchSource, source
 from zograd.api.strategies import Points, Problem, as_strategy
 from zograd.api.trials import Answer, Desk, Receipt, Trial
 from zograd.api.variables import Variables
@@ -30,6 +32,9 @@ from zograd.stores import Store
 
 FORMAT = 1
 """Of saved files."""
+
+FAILURES = 20
+"""Steps in a row without a finite value after which a search with constraints gives up."""
 
 
 class AskTell:
@@ -60,6 +65,10 @@ class AskTell:
     method: a name of the menu with the defaults of `zograd.methods.defaults`, a `zograd.Method`, or "auto", "lbfgs",
         "cma", see `zograd.minimize`.
     bounds: see `zograd.minimize`; no point is outside of them.
+    constraints: see `zograd.minimize`, but no set, which is a method here (`methods.frank_wolfe(set)`). With
+        `zograd.Constraints`, an answer is a pair (value, c); with SciPy's objects it is the value, and the loop calls
+        the functions of the constraints itself. The multipliers move as in `zograd.minimize`; `maxcv` and `multipliers`
+        belong to the recommended point.
     budget: points that are asked for, at most. None: no end, and 15,000 for "auto", "lbfgs" and "cma".
     maximize: larger values are better. `records` hold the values with their sign changed.
     lease: seconds for which `trials` does not give a trial to somebody else. 0: each call gives all that are open.
@@ -75,12 +84,18 @@ class AskTell:
         method: str | Method[Any] | Any = "zo_sgd",
         *,
         bounds: Any = None,
+        constraints: Any = None,
         budget: int | None = None,
         maximize: bool = False,
         lease: float = 0.0,
         seed: Seed = 0,
     ) -> None:
         variables = Variables(x0)
+        if is_set(constraints):
+            raise TypeError(
+                f"constraints={type(constraints).__name__}(...) is a set, which AskTell takes as its method: "
+                f"methods.frank_wolfe(set) where it has a linear minimizer, otherwise methods.zo_prox(set)"
+            )
         lower, upper = as_bounds(bounds, variables)
         if budget is not None and not (math.isfinite(budget) and budget >= 1):
             raise ValueError(f"budget={budget} must be a number of evaluations, at least 1, or None for no end")
@@ -89,7 +104,9 @@ class AskTell:
             thorough=budget is not None,
         )  # fmt: skip
         self.method, self.budget, self.maximize = method, budget, maximize
-        self.source = source(as_strategy(method, variables.dim, 1), problem, budget)
+        self.rows = as_rows(constraints, variables)
+        strategy = as_strategy(method, variables.dim, 1 if self.rows is None else FAILURES)
+        self.source = source(strategy, problem, budget, self.rows)
         self.desk = Desk(lease)
         self.journal: Callable[[Sequence[Answer]], None] | None = None
         """Called with new answers before they count; where it raises, they do not count. It is not pickled."""
@@ -117,7 +134,7 @@ class AskTell:
                 f"{len(self.desk.answers)} of these {self.desk.size} points have an answer by report(); report the "
                 f"others too"
             )
-        return self.source.tell([self._sign * as_number(loss) for loss in told])
+        return self.source.tell([self._signed(self._value(self.desk.first + i, f)) for i, f in enumerate(told)])
 
     # ---- one by one ----------------------------------------------------------------------------------------------
 
@@ -171,13 +188,13 @@ class AskTell:
         return None
 
     def report(self, trial: Trial | int, value: Any) -> Receipt:
-        """The value of one trial; NaN or infinity is a failed evaluation."""
+        """The value of one trial, with constraints as in `tell`; NaN or infinity is a failed evaluation."""
         return self.report_all({_number(trial): value})[0]
 
     def report_all(self, values: Mapping[Any, Any]) -> list[Receipt]:
         """The values of several trials, by id; a receipt for each. NaN or infinity is a failed evaluation."""
-        answers = [Answer(_number(trial), as_number(value)) for trial, value in values.items()]
         self._request()
+        answers = [Answer(_number(trial), self._value(_number(trial), value)) for trial, value in values.items()]
         new = [answer for answer in answers if self.desk.status(answer.id) == "counted"]
         receipts = {a.id: Receipt(self.desk.status(a.id), (a.id,)) for a in answers}
         if new:
@@ -230,6 +247,19 @@ class AskTell:
         return self.recommend()
 
     @property
+    def maxcv(self) -> float | None:
+        """The largest violation of a constraint at `recommend()`; None without constraints, or before it is known."""
+        standing = self._standing
+        if self.rows is None or standing is None or standing.value is None:
+            return None
+        return float(max(self.rows.excess(standing.value.c)))
+
+    @property
+    def multipliers(self) -> Any:
+        """The multipliers of the constraints, as `minimize` returns them; None without constraints."""
+        return None if self._standing is None else self._standing.multipliers
+
+    @property
     def done(self) -> bool:
         """Whether the search has ended: the budget is used, or the strategy has nothing more to ask."""
         return self._request() is None
@@ -273,7 +303,7 @@ class AskTell:
 
         Answers that wait for the others of their step are part of it.
         """
-        waiting = [[a.id, None if math.isnan(a.value) else a.value, a.ranked] for a in self.desk.answers.values()]
+        waiting = [[a.id, self._kept(a.value), a.ranked] for a in self.desk.answers.values()]
         return {**self.source.state_dict(), "trials": waiting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -282,7 +312,7 @@ class AskTell:
         self.desk = Desk(self.desk.lease)
         if waiting := rebuilt(state.get("trials", [])):
             self._request()
-            self.restore(Answer(i, math.nan if f is None else float(f), ranked) for i, f, ranked in waiting)
+            self.restore(Answer(i, self._value_kept(kept), ranked) for i, kept, ranked in waiting)
 
     def save(self, path: str | Path) -> None:
         """Write a file of JSON for `load`: x0, settings and state. The file is whole or not there."""
@@ -294,6 +324,7 @@ class AskTell:
             "name": self.source.name,
             "x0": described(problem.variables),
             "bounds": None if sides[0] is None or sides[1] is None else [s.tolist() for s in sides if s is not None],
+            "constraints": None if self.rows is None else list(self.rows.names),
             "budget": self.budget,
             "maximize": self.maximize,
             "lease": self.desk.lease,
@@ -302,11 +333,11 @@ class AskTell:
         atomic_write(Path(path), json.dumps(strict(told), allow_nan=False).encode())
 
     @classmethod
-    def load(cls, path: str | Path, method: Method[Any] | Any = None) -> AskTell:
+    def load(cls, path: str | Path, method: Method[Any] | Any = None, *, constraints: Any = None) -> AskTell:
         """Go on where `save` was called.
 
-        method: has to be passed again where it was not a name. Raises ValueError for a file that is none of `save`, or
-        is of another method.
+        method: has to be passed again where it was not a name, and so have constraints. Raises ValueError for a file
+        that is none of `save`, or is of another method or of other constraints.
         """
         try:
             told = rebuilt(json.loads(Path(path).read_text(encoding="utf-8")))
@@ -321,9 +352,15 @@ class AskTell:
             )
         bounds = None if told["bounds"] is None else list(zip(*told["bounds"], strict=True))
         loop = cls(
-            x0_from(told["x0"]), chosen, bounds=bounds, budget=told["budget"], maximize=told["maximize"],
-            lease=told["lease"],
+            x0_from(told["x0"]), chosen, bounds=bounds, constraints=constraints, budget=told["budget"],
+            maximize=told["maximize"], lease=told["lease"],
         )  # fmt: skip
+        mine = None if loop.rows is None else list(loop.rows.names)
+        if mine != told.get("constraints"):
+            raise ValueError(
+                f"{path} was saved with constraints {told.get('constraints')}, but those passed are {mine}; pass the "
+                f"same again: AskTell.load(path, constraints=...)"
+            )
         if loop.source.name != told["name"]:
             raise ValueError(f"{path} was saved with {told['name']}, but the method passed is {loop.source.name}")
         loop.load_state_dict(told["state"])
@@ -338,6 +375,38 @@ class AskTell:
     def _sign(self) -> float:
         return -1.0 if self.maximize else 1.0
 
+    def _signed(self, value: float) -> float:
+        return Evaluated(self._sign * value, value.c) if isinstance(value, Evaluated) else self._sign * value
+
+    def _value(self, number: int, answer: Any) -> float:
+        """What was answered to a trial, with constraints as one `Evaluated`."""
+        if self.rows is None:
+            return as_number(answer)
+        points, i = self.source.ask(), number - self.desk.first
+        if points is None or not 0 <= i < len(points):  # its receipt says why it does not count
+            return math.nan
+        return self.rows.told(self._shaped(points, i), answer)
+
+    def _shaped(self, points: Points, i: int) -> Any:
+        problem = self.source.problem
+        return problem.variables.shaped(problem.inside(points.make(i)))
+
+    def _kept(self, value: float) -> Any:
+        """A value as plain data."""
+        if self.rows is not None:
+            return [None if math.isnan(n) else n for n in self.rows.flat([value])]
+        return None if math.isnan(value) else value
+
+    def _value_kept(self, kept: Any) -> float:
+        """The inverse of `_kept`."""
+        if self.rows is not None:
+            return self.rows.unflat([math.nan if n is None else float(n) for n in kept])[0]
+        return math.nan if kept is None else float(kept)
+
+    @property
+    def _standing(self) -> Any:
+        return self.source.search.trace.standing if isinstance(self.source, SearchSource) else None
+
     def _request(self) -> Points | None:
         """The open request, which the desk then has too."""
         points = self.source.ask()
@@ -348,11 +417,10 @@ class AskTell:
         return self.desk.first + ((number - self.desk.first) ^ 1)
 
     def _trials(self, numbers: Iterable[int]) -> list[Trial]:
-        points, problem, first = self._request(), self.source.problem, self.desk.first
+        points, first = self._request(), self.desk.first
         pairs = self.source.feedback == "pairs"
         return [
-            Trial(i, problem.variables.shaped(problem.inside(points.make(i - first))), first,
-                  self._rival(i) if pairs else None)
+            Trial(i, self._shaped(points, i - first), first, self._rival(i) if pairs else None)
             for i in numbers
             if points is not None
         ]  # fmt: skip
@@ -369,7 +437,7 @@ class AskTell:
         self.desk.answers |= {answer.id: answer for answer in answers}
         record = None
         if (complete := self.desk.complete()) is not None:
-            values = [a.value if a.ranked else self._sign * a.value for a in complete]
+            values = [a.value if a.ranked else self._signed(a.value) for a in complete]
             record = self.source.tell(values, ranked=any(a.ranked for a in complete))
             self._request()
         return Receipt("counted", numbers, record)

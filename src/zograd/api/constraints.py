@@ -128,6 +128,25 @@ class Rows:
         """f that returns (value, c)."""
         return _Constrained(f, self)
 
+    def failed(self) -> Evaluated:
+        """A failed evaluation."""
+        return Evaluated(math.nan, np.full(len(self.kinds), math.nan))
+
+    def told(self, x: Any, answer: Any) -> Evaluated:
+        """The evaluation at x from its answer: (value, c) with `Constraints`, the value alone with SciPy's objects."""
+        if isinstance(answer, float) and not math.isfinite(answer):
+            return self.failed()
+        return Evaluated(*self.around(lambda _: answer)(x))
+
+    def flat(self, values: Sequence[float]) -> list[float]:
+        """Evaluations as one list of numbers: each value is followed by its c."""
+        return [n for v in values if isinstance(v, Evaluated) for n in (float(v), *map(float, v.c))]
+
+    def unflat(self, numbers: Sequence[float]) -> list[float]:
+        """The inverse of `flat`."""
+        width = 1 + len(self.kinds)
+        return [Evaluated(numbers[i], numbers[i + 1 : i + width]) for i in range(0, len(numbers), width)]
+
     def why_violated(self, c: Flat, error: Flat | None) -> str | None:
         """A sentence on the row that is violated most; None where all hold. error: standard errors of c."""
         excess = self.excess(c)
@@ -182,7 +201,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
     except (TypeError, ValueError):
         raise TypeError(
             f"with constraints=Constraints(...), f has to return (value, c), but it returned {type(value).__name__}; "
-            f"write return value, [c_1, ...]"
+            f"write return value, [c_1, ...], and with AskTell tell([(value, [c_1, ...]), ...])"
         ) from None
     return first, c.detach().cpu().numpy() if hasattr(c, "detach") else c
 

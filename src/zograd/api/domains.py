@@ -13,16 +13,17 @@ from zograd.core.method import Method
 from zograd.methods.defaults import black_box
 from zograd.spaces import Space
 
-ELSEWHERE = "Optuna, Nevergrad, or pycma with its option integer_variables"
-"""Libraries for variables that are not continuous."""
-
 
 def refuse_integers(integrality: Any) -> None:
-    """ValueError where a variable is an integer."""
-    if integrality is not None and np.any(np.asarray(integrality) != 0):
-        raise ValueError(
-            f"integrality={integrality!r} asks for integers, but zograd moves real numbers only; use {ELSEWHERE}"
-        )
+    """ValueError where a variable is an integer, with what to type instead."""
+    if integrality is None or not np.any(np.asarray(integrality) != 0):
+        return
+    which = np.flatnonzero(np.asarray(integrality) != 0).tolist()
+    raise ValueError(
+        f"integrality={integrality!r} asks for integers, but zograd moves real numbers only. With pycma, write "
+        f"cma.fmin2(f, x0, 0.5, {{'integer_variables': {which}}}); with Optuna (pip install optuna), "
+        f"optuna.create_study().optimize(lambda t: f([t.suggest_int('n', 1, 10), ...]), n_trials=100)"
+    )
 
 
 def is_set(constraints: Any) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 
 from zograd.api.batches import Exhausted
 from zograd.api.checkpoint import Kind
-from zograd.api.constraints import Evaluated, Rows
+from zograd.api.constraints import Rows
+from zograd.api.ending import REACHED, End, Ending, Status, concluded
 from zograd.api.objective import Objective, Stopped
 from zograd.api.result import Progress, Result, calling
 from zograd.api.search import Search
@@ -50,9 +51,7 @@ class Minimization:
         self.call = None if self.callback is None else calling(self.callback)
         self.ends = math.inf if self.seconds is None else time.monotonic() + self.seconds
         self.goal = -math.inf if self.target is None else self.sign * self.target
-        self.stopped: str | None = None
-        self.halted = False
-        """Whether f may not be called again: it was interrupted, it raised, or the workers are broken."""
+        self.stopped: End | None = None
         self.exception: Exception | None = None
         self.warned = False
 
@@ -62,7 +61,7 @@ class Minimization:
         at_start = self.values(points([problem.x0] * self.repeats), kind=Kind.START) if self.repeats else []
         search = Search(self.strategy, problem, problem.budget - self.repeats * whole - whole, at_start or ())
         if min(at_start or (), default=math.inf) <= self.goal:
-            self.stopped = "x0 reaches the target"
+            self.stopped = End(Ending.START)
         rows = self.objective.rows
         if self.stopped and at_start and rows is not None and not rows.hold(min(at_start)):
             self.stopped = None
@@ -77,8 +76,8 @@ class Minimization:
                     self.after_step(search)
         except KeyboardInterrupt:
             self.interrupt()
-        if search.message is None:
-            search.end(self.stopped or "")
+        if search.ended is None:
+            search.stop(self.stopped or End(Ending.ITSELF))
         return self.result(search)
 
     def values(self, request: Any, draw: int = 0, kind: Kind = Kind.REQUEST) -> list[float] | None:
@@ -88,18 +87,25 @@ class Minimization:
         except KeyboardInterrupt:
             self.interrupt()
         except Exhausted as why:
-            self.stopped = str(why)
+            self.stopped = End(Ending.DATA, str(why))
         except Stopped as why:
-            self.stopped, self.halted, self.exception = str(why), True, why.error
+            self.stopped, self.exception = End(Ending.ERROR, str(why)), why.error
         return None
 
     def interrupt(self) -> None:
-        self.stopped, self.halted = "interrupted", True
+        self.stopped = End(Ending.INTERRUPT)
+
+    @property
+    def halted(self) -> bool:
+        """Whether f may not be called again: it was interrupted, it raised, or the workers are broken."""
+        return self.stopped is not None and self.stopped.kind in (Ending.INTERRUPT, Ending.ERROR)
 
     def warn(self, search: Search) -> None:
         """Say once that a two-point method subtracts values of different batches."""
         start, method = search.trace.values_at_start, search.trace.method
         if self.warned or method is None or self.problem.shared or self.problem.terms:
+            return
+        if len(start) < 2 or min(start) == max(start):
             return
         estimator = method.estimator
         while isinstance(estimator, Wrapper):
@@ -122,11 +128,11 @@ class Minimization:
         """Whether to go on, after a step."""
         objective = self.objective
         if objective.best[0] <= self.goal and self.reached(search):
-            self.stopped = "target reached"
+            self.stopped = End(Ending.TARGET)
         elif objective.replaying:
             return
         elif time.monotonic() >= self.ends:
-            self.stopped = "time used"
+            self.stopped = End(Ending.TIME)
         elif self.call is not None:
             record = search.tape[-1]
             progress = Progress(
@@ -138,7 +144,7 @@ class Minimization:
             except StopIteration:
                 stops = True
             if stops:
-                self.stopped = "stopped by the callback"
+                self.stopped = End(Ending.CALLBACK)
 
     def repeat(self, search: Search) -> bool:
         """Whether values repeat, as far as is known."""
@@ -150,7 +156,7 @@ class Minimization:
         return self.repeat(search) or search.tape[-1].loss <= self.goal
 
     def final(self, search: Search) -> tuple[Any, float]:
-        """(x, value): the recommended point, and f there."""
+        """(x, value): the recommended point, and f there, which may not be finite."""
         trace, objective = search.trace, self.objective
         x, f0 = self.problem.inside(search.x), _mean(trace.values_at_start)
         known = trace.noise == 0 and not self.problem.shared
@@ -177,23 +183,34 @@ class Minimization:
         if objective.rows is not None:
             return self.constrained(search, objective.rows)
         x, final = self.final(search)
-        message = self.stopped or search.message or ""
+        end, ended = self.end(search), final
         moved = not np.array_equal(x, self.problem.x0)
+        if not math.isfinite(final) and objective.best[1] is not None:
+            final, x = objective.best[0], objective.best[1]
         why = None
-        if self.stopped not in ("target reached", "x0 reaches the target") and not self.halted:
+        if end.kind not in REACHED and not self.halted:
             why = failure(trace.method, search.tape, start, final, moved=moved)
-            if why is None and message in ("budget used", "time used") and not trace.stationary:
+            if ended is not final:
+                why = End(
+                    Ending.SHORT,
+                    f"f is {ended} where {trace.strategies[-1]} ended; x is the lowest point seen instead, "
+                    f"f={self.sign * final:.6g}; pass a smaller lr or mu",
+                )
+            if why is None and end.used_up and not trace.stationary:
                 noise = self.noise(trace)
                 why = unfinished(trace.method, search.tape, _mean(start), final, noise if math.isfinite(noise) else 0.0)
-        gave_up = search.message is not None and "in a row" in search.message
-        if why is not None and not gave_up and (search.tape or math.isfinite(final)):
-            message = why if message == "budget used" else f"{message}; {why}"
-        success = why is None and not gave_up and not self.halted
-        if not success and not self.halted and objective.nfail:
+            if end.kind is Ending.FAILURES and ended is final:
+                why = None  # it says so itself
+        message, status = concluded(end, why)
+        if status != Status.SUCCESS and not self.halted and objective.nfail:
             message += (
                 f" ({objective.nfail} of {objective.nfev} evaluations failed, the last: {objective.last_failure})"
             )
-        return self.found(search, x, final, success, message)
+        return self.found(search, x, final, message, status)
+
+    def end(self, search: Search) -> End:
+        """Why the run ended: from outside, or the strategy."""
+        return self.stopped or search.ended or End(Ending.ITSELF)
 
     def constrained(self, search: Search, rows: Rows) -> Result:
         """The result with constraints."""
@@ -204,27 +221,24 @@ class Minimization:
             x, value, error = standing.x, standing.value, standing.error
         if value is None:
             told = None if self.halted else self.values(points([x]), kind=Kind.FINAL)
-            value = Evaluated(math.nan, np.full(rows.one_sided.size, math.nan)) if told is None else told[0]
-        message = self.stopped or search.message or ""
-        start = [v for v in search.trace.values_at_start if math.isfinite(v)]
-        moved = not np.array_equal(x, self.problem.x0)
-        why = shortfall(rows, start, value, error, standing, message, steps=len(search.tape), moved=moved)
-        if self.halted or (self.stopped in ("target reached", "x0 reaches the target") and rows.hold(value)):
-            why = None
-        if why is not None:
-            message = why if message == "budget used" else f"{message}; {why}"
-        result = self.found(search, x, float(value), why is None and not self.halted, message)
+            value = rows.failed() if told is None else told[0]
+        end, why = self.end(search), None
+        if not (self.halted or (end.kind in REACHED and rows.hold(value))):
+            start = [v for v in search.trace.values_at_start if math.isfinite(v)]
+            moved = not np.array_equal(x, self.problem.x0)
+            why = shortfall(rows, start, value, error, standing, end, steps=len(search.tape), moved=moved)
+        result = self.found(search, x, float(value), *concluded(end, why))
         result.constraints = value.c
         result.maxcv = float(np.max(rows.excess(value.c)))
         result.multipliers = None if standing is None else standing.multipliers
         return result
 
-    def found(self, search: Search, x: Flat, final: float, success: bool, message: str) -> Result:
+    def found(self, search: Search, x: Flat, final: float, message: str, status: Status) -> Result:
         """What the run came to."""
         trace, objective, variables = search.trace, self.objective, self.problem.variables
         best, best_x = objective.best
         return Result(
-            x=variables.shaped(x), fun=self.sign * final, success=success, status=self.status(success, message),
+            x=variables.shaped(x), fun=self.sign * final, success=status == Status.SUCCESS, status=int(status),
             message=message, nfev=objective.nfev, nfail=objective.nfail, nit=len(search.tape),
             strategy=", then ".join(trace.strategies), reason=trace.reason, noise=self.noise(trace), mu=trace.mu,
             lr=trace.lr, best_x=None if best_x is None else variables.shaped(best_x), best_fun=self.sign * best,
@@ -238,13 +252,6 @@ class Minimization:
         if math.isfinite(trace.noise) or len(start) < 2:
             return float(trace.noise)
         return float(np.std(start, ddof=1))
-
-    def status(self, success: bool, message: str) -> int:
-        if success:
-            return 0
-        if self.halted or message.startswith("stopped by"):
-            return 3
-        return 1 if message.startswith(("the budget ended", "time used")) else 2
 
 
 def _mean(values: Any) -> float:

@@ -91,14 +91,11 @@ class Objective:
 
     def flat(self, values: Sequence[Any]) -> list[float]:
         """Values and those of the constraints, as one list of numbers."""
-        return list(values) if self.rows is None else [n for v in values for n in (float(v), *v.c)]
+        return list(values) if self.rows is None else self.rows.flat(values)
 
     def unflat(self, numbers: Sequence[float]) -> list[float]:
         """The inverse of `flat`."""
-        if self.rows is None:
-            return list(numbers)
-        width = 1 + self.rows.one_sided.size
-        return [Evaluated(numbers[i], numbers[i + 1 : i + width]) for i in range(0, len(numbers), width)]
+        return list(numbers) if self.rows is None else self.rows.unflat(numbers)
 
     def seen(self, points: Points, i: int, value: float) -> None:
         """Keep the best point, and count failures."""
@@ -136,7 +133,7 @@ class Objective:
                 raise found.error
             raise _Ends(found)
         self.last_failure = _said(found.error)
-        return math.nan if self.rows is None else Evaluated(math.nan, np.full(self.rows.one_sided.size, math.nan))
+        return math.nan if self.rows is None else self.rows.failed()
 
     def count(self, points: Points, values: Sequence[float], failed: int = 0) -> None:
         """Count part of a request, of which no strategy is told."""

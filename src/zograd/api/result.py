@@ -16,11 +16,12 @@ LONG = 8
 class Result(OptimizeResult):  # type: ignore[misc]
     """What `minimize` found: a `scipy.optimize.OptimizeResult`.
 
-    x, fun: the recommended point and the value of f there. nfev: evaluations of f, failed ones included; with a finite
-    sum, of single terms. nit: steps. success: whether f came down, by more than its noise, and the run ended well;
-    message says why not, and what to do. status: 0 for a success, 1 where the budget or the time ended too early, 2 for
-    another failure, 3 where the callback, an interrupt or an exception ended the run. exception: what f raised, or how
-    the workers broke, where that ended the run; otherwise None.
+    x, fun: the recommended point and the value of f there; the lowest point seen where that value is not finite. nfev:
+    evaluations of f, failed ones included; with a finite sum, of single terms. nit: steps. success: whether f came
+    down, by more than its noise, and the run ended well; message says why not, and what to do. status: 0 for a success,
+    1 where the budget or the time ended too early, 2 for another failure, 3 where the callback, an interrupt or an
+    exception ended the run. exception: what f raised, or how the workers broke, where that ended the run; otherwise
+    None.
 
     best_x, best_fun: the lowest value seen and its point (None above 100,000 variables); in noise, a lucky value.
     nfail: evaluations that failed: values that are not finite, a process that died, a timeout, or an exception with

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from zograd.api.ending import End, Ending
 from zograd.api.strategies import Points, Problem, Strategy, Trace
 from zograd.api.variables import Flat
 from zograd.core.records import Records
@@ -14,8 +15,8 @@ from zograd.core.records import Records
 class Search:
     """What `minimize` and `AskTell` share.
 
-    budget: evaluations that may be asked for. tape: a record for each step. message: why it ended, None as long as it
-    goes on. The strategy starts here, and raises what it raises about x0.
+    budget: evaluations that may be asked for. tape: a record for each step. ended: why, None as long as it goes on.
+    The strategy starts here, and raises what it raises about x0.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class Search:
         x0 = problem.x0
         self.problem = problem
         self.tape = Records()
-        self.message: str | None = None
+        self.ended: End | None = None
         self.trace = Trace(problem, budget, lambda: x0, values_at_start=list(values_at_start))
         if len(values_at_start) > 1 and min(values_at_start) == max(values_at_start) and not problem.shared:
             self.trace.noise = 0.0
@@ -51,19 +52,24 @@ class Search:
         try:
             wanted = self._routine.send(values)  # type: ignore[arg-type]
         except StopIteration as stop:
-            self._points, self.message = None, str(stop.value)
+            self._points, self.ended = None, stop.value
             return
         self._points = wanted
         if wanted.cost(self.problem.terms) > self.trace.left:
-            self.end("budget used")
+            self.stop(End(Ending.BUDGET))
 
-    def end(self, message: str) -> None:
+    def stop(self, end: End) -> None:
         """End the search from outside."""
-        self._points, self.message = None, message
+        self._points, self.ended = None, end
         self._routine.close()
+
+    @property
+    def message(self) -> str | None:
+        """Why it ended, None as long as it goes on."""
+        return None if self.ended is None else self.ended.message
 
     @property
     def x(self) -> Flat:
         """The recommended point: a copy, or, when the search has ended, the array that nobody else holds any more."""
         x = self.trace.position()
-        return x.copy() if self.message is None or np.may_share_memory(x, self.problem.x0) else x
+        return x.copy() if self.ended is None or np.may_share_memory(x, self.problem.x0) else x

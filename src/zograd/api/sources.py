@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from zograd.api.constraints import Rows
+from zograd.api.ending import End, Ending
 from zograd.api.saved import plain, rebuilt
 from zograd.api.search import Search
-from zograd.api.strategies import OfMenu, Points, Problem, Strategy
+from zograd.api.strategies import Constrained, OfMenu, Points, Problem, Strategy
 from zograd.api.variables import Flat, Variables
 from zograd.core.record import Record
 from zograd.core.records import Records
@@ -47,8 +49,13 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def source(strategy: Strategy, problem: Problem, budget: int | None) -> Source:
-    """The source for a strategy. Raises ValueError where it cannot start at x0, or the budget is less than a step."""
+def source(strategy: Strategy, problem: Problem, budget: int | None, rows: Rows | None = None) -> Source:
+    """The source for a strategy. Raises ValueError where it cannot start at x0, or the budget is less than a step.
+
+    rows: constraints; then values are `Evaluated`.
+    """
+    if rows is not None:
+        return SearchSource(Constrained(strategy, rows), problem, rows)
     if isinstance(strategy, OfMenu):
         return RunSource(strategy, problem, budget)
     return SearchSource(strategy, problem)
@@ -64,7 +71,7 @@ class RunSource:
         self.problem, self.budget = problem, budget
         self.run = strategy.run_at(problem.x0, problem)
         self.records = Records()
-        self.message: str | None = None
+        self.ended: End | None = None
         self.in_step = 0
         """Values told to the unfinished step."""
         if budget is not None and budget < self.run.most_evaluations:
@@ -73,6 +80,10 @@ class RunSource:
     @property
     def name(self) -> str:
         return self.run.method.name
+
+    @property
+    def message(self) -> str | None:
+        return None if self.ended is None else self.ended.message
 
     @property
     def told(self) -> int:
@@ -91,14 +102,17 @@ class RunSource:
         return np.concatenate([leaf.tensor.detach().numpy().reshape(-1) for leaf in self.run.store.leaves])
 
     def ask(self) -> Points | None:
-        if self.message is not None:
+        if self.ended is not None:
             return None
         store: Any = self.run.store
         queries = self.run.ask()
+        if self.budget is not None and self.told + len(queries) > self.budget:  # failures cost more than a step has
+            self.ended = End(Ending.BUDGET)
+            return None
         return Points(lambda i: store.point(queries[i].at).reshape(-1), len(queries))
 
     def tell(self, values: Sequence[float], *, ranked: bool = False) -> Record | None:
-        if self.message is not None:
+        if self.ended is not None:
             raise RuntimeError("tell() after the end: there are no points whose values could be told")
         record = self.run.tell(values)
         if record is None:
@@ -113,7 +127,7 @@ class RunSource:
     def _finished_step(self) -> None:
         self.in_step = 0
         left = None if self.budget is None else self.budget - self.run.evaluations
-        self.message = "budget used" if left is not None and left < self.run.most_evaluations else None
+        self.ended = End(Ending.BUDGET) if left is not None and left < self.run.most_evaluations else None
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {k: v.clone().numpy() for k, v in self.run.store.state_dict().items()}
@@ -131,19 +145,20 @@ class RunSource:
         self.run.load_state_dict(rebuilt(state["run"]))
         self._finished_step()
         self.in_step = sum(map(len, state["run"]["answers"]))
-        self.message = None if self.in_step else self.message
+        self.ended = None if self.in_step else self.ended
 
 
 class SearchSource:
     """A `Search`. Its state are the values told so far: copies and loaded states search again with them.
 
-    So a state takes 8 bytes an evaluation, and to load it takes the computations of the strategy again.
+    So a state takes 8 bytes an evaluation, and a number for each row of constraints, and to load it takes the
+    computations of the strategy again.
     """
 
     feedback: Feedback = "values"
 
-    def __init__(self, strategy: Strategy, problem: Problem) -> None:
-        self.strategy, self.problem = strategy, problem
+    def __init__(self, strategy: Strategy, problem: Problem, rows: Rows | None = None) -> None:
+        self.strategy, self.problem, self.rows = strategy, problem, rows
         self.answers: list[list[float]] = []
         self._search_again()
 
@@ -196,11 +211,12 @@ class SearchSource:
         return self.records[-1] if len(self.records) > steps else None
 
     def state_dict(self) -> dict[str, Any]:
-        p = self.problem
+        p, rows = self.problem, self.rows
+        answers = [list(values) if rows is None else rows.flat(values) for values in self.answers]
         return {
             "search": {
                 "strategy": self.name, "seed": p.seed, "budget": p.budget, "thorough": p.thorough,
-                "x0": p.x0.tolist(), "answers": [list(values) for values in self.answers],
+                "x0": p.x0.tolist(), "answers": answers,
             }
         }  # fmt: skip
 
@@ -212,5 +228,6 @@ class SearchSource:
         variables = Variables(old.shaped(np.array(told["x0"], old.flat.dtype)))
         given = {name: told[name] for name in ("seed", "budget", "thorough")}
         self.problem = replace(self.problem, variables=variables, **given)
-        self.answers = [[float(f) for f in values] for values in told["answers"]]
+        answers = [[float(f) for f in values] for values in told["answers"]]
+        self.answers = answers if self.rows is None else [self.rows.unflat(values) for values in answers]
         self._search_again()

@@ -20,6 +20,12 @@ from zograd.stores import Store
 Flat: TypeAlias = npt.NDArray[Any]
 """All variables in one array of one axis, in the order of x0."""
 
+CATEGORIES = (
+    "for categories use Optuna (pip install optuna): optuna.create_study().optimize(lambda t: "
+    "f(t.suggest_categorical('name', ['a', 'b'])), n_trials=100)"
+)
+"""What is said of x0 that holds words."""
+
 
 class Variables:
     """x0 as it was given, and as one flat array.
@@ -185,7 +191,7 @@ def _array(value: Any, what: str, *, copy: bool = True) -> npt.NDArray[Any]:
     if x.size and x.dtype.kind in "biu":
         x = x.astype(np.float64)
     if x.size and x.dtype not in (np.float32, np.float64):
-        elsewhere = "" if x.dtype.kind in "fc" else "; for categories use Optuna or Nevergrad"
+        elsewhere = "" if x.dtype.kind in "fc" else f"; {CATEGORIES}"
         raise TypeError(f"{what} has dtype {x.dtype}; pass float64 or float32{elsewhere}")
     flat = x.reshape(-1)
     if not all(np.isfinite(flat[i : i + LARGE]).all() for i in range(0, x.size, LARGE)):

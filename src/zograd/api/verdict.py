@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from zograd.api.ending import End, Ending
 from zograd.core.method import Method
 from zograd.core.record import Record
 from zograd.core.records import Records
@@ -28,6 +29,14 @@ FEW = 10
 
 
 def failure(
+    method: Method[Any] | None, tape: Records, at_start: Sequence[float], final: float, *, moved: bool
+) -> End | None:
+    """What `_failure` says, as an end."""
+    why = _failure(method, tape, at_start, final, moved=moved)
+    return None if why is None else End(Ending.SHORT, why)
+
+
+def _failure(
     method: Method[Any] | None, tape: Records, at_start: Sequence[float], final: float, *, moved: bool
 ) -> str | None:
     """Why a run is no success, with the remedy; None where f came down.
@@ -102,12 +111,12 @@ def _without_method(at_start: Sequence[float], final: float, *, moved: bool) -> 
     return f"f rose, {values}" if final > f0 else None
 
 
-def too_few(steps: int) -> str:
-    """The sentence of a run that has only begun."""
-    return f"the budget ended after {steps} iterations, which are too few; pass a larger budget"
+def too_few(steps: int) -> End:
+    """The end of a run that has only begun."""
+    return End(Ending.EARLY, f"the budget ended after {steps} iterations, which are too few; pass a larger budget")
 
 
-def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, final: float, noise: float) -> str | None:
+def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, final: float, noise: float) -> End | None:
     """Why the end of the budget came too early: f was still falling. None where it was not.
 
     The last quarter of the evaluations brought more than a tenth of the whole drop, and more than the noise explains,
@@ -122,6 +131,8 @@ def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, fi
         return too_few(len(losses)) if method is None else None
     spent = np.cumsum([n for n, _ in losses])
     values = np.array([f for _, f in losses])
+    if method is None and not noise:  # the best point is kept, and a restart begins high
+        values = np.minimum.accumulate(values)
     late = values[spent >= 0.75 * spent[-1]]
     part = max(len(late) // 3, 1)
     early, end = float(np.mean(late[:part])), float(np.mean(late[-part:]))
@@ -129,9 +140,10 @@ def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, fi
     if noise > 0 and len(late) > FEW:
         noise = max(noise, 1.5 * float(np.std(np.diff(late))))
     if drop > 0.1 * total and drop > CLEAR * noise / math.sqrt(part):
-        return (
+        return End(
+            Ending.EARLY,
             f"the budget ended while f was falling: about {100 * min(drop / total, 1):.0f} % of the drop, from "
-            f"{f0:.6g} to {final:.6g}, came in its last quarter; pass a larger budget"
+            f"{f0:.6g} to {final:.6g}, came in its last quarter; pass a larger budget",
         )
     return None
 

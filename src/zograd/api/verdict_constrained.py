@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from zograd.api.constraints import CLEAR, Evaluated, Rows
+from zograd.api.ending import End, Ending
 from zograd.api.variables import Flat
 from zograd.api.verdict import FEW, too_few
 
@@ -22,34 +23,41 @@ def shortfall(
     value: Evaluated,
     error: Flat | None,
     standing: Any,
-    message: str,
+    end: End,
     *,
     steps: int,
     moved: bool,
-) -> str | None:
+) -> End | None:
     """Why a run is no success; None where it is.
 
     start: finite values at x0. value: f and c at the result, the means where they were measured several times. error:
-    the standard errors of c then. standing: what the strategy says, with `settled`. message: why the run ended.
+    the standard errors of c then. standing: what the strategy says, with `settled`. end: of the run.
     steps: how many the run made.
     """
     if not math.isfinite(value):
-        return f"f or a constraint is {float(value)} at the result"
+        return _short(f"f or a constraint is {float(value)} at the result")
     if (why := rows.why_violated(value.c, error)) is not None:
-        return f"{why}; pass a larger budget, or start nearer to where the constraints hold"
+        return _short(f"{why}; pass a larger budget, or start nearer to where the constraints hold")
+    settled = None if standing is None else standing.settled
     feasible = [float(v) for v in start if isinstance(v, Evaluated) and rows.why_violated(v.c, None) is None]
     if feasible:
         f0 = float(np.mean(feasible))
         noise = float(np.std(feasible, ddof=1)) if len(feasible) > 1 else 0.0
         if value - f0 > max(CLEAR * noise, ROUNDING * abs(f0)):
-            return f"f rose, from {f0:.6g} at x0 to {value:.6g} at the result; pass a larger budget"
-        if not moved and not (standing is not None and standing.settled):
-            return "x did not move: no point with a lower value was found at which the constraints hold"
-    ended = message in ("budget used", "time used")
-    unsettled = standing is not None and standing.settled is False and not message.startswith("stopped by")
-    if ended and (standing is None or unsettled):
-        return "the budget ended before multipliers and point had converged; pass a larger budget"
+            return _short(f"f rose, from {f0:.6g} at x0 to {value:.6g} at the result; pass a larger budget")
+        if not moved and not settled:
+            return _short(
+                "x did not move: no point with a lower value was found at which the constraints hold; pass a larger "
+                "budget, or start elsewhere if x0 is no minimum"
+            )
+    unsettled = settled is False and end.kind is not Ending.CALLBACK
+    if end.used_up and (standing is None or unsettled):
+        why = "the budget ended before multipliers and point had converged; pass a larger budget"
+        return End(Ending.EARLY, why)
     if unsettled:
-        return "multipliers and point have not converged"
-    settled = standing is not None and standing.settled
-    return too_few(steps) if ended and steps < FEW and not settled else None
+        return _short("multipliers and point have not converged")
+    return too_few(steps) if end.used_up and steps < FEW and not settled else None
+
+
+def _short(why: str) -> End:
+    return End(Ending.SHORT, why)

@@ -58,6 +58,7 @@ class Run(Generic[A]):
         self.state: dict[str, Any] = {}
         self.control = {**method.radius.initial(), **method.controller.initial()}
         """The state of the controllers of the learning rate and of the radius."""
+        self._measures = method.radius.measures or method.controller.measures
         self._routine: Routine[A] | None = None
         self._queries: Sequence[Query] = ()
         self._given: Sequence[Rate] | None = None
@@ -92,17 +93,23 @@ class Run(Generic[A]):
                 self.terms,
                 first.shapes,
                 self.seed,
-                max(c.repeats(self.control, self.step_number) for c in (self.method.controller, self.method.radius)),
+                self._repeats(),
             )
             self._routine = self.estimator(ask)
             self._queries, self._given = next(self._routine), rates
         return self._queries
 
+    def _repeats(self) -> int:
+        """How often f(x) is to be evaluated in this step where a measuring estimator evaluates it."""
+        if not self._measures:
+            return 1
+        return max(c.repeats(self.control, self.step_number) for c in (self.method.controller, self.method.radius))
+
     def tell(self, losses: Sequence[float], rates: Sequence[Rate] | None = None) -> Record | None:
         """Give the losses of `ask`, in its order. A Record when that ended the step, None when more is to be asked.
 
         A loss that is not finite refuses the step: nothing moves, the step is counted, the next one draws anew. An
-        estimator that `takes_failures` is told it instead, unless no loss is finite.
+        estimator that `takes_failures` is told it instead, unless no loss of the step so far is finite.
         """
         if self._routine is None:
             raise RuntimeError("tell() without ask(): there are no points whose losses could be told")
@@ -111,8 +118,9 @@ class Run(Generic[A]):
             raise ValueError(f"asked for {len(self._queries)} losses, was told {len(losses)}")
         self._answers.append(losses)
         self._asked += sum(self.cost(query) for query in self._queries)
-        finite = [math.isfinite(f) for f in losses]
-        if not all(finite) and not (self.estimator.takes_failures and any(finite)):
+        if not all(map(math.isfinite, losses)) and not (
+            self.estimator.takes_failures and any(math.isfinite(f) for told in self._answers for f in told)
+        ):
             return self._refuse(losses, rates)
         try:
             self._queries = self._routine.send(losses)
@@ -186,7 +194,9 @@ class Run(Generic[A]):
             return self._refuse([estimate.loss], rates)
         mu = self.mu
         aux = None if estimate.aux is None else tuple(float(a) for a in estimate.aux)  # type: ignore[attr-defined]
-        if rates is None:  # what this step measured counts for it already
+        if rates is None and not self._measures:
+            rates = self._rates(self.control, aux)
+        elif rates is None:  # what this step measured counts for it already
             control = dict(self.control)
             self._observe(control, estimate.loss, estimate.meters, mu)
             rates = self._rates(control, aux)
@@ -231,13 +241,16 @@ class Run(Generic[A]):
         self.evaluations += record.evaluations
         self.refused_in_a_row = self.refused_in_a_row + 1 if record.refused else 0
         controller = self.method.controller
-        if not math.isfinite(record.loss):
+        if not self._measures:  # their state stays empty
+            pass
+        elif not math.isfinite(record.loss):
             self._failed(self.control)
             controller.taken(self.control, self.method, record)
         elif not record.refused:
             unit = self.method.rule.units(record.aux)
             self._observe(self.control, record.loss, dict(record.meters), record.mu)
-            controller.moved(self.control, record.rates[0].lr / unit if unit else 0.0)
+            whole = unit * (1.0 - (self.method.rule.momentum or 0.0))  # momentum makes 1 / (1 - beta) of each step
+            controller.moved(self.control, record.rates[0].lr / whole if whole else 0.0)
             controller.taken(self.control, self.method, record)
         flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
         self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0

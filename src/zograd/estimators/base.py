@@ -35,7 +35,10 @@ class Estimator(Part, ABC, Generic[A]):
         return self.evaluations
 
     def most_evaluations(self, terms: int) -> int:
-        """The most that a step costs where f is a sum of so many terms (0: f is no sum), counted in terms."""
+        """The most that a step costs where f is a sum of so many terms (0: f is no sum), counted in terms.
+
+        More may be asked for after a failed evaluation; drivers end a step that the budget does not allow.
+        """
         return self.evaluations * max(terms, 1)
 
     def in_dimensions(self, dim: int) -> Estimator[A]:
@@ -64,7 +67,7 @@ class Estimator(Part, ABC, Generic[A]):
 
     @declared
     def takes_failures(self) -> bool:
-        """Whether it is told losses that are not finite, as they came, when at least one of the yield is finite.
+        """Whether it is told losses that are not finite, as they came, when at least one of the step so far is finite.
 
         Otherwise one such loss refuses the step.
         """

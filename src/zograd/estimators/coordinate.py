@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zograd.core import keys
@@ -37,6 +38,9 @@ class Coordinates(Estimator[None]):
         The count of a leaf is in proportion to its density times its size.
     refresh: S is drawn anew every so many steps; 0: once for the run. Drawing takes memory for the chosen coordinates.
     The law of directions is not used.
+
+    A side whose value is not finite gives way to the other one, (f(x) - f(x - mu e_i)) / mu, at one more evaluation for
+    each (with `central`, one of f(x) for all). Where that is not finite either, or not lower than f(x), g_i = 0.
     """
 
     count: int = 64
@@ -52,6 +56,7 @@ class Coordinates(Estimator[None]):
             raise ValueError(f"densities must be >= 0 and not all 0, got {self.densities}")
 
     estimates_gradient: ClassVar[bool] = False
+    takes_failures: ClassVar[bool] = True
 
     @property
     def evaluations(self) -> int:
@@ -94,10 +99,30 @@ class Coordinates(Estimator[None]):
         e = [Vector(((u, 1.0),)) for u in self.chosen(ask)]
         if self.central:
             f = yield pairs(e, ask.mu)
-            g = combination(slopes(f, ask.mu), e)
-            return Estimate(g, float(np.mean(f)), f, None)
-        f0, *f = yield [Query(), *(Query(ask.mu * ei) for ei in e)]
-        return Estimate(combination((np.array(f) - f0) / ask.mu, e), f0, [f0, *f], None)
+            plus, minus = np.split(np.array(f), 2)
+            if np.all(np.isfinite(f)):
+                return Estimate(combination(slopes(f, ask.mu), e), float(np.mean(f)), f, None)
+            (f0,) = yield [Query()]
+            up, down = _way_down(plus, f0, ask.mu), _way_down(minus, f0, ask.mu)
+            slope = np.where(np.isfinite(plus) & np.isfinite(minus), (plus - minus) / (2 * ask.mu), up - down)
+            f = [*f, f0]
+        else:
+            f0, *f = yield [Query(), *(Query(ask.mu * ei) for ei in e)]
+            slope, failed = (np.array(f) - f0) / ask.mu, np.flatnonzero(~np.isfinite(f))
+            f = [f0, *f]
+            if math.isfinite(f0) and failed.size:
+                others = yield [Query(-ask.mu * e[i]) for i in failed]
+                slope[failed] = -_way_down(np.array(others), f0, ask.mu)
+                f += others
+        if not math.isfinite(f0):
+            return Estimate(Vector(), f0, f, None)
+        return Estimate(combination(slope, e), f0, f, None)
+
+
+def _way_down(side: NDArray[np.float64], f0: float, mu: float) -> NDArray[np.float64]:
+    """The slope from f0 to one side where it is finite and lies lower; otherwise 0."""
+    found: NDArray[np.float64] = np.where(side < f0, (side - f0) / mu, 0.0)
+    return found
 
 
 def grasp_densities(

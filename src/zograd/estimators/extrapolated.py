@@ -28,7 +28,8 @@ LARGEST = 1e100
 
 
 class Trial(NamedTuple):
-    """again = 1: the step before went too far, and is repeated from the same point with the rate of this step."""
+    """again = 1: the step before went too far, and is repeated from the same point with the rate of this step.
+    again = -1: f failed at the extrapolated point, the estimate is that at x, and the momentum begins anew."""
 
     again: float
 
@@ -48,6 +49,9 @@ class Extrapolated(Estimator[Trial]):
     too; the factor 2 is ours). The two values cost 2 evaluations a trial, and share a batch. The first rate is the
     inverse of the curvature along g, by one more evaluation at distance sqrt(mu). Meter: `rate`, the rate to move by.
 
+    Failed evaluations, where `inner` takes them. f(x) not finite: the step was not good, and is made again with lr / 2.
+    f(y) not finite: the estimate is made again at x, at its full cost, and the momentum begins anew.
+
     whole: refuse to start where an `inner` of differences along coordinates has fewer of them than there are.
 
     For values that repeat: the test compares differences of second order, which noise of more than about 1e-10 of f
@@ -59,6 +63,10 @@ class Extrapolated(Estimator[Trial]):
     whole: bool = False
 
     estimates_gradient: ClassVar[bool] = False
+
+    @property
+    def takes_failures(self) -> bool:
+        return self.inner.takes_failures
 
     @property
     def n(self) -> int:
@@ -102,22 +110,28 @@ class Extrapolated(Estimator[Trial]):
             f = yield [Query(), Query(CENTER - X)]
             good, rate = self._judge(ask, f[0], f[1])
             if not good:
-                return Estimate(G, f[0], f, Trial(1.0), meters={"rate": rate})
+                loss = f[0] if math.isfinite(f[0]) else f[1]
+                return Estimate(G, loss, f, Trial(1.0), meters={"rate": rate})
             losses = list(f)
-        e = yield from moved(self.inner(ask), EXTRAPOLATION)
+        e, there, again = (yield from moved(self.inner(ask), EXTRAPOLATION)), EXTRAPOLATION, 0.0
         losses += e.losses
+        if not (math.isfinite(e.loss) or e.vector) and ask.moves > 0:
+            e, there, again = (yield from self.inner(ask)), Vector(), -1.0
+            losses += e.losses
+        if not (math.isfinite(e.loss) or e.vector):
+            return Estimate(Vector(), e.loss, losses, Trial(again))
         if self.check and not judged:
             length = ask.norm(e.vector)
-            f = yield [Query(EXTRAPOLATION - e.vector * (math.sqrt(ask.mu) / length if length else 0.0))]
+            f = yield [Query(there - e.vector * (math.sqrt(ask.mu) / length if length else 0.0))]
             rate, losses = self._first(ask.mu, length, f[0] - e.loss), [*losses, *f]
-        writes = {"center": X + EXTRAPOLATION, "previous": X, "gradient": e.vector}
+        writes = {"center": X + there, "previous": X, "gradient": e.vector}
         meters = {**e.meters, "rate": rate} if self.check else e.meters
         return replace(
             e,
             vector=G,
-            loss=losses[0] if judged else e.loss,
+            loss=losses[0] if judged and math.isfinite(losses[0]) else e.loss,
             losses=losses,
-            aux=Trial(0.0),
+            aux=Trial(again),
             writes=writes,
             meters=meters,
         )
@@ -125,6 +139,10 @@ class Extrapolated(Estimator[Trial]):
     @staticmethod
     def _judge(ask: Ask, at_x: float, at_y: float) -> tuple[bool, float]:
         """Whether the last step was good, and the rate of the next one or of its repetition."""
+        if not math.isfinite(at_x):
+            return False, ask.lr / GROWTH
+        if not math.isfinite(at_y):
+            return True, ask.lr
         move = X - CENTER
         slope, square = ask.gram([move, G, move])[0, 1:]
         D, allowed = at_x - at_y - float(slope), float(square) / (2 * ask.lr)

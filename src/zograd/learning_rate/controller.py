@@ -53,7 +53,7 @@ class Controller(Protocol):
         """Take in what a step measured, before its rate is chosen (live, and when a tape is replayed)."""
 
     def moved(self, state: State, lr: float) -> None:
-        """Take in the rate that the step then used, along the estimate: lr / unit."""
+        """Take in how far the step then moves along the estimate, with momentum in the end: lr / (unit (1 - beta))."""
 
     def share(self, state: State) -> float:
         """The share of the largest stable learning rate that steps now take; 0 where that is not known."""

@@ -25,6 +25,7 @@ class Levels(Measured[A]):
         level    mean over the pairs of (f(x + mu v) + f(x - mu v)) / 2, which is f(x) + mu^2 v^T H v / 2
         spread2  the variance of a pair's term of that mean, where there are several pairs
         failures the share of pairs that were left out
+        equal    the share of the values of pairs that are the number f(x), as on a staircase; only where it is not 0
         here     f(x), the mean of its values, where it was evaluated
         repeat2  the unbiased variance of the values of f(x) in this step, where it was evaluated twice (`Ask.repeats`)
     Pairs with a value that is not finite are left out; then f(x) is evaluated too. Where it is not finite either, the
@@ -118,6 +119,8 @@ def _meters(f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], m
         if fine:
             second = [(plus - 2 * f0 + minus) / (mu * mu) for plus, minus in fine]
             meters |= {"trace": mean(second), "curvature2": mean([c * c for c in second])}
+            if same := sum((plus == f0) + (minus == f0) for plus, minus in fine):
+                meters["equal"] = same / (2 * len(fine))
     return {name: value for name, value in meters.items() if math.isfinite(value)}
 
 

@@ -18,6 +18,12 @@ A = TypeVar("A")
 EDGE = 24
 """Steps after a failed point in which probes are as long as steps."""
 
+REMEMBERED = 2
+"""Measurements over which the share of values that are the number f(x) is averaged."""
+
+EQUAL = 0.25
+"""The share above which f is a staircase at this radius."""
+
 BLOCKED = 4
 """Steps in a row without a way down, after which probes are shortened."""
 
@@ -34,14 +40,16 @@ class AutoRadius(Controller):
         f repeats, and |f+ - 2 f + f-| > |f+ - f-|                      mu is as large as the scale of f: mu / 8
         f is noisy with deviation s, and the differences are below 8 s  4 mu, up to 1024 times the start
         all points of the step failed                                   mu / 8
+        f repeats, and half of the values are the number f(x)           4 mu: f is a staircase, such as a rounded one
 
     At a radius that fits at once the ladder costs no step. Then, on measuring steps (`Levels`):
 
         noise of deviation s: mu -> sqrt(2.83 s / T), T ~ tr H, by a factor of 1/2 to 4, never below what the ladder
         gave. This mu makes the bias of curvature, mu^2 T / 2, as large as the noise of a difference. It stands while
         within 0.75 to 1.35 of what is wanted. f(x) is evaluated twice on measuring steps.
-        f repeats: mu / 2 where it exceeds the trust radius, or where no pair is finite and none has a finite point
-        that lies lower; 8 mu where the second
+        f repeats: 2 mu where more than a quarter of the values are the number f(x), the sign of a staircase (Moré and
+        Wild 2011, "Estimating computational noise", take half), and never below again; mu / 2 where it exceeds the
+        trust radius, or where no pair is finite and none has a finite point that lies lower; 8 mu where the second
         differences are lost in rounding and the trust radius allows it. f(x) is evaluated twice once in 32 steps.
 
     s and T are means over the last 12 and 24 measurements, T never below twice its standard error. With a `TrustRate`
@@ -82,6 +90,8 @@ class AutoRadius(Controller):
             "blocked": 0,
             "curved": [],
             "repeats": [],
+            "equal": 0.0,
+            "stairs": 0.0,
         }
 
     def rate(self, state: State, step: int, q: int = 1, beta: float = 0.0, unit: float = 1.0) -> float:
@@ -101,6 +111,8 @@ class AutoRadius(Controller):
 
     def observe(self, state: State, loss: float, meters: Mapping[str, float]) -> None:
         sense_noise(state, meters)
+        if "here" in meters:
+            state["equal"] += (meters.get("equal", 0.0) - state["equal"]) / REMEMBERED
         state["edge"] = EDGE if "failures" in meters else max(state["edge"] - 1, 0)
         if "failures" in meters and "slope2" not in meters:
             state["blocked"] += 1
@@ -125,7 +137,7 @@ class AutoRadius(Controller):
                 sd = noise_sd(state)
             up, down = first < 8 * sd and climbed < 5, False
         else:
-            up = max(first, second) <= 1e-9 * here and 0 <= climbed < 16
+            up = (max(first, second) <= 1e-9 * here or meters.get("equal", 0.0) >= 2 * EQUAL) and 0 <= climbed < 16
             down = -5 < climbed <= 0 and second > first and second > 1e-6 * here
         if not (up or down):
             state["fits"], state["least"] = True, mu
@@ -148,8 +160,11 @@ class AutoRadius(Controller):
             new = mu
             if first == second == 0.0 and here:
                 new = 4 * mu
+            elif state["equal"] > EQUAL:
+                new = state["stairs"] = 2 * mu
+                state["equal"] = 0.0
             elif trust and mu > trust and first > 1e-7 * here:
-                new = mu / 2
+                new = max(mu / 2, min(state["stairs"], mu))
             elif second <= 64 * EPS * here and 8 * mu <= trust:
                 new = 8 * mu
         if not 0.75 < new / mu < 1.35:

@@ -243,7 +243,7 @@ class TrustRate(AutoRate):
             vector = state["moves"] * (-(1 - kept) / lr)
             return replace(estimate, vector=vector), tuple(Rate(lr, rate.weight_decay) for rate in rates)
         if not back:
-            if state["steps"]:
+            if state["steps"] or not math.isfinite(estimate.loss):  # a step that failed moves nothing
                 return estimate, rates
             return replace(estimate, writes={**estimate.writes, BEFORE: Vector(((Slot("x"), 1.0),))}), rates
         forgotten = {name: Vector() for name, initial in method.rule.slots.items() if initial == 0.0}

@@ -152,14 +152,11 @@ def _packed(
     call = _CALL.pack(
         DTYPES[out.dtype], mode, torch.get_num_threads(), len(terms), out.numel() if n is None else n, start,
         0 if rows is None else rows.numel(), leaf, round_key, scale, dense_coef,
-        out.data_ptr(), _address(x), _address(dense), _address(low), _address(rows), _address(minus),
+        out.data_ptr(),
+        *[0 if tensor is None else tensor.data_ptr() for tensor in (x, dense, low, rows, minus)],
         _table_for(terms),
     )  # fmt: skip
     return call + _pack_terms(terms)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def signs(out: Tensor, key: int, runs: Sequence[tuple[int, int, int]]) -> None:

@@ -30,8 +30,8 @@ class FISTA(_Mapped):
     t starts at 1, and returns to 1 (y = z, no momentum) when <y - z, z - x> > 0: the gradient restart of O'Donoghue
     and Candes (2015, Eq. 13). The estimate must be that of `estimators.Extrapolated`, which evaluates at y.
 
-    A step whose estimate says `again` is repeated from the same y, x and t with the rate of this step, by which a
-    backtracking search (`lr="auto"`) is a few steps on the tape and replays exactly.
+    A step whose estimate says again = 1 is repeated from the same y, x and t with the rate of this step, by which a
+    backtracking search (`lr="auto"`) is a few steps on the tape and replays exactly. With again = -1, y = x and t = 1.
 
     prox: a penalty r or a set of `zograd.sets`; values are written as they come out, so zeros are exact zeros. Points y
     at which f is evaluated may leave a set. Memory: four slots (y - x, y, the x before, g). On a convex f with
@@ -61,7 +61,7 @@ class FISTA(_Mapped):
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         self.note(x, state)
-        t = state.get("t", 1.0) if estimate.aux.again else state.get("next", 1.0)
+        t = {1.0: state.get("t", 1.0), 0.0: state.get("next", 1.0), -1.0: 1.0}[estimate.aux.again]
         turn = Sum()
         for b, z in self.mapped(lambda: self._moved(x, estimate.vector)):
             move = z - b.slots["previous"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,10 +46,15 @@ class FactorMomentum(Rule[Any]):
     The momentum lives in the coordinates of U, m x r numbers for an m x n matrix. When V is resampled it is expressed
     in the new ones, N <- N (V_old^T V_new) / n, the least-squares projection (V_new^T V_new is near n I). Vectors have
     heavy ball with the same beta. Memory: a slot of r numbers a row.
+
+    `lr="auto"`: with constant V this is heavy ball at the rate lr (1 - beta), whose edge of stability is (1 - beta) of
+    that of SGD (`learning_rate.AutoRate`). So the edge of lr is that of SGD, and declared is a momentum of 0. The
+    projection onto the new coordinates shortens N.
     """
 
     beta: float = 0.9
     rank: int = 2
+    momentum: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         check_beta("beta", self.beta)

@@ -171,13 +171,21 @@ class Store:
         return new
 
     def assign(self, writes: Mapping[str, Vector]) -> None:
-        """slot <- vector, all at once, evaluated with the old slots; "x" is the iterate, which a copy restores."""
-        for block in self.blocks(*writes.values()):
+        """slot <- vector, all at once, evaluated with the old slots; "x" is the iterate, which a copy restores.
+
+        A slot of another size than the weights can be set to zero only, by an empty vector.
+        """
+        emptied = [slot for slot, vector in writes.items() if not vector and slot != "x"]
+        writes = {slot: vector for slot, vector in writes.items() if slot not in emptied}
+        for block in self.blocks(*writes.values()) if writes else ():
             for vector, v in zip(writes.values(), block.v, strict=True):
                 if (name := copied(vector)) is not None:  # a sum would lose the sign of 0
                     v.copy_(self.master(block.leaf, block.start, block.stop) if name == "x" else block.slots[name])
             for slot, v in zip(writes, block.v, strict=True):
                 block.restore_(v) if slot == "x" else block.slots[slot].copy_(v)
+        for leaf in self.leaves:
+            for slot in emptied:
+                leaf.slots[slot].zero_()
 
     # ---- reading -----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zograd.api.ending import End, Ending
 from zograd.api.strategies.base import Points, Problem, Routine, Strategy, Trace, Values, points
 from zograd.api.strategies.cma import CMA, available
 from zograd.api.strategies.lbfgs import LBFGS
@@ -55,7 +56,7 @@ class Auto:
         a_variable = f"{budget:,} evaluations are {f'{share:,.0f}' if share >= 10 else f'{share:.2g}'} a variable"
         if not finite:
             trace.reason = "f is not finite at x0"
-            return "f is not finite at x0; start where it is finite"
+            return End(Ending.ITSELF, "f is not finite at x0; start where it is finite")
         if problem.shared:
             trace.noise = math.nan
             return (yield from self.in_noise(trace, "values of different steps have different batches or seeds"))
@@ -65,10 +66,10 @@ class Auto:
             trace.reason = f"values repeat, and {a_variable}, too few for finite differences"
             return (yield from self.checked(trace, OfMenu(black_box("zo_sgd", d))))
         trace.reason = f"values repeat, and {a_variable}"
-        message = yield from self.checked(trace, LBFGS())
+        end = yield from self.checked(trace, LBFGS())
         flat = trace.stationary is None
         if trace.noise > 0 or flat or trace.left < d or (trace.stationary and not problem.thorough):
-            return message
+            return end
         trace.reason += "; what is left of the budget looks for a lower minimum"
         return (yield from evolution(problem)(trace))
 
@@ -101,7 +102,8 @@ class Auto:
                         trace.noise = noise
                         return (yield from self.in_noise(trace, "values that were equal at x0 differ elsewhere"))
         except StopIteration as stop:
-            return str(stop.value)
+            found: End = stop.value
+            return found
 
     def differs(self, trace: Trace) -> Generator[Points, Values, float]:
         """The noise at the recommended point: two values, and two more if they differ."""

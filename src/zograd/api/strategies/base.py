@@ -9,12 +9,13 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from zograd.api.ending import End
 from zograd.api.variables import Flat, Variables
 from zograd.core.record import Record
 from zograd.core.vector import Vector
 
 Values: TypeAlias = Sequence[float]
-Routine: TypeAlias = "Generator[Points, Values, str]"
+Routine: TypeAlias = "Generator[Points, Values, End]"
 """Yields points, receives a value for each (NaN or infinity: a failed evaluation), returns why it ended."""
 
 

@@ -11,6 +11,7 @@ import torch
 
 from zograd.api.strategies.base import Points, Routine, Strategy, Trace
 from zograd.api.strategies.lbfgs import LBFGS
+from zograd.api.strategies.nested import nested
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.api.variables import Flat, Variables
 from zograd.core.method import Method
@@ -43,11 +44,11 @@ class Charted:
         trace.began(self.name)
         start = known = trace.fun
         for _ in range(CHARTS):
-            message = yield from self.chart(trace)
+            end = yield from self.chart(trace)
             if start is None or known is None or trace.fun is None or known - trace.fun <= ENOUGH * (start - trace.fun):
                 break
             known = trace.fun
-        return message
+        return end
 
     def chart(self, trace: Trace) -> Routine:
         """The strategy in the coordinates at the recommended point, each between -1 and 1."""
@@ -56,8 +57,6 @@ class Charted:
         problem = replace(trace.problem, variables=Variables(np.zeros_like(x0)), lower=-side, upper=side)
         values_here = trace.values_at_start if trace.fun is None else [trace.fun]
         inner = Trace(problem, trace.left, lambda: np.zeros_like(x0), trace.fun, values_here, trace.noise)
-        inner.on_step = trace.step
-        routine = self.strategy(inner)
         shape = trace.problem.variables.shapes[0]
 
         def at(z: Flat) -> Flat:
@@ -66,17 +65,14 @@ class Charted:
             found: Flat = moved.reshape(-1).numpy()
             return found
 
-        trace.position = lambda: at(inner.position())
-        values: Any = None
-        while True:
-            try:
-                wanted = routine.send(values)
-            except StopIteration as stop:
-                trace.fun, trace.stationary = inner.fun, inner.stationary
-                return str(stop.value)
+        def asked(request: Points) -> Points:
             trace.fun = inner.fun
-            values = yield Points(lambda i, wanted=wanted: at(wanted.make(i)), len(wanted), wanted.rows)  # type: ignore[misc]
-            inner.left = trace.left
+            return Points(lambda i: at(request.make(i)), len(request), request.rows)
+
+        trace.position = lambda: at(inner.position())
+        end = yield from nested(self.strategy, inner, trace, asked=asked)
+        trace.fun, trace.stationary = inner.fun, inner.stationary
+        return end
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from zograd.api.ending import End, Ending
 from zograd.api.strategies.base import Problem, Routine, Trace, points
 from zograd.api.variables import Flat
 from zograd.errors import needs
 
 SEPARABLE = 200
 """Variables above which the covariance is diagonal."""
+
+FAILED = 20
+"""Populations in a row without a finite value, after which the search ends."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class CMA:
     sigma: the first standard deviation, in units of x; None: `Problem.radius`. separable: a diagonal covariance
     (Ros and Hansen 2008); None: above 200 variables. The first run begins at the recommended point, a restart (Auger
     and Hansen 2005, IPOP) anywhere in the bounds, or without bounds around x0, each time four times as far.
-    Values that are not finite rank last.
+    Values that are not finite rank last; after 20 populations without any other it ends.
 
     Where values repeat, the recommended point is the best one seen, otherwise the mean of the population.
     Memory: O(d^2), separable O(population d).
@@ -52,17 +56,18 @@ class CMA:
         start = space.narrow(trace.position())
         best = trace.fun if repeats and trace.fun is not None else math.inf
         population = None
-        message = ""
+        end, failed = End(Ending.ITSELF), 0
         for restart in range(self.restarts + 1):
             x0, wide = (start, sigma) if restart == 0 else space.elsewhere(rng, sigma, restart)
             es = cma.CMAEvolutionStrategy(x0, wide, _options(space, rng, separable, population))
             population = 2 * int(es.popsize)
-            if not repeats:
-                trace.position = partial(_mean, es, space)
             while not es.stop():
                 asked = [np.asarray(x) for x in es.ask()]
                 values = np.array((yield points([space.widen(x) for x in asked])))
                 finite = values[np.isfinite(values)]
+                failed = 0 if finite.size else failed + 1
+                if finite.size and not repeats:
+                    trace.position = partial(_mean, es, space)
                 k = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
                 if repeats and finite.size and -math.inf < values[k] < best:
                     best = float(values[k])
@@ -70,8 +75,11 @@ class CMA:
                 worst = float(finite.max()) if finite.size else 0.0
                 es.tell(asked, np.where(np.isfinite(values), values, worst + abs(worst) + 1.0).tolist())
                 trace.counted(values.tolist())
-            message = f"CMA-ES stopped: {', '.join(es.stop())}"
-        return message
+                if failed >= FAILED:
+                    why = f"{FAILED} populations in a row had no finite value; start where f is finite around x0"
+                    return End(Ending.FAILURES, why)
+            end = End(Ending.ITSELF, f"CMA-ES stopped: {', '.join(es.stop())}")
+        return end
 
 
 def module() -> Any:

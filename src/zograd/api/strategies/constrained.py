@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from zograd.api.constraints import FEASIBLE, Evaluated, Rows
+from zograd.api.ending import End, Ending
 from zograd.api.strategies.auto import FEW_VARIABLES, REPEATS, Auto, evolution
 from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
 from zograd.api.strategies.lagrangian import LEAST, Evaluation, Lagrangian, Standing
 from zograd.api.strategies.lbfgs import LBFGS
+from zograd.api.strategies.nested import nested
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.api.strategies.sqp import SQP, STATIONARY
 from zograd.api.strategies.tracking import Tracking
@@ -33,7 +35,8 @@ AIM_SQP = 1e-8
 QUADRATIC = 200
 """Variables up to which SLSQP is tried first; its quadratic programs take d^3."""
 
-DIFFER = "values that were equal at x0 differ elsewhere"
+DIFFER = End(Ending.ITSELF, "values that were equal at x0 differ elsewhere")
+CONVERGED = End(Ending.ITSELF, "multipliers and point have converged")
 
 DIRECTIONS = 4
 """Along which slopes are measured; up to so many variables, along each of them."""
@@ -70,19 +73,19 @@ class Constrained:
         search = ConstrainedSearch(self, trace)
         why = yield from search.begin()
         if why is not None:
-            return why
+            return End(Ending.ITSELF, why)
         d = trace.problem.dim
         automatic = isinstance(self.inner, Auto)
         by_differences = search.repeats and trace.left >= 4 * (d + 1)
         if (automatic and by_differences) or isinstance(self.inner, LBFGS):
             trace.reason = "values repeat" if automatic else ""
             if automatic and d <= QUADRATIC and not np.any(self.rows.guarded):
-                message = yield from search.quadratic()
-                if message:
-                    return message
-            message = yield from search.outer_loop()
+                end = yield from search.quadratic()
+                if end is not None:
+                    return end
+            end = yield from search.outer_loop()
             if search.repeats or not automatic:
-                return message
+                return end
         inner = self.inner
         if automatic:
             few = d <= FEW_VARIABLES and not search.repeats
@@ -152,14 +155,33 @@ class ConstrainedSearch:
         self.trace.fun = float(np.mean([float(v) for v in here]))
 
     def slopes(self, start: Evaluation) -> Generator[Points, Values, float]:
-        """Scales of the rows and of f, from a few points about x0."""
+        """Scales of the rows and of f, from a few points about x0.
+
+        Where values repeat, the points are near. A slope that vanishes, as of |x|^2 at 0, is measured farther out.
+        """
+        problem = self.problem
+        length = max(1.0, float(np.sqrt(np.mean(np.square(start.x, dtype=np.float64)))))
+        least = 1e-3 * np.abs(np.append(start.value.c, float(start.value)))
+        axes = problem.dim <= DIRECTIONS
+        far = problem.radius / (1.0 if axes else math.sqrt(problem.dim))
+        slope = length * (yield from self.around(start, 1e-4 * length if self.repeats else far))
+        if self.repeats and np.any(slope < least):
+            again = length * (yield from self.around(start, far))
+            slope = np.where(slope < least, np.maximum(slope, again), slope)
+        if np.any(self.rows.linear):
+            a, _ = self.rows.matrix
+            slope[:-1][self.rows.linear] = np.linalg.norm(a, axis=1) * length
+        slope = np.maximum(slope, least)
+        slope = np.where(slope > 0, slope, 1.0)
+        self.rows.scale = slope[:-1]
+        return float(slope[-1])
+
+    def around(self, start: Evaluation, r: float) -> Generator[Points, Values, Flat]:
+        """|grad| of the rows and of f, from points at the distance r along an axis, or r sqrt(d) along random ones."""
         problem = self.problem
         d, x0 = problem.dim, start.x.astype(np.float64)
-        length = max(1.0, float(np.sqrt(np.mean(x0 * x0))))
-        rng = np.random.default_rng(problem.seed)
         axes = d <= DIRECTIONS
-        v = np.eye(d) if axes else rng.standard_normal((DIRECTIONS, d))
-        r = 1e-4 * length if self.repeats else problem.radius / (1.0 if axes else math.sqrt(d))
+        v = np.eye(d) if axes else np.random.default_rng(problem.seed).standard_normal((DIRECTIONS, d))
         low, high = problem.lower, problem.upper
         if low is not None and high is not None:
             v = np.where((x0 + r * v > high) | (x0 + r * v < low), -v, v)
@@ -172,28 +194,18 @@ class ConstrainedSearch:
                 self.seen(Evaluation(end, value))
                 found.append(np.abs(np.append(value.c - start.value.c, float(value) - float(start.value))) / step)
         many = np.square(found) if found else np.zeros((1, len(self.rows.kinds) + 1))
-        slope = np.sqrt(np.sum(many, axis=0) if axes else np.mean(many, axis=0)) * length
-        here = np.abs(np.append(start.value.c, float(start.value)))
-        if np.any(self.rows.linear):
-            a, _ = self.rows.matrix
-            slope[:-1][self.rows.linear] = np.linalg.norm(a, axis=1) * length
-        slope = np.maximum(slope, 1e-3 * here)
-        slope = np.where(slope > 0, slope, 1.0)
-        self.rows.scale = slope[:-1]
-        return float(slope[-1])
+        size: Flat = np.sqrt(np.sum(many, axis=0) if axes else np.mean(many, axis=0))
+        return size
 
     def seen(self, point: Evaluation) -> None:
         """Keep a point where it is better than those so far: feasible ones by f, others by their violation."""
         if not self.repeats:
             return
         value = point.value
-        excess = self.rows.violation(value)
         strict = bool(np.all(value.c[self.rows.one_sided] < 0))
         if strict and (self.strictly is None or value < self.strictly.value):
             self.strictly = point
-        if self.best is None or self.rank(excess, value) < self.rank(
-            self.rows.violation(self.best.value), self.best.value
-        ):
+        if self.best is None or self.better(value, self.best.value):
             self.recommend(point)
 
     def beaten(self, here: Evaluation) -> bool:
@@ -203,8 +215,14 @@ class ConstrainedSearch:
         pull = 1 + float(np.max(np.abs(self.merit.multipliers(None) * self.rows.scale), initial=0.0)) / self.merit.unit
         return bool(self.best.value < here.value - 1e-6 * self.merit.unit * pull)
 
-    def rank(self, excess: float, value: float) -> tuple[float, float]:
-        return (0.0 if excess <= FEASIBLE / 10 else excess, float(value))
+    def better(self, one: Evaluated, other: Evaluated) -> bool:
+        """Whether an evaluation beats another: feasible ones by f, others by their violation."""
+
+        def rank(value: Evaluated) -> tuple[float, float]:
+            excess = self.rows.violation(value)
+            return (0.0 if excess <= FEASIBLE / 10 else excess, float(value))
+
+        return rank(one) < rank(other)
 
     def recommend(self, point: Evaluation, *, settled: bool = False) -> None:
         """The point of the result from now on."""
@@ -222,15 +240,15 @@ class ConstrainedSearch:
             found = np.where(self.merit.guard, found, late)
         return found
 
-    def quadratic(self) -> Routine:
-        """SLSQP; an empty message where it did not end at a minimum, or values turned out to differ."""
+    def quadratic(self) -> Generator[Points, Values, End | None]:
+        """SLSQP; None where it did not end at a minimum, or values turned out to differ."""
         trace, merit, start = self.trace, self.merit, self.best
         assert start is not None
         search = SQP(self.problem, self.rows, merit.unit, lambda x, value: self.seen(Evaluation(x, value)))
         end = yield from search(trace, start.x, start.value)
         if end is None:
             trace.reason += "; f or a constraint is not finite at some points"
-            return ""
+            return None
         here = Evaluation(end.x, end.value)
         self.seen(here)
         if (
@@ -239,10 +257,10 @@ class ConstrainedSearch:
             or self.rows.violation(end.value) > AIM_SQP
             or self.beaten(here)
         ):
-            return ""
+            return None
         merit.state["multipliers"] = end.multipliers.tolist()
         self.recommend(here, settled=True)
-        return "multipliers and point have converged"
+        return CONVERGED
 
     def differs(self, here: Evaluation) -> Generator[Points, Values, bool]:
         """Whether a second evaluation of a point gives other values; then they do not repeat."""
@@ -272,7 +290,7 @@ class ConstrainedSearch:
             method = LBFGS("forward" if outer < 3 or excess > 1e-4 else "central")
             there = yield from self.minimized(method, here, tolerance)
             if there is None:
-                return "budget used"
+                return End(Ending.BUDGET)
             if self.blocked():
                 assert self.strictly is not None
                 here = self.strictly
@@ -285,11 +303,11 @@ class ConstrainedSearch:
             barrier = bool(np.any(merit.guard))
             if ((now <= AIM and moved <= 1e-5) or finest >= 5) and (not barrier or merit.t <= LEAST):
                 if self.beaten(here):
-                    return "the Lagrangian has no minimum as low as a feasible point that was seen"
+                    return End(Ending.ITSELF, "the Lagrangian has no minimum as low as a feasible point that was seen")
                 if now <= FEASIBLE:
                     self.recommend(here, settled=True)
-                    return "multipliers and point have converged"
-                return "the violation does not fall any more"
+                    return CONVERGED
+                return End(Ending.ITSELF, "the violation does not fall any more")
             idle = idle + 1 if now > 0.5 * excess else 0
             finest = finest + 1 if (idle > 3 and now <= FEASIBLE) or idle > 12 else 0
             excess = min(now, excess)
@@ -299,7 +317,7 @@ class ConstrainedSearch:
                 return DIFFER
         if self.rows.violation(here.value) <= FEASIBLE:
             self.recommend(here)
-        return f"{OUTER} minimizations of the Lagrangian did not settle the multipliers"
+        return End(Ending.ITSELF, f"{OUTER} minimizations of the Lagrangian did not settle the multipliers")
 
     def blocked(self) -> bool:
         """Whether f is undefined beyond rows that have no barrier yet; then they get one."""
@@ -325,48 +343,32 @@ class ConstrainedSearch:
         inner = Trace(self.problem, trace.left, lambda: start.x, lowest, [lowest], 0.0)
         steps: list[float] = []
 
-        def on_step(record: Any) -> None:
-            steps.append(lowest)
-            trace.step(replace(record, step=trace.steps))
+        def told(request: Points, values: Values) -> Values:
+            nonlocal best, lowest
+            answers = [merit(v) for v in values]
+            for i, value in enumerate(values):
+                if isinstance(value, Evaluated) and math.isnan(value) and len(self.failed) < 100:
+                    self.failed.append(value.c)
+                if answers[i] < lowest:
+                    best, lowest = self.point(request, i, value), answers[i]
+                self.consider(request, i, value)
+            return answers
 
-        inner.on_step = on_step
-        routine = strategy(inner)
-        try:
-            request = next(routine)
-            while True:
-                if request.cost(0) > trace.left:
-                    return None
-                values = yield request
-                told = [merit(v) for v in values]
-                found = np.array(told)
-                for value in values:
-                    if isinstance(value, Evaluated) and math.isnan(value) and len(self.failed) < 100:
-                        self.failed.append(value.c)
-                if np.any(np.isfinite(found)):
-                    k = int(np.nanargmin(found))
-                    if told[k] < lowest:
-                        best, lowest = self.point(request, k, values[k]), told[k]
-                for i, value in enumerate(values):
-                    self.consider(request, i, value)
-                inner.left = trace.left
-                request = routine.send(told)
-                if len(steps) > 2 and steps[-3] - steps[-1] <= tolerance:
-                    return best
-        except StopIteration:
-            return best
-        finally:
-            routine.close()
+        def over() -> End | None:
+            steps.extend([lowest] * (inner.steps - len(steps)))
+            return CONVERGED if len(steps) > 2 and steps[-3] - steps[-1] <= tolerance else None
+
+        end = yield from nested(strategy, inner, trace, told=told, over=over)
+        return None if end.kind is Ending.BUDGET else best
 
     def point(self, request: Points, i: int, value: Any) -> Evaluation:
         return Evaluation(self.problem.inside(request.make(i)), value)
 
     def consider(self, request: Points, i: int, value: float) -> None:
         """`seen`, but the point is made only where it is better."""
-        if not isinstance(value, Evaluated) or not math.isfinite(value) or self.best is None:
+        if not (self.repeats and isinstance(value, Evaluated) and math.isfinite(value)):
             return
-        better = self.rank(self.rows.violation(value), value) < self.rank(
-            self.rows.violation(self.best.value), self.best.value
-        )
+        better = self.best is None or self.better(value, self.best.value)
         strict = (self.strictly is None or value < self.strictly.value) and bool(
             np.all(value.c[self.rows.one_sided] < 0)
         )

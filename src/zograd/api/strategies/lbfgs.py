@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from zograd.api.ending import End, Ending
 from zograd.api.strategies.base import Points, Routine, Trace, Values, points
 from zograd.api.strategies.inverted import inverted
 from zograd.api.variables import Flat
@@ -21,6 +22,9 @@ RESOLVED = 100.0
 
 MANY = 50
 """Pairs of steps and gradients that SciPy remembers up to 1,000 variables; above, its own 10."""
+
+LADDER = 10
+"""Radii at which the curvature is looked for."""
 
 FEW = 2
 """Iterations in a row without progress after which SciPy is stopped."""
@@ -35,7 +39,9 @@ class LBFGS:
 
         h_i = max(2 sqrt(noise / c), 2^-26 |x_i|),    c = |v^T H v| / d,    v of random signs.
 
-    noise: the standard deviation of a value, at least the rounding of a number of its size. c is measured at the start
+    noise: the standard deviation of a value, at least the rounding of a number of its size. Where values on the ladder
+    are the number f(x), f is a staircase, and q / sqrt(12) is noise, q the smallest difference of two values that were
+    seen (Moré and Wild 2011, "Estimating computational noise": equal values are no slope). c is measured at the start
     on a ladder of radii, in some 4 to 20 evaluations. Central differences take h^(2/3) times the cube root of the
     ladder's radius.
     The line search refuses a trial point that is worse than the last iterate whatever its gradient, so there one more
@@ -54,12 +60,12 @@ class LBFGS:
         trace.began(self.name)
         search = _Search(trace)
         if (why := (yield from search.begin())) is not None:
-            return why
-        message = ""
+            return End(Ending.ITSELF, why)
+        end = End(Ending.ITSELF)
         for kind in ("forward", "central"):
             if self.differences in (kind, "both"):
-                message = yield from search.solve(central=kind == "central")
-        return message
+                end = yield from search.solve(central=kind == "central")
+        return end
 
 
 class _Search:
@@ -72,6 +78,8 @@ class _Search:
         self.x = np.array(trace.position(), dtype=np.float64)
         self.f = self.start = math.inf
         self.radius, self.curvature = 0.0, 0.0
+        self.grid = 0.0
+        """The width of the steps of a staircase."""
         self.slope: Flat | None = None
         trace.position = lambda: self.x.astype(self.dtype)
 
@@ -83,7 +91,7 @@ class _Search:
     def noise(self) -> float:
         """The uncertainty of a value at the lowest point."""
         measured = self.trace.noise if math.isfinite(self.trace.noise) else 0.0
-        return max(measured, (2.0**-23 if self.single else 2.0**-52) * abs(self.f), 1e-300)
+        return max(measured, self.grid / math.sqrt(12), (2.0**-23 if self.single else 2.0**-52) * abs(self.f), 1e-300)
 
     def begin(self) -> Generator[Points, Values, str | None]:
         """f at the start, and the curvature along random signs; why there is none, if so."""
@@ -96,10 +104,13 @@ class _Search:
         scale = max(1.0, float(np.max(np.abs(self.x))))
         r, changed = 1e-4 * scale, False
         found: list[tuple[float, float]] = []  # (radius, curvature), each resolved
-        for _ in range(10):
+        seen: list[float] = []
+        for _ in range(LADDER):
             plus, minus = yield points([self.given(self.x + r * signs), self.given(self.x - r * signs)])
             second = abs(plus - 2 * self.f + minus)
             changed |= plus != self.f or minus != self.f
+            seen += [plus, minus]
+            self.grid = max(self.grid, self.stairs(seen))
             resolved = second >= RESOLVED * self.noise
             if math.isfinite(second) and resolved:
                 found.append((r, second / (r * r * self.x.size)))
@@ -115,6 +126,14 @@ class _Search:
             return f"f did not change within {r:.3g} of x0; scale x so that f feels such a change"
         self.radius, self.curvature = found[-1] if found else (r, 0.0)
         return None
+
+    def stairs(self, seen: list[float]) -> float:
+        """The smallest difference of values, where one of them is f(x) again and differences are no rounding."""
+        if self.f not in seen:
+            return 0.0
+        values = np.unique([self.f, *(f for f in seen if math.isfinite(f))])
+        width = float(np.min(np.diff(values), initial=math.inf))
+        return width if 1e-6 * abs(self.f) < width < math.inf else 0.0
 
     def steps(self, x: Flat, *, central: bool) -> Flat:
         """h_i at x."""
@@ -155,7 +174,7 @@ class _Search:
             g: Flat = np.where(width != 0, (plus - minus) / width, 0.0)
         return g
 
-    def solve(self, *, central: bool) -> Generator[Points, Values, str]:
+    def solve(self, *, central: bool) -> Routine:
         """Run SciPy from the lowest point."""
         from scipy.optimize import Bounds, minimize
 
@@ -209,8 +228,11 @@ class _Search:
         yield from inverted(work)
         if asked:
             self.trace.counted(asked)
+        if self.grid:
+            self.trace.stationary = False
+            return End(Ending.ITSELF, f"no lower point near x, as far as values show that lie {self.grid:.2g} apart")
         self.trace.stationary = self.at_rest()
-        return "no lower point near x: a local minimum, as far as finite differences show"
+        return End(Ending.ITSELF, "no lower point near x: a local minimum, as far as finite differences show")
 
     def refused(self, ask: Asker, x: Flat, f: float) -> tuple[float, Flat]:
         """(value, gradient) at a trial point that the line search will refuse: only the slope along its line counts."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from zograd.api.ending import End, Ending
 from zograd.api.strategies.base import Points, Problem, Routine, Trace
 from zograd.api.variables import ArrayStore, Flat
 from zograd.core.method import Method
@@ -39,7 +40,7 @@ class OfMenu:
         try:
             while True:
                 if trace.left < run.most_evaluations:
-                    return "budget used"
+                    return End(Ending.BUDGET)
                 record = None
                 while record is None:
                     record = run.tell((yield _points(store, run.ask())))
@@ -48,9 +49,10 @@ class OfMenu:
                 trace.control = run.control
                 trace.step(record)
                 if run.refused_in_a_row >= self.max_failures:
-                    return (
+                    return End(
+                        Ending.FAILURES,
                         f"{self.max_failures} steps in a row had a non-finite value, the last {record.loss} at step "
-                        f"{record.step}"
+                        f"{record.step}; start where f is finite around x0, or pass a smaller lr or mu",
                     )
         finally:
             store.let_go()

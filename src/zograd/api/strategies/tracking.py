@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Generator
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zograd.api.constraints import Evaluated
+from zograd.api.ending import End, Ending
 from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
 from zograd.api.strategies.lagrangian import LEAST, Standing, back, nearest
+from zograd.api.strategies.nested import nested
 from zograd.api.variables import Flat
 
 if TYPE_CHECKING:
@@ -51,15 +52,24 @@ class Tracking:
         trace.began(search.owner.name)
         each = 1 if search.repeats else MEASURED
         reserve = min((1 + ROUNDS) * each, max(trace.left // 10, 1))
-        search.best, trace.fun, trace.stationary = None, None, None
-        message, start = "budget used", [search.merit(v) for v in trace.values_at_start]
+        trace.fun, trace.stationary = None, None
+        end, start = End(Ending.BUDGET), [search.merit(v) for v in trace.values_at_start]
         for _ in range(RUNS):
-            message = yield from self.searched(strategy, start, reserve)
-            if trace.left < 0.5 * self.problem.budget or message == "budget used":
+            end = yield from self.searched(strategy, start, reserve)
+            if trace.left < 0.5 * self.problem.budget or end.kind is Ending.BUDGET:
                 break
             start = []
         yield from self.measured(each)
-        return message
+        self.compared()
+        return end
+
+    def compared(self) -> None:
+        """Where values repeat, the best point that was seen, unless the result is better."""
+        search, trace = self.search, self.trace
+        here, best = trace.standing and trace.standing.value, search.best
+        if search.repeats and best is not None and (here is None or search.better(best.value, here)):
+            search.recommend(best)
+            trace.stationary = trace.standing.settled = None
 
     def searched(self, strategy: Strategy, start: list[float], reserve: int) -> Routine:
         """One run of the inner strategy."""
@@ -69,39 +79,29 @@ class Tracking:
             inner.noise = float(np.std(start, ddof=1))
         sums, number, requests = np.zeros(len(self.rows.kinds)), 0, 0
 
-        def on_step(record: Any) -> None:
-            trace.lr, trace.mu, trace.method, trace.control = inner.lr, inner.mu, inner.method, inner.control
-            trace.step(replace(record, step=trace.steps))
+        def asked(request: Points) -> Points:
+            trace.strategies[1:], trace.position = inner.strategies, inner.position
+            trace.standing = Standing(trace.position(), None, self.search.multipliers(None))
+            return request
 
-        inner.on_step = on_step
-        routine = strategy(inner)
-        try:
-            request = next(routine)
-            while True:
-                trace.strategies[1:] = inner.strategies
-                if request.cost(0) > trace.left - reserve:
-                    return "budget used"
-                values = yield request
-                told = [merit(v) for v in values]
-                for i, value in enumerate(values):
-                    if isinstance(value, Evaluated) and math.isfinite(value):
-                        sums, number = sums + value.c, number + 1
-                        if self.problem.dim <= KEPT:
-                            self.near.append((self.problem.inside(request.make(i)), value.c))
-                requests += 1
-                inner.left = trace.left - reserve
-                if requests >= PERIOD and number >= 4 * (self.problem.dim + 1):
-                    merit.observe(sums / number)
-                    self.search.history.append(merit.multipliers(None))
-                    merit.t = max(merit.t * 0.8, LEAST)
-                    sums, number, requests = np.zeros_like(sums), 0, 0
-                request = routine.send(told)
-                trace.position = inner.position
-                trace.standing = Standing(trace.position(), None, self.search.multipliers(None))
-        except StopIteration as stop:
-            return str(stop.value)
-        finally:
-            routine.close()
+        def told(request: Points, values: Values) -> Values:
+            nonlocal sums, number, requests
+            answers = [merit(v) for v in values]
+            for i, value in enumerate(values):
+                self.search.consider(request, i, value)
+                if isinstance(value, Evaluated) and math.isfinite(value):
+                    sums, number = sums + value.c, number + 1
+                    if self.problem.dim <= KEPT:
+                        self.near.append((self.problem.inside(request.make(i)), value.c))
+            requests += 1
+            if requests >= PERIOD and number >= 4 * (self.problem.dim + 1):
+                merit.observe(sums / number)
+                self.search.history.append(merit.multipliers(None))
+                merit.t = max(merit.t * 0.8, LEAST)
+                sums, number, requests = np.zeros_like(sums), 0, 0
+            return answers
+
+        return (yield from nested(strategy, inner, trace, asked=asked, told=told, reserve=reserve))
 
     def measured(self, each: int) -> Generator[Points, Values, None]:
         """f and c at the result, as means; where a row is violated, at a point nearby where it is not."""
