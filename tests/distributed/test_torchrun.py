@@ -171,3 +171,28 @@ def test_a_job_that_had_not_come_to_a_tape_starts_anew(
     whole = train(s, tmp_path / "run", quiet=True)
     (tmp_path / "run" / "tape.zo").unlink()
     assert train(s, tmp_path / "run", quiet=True)["sha256"] == whole["sha256"]
+
+
+@pytest.mark.parametrize("method", ["residual", pytest.param("node_perturbation", marks=pytest.mark.slow)])
+def test_gradients_of_blocks_are_summed_over_the_processes(tiny_model: Path, tmp_path: Path, method: str) -> None:
+    """Two ranks with a part of the batch each follow one process, to rounding (noise is drawn by rank); they resume."""
+    given: dict[str, Any] = {**SETTINGS, "method": method, "mu": None, "lr": 3e-3, "save_every": 2, "steps": 6}
+    whole = train(TrainSettings(**given, model=str(tiny_model)), tmp_path / "whole", quiet=True)
+    given.pop("mu")
+    short = options(tiny_model, tmp_path / "run", method=method, lr=3e-3, save_every=2, steps=6)
+    at = short.index("--mu")
+    del short[at : at + 2]
+    done = torchrun("-m", "zograd", *short)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    if method == "residual":
+        losses = [[record.loss for record in Tape(tmp_path / name / "tape.zo").records] for name in ("whole", "run")]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert found["evaluations"] == whole["evaluations"]
+
+    script = str(Path(__file__).with_name("killed.py"))
+    parts = [str(tmp_path / "parts") if part == str(tmp_path / "run") else part for part in short]
+    died = torchrun(script, "1@5", str(tmp_path), "--", *parts, restarts=1)
+    assert died.returncode == 0, died.stderr[-2000:]
+    assert (tmp_path / "life 0").exists()
+    assert json.loads(died.stdout.splitlines()[-1])["sha256"] == found["sha256"]

@@ -252,12 +252,14 @@ def test_moments_in_bfloat16_go_on_to_the_same_bits(tiny_model: Path, tmp_path: 
     assert replay(run, None, tmp_path / "weights")["sha256"] == whole["sha256"]
 
 
-def test_adapters_take_a_larger_rate_and_several_processes_are_refused(tiny_model: Path) -> None:
+def test_adapters_take_a_larger_rate_and_processes_take_a_part_each(tiny_model: Path) -> None:
     assert build_method(settings(tiny_model, lr=None)).controller.peak == pytest.approx(2e-4)
     assert build_method(settings(tiny_model, lr=None, train="lora")).controller.peak == pytest.approx(1e-3)
     assert build_method(settings(tiny_model, method="zo_sgd", lr=None, train="lora")).controller.peak > 5e-5
-    with pytest.raises(SettingsError, match="--method residual runs in one process in this release, and here are 2"):
-        resolve(settings(tiny_model), world=2)
+    assert resolve(settings(tiny_model), world=2).shards == 2
+    for more in ({"parallel": "directions"}, {"shards": 4}):
+        with pytest.raises(SettingsError, match="deals one part of the batch to each of 2 processes, and here are"):
+            resolve(settings(tiny_model, **more), world=2)
 
 
 def test_what_does_not_go_together_is_said_before_training(tiny_model: Path, tmp_path: Path) -> None:

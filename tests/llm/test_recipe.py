@@ -38,7 +38,8 @@ def test_what_is_not_given_is_chosen(given: dict[str, Any], expected: dict[str, 
     assert why in said
     assert bool(said) == bool(why)
     assert chosen(new) == (new, "")
-    assert resolve(TrainSettings(dtype="float32"), 2).method == "zo_sgd"
+    assert resolve(TrainSettings(dtype="float32"), 2).method == "residual"
+    assert resolve(TrainSettings(dtype="float32", parallel="directions"), 2).method == "zo_sgd"
 
 
 def test_a_file_and_nothing_else_is_learned(

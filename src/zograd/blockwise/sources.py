@@ -67,7 +67,7 @@ class Blockwise(ABC):
         self._states: list[Tensor] = []
         self._found: dict[int, Tensor] = {}
         self.combine: Callable[[Tensor], Tensor] | None = None
-        """Makes of the gradient of a leaf, flat, that of all processes: their mean."""
+        """Makes of the gradient of a leaf, flat, that of all processes: their sum or mean, as their losses are."""
         self._warned = False
         self._rest: Iterator[int] = iter(())
         self._at = -1

@@ -235,11 +235,6 @@ def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offlo
         )
 
 
-def works_in_several(method: Method[Any]) -> bool:
-    """Whether several processes may share the steps: not where a step looks into the forward of its whole batch."""
-    return not (method.estimator.watches or isinstance(method.estimator, FromBlocks))
-
-
 def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     """The settings with all values filled in that are open: method, dtype "auto", threads, shards.
 
@@ -251,8 +246,14 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     if shards is None:
         points = build_method(s).evaluations
         shards = {"data": world, "directions": 1, "both": world // math.gcd(world, points)}[s.parallel]
-    if world > 1 and not works_in_several(build_method(s)):
+    estimator = build_method(s).estimator
+    if world > 1 and estimator.watches:  # a step looks into the forward of its whole batch
         raise SettingsError(f"--method {s.method} runs in one process in this release, and here are {world}")
+    if isinstance(estimator, FromBlocks) and (s.parallel != "data" or shards != world):
+        raise SettingsError(
+            f"--method {s.method} deals one part of the batch to each of {world} processes, and here are --parallel "
+            f"{s.parallel} and {shards} parts; leave --parallel and --shards out"
+        )
     if shards > s.batch_size:
         raise SettingsError(f"a batch of {s.batch_size} cannot be cut into {shards} parts; raise --batch-size")
     dtype = str(loading.dtype_named(s.dtype)).removeprefix("torch.")

@@ -148,7 +148,7 @@ class Loop:
 
     def _oracle(self, batch: list[Example]) -> Oracle:
         if self.source is not None:
-            return from_blocks(self.source, self.scorer, batch)
+            return from_blocks(self.source, self.scorer, batch, self.peers)
         oracle = self.oracles(batch)
         oracle = oracle if self.p.store.inputs is None else watching(oracle)
         return oracle if self.probes is None else self.probes.counted(oracle)

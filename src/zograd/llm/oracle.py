@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -15,6 +17,7 @@ from zograd.hub import Example
 from zograd.llm import loading
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import TrainSettings
+from zograd.noise import fold
 from zograd.oracles import Batched, Oracle, batched
 from zograd.stores import Store
 
@@ -88,26 +91,44 @@ class BatchOracle:
 
 
 class Forwards:
-    """A batch as a source of gradients sees it: its forwards have at most `AT_ONCE` tokens."""
+    """A batch as a source of gradients sees it: its forwards have at most `AT_ONCE` tokens.
 
-    def __init__(self, scorer: Scorer, batch: Sequence[Example]) -> None:
-        self.scorer, self.batch = scorer, batch
+    share: of this part in the whole batch, whose mean loss it is a summand of.
+    """
+
+    def __init__(self, scorer: Scorer, batch: Sequence[Example], share: float = 1.0) -> None:
+        self.scorer, self.batch, self.share = scorer, batch, share
         self.most = max(1, AT_ONCE // max(scorer.longest(batch)))
 
     def loss(self) -> Tensor:
-        return self.scorer.loss(self.batch, self.most)
+        return self.scorer.loss(self.batch, self.most) * self.share
 
     def terms(self) -> list[Terms]:
-        return self.scorer.terms(self.batch, self.most)
+        found = self.scorer.terms(self.batch, self.most)
+        return [replace(terms, values=terms.values * self.share) for terms in found]
 
     def around(self) -> Around:
         return self.scorer.around
 
 
-def from_blocks(source: Blockwise, scorer: Scorer, batch: Sequence[Example]) -> Oracle:
-    """The oracle of a batch for methods whose gradients come from blocks: the losses of the source's forwards."""
+def from_blocks(source: Blockwise, scorer: Scorer, batch: Sequence[Example], peers: Peers) -> Oracle:
+    """The oracle of a batch for methods whose gradients come from blocks: the losses of the source's forwards.
+
+    The batch is dealt to the processes, each of which draws noise of its own. Traffic: the losses, and for each trained
+    tensor the sum of its gradients, one tensor after the other.
+    """
+    mine = scorer.parts(batch, peers.world)[peers.rank]
+    share = len(mine) / len(batch)
+    source.combine = peers.total if peers.world > 1 else None
 
     def oracle(store: Store, queries: Sequence[Query], key: int) -> list[float]:
-        return source.observe(Forwards(scorer, batch), key)
+        own = fold(key, peers.rank) if peers.rank else key
+        try:
+            losses = source.observe(Forwards(scorer, mine, share), own)
+        except BaseException:
+            peers.exchange((), len(queries), failed=True)
+            raise
+        table = peers.exchange(losses, len(queries))
+        return [math.fsum(row[q] for row in table) for q in range(len(queries))]
 
     return oracle

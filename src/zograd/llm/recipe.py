@@ -22,7 +22,8 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
     if s.method != "auto":
         return s, ""
     asks = {
-        "a batch is cut into parts": world > 1 or s.shards not in (None, 1),
+        "a batch is cut into parts": s.shards not in (None, world),
+        "the processes share directions": s.parallel != "data",
         "compiled blocks have no derivative here": bool(s.compile),
         "a radius is given": s.mu is not None,
         "points are to share a forward": s.together is not None,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from zograd import plugins
-from zograd.core.run import Record
+from zograd.core.run import Record, Run
 from zograd.core.tape import Tape
 from zograd.distributed import Peers
 from zograd.jsons import finite
@@ -26,6 +26,7 @@ from zograd.llm.settings import TrainSettings, parse
 from zograd.runs.identity import base_digest, check_identity
 from zograd.runs.memory import Peak
 from zograd.runs.rundir import Follower, RunDirectory
+from zograd.stores.leaf import tensor_bytes
 
 
 def train(
@@ -188,13 +189,26 @@ def replay_tape(out: Path, work: Work, opened: Opened, peers: Peers) -> tuple[Ru
     with peers.together("replaying the tape"):
         directory = opened.directory if opened.directory is not None else Follower(out, meta)
         tape = opened.tape if opened.tape is not None else Tape(directory.tape_path, opened.tape_bytes)
-        directory.resume(run, tape, last_merge(s, tape.steps) if ride_along(run.method) else None)
+        if not peers.rank or run.method.estimator.replays:
+            directory.resume(run, tape, last_merge(s, tape.steps) if ride_along(run.method) else None)
         if opened.changed:
             stored = s.stored()
             directory.meta["settings"] |= {setting_name(name): stored[setting_name(name)] for name in opened.changed}
             directory.save_meta()
+    if not run.method.estimator.replays:
+        spread(run, peers)
     peers.remember(opened.tape_bytes)
     return directory, tape.records
+
+
+def spread(run: Run[Any], peers: Peers) -> None:
+    """Bring the run in all processes to where rank 0 is: its state, and the bytes of weights and slots, one by one."""
+    if peers.world == 1:
+        return
+    run.load_state_dict(json.loads(peers.broadcast(json.dumps(run.state_dict()).encode())))
+    for tensor in run.store.state_dict().values():
+        sent = peers.broadcast(b"" if peers.rank else bytes(tensor_bytes(tensor)))
+        tensor.copy_(torch.frombuffer(bytearray(sent), dtype=tensor.dtype).view(tensor.shape))
 
 
 def summarise(
