@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def ended(folder: Path, method: str, lr: str, ranks: int) -> list[dict[str, Any]]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    script = str(Path(__file__).with_name("processes.py"))
+    script = str(Path(__file__).with_name("hf_processes.py"))
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),

@@ -272,8 +272,8 @@ def test_a_saved_run_with_such_adapters_scores_as_the_run(tokenizer: Any, tmp_pa
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     s = TrainSettings.model_validate(
-        {"model": str(tmp_path / "base"), "task": "mr", "train": "lora", "lora_targets": targets, "steps": 20,
-         "lr": 3e-3, "batch_size": 8, "train_examples": 32, "eval_examples": 16, "dtype": "float32"}
+        {"model": str(tmp_path / "base"), "task": "mr", "method": "zo_sgd", "train": "lora", "lora_targets": targets,
+         "steps": 20, "lr": 3e-3, "batch_size": 8, "train_examples": 32, "eval_examples": 16, "dtype": "float32"}
     )  # fmt: skip
     result = train(s, tmp_path / "run", quiet=True)
     assert abs(result["eval_loss_after"] - result["eval_loss_before"]) > 1e-4

@@ -184,7 +184,8 @@ def derivative(
 def adds_to_its_input(block: nn.Module, call: Call, number: int) -> bool:
     """Whether a block adds to the stream: with the outputs of all its matrices set to 0, it returns its input.
 
-    Costs one forward of the block. A norm behind the sum (post-norm) changes the input, and the answer is no.
+    A norm behind the sum (post-norm) changes the input, and the answer is no. Numbers that are not finite do not tell,
+    and the answer is yes. Costs one forward of the block.
     """
 
     def nothing(_: nn.Module, __: Any, output: Any) -> Any:
@@ -195,4 +196,5 @@ def adds_to_its_input(block: nn.Module, call: Call, number: int) -> bool:
             if not any(module.children()) and any(t.ndim >= 2 for t in (*module.parameters(), *module.buffers())):
                 stack.callback(module.register_forward_hook(nothing).remove)
         hidden = call.inputs[number]
-        return torch.equal(call.run(block, number, hidden), hidden)
+        found = call.run(block, number, hidden)
+        return torch.equal(found, hidden) or not bool(found.isfinite().all())

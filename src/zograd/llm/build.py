@@ -199,7 +199,7 @@ def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSetting
         other = next(name for name in trained if name not in found)
         raise SettingsError(
             f"--method {s.method} trains tensors inside of the blocks, and --train {s.train} names {other}; use "
-            f"--train full, or a pattern of tensors of the blocks"
+            f"--train full, a pattern of tensors of the blocks, or --method zo_sgd"
         )
     return found
 
@@ -228,7 +228,7 @@ def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offlo
     large = [name for name, slot in method.slots.items() if not isinstance(slot, PerRow | PerColumn | PerLeaf)]
     if large and any(t in pages for t in trained.values()):
         factored = isinstance(method.estimator, FromBlocks)
-        instead = "--set moments=factored" if factored else "a method without them, such as zo_sgd"
+        instead = "--set moments=factored" if factored else "a method without slots, such as zo_sgd or fzoo"
         raise SettingsError(
             f"method {method.name!r} keeps {', '.join(large)} for every trained weight, and --offload moves weights "
             f"only; choose {instead}, or --train lora"

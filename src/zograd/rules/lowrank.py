@@ -74,6 +74,8 @@ class FactorMomentum(Rule[Any]):
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         terms = [(e, c) for e, c in estimate.vector.terms if isinstance(e, Outer)]
+        if not terms:  # a step that is taken back
+            return
         right, before = terms[0][0].right, state.get("right")
         state["right"] = right
         most = 1.0
