@@ -235,6 +235,18 @@ def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offlo
         )
 
 
+def check_dealing(s: TrainSettings, world: int, shards: int) -> None:
+    """Raise SettingsError for a method whose steps cannot be dealt so to `world` processes."""
+    estimator = build_method(s).estimator
+    if world > 1 and estimator.watches:  # a step looks into the forward of its whole batch
+        raise SettingsError(f"--method {s.method} runs in one process in this release, and here are {world}")
+    if isinstance(estimator, FromBlocks) and (s.parallel != "data" or shards != world):
+        raise SettingsError(
+            f"--method {s.method} deals one part of the batch to each of {world} processes, and here are --parallel "
+            f"{s.parallel} and {shards} parts; leave --parallel and --shards out"
+        )
+
+
 def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     """The settings with all values filled in that are open: method, dtype "auto", threads, shards.
 
@@ -246,14 +258,8 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     if shards is None:
         points = build_method(s).evaluations
         shards = {"data": world, "directions": 1, "both": world // math.gcd(world, points)}[s.parallel]
-    estimator = build_method(s).estimator
-    if world > 1 and estimator.watches:  # a step looks into the forward of its whole batch
-        raise SettingsError(f"--method {s.method} runs in one process in this release, and here are {world}")
-    if isinstance(estimator, FromBlocks) and (s.parallel != "data" or shards != world):
-        raise SettingsError(
-            f"--method {s.method} deals one part of the batch to each of {world} processes, and here are --parallel "
-            f"{s.parallel} and {shards} parts; leave --parallel and --shards out"
-        )
+    if (world, shards, s.parallel) != (1, 1, "data"):
+        check_dealing(s, world, shards)
     if shards > s.batch_size:
         raise SettingsError(f"a batch of {s.batch_size} cannot be cut into {shards} parts; raise --batch-size")
     dtype = str(loading.dtype_named(s.dtype)).removeprefix("torch.")
