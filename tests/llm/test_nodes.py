@@ -210,7 +210,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+SLOW = ("blocks", "several draws")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in VARIANTS])
 def test_training_lowers_the_loss_and_goes_on_to_the_same_bits(tiny_model: Path, tmp_path: Path, name: str) -> None:
     s = settings(tiny_model, **VARIANTS[name])
     done = train(s, tmp_path / "run", quiet=True)

@@ -461,7 +461,7 @@ def test_the_settings_know_what_can_be_quantized_to() -> None:
     assert typing.get_args(kinds) == quantizing.QUANTIZE
 
 
-@pytest.mark.parametrize("method", ["residual", "backprop"])
+@pytest.mark.parametrize("method", ["residual", pytest.param("backprop", marks=pytest.mark.slow)])
 def test_adapters_on_quantized_blocks_learn_from_their_derivatives(
     tiny_model: Path, tmp_path: Path, kind: str, method: str
 ) -> None:
