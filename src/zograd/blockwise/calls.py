@@ -114,7 +114,7 @@ def record(
     Costs one forward, and the derivative of what stands behind the last block: norm, rows of the output matrix, loss.
     Raises TypeError for a loss without a derivative there.
     """
-    with _requiring(tail):
+    with requiring(tail):
         with _watched(blocks, first, keep, around) as entered, torch.enable_grad():
             value = loss()
         calls = [call for call in entered if call.output is not None]  # others stopped on their way
@@ -132,7 +132,7 @@ def record(
 
 
 @contextmanager
-def _requiring(tensors: Sequence[Tensor]) -> Iterator[None]:
+def requiring(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Inside, these tensors require grad."""
     try:
         for tensor in tensors:
@@ -172,7 +172,7 @@ def derivative(
     hidden = hidden.detach().requires_grad_(of_input)
     wanted = [*trained, hidden] if of_input else list(trained)
     found: list[Tensor] = []
-    with _requiring(trained):
+    with requiring(trained):
         with torch.set_grad_enabled(bool(wanted)):
             output = call.run(block, number, hidden)
         if wanted:  # zeros where the block does not use a tensor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd import noise
-from zograd.blockwise.calls import Call, observe, record, states_of, with_states
+from zograd.blockwise.calls import Call, observe, record, requiring, states_of, with_states
 from zograd.blockwise.sources import Batch, Residual
 from zograd.stores import Leaf
 
@@ -68,8 +68,9 @@ class Nodes(Residual):
     forward gradient).
 
     draws: pairs of forwards, whose estimates are averaged.
-    center: 1: E is recentred by residual feedback, H + shrink (c_i - <H_i, xi_i>) xi_i with H = dL/dh_L and the inner
-    product over all blocks of an example: unbiased with shrink = 1, residual feedback with shrink = 0. At blocks alone.
+    center: whether residual feedback is the center: H + shrink (c_i - <H_i, xi_i>) xi_i in place of c_i xi_i, with
+    H = dL/dh_L and the inner product over all blocks of an example. Unbiased with shrink = 1, residual feedback with
+    shrink = 0. At blocks alone.
 
     Costs 2 draws forwards (one more with center), and then a forward and the products of each trained layer, or the
     derivative of a block. Memory: the states between two blocks, and the activations of one block.
@@ -138,7 +139,7 @@ class Nodes(Residual):
 
     @contextmanager
     def _perturbed(self, key: int, mu: float) -> Iterator[None]:
-        """Inside, every node returns y + mu xi. The forwards are counted, and the calls of a node within each."""
+        """Inside, every node returns y + mu xi. The noise is that of the node and of the number of the forward."""
         count = -1
 
         def begins(*_: Any) -> None:
@@ -162,18 +163,13 @@ class Nodes(Residual):
     def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
         nodes = self.nodes.get(number, [])
         for k, call in enumerate(self.calls):
-            try:
-                for tensor in trained:
-                    tensor.requires_grad_(True)
+            with requiring(trained):
                 with _cut(nodes) as outputs, torch.set_grad_enabled(bool(trained)):
                     after = call.run(block, number, self._states[k])
                 if trained:
                     signals = [self._signal(node, k, call, y) for node, y in outputs]
                     ys = [y for _, y in outputs]
                     self._add(number, torch.autograd.grad(ys, trained, signals, materialize_grads=True))
-            finally:
-                for tensor in trained:
-                    tensor.requires_grad_(False)
             self._states[k] = after.detach()
 
     def _signal(self, node: int, k: int, call: Call, y: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class NodePerturbation(FromBlocks):
     """g = d/dW sum_i <c_i xi_i, y_i>, c_i = (L_i(y + mu xi) - L_i(y - mu xi)) / 2 mu: see `zograd.blockwise.Nodes`.
 
     mu: the radius on the outputs y, in their units. at: the outputs of "layers" or of "blocks". draws: pairs.
-    center: "residual" recentres E by residual feedback, and `shrink` weighs the correction.
+    center: "residual" adds them, times `shrink`, as a correction to residual feedback.
 
     2 draws evaluations a step, one more with center. ValueError for settings that do not fit.
 

@@ -112,13 +112,13 @@ def load_task(
     """The task of that name, or the one in a `.jsonl`, `.csv` or `.parquet` file.
 
     A file needs either the columns `prompt` and `completion`, or a text and a label. Without label words, each label is
-    its own word, and without a template the prompt is the text and "Label:". A column `split` says
-    train, validation or test. Without it, a hash of the text splits the file 80/10/10: duplicates stay together, and
-    added rows do not change the split of other rows.
+    its own word, and without a template the prompt is the text and "Label:". A column `split` says train, validation or
+    test. Without it, a hash of the text splits the file 80/10/10: duplicates stay together, and added rows do not
+    change the split of other rows.
 
     Args:
         name_or_path: a name of `tasks()` or a path.
-        prompt_template: text with `{column}` fields; default the task's own, or `{text}` for a file with label words.
+        prompt_template: text with `{column}` fields; default the task's own; for a file, see above.
         label_words: mapping from the label in the data to its word, or the words in the order of the labels 0, 1, ...;
             also the text `"0= terrible,1= great"`. Words usually begin with a space.
         text_column: for a file, the column that the field `{text}` stands for; default "text".
@@ -273,13 +273,13 @@ def _from_file(
             splits[record.split(split_by or ("prompt",), seed)].append(example)
     else:
         label = "label" if label_column is None else label_column
-        if prompt_template is None and text_column is None and (words or _text_of(columns, label) is None):
+        text = "text" if text_column is not None else None if words else _text_of(columns, label)
+        if prompt_template is None and text is None:
             raise TaskError(
                 f"{path} has the columns {', '.join(columns)}: give a prompt template such as "
                 f"'{{{columns[0]}}} It was' and label words, or use the columns prompt and completion."
             )
-        default = "{text}" if words or text_column is not None else f"{{{_text_of(columns, label)}}}"
-        template = Template(default + ("" if words else ASKS) if prompt_template is None else prompt_template)
+        template = Template(f"{{{text}}}{'' if words else ASKS}" if prompt_template is None else prompt_template)
         template.check(columns, path)
         if label not in columns:
             raise TaskError(

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
 from zograd.blockwise import Around, Blockwise, Terms
-from zograd.core.query import Query
 from zograd.core.run import Record
 from zograd.distributed import Peers, shared
 from zograd.hub import Example
 from zograd.llm import loading
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import TrainSettings
-from zograd.noise import fold
 from zograd.oracles import Batched, Oracle, batched
-from zograd.stores import Store
 
 TOGETHER = "together"
 """The meter of a step after which fewer points share a forward than before: how many, 0 for one at a time."""
@@ -91,21 +86,17 @@ class BatchOracle:
 
 
 class Forwards:
-    """A batch as a source of gradients sees it: its forwards have at most `AT_ONCE` tokens.
+    """A batch as a source of gradients sees it: its forwards have at most `AT_ONCE` tokens."""
 
-    share: of this part in the whole batch, whose mean loss it is a summand of.
-    """
-
-    def __init__(self, scorer: Scorer, batch: Sequence[Example], share: float = 1.0) -> None:
-        self.scorer, self.batch, self.share = scorer, batch, share
+    def __init__(self, scorer: Scorer, batch: Sequence[Example]) -> None:
+        self.scorer, self.batch = scorer, batch
         self.most = max(1, AT_ONCE // max(scorer.longest(batch)))
 
     def loss(self) -> Tensor:
-        return self.scorer.loss(self.batch, self.most) * self.share
+        return self.scorer.loss(self.batch, self.most)
 
     def terms(self) -> list[Terms]:
-        found = self.scorer.terms(self.batch, self.most)
-        return [replace(terms, values=terms.values * self.share) for terms in found]
+        return self.scorer.terms(self.batch, self.most)
 
     def around(self) -> Around:
         return self.scorer.around
@@ -117,18 +108,12 @@ def from_blocks(source: Blockwise, scorer: Scorer, batch: Sequence[Example], pee
     The batch is dealt to the processes, each of which draws noise of its own. Traffic: the losses, and for each trained
     tensor the sum of its gradients, one tensor after the other.
     """
-    mine = scorer.parts(batch, peers.world)[peers.rank]
-    share = len(mine) / len(batch)
-    source.combine = peers.total if peers.world > 1 else None
+    parts = scorer.parts(batch, peers.world)
+    shares = [len(part) / len(batch) for part in parts]
+    if peers.world > 1:
+        source.combine = lambda gradient: peers.total(gradient * shares[peers.rank])
 
-    def oracle(store: Store, queries: Sequence[Query], key: int) -> list[float]:
-        own = fold(key, peers.rank) if peers.rank else key
-        try:
-            losses = source.observe(Forwards(scorer, mine, share), own)
-        except BaseException:
-            peers.exchange((), len(queries), failed=True)
-            raise
-        table = peers.exchange(losses, len(queries))
-        return [math.fsum(row[q] for row in table) for q in range(len(queries))]
+    def own(part: int) -> Oracle:
+        return lambda store, queries, key: source.observe(Forwards(scorer, parts[part]), key)
 
-    return oracle
+    return shared(lambda part, rows=None: scorer.loss(parts[part]), peers, weights=shares, oracle=own)

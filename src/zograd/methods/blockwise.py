@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from zograd.core.method import Method
@@ -29,8 +30,6 @@ def _method(
     if moments not in ("full", "bfloat16", "factored"):
         raise ValueError(f"moments are 'full', 'bfloat16' (both Adam) or 'factored' (Adafactor), got {moments!r}")
     rule: Rule[None] = Adafactor() if moments == "factored" else Adam(beta1, beta2, eps, moments)
-    if isinstance(estimator, NodePerturbation):
-        return Method(estimator, Rademacher(), rule, lr=lr, mu=estimator.mu, weight_decay=weight_decay)
     return Method(estimator, Rademacher(), rule, lr=lr, weight_decay=weight_decay)
 
 
@@ -99,4 +98,4 @@ def node_perturbation(
     recentres it by residual feedback, and `shrink` weighs that correction.
     """
     estimator = NodePerturbation(mu=mu, at=at, draws=draws, center=center, shrink=shrink)
-    return _method(estimator, lr, beta1, beta2, eps, moments, weight_decay)
+    return replace(_method(estimator, lr, beta1, beta2, eps, moments, weight_decay), mu=mu)

@@ -53,6 +53,14 @@ class Layout:
         ends = zip(self.rows, self.starts, self.lengths, strict=True)
         return [(row, slice(start, start + length)) for row, start, length in ends]
 
+    @functools.cached_property
+    def owners(self) -> Tensor:
+        """int64 [count, width]: the sequence of each token, -1 for padding."""
+        owner = torch.full((self.count, self.width), -1)
+        for i, (row, columns) in enumerate(self.cells):
+            owner[row, columns] = i
+        return owner
+
     def inputs(
         self,
         sequences: Sequence[Sequence[int]],
@@ -69,17 +77,16 @@ class Layout:
             it followed the sequence alone.
         """
         ids = torch.full((self.count, self.width), pad)
-        owner = torch.full((self.count, self.width), -1)
+        owner = self.owners
         positions = torch.zeros(self.count, self.width, dtype=torch.int64)
         # the number of the tail of a token, from 1 on; 0 in the sequence itself
         tail = torch.zeros(self.count, self.width, dtype=torch.int64)
         behind = [token for t in tails for token in t]
         number = [k for k, t in enumerate(tails, 1) for _ in t]
         step = [j for t in tails for j in range(len(t))]
-        for i, ((row, here), sequence) in enumerate(zip(self.cells, sequences, strict=True)):
+        for (row, here), sequence in zip(self.cells, sequences, strict=True):
             n = len(sequence)
             ids[row, here] = torch.tensor([*sequence, *behind])
-            owner[row, here] = i
             positions[row, here] = torch.tensor([*range(n), *(n + j for j in step)])
             tail[row, here] = torch.tensor([0] * n + number)
         common = {"input_ids": ids.to(device), "use_cache": False}

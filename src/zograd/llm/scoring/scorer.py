@@ -235,7 +235,7 @@ class Scorer:
     @property
     def filled(self) -> Tensor:
         """bool [rows, width]: the positions that hold tokens in the forward under way, or in the last one."""
-        return self._cells(self._shape, 1) >= 0
+        return (self._shape.owners >= 0).to(self.device)
 
     def _inputs(
         self, sequences: Sequence[ScoredTokens], layout: Layout, copies: int, tails: Sequence[Sequence[int]]
@@ -346,10 +346,7 @@ class Scorer:
 
     def _cells(self, layout: Layout, each: int) -> Tensor:
         """int64 [rows, width]: the example of each token, of which each has so many sequences; -1 for padding."""
-        cells = torch.full((layout.count, layout.width), -1)
-        for i, (row, columns) in enumerate(layout.cells):
-            cells[row, columns] = i // each
-        return cells.to(self.device)
+        return (layout.owners // each).to(self.device)  # -1 // each is -1
 
     def copy_losses(self, examples: Sequence[Example], copies: int, most: int = 64) -> Tensor:
         """float32 [copies]: mean loss of a batch on each branch."""
