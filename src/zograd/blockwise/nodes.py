@@ -42,9 +42,17 @@ class Terms:
         at = self.owners * width + self.columns
         changes = torch.zeros(examples * width, device=self.values.device)
         changes.index_add_(0, at, (self.values - other.values) / (2.0 * mu))
-        behind = changes.view(examples, width).flip(1).cumsum(1).flip(1)
-        columns = torch.arange(width, device=behind.device)
-        return torch.where(self.cells >= 0, behind[self.cells.clamp(min=0), columns], 0.0)
+        return behind(changes.view(examples, width), self.cells)
+
+
+def behind(values: Tensor, owners: Tensor) -> Tensor:
+    """float32 [rows, width]: the sum at and behind the column of each token of what its owner has there; 0 for padding.
+
+    values: [owners, width]. owners: int64 [rows, width], the owner of each token, -1 for padding.
+    """
+    sums = values.flip(1).cumsum(1).flip(1)
+    columns = torch.arange(sums.shape[1], device=sums.device)
+    return torch.where(owners >= 0, sums[owners.clamp(min=0), columns], 0.0)
 
 
 @dataclass
@@ -164,7 +172,7 @@ class Nodes(Residual):
         nodes = self.nodes.get(number, [])
         for k, call in enumerate(self.calls):
             with requiring(trained):
-                with _cut(nodes) as outputs, torch.set_grad_enabled(bool(trained)):
+                with cut(nodes) as outputs, torch.set_grad_enabled(bool(trained)):
                     after = call.run(block, number, self._states[k])
                 if trained:
                     signals = [self._signal(node, k, call, y) for node, y in outputs]
@@ -204,7 +212,7 @@ def layers_of(block: nn.Module, trained: set[int]) -> list[nn.Module]:
 
 
 @contextmanager
-def _cut(nodes: Sequence[tuple[int, nn.Module]]) -> Iterator[list[tuple[int, Tensor]]]:
+def cut(nodes: Sequence[tuple[int, nn.Module]]) -> Iterator[list[tuple[int, Tensor]]]:
     """Inside, autograd sees each node alone: no graph leads into it or out of it. Yields (number, output)."""
     outputs: list[tuple[int, Tensor]] = []
 

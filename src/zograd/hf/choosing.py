@@ -107,10 +107,10 @@ def choose(
         parts = parts if isinstance(found, str) or refusal else found
     elif needs_blocks(method):
         name = method if isinstance(method, str) else method.name
-        found = parts_of(model, tensors, residual=name == "residual")
+        found = parts_of(model, tensors, residual=name.endswith("residual"))
         if isinstance(found, str):
             raise UsageError(f"method={name!r} does not fit: {found}. Use method='zo_sgd', or None for a choice")
-        if name not in ("residual", "backprop"):
+        if name not in ("residual", "forward_residual", "backprop"):
             raise UsageError(
                 f"method={name!r} needs the loss of each example, and a Trainer gives their mean; use 'residual', or "
                 f"zograd train"

@@ -235,7 +235,12 @@ class Scorer:
     @property
     def filled(self) -> Tensor:
         """bool [rows, width]: the positions that hold tokens in the forward under way, or in the last one."""
-        return (self._shape.owners >= 0).to(self.device)
+        return self.owners >= 0
+
+    @property
+    def owners(self) -> Tensor:
+        """int64 [rows, width]: the sequence of each token in the forward under way, or in the last one; -1: padding."""
+        return self._shape.owners.to(self.device)
 
     def _inputs(
         self, sequences: Sequence[ScoredTokens], layout: Layout, copies: int, tails: Sequence[Sequence[int]]
