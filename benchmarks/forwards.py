@@ -41,7 +41,8 @@ COMPLETIONS = "completions"
 
 FORWARDS = {"residual": 4.0, "forward_residual": 4.0, "backprop": 4.0, "node_perturbation": 4.0, "zo_sgd": 2.0}
 """Forwards of the trained blocks in a step: a backward counts for two. `residual` and `backprop` make a forward, run
-each block again and take its derivative; `forward_residual` runs each block three times again; `node_perturbation` makes two, and one with the products of its layers."""
+each block again and take its derivative; `forward_residual` makes one, and runs each block three times;
+`node_perturbation` makes two, and one with the products of its layers."""
 
 EVALUATIONS = 60
 """Evaluations by values alone for each step of the others: 3,000 beside 50 steps."""
