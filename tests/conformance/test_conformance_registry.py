@@ -15,7 +15,7 @@ import zograd
 from zograd import estimators, laws, methods, rules, spaces
 from zograd.core.parts import concrete
 from zograd.core.run import Run
-from zograd.estimators import Estimator, FromBlocks, NodePerturbation, Watching
+from zograd.estimators import Estimator, ForwardResidual, FromBlocks, NodePerturbation, Watching
 from zograd.laws import Law, OnLayerInputs
 from zograd.learning_rate import Measured
 from zograd.learning_rate.levels import Levels
