@@ -8,6 +8,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,16 @@ from zograd.llm.loading import offloaded as offloading
 from zograd.llm.oracle import Forwards, points_of
 from zograd.llm.recipe import chosen
 from zograd.llm.scoring.batches import Batches
-from zograd.llm.scoring.scorer import Scorer
+from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.llm.stages import Stages
 from zograd.methods import MENU
 from zograd.methods.defaults import FULL, LORA, SCALES, Shape, language_model
 from zograd.offload.mapped import Offloaded, Pages
 from zograd.offload.streamed import Streamed
 from zograd.rules import SGD
 from zograd.runs.identity import identity
-from zograd.runs.memory import Peak, keep_freed
+from zograd.runs.memory import keep_freed
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
 
@@ -134,7 +136,7 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     method = build_method(s, module)
     layers = s.layers
     if s.train == "lora":
-        spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets), s.layers)
+        spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets or ()), s.layers)
         module, layers = loading.attach_lora(model, spec, s.seed), None
     trained = loading.select(module, s.train, layers=layers)
     if s.lora_init == "activations":
@@ -279,7 +281,6 @@ class Work:
     held_out: list[Any]
     data: dict[str, Any]
     """Description of the examples for run.json."""
-    inference: Peak
 
 
 def examples_of(s: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
@@ -330,14 +331,29 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
             )
 
 
-def set_up(s: TrainSettings, folder: Path, *, stored: bool = False) -> Work:
+def set_up(s: TrainSettings, folder: Path, *, stored: bool = False, stages: Stages | None = None) -> Work:
     """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take.
 
-    stored: whether the folder holds this run already.
+    stored: whether the folder holds this run already. stages: shows what is done.
     """
-    task, examples, held_out = examples_of(s)
+    stages = Stages(quiet=True) if stages is None else stages
+    with stages.stage(f"reading {s.task}"):
+        task, examples, held_out = examples_of(s)
     announce(task, s, examples, held_out)
-    p = prepare(s, folder)
+    with stages.stage("importing transformers"), suppress(ImportError):  # the loader says what is missing
+        loading.silence()
+        from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
+    with stages.stage(f"loading {s.model}"):
+        p = prepare(s, folder)
+    with stages.stage(f"reading the weights and {len(examples) + len(held_out):,} examples, trying the model"):
+        return _tried(s, folder, stored, p, task, examples, held_out)
+
+
+def _tried(
+    s: TrainSettings, folder: Path, stored: bool, p: Prepared, task: Task, examples: list[Example],
+    held_out: list[Example],
+) -> Work:  # fmt: skip
+    """See `set_up`: the work with a model and its examples, which are encoded, and a scorer that has checked both."""
     batches = Batches(examples, s.batch_size, s.seed)
     if s.lora_init == "activations" and not (stored and lora_init.load(p.model, folder)):
         seen = [batches[k] for k in range(lora_init.BATCHES)]
@@ -352,14 +368,14 @@ def set_up(s: TrainSettings, folder: Path, *, stored: bool = False) -> Work:
         p.store.inputs.filled = lambda: scorer.filled
     if isinstance(p.store.source, Blockwise) and p.store.source.adds:
         check_stream(p.store.source, scorer, s)
-    with Peak(s.device) as inference:
-        scorer.infer(batches[0], held_out)
-    scorer.remember([*examples, *held_out])
+    parts = [part for batch in batches.first_uses() for part in scorer.parts(batch, s.shards or 1)]
+    evaluated = [[held_out[i] for i in bucket] for bucket in scorer.buckets(held_out, EVALUATION)]
+    scorer.group([*parts, *evaluated])
     data = {
         "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
         "sha256": digest(task, examples, held_out),
     }  # fmt: skip
-    return Work(p, base, scorer, batches, held_out, data, inference)
+    return Work(p, base, scorer, batches, held_out, data)
 
 
 def choose_compiling(work: Work, s: TrainSettings) -> dict[str, Any]:

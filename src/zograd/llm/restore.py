@@ -135,8 +135,10 @@ def check_trained(meta: Mapping[str, Any], trained: Mapping[str, Tensor]) -> Non
         )
 
 
-def metrics_before(meta: Mapping[str, Any]) -> Metrics:
-    """The evaluation before the first step. Raises RunError if run.json does not hold it."""
+def metrics_before(meta: Mapping[str, Any]) -> Metrics | None:
+    """The evaluation before the first step; None for a run without. Raises RunError if run.json does not hold it."""
+    if meta["settings"].get("baseline") is False:
+        return None
     try:
         before = Metrics(**meta["metrics_before"])
         numbers = (before.value, before.loss, before.calibrated, before.majority)

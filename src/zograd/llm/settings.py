@@ -127,8 +127,12 @@ class TrainSettings(BaseModel):
         "layer, fixed; B alone is trained.",
         TRAINED,
     )
-    lora_targets: list[str] = setting(
-        None, "Modules that get LoRA adapters.", TRAINED, form="name,...", factory=lambda: ["q_proj", "v_proj"]
+    lora_targets: list[str] | None = setting(
+        None,
+        "Modules that get LoRA adapters.",
+        TRAINED,
+        form="name,...",
+        unset="those that peft takes for the architecture, else all linear layers of the blocks",
     )
     rounding: Literal["stochastic", "split", "nearest"] = setting(
         "stochastic", "How 16-bit weights are updated.", TRAINED
@@ -164,6 +168,7 @@ class TrainSettings(BaseModel):
     draw: Literal["random", "first"] = setting(
         "random", "Which examples of a file are used, where that is not all of them.", DATA
     )
+    baseline: bool = setting(True, "Evaluate the model before the first step.", CHECKS)
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
     save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)
     max_failures: int = setting(10, "Failed steps in a row after which the run stops.", CHECKS, ge=1)

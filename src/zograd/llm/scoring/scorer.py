@@ -10,7 +10,7 @@ Completion: mean negative log-likelihood of the tokens of the completion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+TOGETHER = 64
+"""Largest number of examples in one forward of a batch."""
 EVALUATION = 32
 """Largest number of examples in one forward of an evaluation."""
 SAMPLE = 16
@@ -50,7 +52,7 @@ class Scorer:
     model: a causal language model of transformers, with or without peft adapters, on any device.
     task: the task. Its examples are encoded when they are first used, and kept.
     trained: the trained tensors. If all of them are in upper blocks, `cache_prefix=True` stores the activations of the
-        frozen lower blocks of each example after its first forward.
+        frozen lower blocks of each example after its first forward (`group`).
     max_length: the longest sequence; None: the limit of the model. A longer prompt raises TaskError.
 
     Cost: some forwards of at most 50 tokens, which check the model. Raises ModelError for a model that is not causal,
@@ -86,6 +88,8 @@ class Scorer:
         self.label_ids = torch.tensor([w[0] for w in self.words], device=self.device) if self.single else None
         self.prefix: Prefix | None = None
         self._numbers: dict[ScoredTokens, int] = {}
+        self._groups: list[list[ScoredTokens]] = []
+        self._group: dict[ScoredTokens, int] = {}
         self._encoded: dict[Example, list[ScoredTokens]] = {}
         self.packs, self.answers = False, None
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -218,10 +222,8 @@ class Scorer:
         self._shape = layout = self.layout([len(s.ids) + behind for s in sequences])
         if self.prefix is None:
             return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
-        numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in sequences]
-        if any(n not in self.prefix.kept for n in numbers):
-            with torch.no_grad(), self.prefix.record(numbers, layout):
-                backbone(**self._inputs(sequences, layout, 1, tails))
+        self._store(sequences)
+        numbers = [self._numbers[s] for s in sequences]
         if self.prefix.last_only:  # one position with any token: its states are recalled
             layout = padded_layout([1] * len(sequences))
             sequences = [ScoredTokens((1,), 1)] * len(sequences)
@@ -244,23 +246,60 @@ class Scorer:
         inputs = layout.inputs([s.ids for s in sequences], self.pad, self.device, self.base.dtype, tails)
         return {k: v if isinstance(v, bool) else torch.cat([v] * copies) for k, v in inputs.items()}
 
-    def _remembered(self, examples: Sequence[Example]) -> bool:
-        assert self.prefix is not None
-        return all(self._numbers.get(s, -1) in self.prefix.kept for e in examples for s in self.encode(e))
+    def group(self, groups: Iterable[Sequence[Example]]) -> None:
+        """Say which examples share forwards when the states of the frozen prefix are stored: those of a group.
 
-    @torch.no_grad()
-    def remember(self, examples: Sequence[Example]) -> None:
-        """Store the activations of the frozen prefix of all examples, in an order that depends on the examples alone.
+        All of a group are stored when the first of them is needed. The last bits of an activation depend on the batch
+        in which it is computed; so they depend on the groups, and not on the step at which a run was interrupted. An
+        example belongs to the first of its groups, and one without a group to whatever is stored with it.
+        """
+        if self.prefix is None:
+            return
+        groups = list(groups)
+        if self.answers is not None and not all(self._tails(self.encode(e)) for group in groups for e in group):
+            self.answers = None  # what is stored for an example may not depend on others
+            self._encoded.clear()
+        for group in groups:
+            new = dict.fromkeys(s for e in group for s in self.encode(e) if s not in self._group)
+            self._group |= dict.fromkeys(new, len(self._groups))
+            self._groups.append(list(new))
 
-        The last bits of an activation depend on the batch in which it is computed. Since all are computed beforehand,
-        they do not depend on the step at which a run was interrupted.
+    def remember(self, examples: Sequence[Example], progress: Callable[[float], object] | None = None) -> None:
+        """Store the states of the frozen prefix of these examples, and of their groups, that are not stored yet.
+
+        progress: called after each forward with its number of sequences.
         """
         if self.prefix is not None:
-            if self.answers is not None and not all(self._tails(self.encode(e)) for e in examples):
-                self.answers = None  # what is stored for an example may not depend on others
-                self._encoded.clear()
-            for bucket in self.buckets(examples):
-                self._hidden([s for i in bucket for s in self.encode(examples[i])])
+            self._store([s for e in examples for s in self.encode(e)], progress)
+
+    def unknown(self, examples: Sequence[Example]) -> int:
+        """How many sequences `remember` would run forward for these examples."""
+        if self.prefix is None:
+            return 0
+        return sum(map(len, self._missing([s for e in examples for s in self.encode(e)])))
+
+    def _missing(self, sequences: Sequence[ScoredTokens]) -> list[list[ScoredTokens]]:
+        """Those without stored states, with all of their groups."""
+        assert self.prefix is not None
+        kept = self.prefix.kept
+        missing = [s for s in dict.fromkeys(sequences) if self._numbers.get(s, -1) not in kept]
+        groups = dict.fromkeys(self._group[s] for s in missing if s in self._group)
+        alone = [s for s in missing if s not in self._group]
+        return [*(self._groups[n] for n in groups), *([alone] if alone else [])]
+
+    @torch.no_grad()
+    def _store(self, sequences: Sequence[ScoredTokens], progress: Callable[[float], object] | None = None) -> None:
+        assert self.prefix is not None
+        for part in self._missing(sequences):
+            behind = sum(map(len, self._tails(part)))
+            lengths = [len(s.ids) + behind for s in part]
+            for bucket in length_buckets(lengths, TOGETHER, packs=self.packs):
+                some, layout = [part[i] for i in bucket], self.layout([lengths[i] for i in bucket])
+                numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in some]
+                with self.prefix.record(numbers, layout):
+                    heads.backbone_of(self.base)(**self._inputs(some, layout, 1, self._tails(some)))
+                if progress is not None:
+                    progress(len(some))
 
     def _logits(self, hidden: Tensor, ids: Tensor | None, copies: int = 1) -> Tensor:
         """float32 logits of rows of hidden states; with `ids`, of these tokens only."""
@@ -317,7 +356,7 @@ class Scorer:
             return None
         return torch.tensor([e.label for e in examples], device=self.device)
 
-    def loss(self, examples: Sequence[Example], most: int = 64) -> Tensor:
+    def loss(self, examples: Sequence[Example], most: int = TOGETHER) -> Tensor:
         """Mean loss of a batch. It is cut into buckets of similar lengths, so that little is spent on padding.
 
         most: examples in one forward.
@@ -325,7 +364,7 @@ class Scorer:
         return self.copy_losses(examples, 1, most)[0]
 
     @torch.no_grad()
-    def terms(self, examples: Sequence[Example], most: int = 64) -> list[Terms]:
+    def terms(self, examples: Sequence[Example], most: int = TOGETHER) -> list[Terms]:
         """What `loss` sums up, for each of its forwards: token by token in completions, else one term an example."""
         buckets = self.buckets(examples, most)
         return [self._terms([examples[i] for i in bucket], len(examples)) for bucket in buckets]
@@ -348,33 +387,37 @@ class Scorer:
         """int64 [rows, width]: the example of each token, of which each has so many sequences; -1 for padding."""
         return (layout.owners // each).to(self.device)  # -1 // each is -1
 
-    def copy_losses(self, examples: Sequence[Example], copies: int, most: int = 64) -> Tensor:
+    def copy_losses(self, examples: Sequence[Example], copies: int, most: int = TOGETHER) -> Tensor:
         """float32 [copies]: mean loss of a batch on each branch."""
         buckets = self.buckets(examples, most)
         parts = [self.losses([examples[i] for i in bucket], copies).view(copies, -1) for bucket in buckets]
         return torch.cat(parts, 1).mean(1)
 
     @torch.no_grad()
-    def infer(self, batch: Sequence[Example], held_out: Sequence[Example]) -> None:
-        """Run the full forwards of inference, to measure them: a training batch, and the largest evaluation batch."""
-        prefix, self.prefix = self.prefix, None
-        self.loss(batch)
-        if held_out:
-            parts = [[held_out[i] for i in bucket] for bucket in self.buckets(held_out, EVALUATION)]
-            self.scores(max(parts, key=lambda part: self.layout(self.lengths(part)).tokens))
-        self.prefix = prefix
+    def infer(self, batch: Sequence[Example], held_out: Sequence[Example], *, evaluated: bool = False) -> None:
+        """Run the largest forward of inference on a training batch and in an evaluation, to measure its memory.
 
-    def _recalled(self, examples: Sequence[Example]) -> bool:
-        """Whether a forward of these examples computes their last position alone."""
-        return self.prefix is not None and self.prefix.last_only and self._remembered(examples)
+        evaluated: the forwards of the evaluation have been made. What is stored in these forwards is not computed
+        again.
+        """
+        candidates = [[batch[i] for i in bucket] for bucket in self.buckets(batch)]
+        evaluations = [[held_out[i] for i in bucket] for bucket in self.buckets(held_out, EVALUATION)]
+        largest = max([*candidates, *evaluations], key=lambda part: self.layout(self.lengths(part)).tokens)
+        if not (evaluated and largest in evaluations):
+            self.scores(largest)
+
+    @property
+    def _last_only(self) -> bool:
+        """Whether a forward computes the last position of each example alone."""
+        return self.prefix is not None and self.prefix.last_only
 
     def longest(self, examples: Sequence[Example]) -> list[int]:
         """Number of tokens that a forward computes of each example: 1 if the states of the others are stored."""
-        if self._recalled(examples):
+        if self._last_only:
             return [1] * len(examples)
         return [max(self.lengths([e])) for e in examples]
 
-    def buckets(self, examples: Sequence[Example], most: int = 64) -> list[list[int]]:
+    def buckets(self, examples: Sequence[Example], most: int = TOGETHER) -> list[list[int]]:
         """Positions sorted by length and cut into batches of at most `most`, at the least total cost.
 
         See `zograd.llm.scoring.batches.length_buckets`. Batches of one token an example may hold 1024 of them.
@@ -388,8 +431,7 @@ class Scorer:
         With more tokens a matrix product gets no faster, and activations no longer fit the processor's cache.
         """
         parts = [self.lengths([examples[i] for i in bucket]) for bucket in self.buckets(examples)]
-        recalled = self._recalled(examples)
-        widest = max(len(part) if recalled else self.layout(part).tokens for part in parts)
+        widest = max(len(part) if self._last_only else self.layout(part).tokens for part in parts)
         return max(1, SATURATED // widest)
 
     def parts(self, examples: Sequence[Example], count: int) -> list[list[Example]]:
@@ -406,12 +448,13 @@ class Scorer:
         self,
         examples: Sequence[Example],
         *,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[float], object] | None = None,
         peers: Peers | None = None,
     ) -> Metrics:
         """Metrics over examples.
 
-        progress: called after each forward with its number of examples. peers: the forwards are dealt to them.
+        progress: called after each forward with the number of examples that it has done, or the share of them where it
+            stores their states. peers: the forwards are dealt to them.
         Cost: one forward of each example, or of each of its classes. Raises TaskError without examples.
         """
         peers = Peers() if peers is None else peers
@@ -420,11 +463,31 @@ class Scorer:
         classes = len(self.words) if self.task.kind == "classification" else 1
         scores = torch.zeros(len(examples), classes)
         for number, bucket in enumerate(self.buckets(examples, EVALUATION)):
+            part, left = [examples[i] for i in bucket], float(len(bucket))
             if number % peers.world == peers.rank:
-                scores[torch.tensor(bucket)] = self.scores([examples[i] for i in bucket]).cpu()
+                left -= self._stored_for(part, progress)
+                scores[torch.tensor(bucket)] = self.scores(part).cpu()
             if progress is not None:
-                progress(len(bucket))
+                progress(left)
         return metrics_of(peers.total(scores).to(self.device), self._labels(examples))
+
+    def _stored_for(self, part: Sequence[Example], progress: Callable[[float], object] | None) -> float:
+        """Store the states of a part of an evaluation; what `progress` was told of it: its share in the forwards."""
+        told = 0.0
+        if self.prefix is not None and progress is not None:
+            below, sequences = (
+                self.prefix.below / len(loading.blocks(self.base)),
+                sum(len(self.encode(e)) for e in part),
+            )
+
+            def tell(count: float) -> None:
+                nonlocal told
+                done = min(count * len(part) / sequences, len(part) - told) * below
+                told += done
+                progress(done)
+
+            self.remember(part, tell)
+        return told
 
     def why_not_finite(self, metrics: Metrics) -> str | None:
         """One sentence for metrics of scores that are not finite; None where all are finite."""
