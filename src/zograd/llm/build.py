@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
-from zograd.blockwise import Blockwise, adds_to_its_input, record
 from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
@@ -29,8 +28,10 @@ from zograd.llm import loading, lora_init
 from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.inputs import InputsOfLeaves
 from zograd.llm.loading import offloaded as offloading
-from zograd.llm.oracle import Forwards, points_of
-from zograd.llm.recipe import chosen
+from zograd.llm.loading.errors import ModelError, first_line
+from zograd.llm.oracle import points_of
+from zograd.llm.parts import parts_of
+from zograd.llm.recipe import chosen, instead
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -58,6 +59,8 @@ class Prepared:
     run: Run[Any]
     pages: Offloaded | None = None
     """Where offloaded weights are; None without offload."""
+    why: str = ""
+    """What is trained, by which method and why, where the method was chosen."""
     replay_seconds: float = 0.0
     """Time that the replay of a tape took (`restore`)."""
 
@@ -105,10 +108,13 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
         raise SettingsError(f"method {s.method!r} does not work on positive scales: {e}") from e
 
 
-def prepare(s: TrainSettings, folder: Path) -> Prepared:
+def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = "") -> Prepared:
     """Load the base model, attach adapters, choose the trained tensors, and make the store and the run.
 
     folder: the folder of the run. Weights that are offloaded to the disk are trained in a working copy there.
+    trying: test on a few tokens whether the blocks of the model fit the method. why: the reason of a method that was
+        chosen (`llm.recipe`); where that one does not fit, another one is, and its reason is in the result.
+
     Raises SettingsError and ModelError.
     """
     if s.train == "prefix":
@@ -124,7 +130,6 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     for name in refused:
         if getattr(s, name):
             raise SettingsError(f"--method {s.method} does not go with --{name} in this release; leave one out")
-    pages: Offloaded | None = None
     mapped: Pages | None = None
     if s.offload == "disk":
         model, tokenizer, mapped = offloading.load(s.model, dtype=s.dtype, scratch=folder)
@@ -138,6 +143,39 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     if s.train == "lora":
         spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets or ()), s.layers)
         module, layers = loading.attach_lora(model, spec, s.seed), None
+    if trying and isinstance(estimator, FromBlocks):
+        reason = misfit(s, module, estimator, layers)
+        if reason and why:
+            s, why = instead(s, reason, exact=misfit(s, module, FromBlocks("backprop"), layers) is None)
+            estimator, layers = build_method(s).estimator, s.layers if s.train != "lora" else None
+            method = build_method(s, module)
+        elif reason:
+            raise SettingsError(f"--method {s.method} does not fit: {reason}. Use --method backprop, or zo_sgd")
+    return _prepared(s, folder, module, tokenizer, method, layers, mapped, why)
+
+
+def misfit(s: TrainSettings, module: nn.Module, estimator: FromBlocks, layers: int | None) -> str | None:
+    """Why a model cannot give the gradients of its blocks as this estimator takes them; None if it can.
+
+    Cost: one forward of a few tokens, and one more of each trained block.
+    """
+    if loading.is_scales(s.train):
+        return None  # they are made with the store, and the models that have them are causal and add
+    try:
+        trained = inside(loading.blocks(module), loading.select(module, s.train, layers=layers), s)
+        found = parts_of(module, trained, residual=estimator.adds)
+    except ModelError as e:
+        return first_line(e)
+    return found if isinstance(found, str) else None
+
+
+def _prepared(
+    s: TrainSettings, folder: Path, module: nn.Module, tokenizer: Any, method: Method[Any], layers: int | None,
+    mapped: Pages | None, why: str,
+) -> Prepared:  # fmt: skip
+    """See `prepare`: what is trained, with its store and its run."""
+    estimator, model = method.estimator, loading.plain_model(module)
+    pages: Offloaded | None = None
     trained = loading.select(module, s.train, layers=layers)
     if s.lora_init == "activations":
         trained = lora_init.without_A(trained)
@@ -148,7 +186,7 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
                 f"--method {s.method} trains the scales of a GGUF file (--quantized); the layers of other libraries "
                 f"have no derivative in theirs: use --train lora, or --method zo_sgd"
             )
-        blocks = loading.blocks(loading.plain_model(module))
+        blocks = loading.blocks(model)
         trained = inside(blocks, trained, s)
     streamed: Streamed | None = None
     if mapped is not None:
@@ -169,7 +207,7 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
         store.inputs = layers_of(module, store, method)
     if isinstance(estimator, FromBlocks):
         store.source = estimator.source(list(blocks), store.leaves)
-    return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
+    return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages, why=why)
 
 
 def shape_of(model: Any, layers: int | None) -> Shape:
@@ -197,32 +235,14 @@ def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSetting
     """
     owned = {id(p) for p in blocks.parameters()}
     found = {name: tensor for name, tensor in trained.items() if id(tensor) in owned}
-    if len(found) < len(trained) and s.train != "full":
+    left_out = s.train == "full" or (s.train == "lora" and s.lora_targets is None)  # adapters of an encoder, too
+    if len(found) < len(trained) and not left_out:
         other = next(name for name in trained if name not in found)
         raise SettingsError(
             f"--method {s.method} trains tensors inside of the blocks, and --train {s.train} names {other}; use "
             f"--train full, a pattern of tensors of the blocks, or --method zo_sgd"
         )
     return found
-
-
-def check_stream(source: Blockwise, scorer: Scorer, s: TrainSettings) -> None:
-    """Raise SettingsError where a block does not add to the states that enter it, so that H is no gradient there.
-
-    Cost: one forward of a few tokens, and one more of each block.
-    """
-    example = next(e for examples in scorer.task.splits.values() for e in examples)
-    prefix, scorer.prefix = scorer.prefix, None  # stored outputs of an attention would count as the stream
-    batch = Forwards(scorer, [example])
-    _, calls = record(batch.loss, source.blocks, source.first, keep=True, around=batch.around)
-    scorer.prefix = prefix
-    for number in range(source.first, len(source.blocks)):
-        if not adds_to_its_input(source.blocks[number], calls[0], number):
-            raise SettingsError(
-                f"--method {s.method} needs blocks that add to the stream of hidden states, and block {number} of "
-                f"{type(scorer.base).__name__} does not: without the outputs of its matrices it still changes what "
-                f"enters it (a norm behind the sum). Use --method backprop, or zo_sgd"
-            )
 
 
 def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offloaded) -> None:
@@ -331,10 +351,14 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
             )
 
 
-def set_up(s: TrainSettings, folder: Path, *, stored: bool = False, stages: Stages | None = None) -> Work:
+def set_up(
+    s: TrainSettings, folder: Path, *, stored: bool = False, stages: Stages | None = None, why: str = "",
+    first: bool = True,
+) -> Work:  # fmt: skip
     """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take.
 
-    stored: whether the folder holds this run already. stages: shows what is done.
+    stored: whether the folder holds this run already. stages: shows what is done. why: see `prepare`. first: whether
+    this is the process that prints what is trained.
     """
     stages = Stages(quiet=True) if stages is None else stages
     with stages.stage(f"reading {s.task}"):
@@ -344,7 +368,10 @@ def set_up(s: TrainSettings, folder: Path, *, stored: bool = False, stages: Stag
         loading.silence()
         from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
     with stages.stage(f"loading {s.model}"):
-        p = prepare(s, folder)
+        p = prepare(s, folder, trying=not stored, why=why)
+    if p.why and first:
+        print(f"zograd: {p.why}", file=sys.stderr)
+    s = p.settings
     with stages.stage(f"reading the weights and {len(examples) + len(held_out):,} examples, trying the model"):
         return _tried(s, folder, stored, p, task, examples, held_out)
 
@@ -366,8 +393,6 @@ def _tried(
         scorer.encode(example)
     if isinstance(p.store.inputs, InputsOfLeaves):
         p.store.inputs.filled = lambda: scorer.filled
-    if isinstance(p.store.source, Blockwise) and p.store.source.adds:
-        check_stream(p.store.source, scorer, s)
     parts = [part for batch in batches.first_uses() for part in scorer.parts(batch, s.shards or 1)]
     evaluated = [[held_out[i] for i in bucket] for bucket in scorer.buckets(held_out, EVALUATION)]
     scorer.group([*parts, *evaluated])

@@ -45,6 +45,22 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
     )
 
 
+def instead(s: TrainSettings, reason: str, *, exact: bool) -> tuple[TrainSettings, str]:
+    """The settings in place of those of `chosen` for a model that residual feedback does not fit, and a sentence.
+
+    exact: whether its blocks can be differentiated: then `backprop`, which is exact. Otherwise `zo_sgd` with a measured
+    rate.
+    """
+    if exact:
+        new = s.model_copy(update={"method": "backprop"})
+        return new, (
+            f"training {_part(new)} by backprop, their exact gradient, {new.steps:,} steps of {new.batch_size} "
+            f"examples, because {reason}"
+        )
+    new = s.model_copy(update={"method": "zo_sgd", "lr": "auto", "layers": None, "lr_schedule": "constant"})
+    return new, f"training {_part(new)} by zo_sgd with a measured rate, {new.steps:,} steps, because {reason}"
+
+
 def _part(s: TrainSettings) -> str:
     what = {"full": "the weights", "lora": "LoRA adapters", "scales": "the scales"}.get(s.train, f"{s.train!r}")
     return what if s.layers is None else f"{what} of the last {s.layers} blocks"

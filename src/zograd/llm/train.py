@@ -77,7 +77,7 @@ def _train(
 
     # Load the model and the data, build the method and the store.
     with peers.together("loading the model and the task"):
-        work = set_up(s, out, stored=meta is not None, stages=stages)
+        work = set_up(s, out, stored=meta is not None, stages=stages, why=opened.why, first=not peers.rank)
         if meta is not None:
             check_identity(meta["model"], work.base, s.model)
             check_data(meta, work.data)
@@ -150,6 +150,8 @@ class Opened:
     directory: RunDirectory | None
     changed: dict[str, Any]
     """Setting -> its stored value, for settings that change in the stored run."""
+    why: str
+    """The reason of the method of a new run, if it was chosen."""
 
 
 def agree_on_run(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack) -> Opened:
@@ -157,17 +159,18 @@ def agree_on_run(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: 
     found: RunDirectory | None = None
     tape: Tape | None = None
     changed: dict[str, Any] = {}
+    why = ""
     with peers.together("opening the run"):
         if peers.rank == 0:
-            s, found, changed = open_run(s, out, resume, peers.world)
+            s, found, changed, why = open_run(s, out, resume, peers.world)
             if found is not None:
                 closing.callback(found.close)
                 tape = found.tape(fixed=fixed_settings(s))
                 if changed or not quiet:
                     print(_announced(s, tape, changed), file=sys.stderr)
-    plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta]).encode()))
+    plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta, why]).encode()))
     done = peers.broadcast(b"" if tape is None else tape.bytes())
-    return Opened(parse(plan[0]), plan[1], tape, done, found, changed)
+    return Opened(parse(plan[0]), plan[1], tape, done, found, changed, plan[2])
 
 
 def _announced(s: TrainSettings, tape: Tape, changed: Mapping[str, Any]) -> str:
