@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,20 +66,34 @@ def config_of(name: str, vocabulary: int) -> Any:
     return configs[name]()
 
 
-def family(name: str, vocabulary: int = 64, auto: str = "AutoModelForCausalLM", seed: int = 3) -> Any:
+def family(name: str, vocabulary: int = 64, auto: str = "AutoModelForCausalLM", seed: int = 3, **more: Any) -> Any:
     """A random model of one family in float32 and eval mode, as a class of transformers builds it; biases, too."""
     import transformers
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(transformers, auto).from_config(config_of(name, vocabulary))
+        config = config_of(name, vocabulary)
+        for key, value in more.items():
+            setattr(config, key, value)
+        model = getattr(transformers, auto).from_config(config)
         for p in model.parameters():
             p.data += 0.02 * torch.randn(p.shape)
     return model.eval()
 
 
-def saved(path: Path, name: str, tokenizer: Any, auto: str = "AutoModelForCausalLM") -> Path:
+def with_marks(tokenizer: Any) -> Any:
+    """A copy of a tokenizer of words that writes <cls> text <sep>, and knows a mask."""
+    from tokenizers.processors import TemplateProcessing
+
+    new = copy.deepcopy(tokenizer)
+    new.add_special_tokens({"cls_token": "<cls>", "sep_token": "<sep>", "mask_token": "<mask>"})
+    ends = [(token, new.convert_tokens_to_ids(token)) for token in ("<cls>", "<sep>")]
+    new._tokenizer.post_processor = TemplateProcessing(single="<cls> $A <sep>", special_tokens=ends)
+    return new
+
+
+def saved(path: Path, name: str, tokenizer: Any, auto: str = "AutoModelForCausalLM", **more: Any) -> Path:
     """The folder of such a model, with a tokenizer."""
-    family(name, len(tokenizer), auto).save_pretrained(path)
+    family(name, len(tokenizer), auto, **more).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

@@ -33,6 +33,7 @@ from zograd.llm.oracle import points_of
 from zograd.llm.parts import parts_of
 from zograd.llm.recipe import chosen, instead
 from zograd.llm.scoring.batches import Batches
+from zograd.llm.scoring.others import scorer_of
 from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages
@@ -162,7 +163,7 @@ def misfit(s: TrainSettings, module: nn.Module, estimator: FromBlocks, layers: i
     if loading.is_scales(s.train):
         return None  # they are made with the store, and the models that have them are causal and add
     try:
-        trained = inside(loading.blocks(module), loading.select(module, s.train, layers=layers), s)
+        trained = inside(module, chosen_tensors(module, s, layers), s)
         found = parts_of(module, trained, residual=estimator.adds)
     except ModelError as e:
         return first_line(e)
@@ -176,7 +177,7 @@ def _prepared(
     """See `prepare`: what is trained, with its store and its run."""
     estimator, model = method.estimator, loading.plain_model(module)
     pages: Offloaded | None = None
-    trained = loading.select(module, s.train, layers=layers)
+    trained = chosen_tensors(module, s, layers)
     if s.lora_init == "activations":
         trained = lora_init.without_A(trained)
     module.requires_grad_(False)
@@ -187,7 +188,12 @@ def _prepared(
                 f"have no derivative in theirs: use --train lora, or --method zo_sgd"
             )
         blocks = loading.blocks(model)
-        trained = inside(blocks, trained, s)
+        trained = inside(module, trained, s)
+        if loading.kind_of(model) == "pairs" and estimator.kind == "nodes":
+            raise SettingsError(
+                f"--method {s.method} needs the tokens on which each part of a loss depends, and an encoder reads "
+                f"those of {type(model).__name__}; use residual"
+            )
     streamed: Streamed | None = None
     if mapped is not None:
         pages = mapped
@@ -206,7 +212,7 @@ def _prepared(
     if estimator.watches:
         store.inputs = layers_of(module, store, method)
     if isinstance(estimator, FromBlocks):
-        store.source = estimator.source(list(blocks), store.leaves)
+        store.source = estimator.source(list(blocks), store.leaves, loading.head_of(module))
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages, why=why)
 
 
@@ -228,12 +234,20 @@ def layers_of(module: nn.Module, store: Store, method: Method[Any]) -> InputsOfL
         raise SettingsError(f"--method {method.name} looks at what enters linear layers, and {e}; use lozo") from e
 
 
-def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
-    """The trained tensors that are parameters of the blocks. Raises SettingsError where their gradients are not there.
+def chosen_tensors(module: nn.Module, s: TrainSettings, layers: int | None) -> dict[str, Tensor]:
+    """The tensors that the settings train. The head of a masked model or a classifier is trained with its blocks."""
+    chosen = loading.select(module, s.train, layers=layers)
+    return chosen | loading.head_of(module) if s.train in ("full", "lora") else chosen
+
+
+def inside(module: nn.Module, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
+    """The trained tensors that are parameters of the blocks, or of the head of a masked model or a classifier.
+
+    Raises SettingsError where their gradients are not there.
 
     Of "full", embeddings and the last norm are left out; a pattern has to name tensors of the blocks alone.
     """
-    owned = {id(p) for p in blocks.parameters()}
+    owned = {id(p) for p in (*loading.blocks(module).parameters(), *loading.head_of(module).values())}
     found = {name: tensor for name, tensor in trained.items() if id(tensor) in owned}
     left_out = s.train == "full" or (s.train == "lora" and s.lora_targets is None)  # adapters of an encoder, too
     if len(found) < len(trained) and not left_out:
@@ -384,11 +398,11 @@ def _tried(
     batches = Batches(examples, s.batch_size, s.seed)
     if s.lora_init == "activations" and not (stored and lora_init.load(p.model, folder)):
         seen = [batches[k] for k in range(lora_init.BATCHES)]
-        lora_init.from_activations(p.model, Scorer(p.model, p.tokenizer, task), seen)
+        lora_init.from_activations(p.model, scorer_of(p.model, p.tokenizer, task), seen)
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
-    scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
+    scorer = scorer_of(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
     for example in (*examples, *held_out):
         scorer.encode(example)
     if isinstance(p.store.inputs, InputsOfLeaves):

@@ -55,6 +55,7 @@ from zograd.llm.loading import (
     LoraSpec,
     ModelError,
     attach_lora,
+    auto_class_of,
     blocks,
     decay_groups,
     dtype_named,
@@ -188,15 +189,13 @@ def configuration(model: str) -> PretrainedConfig:
 
 def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
     """The model on the meta device, which takes no memory. A packed model is mapped from its file."""
-    from transformers import AutoModelForCausalLM
-
     if question.packed is not None:
         dtype = str(question.dtype).removeprefix("torch.")
         return skeleton_of_packed(question.packed, dtype, adapters=question.train == "lora")
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=question.dtype)
+            model = auto_class_of(config).from_config(config, dtype=question.dtype)
             return attach_lora(model, LoraSpec(), 0) if question.train == "lora" else model
     except ModelError:
         raise

@@ -13,7 +13,7 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 from zograd.llm.loading.errors import ModelError, extra, first_line
-from zograd.llm.loading.structure import blocks
+from zograd.llm.loading.structure import blocks, kind_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
         lora_dropout=0.0,
         target_modules=list(spec.targets or targets_of(model)),
         layers_to_transform=None if top == depth else list(range(depth - top, depth)),
-        task_type="CAUSAL_LM",
+        task_type={"causal": "CAUSAL_LM", "pairs": "SEQ_2_SEQ_LM"}.get(kind_of(model)),
     )
     take_packed(config)
     with torch.random.fork_rng(), warnings.catch_warnings():

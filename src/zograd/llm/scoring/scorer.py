@@ -49,6 +49,8 @@ SATURATED = 512
 class Scorer:
     """Computes scores, losses and metrics of examples of a task with one model.
 
+    `scorer_of` (`llm/scoring/others.py`) makes the one that fits a model; this one is for causal models.
+
     model: a causal language model of transformers, with or without peft adapters, on any device.
     task: the task. Its examples are encoded when they are first used, and kept.
     trained: the trained tensors. If all of them are in upper blocks, `cache_prefix=True` stores the activations of the
@@ -60,6 +62,9 @@ class Scorer:
 
         Scorer(model, tokenizer, load_task("trec")).evaluate(examples).value
     """
+
+    causal = True
+    """Whether a token sees no later ones."""
 
     def __init__(
         self,
@@ -79,7 +84,7 @@ class Scorer:
         longest = getattr(self.base.config, "max_position_embeddings", None)
         self.max_length = min(max_length or 10**9, longest or 10**9)
         prompts = (e.prompt for examples in task.splits.values() for e in examples)
-        ways = self.encoder.words(prompts, task.label_words) if task.kind == "classification" else [[]]
+        ways = self._ways(prompts)
         self.words = ways[0]
         """The tokens of the label words."""
         self.alike = len(ways) == 1
@@ -99,14 +104,20 @@ class Scorer:
         below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
         if below:
             last = loading.blocks(self.base)[-1]
-            last_only = self.single and below == len(loading.blocks(self.base)) - 1
+            last_only = self.causal and self.single and below == len(loading.blocks(self.base)) - 1
             self.prefix = self._prefix(below, last_only and trained_after_attention(last, trained))
-        self.packs = supports_packing(self.base, self.device)
+        self.packs = self.causal and supports_packing(self.base, self.device)
         """Whether several sequences may share a row of a batch."""
         several = self.packs and task.kind == "classification" and self.alike and not self.single
         shares = several and supports_packing(self.base, self.device, TAILS)
         self.answers = Answers(self.words, self.device) if shares else None
         """The label words if they share the keys and values of a prompt, else None."""
+
+    def _ways(self, prompts: Iterable[str]) -> list[list[Tokens]]:
+        """The tokens of the label words, as many times as they differ after these prompts."""
+        if self.task.kind != "classification":
+            return [[]]
+        return self.encoder.words(prompts, self.task.label_words)
 
     # ---- checks of the model -------------------------------------------------------------------------------------
 
@@ -126,7 +137,7 @@ class Scorer:
         ids, name = self._sample(), type(self.base).__name__
         seen = heads.observe(self.base, ids, self.device)
         exact = self.base.dtype in (torch.float32, torch.float64) and not libraries.is_quantized(self.model)
-        if not heads.nearly_equal(*seen.states, 1e-4 if exact else 1e-2):
+        if self.causal and not heads.nearly_equal(*seen.states, 1e-4 if exact else 1e-2):
             raise loading.ModelError(
                 f"{name} is not a causal language model as configured: its states at a token depend on later tokens "
                 f"(a bidirectional or masked language model), so it does not predict the next one; choose a causal "
@@ -147,7 +158,7 @@ class Scorer:
         """The cache that stores as much as this model allows, checked against a full forward; None if nothing works."""
         ids = self._sample()
         sequence = [ScoredTokens(tuple(ids), len(ids))]
-        expected, _ = self._hidden(sequence)
+        expected, whole = self._hidden(sequence)
         for only in (True, False) if last_only else (False,):
             self.prefix = Prefix(self.base, below, last_only=only)
             try:
@@ -157,9 +168,15 @@ class Scorer:
             finally:
                 self.prefix = None
                 self._numbers.clear()
-            if heads.nearly_equal(found[0, layout.lengths[0] - 1], expected[0, -1], heads.rounding(self.base.dtype)):
+            if heads.nearly_equal(
+                self._last(found, layout), self._last(expected, whole), heads.rounding(self.base.dtype)
+            ):
                 return Prefix(self.base, below, last_only=only)
         return None
+
+    def _last(self, found: Tensor, layout: Layout) -> Tensor:
+        """What a forward of one sequence (`_run`) gives at its end."""
+        return found[0, layout.lengths[0] - 1]
 
     def encode(self, example: Example) -> list[ScoredTokens]:
         """The sequences whose forwards score this example. They are kept, since each epoch needs them again."""
@@ -216,12 +233,11 @@ class Scorer:
 
     def _hidden(self, sequences: Sequence[ScoredTokens], copies: int = 1) -> tuple[Tensor, Layout]:
         """Last hidden states [copies rows, width, d] of a batch, and its layout."""
-        backbone = heads.backbone_of(self.base)
         tails = self._tails(sequences)
         behind = sum(map(len, tails))
         self._shape = layout = self.layout([len(s.ids) + behind for s in sequences])
         if self.prefix is None:
-            return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
+            return self._run(self._inputs(sequences, layout, copies, tails)), layout
         self._store(sequences)
         numbers = [self._numbers[s] for s in sequences]
         if self.prefix.last_only:  # one position with any token: its states are recalled
@@ -230,9 +246,14 @@ class Scorer:
         self.around, self._shape = partial(self.prefix.recall, numbers, layout, copies), layout
         try:
             with self.around():
-                return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
+                return self._run(self._inputs(sequences, layout, copies, tails)), layout
         finally:
             self.around = nullcontext
+
+    def _run(self, inputs: dict[str, Any]) -> Tensor:
+        """What a forward gives for each token: the last hidden states."""
+        hidden: Tensor = heads.backbone_of(self.base)(**inputs).last_hidden_state
+        return hidden
 
     @property
     def filled(self) -> Tensor:
@@ -318,7 +339,8 @@ class Scorer:
             sequences = [ScoredTokens((*s.ids, *word), len(s.ids)) for s in sequences for word in self.words]
         hidden, layout = self._hidden(sequences, copies)
         if self.single:
-            rows, columns = layout.places([n - 1 for n in layout.lengths], copies)
+            at = layout.lengths if self._last_only else [s.scored_from for s in sequences]
+            rows, columns = layout.places([n - 1 for n in at], copies)
             return self._logits(hidden[rows.to(self.device), columns.to(self.device)], self.label_ids, copies)
         picked, owner, _ = self._completions(hidden, layout, sequences, copies)
         total = torch.zeros(copies * len(sequences), device=self.device).index_add_(0, owner, picked)
