@@ -141,7 +141,8 @@ class Scorer:
             raise loading.ModelError(
                 f"{name} is not a causal language model as configured: its states at a token depend on later tokens "
                 f"(a bidirectional or masked language model), so it does not predict the next one; choose a causal "
-                f"model, or set is_decoder or the like in its config.json where it was trained as one"
+                f"model, set is_decoder or the like in its config.json where it was trained as one, or save it with "
+                f"the head that it has (AutoModelForMaskedLM, AutoModelForSequenceClassification)"
             )
         hidden, _ = self._hidden([ScoredTokens(tuple(ids), len(ids))])
         some = torch.arange(2, device=self.device) if self.label_ids is None else self.label_ids
