@@ -38,7 +38,7 @@ from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages
 from zograd.methods import MENU
-from zograd.methods.defaults import FULL, LORA, SCALES, Shape, language_model
+from zograd.methods.defaults import FULL, LORA, SCALES, TOKENS, Shape, language_model
 from zograd.offload.mapped import Offloaded, Pages
 from zograd.offload.streamed import Streamed
 from zograd.rules import SGD
@@ -84,7 +84,7 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
     lr = settings.pop("lr", None) if s.lr is None else s.lr
     mu = settings.pop("mu", None) if s.mu is None else s.mu
     onto_scales = loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
-    onto = LORA if s.train == "lora" else SCALES if onto_scales else FULL
+    onto = {"lora": LORA, "prompt": TOKENS, "prefix": TOKENS}.get(s.train, SCALES if onto_scales else FULL)
     looks_at_blocks = MENU[s.method].needs == "blocks"
     shape = shape_of(model, s.layers) if looks_at_blocks and model is not None else None
     default = language_model(s.method, onto, shape)
@@ -118,8 +118,7 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
 
     Raises SettingsError and ModelError.
     """
-    if s.train == "prefix":
-        raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
+    check_virtual(s)
     if s.lora_init != "default" and s.train != "lora":
         raise SettingsError(
             f"--lora-init {s.lora_init} is for --train lora, and here is --train {s.train}; leave it out"
@@ -144,6 +143,8 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
     if s.train == "lora":
         spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets or ()), s.layers)
         module, layers = loading.attach_lora(model, spec, s.seed), None
+    elif s.train in loading.PARTS:
+        module = loading.attach_virtual(model, s.train, s.tokens, s.seed)
     if trying and isinstance(estimator, FromBlocks):
         reason = misfit(s, module, estimator, layers)
         if reason and why:
@@ -153,6 +154,23 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
         elif reason:
             raise SettingsError(f"--method {s.method} does not fit: {reason}. Use --method backprop, or zo_sgd")
     return _prepared(s, folder, module, tokenizer, method, layers, mapped, why)
+
+
+def check_virtual(s: TrainSettings) -> None:
+    """Raise SettingsError for settings that do not go with virtual tokens."""
+    if s.train not in loading.PARTS:
+        return
+    others = {
+        f"--method {s.method}, which takes gradients from blocks": MENU[s.method].needs == "blocks",
+        "--layers": s.layers is not None,
+        "--offload": s.offload is not None,
+        "--compile": bool(s.compile),
+    }
+    if found := next((name for name, given in others.items() if given), None):
+        raise SettingsError(
+            f"--train {s.train} puts {s.tokens} virtual tokens in front of a text, and does not go with {found}; leave "
+            f"that out, or use --train lora"
+        )
 
 
 def misfit(s: TrainSettings, module: nn.Module, estimator: FromBlocks, layers: int | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zograd.llm.loading import is_scales
+from zograd.llm.loading import PARTS, is_scales
 from zograd.llm.settings import TrainSettings
 
 BLOCKS = 4
@@ -29,6 +29,7 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
         "points are to share a forward": s.together is not None,
         "the learning rate is to be measured": s.lr == "auto",
         "one of its settings is given": bool(s.method_settings),
+        "virtual tokens stand in front of all blocks": s.train in PARTS,
     }
     if reason := next((reason for reason, holds in asks.items() if holds), ""):
         return s.model_copy(update={"method": "zo_sgd"}), f"training by zo_sgd, because {reason}"

@@ -116,8 +116,11 @@ class TrainSettings(BaseModel):
     weight_decay: float = setting(0.0, "Decoupled weight decay; biases and norms are left out.", METHOD, ge=0)
     seed: int = setting(0, "Fixes directions, batches, rounding and adapters.", METHOD, ge=0, lt=2**63)
     train: str = setting(
-        "full", "full, lora, scales, scales:PATTERN, or a pattern (regular expression) of parameter names.", TRAINED
+        "full",
+        "full, lora, prefix, prompt, scales, scales:PATTERN, or a pattern (regular expression) of names.",
+        TRAINED,
     )
+    tokens: int = setting(10, "Virtual tokens of --train prefix and --train prompt.", TRAINED, ge=1)
     layers: int | None = setting(None, "Train only this many of the last blocks.", TRAINED, unset="all", ge=1)
     lora_r: int = setting(8, "Rank of LoRA adapters.", TRAINED, ge=1)
     lora_alpha: float = setting(16.0, "Scale of LoRA adapters: their output is multiplied by alpha / r.", TRAINED, gt=0)

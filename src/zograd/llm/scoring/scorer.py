@@ -92,6 +92,8 @@ class Scorer:
         self.single = task.kind == "classification" and self.alike and all(len(w) == 1 for w in self.words)
         self.label_ids = torch.tensor([w[0] for w in self.words], device=self.device) if self.single else None
         self.prefix: Prefix | None = None
+        self.virtual: loading.Virtual | None = None
+        """The virtual tokens in front of each sequence; None without any."""
         self._numbers: dict[ScoredTokens, int] = {}
         self._groups: list[list[ScoredTokens]] = []
         self._group: dict[ScoredTokens, int] = {}
@@ -101,12 +103,15 @@ class Scorer:
         """Makes the context of the forward under way, in which stored states stand for modules."""
         self._shape = padded_layout([1])  # of the last forward
         self._check()
+        self.virtual = loading.virtual_of(model)
+        self.max_length -= 0 if self.virtual is None else self.virtual.count
+        behind = self.virtual is not None and self.virtual.part == "prefix"
         below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
         if below:
             last = loading.blocks(self.base)[-1]
             last_only = self.causal and self.single and below == len(loading.blocks(self.base)) - 1
             self.prefix = self._prefix(below, last_only and trained_after_attention(last, trained))
-        self.packs = self.causal and supports_packing(self.base, self.device)
+        self.packs = self.causal and not behind and supports_packing(self.base, self.device)
         """Whether several sequences may share a row of a batch."""
         several = self.packs and task.kind == "classification" and self.alike and not self.single
         shares = several and supports_packing(self.base, self.device, TAILS)
@@ -182,7 +187,8 @@ class Scorer:
     def encode(self, example: Example) -> list[ScoredTokens]:
         """The sequences whose forwards score this example. They are kept, since each epoch needs them again."""
         if example not in self._encoded:
-            self._encoded[example] = self._encode(example)
+            found, front = self._encode(example), () if self.virtual is None else self.virtual.ids
+            self._encoded[example] = [ScoredTokens((*front, *s.ids), len(front) + s.scored_from) for s in found]
         return self._encoded[example]
 
     def _encode(self, example: Example) -> list[ScoredTokens]:
@@ -253,6 +259,8 @@ class Scorer:
 
     def _run(self, inputs: dict[str, Any]) -> Tensor:
         """What a forward gives for each token: the last hidden states."""
+        if self.virtual is not None and self.virtual.part == "prefix":
+            inputs = self.virtual.past(inputs)
         hidden: Tensor = heads.backbone_of(self.base)(**inputs).last_hidden_state
         return hidden
 
