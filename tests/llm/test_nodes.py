@@ -336,6 +336,38 @@ def test_causal_slopes_lower_the_variance_of_completions_and_keep_the_mean(tiny_
     assert abs(float(z)) < 4
 
 
+class Twice(nn.Module):
+    """Applies a layer of a block to its own output."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(self.layer(x))
+        return found
+
+
+def test_what_runs_twice_in_one_forward_is_refused_before_a_weight_moves() -> None:
+    """A layer within a block, and a block that stands at two places of the model."""
+    ids = torch.randint(0, 16, (4, 5), generator=torch.Generator().manual_seed(0))
+    model = AutoModelForCausalLM.from_config(KINDS["llama"]).requires_grad_(False).eval()
+    attention = model.model.layers[2].self_attn
+    attention.o_proj = Twice(attention.o_proj)
+    trained = loading.select(model, r"layers\.2\.self_attn\.(o_proj|v_proj)")
+    store = Store(trained)
+    before = store.digest()
+    with pytest.raises(ValueError, match="a trained Linear of the model runs several times in one forward"):
+        Nodes(loading.blocks(model), store.leaves).observe(Rows(model, ids), 1)
+    shared = AutoModelForCausalLM.from_config(KINDS["llama"]).requires_grad_(False).eval()
+    layers = shared.model.layers
+    layers[1] = layers[2]
+    twice = Store(loading.select(shared, r"layers\.1"))
+    with pytest.raises(ValueError, match="the blocks of the model ran 4 times in 2 forwards"):
+        Nodes([layers[0], layers[2]], twice.leaves).observe(Rows(shared, ids), 1)
+    assert store.digest() == before
+
+
 def test_settings_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pass at='blocks' with it"):
         methods.node_perturbation(center="residual")

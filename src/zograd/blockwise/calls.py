@@ -195,7 +195,8 @@ def adds_to_its_input(block: nn.Module, call: Call, number: int) -> bool:
 
     with ExitStack() as stack:
         for module in block.modules():
-            if not any(module.children()) and any(t.ndim >= 2 for t in (*module.parameters(), *module.buffers())):
+            own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+            if any(tensor.ndim >= 2 for tensor in own):
                 stack.callback(module.register_forward_hook(nothing).remove)
         hidden = call.inputs[number]
         found = call.run(block, number, hidden)

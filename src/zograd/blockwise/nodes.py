@@ -80,6 +80,9 @@ class Nodes(Residual):
     H = dL/dh_L and the inner product over all blocks of an example. Unbiased with shrink = 1, residual feedback with
     shrink = 0. At blocks alone.
 
+    Raises ValueError, before a weight moves, where a node runs several times in one forward: one noise on all of its
+    outputs would bias the estimate.
+
     Costs 2 draws forwards (one more with center), and then a forward and the products of each trained layer, or the
     derivative of a block. Memory: the states between two blocks, and the activations of one block.
     """
@@ -120,6 +123,11 @@ class Nodes(Residual):
             for mu in (self.mu, -self.mu):
                 with self._perturbed(one, mu):
                     terms, seen = observe(batch.terms, self.blocks, self.first, around=batch.around)
+                if len(seen) != len(terms):
+                    raise ValueError(
+                        f"the blocks of the model ran {len(seen)} times in {len(terms)} forwards, and their gradients "
+                        f"are those of one run: use a method that needs values alone, such as zo_sgd"
+                    )
                 calls = calls or seen
                 sides.append(terms)
                 losses.append(sum(float(t.values.sum()) for t in terms))
@@ -149,13 +157,22 @@ class Nodes(Residual):
     def _perturbed(self, key: int, mu: float) -> Iterator[None]:
         """Inside, every node returns y + mu xi. The noise is that of the node and of the number of the forward."""
         count = -1
+        ran: set[int] = set()
 
         def begins(*_: Any) -> None:
             nonlocal count
             count += 1
+            ran.clear()
 
         def add(node: int) -> Callable[..., Any]:
-            def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            def hook(module: nn.Module, _: Any, output: Any) -> Any:
+                if node in ran:
+                    raise ValueError(
+                        f"a trained {type(module).__name__} of the model runs several times in one forward, and node "
+                        f"perturbation gives each output one noise: train other layers (--train), or use residual, "
+                        f"backprop or zo_sgd"
+                    )
+                ran.add(node)
                 y = states_of(output)
                 return with_states(output, y + (mu * signs(key, node, count, y)).to(y.dtype))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -13,6 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from zograd.errors import UsageError
+
+STARTED = time.perf_counter()
+"""About when the process started."""
 
 STYLE: dict[str, Any] = {
     "pretty_exceptions_enable": False,

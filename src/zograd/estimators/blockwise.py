@@ -41,6 +41,11 @@ class FromBlocks(Estimator[None]):
     def evaluations(self) -> int:
         return 1
 
+    @property
+    def adds(self) -> bool:
+        """Whether the blocks have to add to the states that enter them."""
+        return self.kind == "residual"
+
     def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> Blockwise:
         """What computes the gradients of these leaves, which are parameters of these blocks.
 
@@ -116,6 +121,10 @@ class NodePerturbation(FromBlocks):
             raise ValueError("center='residual' knows the derivative behind each block alone; pass at='blocks' with it")
         if self.draws < 1 or not self.mu > 0:
             raise ValueError(f"draws must be at least 1 and mu positive, got {self.draws} and {self.mu}")
+
+    @property
+    def adds(self) -> bool:
+        return self.center == "residual"
 
     @property
     def evaluations(self) -> int:

@@ -15,7 +15,7 @@ from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import digest, examples_of
 from zograd.llm.restore import merged_model, restore
-from zograd.llm.scoring.scorer import Scorer
+from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
 
 
@@ -77,7 +77,7 @@ def evaluate(
     if not chosen:
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in loaded.splits.items() if part)
         raise TaskError(f"--split {split}: {loaded.source} has no example there, but {sizes}")
-    scorer = Scorer(module, tokenizer, loaded)
+    scorer = scorer_of(module, tokenizer, loaded)
     metrics = scorer.evaluate(chosen)
     seen = None if trained is None else sum(e.prompt in trained for e in chosen)
     if whole and seen:

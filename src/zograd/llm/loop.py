@@ -83,7 +83,7 @@ class Loop:
     run continues from the value of its last line, so neither loading nor lost work of a killed process counts.
 
     taken: the steps of the tape, if the run is resumed.
-    before: the held-out loss before the first step; None if it is unknown.
+    before: the held-out loss before the first step; None if it is unknown. The loss of the first step stands for it.
     """
 
     def __init__(
@@ -95,6 +95,8 @@ class Loop:
         taken: Sequence[Record] = (),
         before: float | None = None,
     ) -> None:
+        if before is None and taken:
+            before = taken[0].loss
         self.p, self.scorer, self.batches, self.held_out = work.prepared, work.scorer, work.batches, work.held_out
         self.directory, self.quiet, self.peers = directory, quiet, peers
         self.oracles = BatchOracle(self.scorer, self.p.settings, peers, taken)
@@ -127,12 +129,22 @@ class Loop:
             while run.step_number < s.steps and not stopped:
                 batch = self.batches[run.step_number]
                 self._merge(run.step_number == last_merge(s, run.step_number))
+                self.remember(batch)
                 record = self._step(batch)
+                if math.isnan(self.before):
+                    self.before = record.loss
                 self.directory.append(record)
                 tokens += self.scorer.tokens(batch) * record.evaluations
                 stopped = self._after(record, bar, tokens / (time.perf_counter() - start))
         self.interrupted = stopped
         self.seconds = time.perf_counter() - start
+
+    def remember(self, batch: list[Example]) -> None:
+        """Store the states of frozen blocks for a batch, outside of what a step evaluates."""
+        s, peers = self.p.settings, self.peers
+        parts = self.scorer.parts(batch, s.shards or 1)
+        own = parts[peers.rank :: peers.world] if s.parallel == "data" else parts
+        self.scorer.remember([e for part in own for e in part])
 
     def _step(self, batch: list[Example]) -> Record:
         """One step on a batch. Its record says so if fewer points share a forward from now on, in all processes."""
@@ -228,7 +240,7 @@ class Loop:
             )
         return None
 
-    def _heed(self, _: int) -> None:
+    def _heed(self, _: float) -> None:
         """End an evaluation after a signal. With several processes it continues, since the others wait for this one."""
         if self.caught and self.peers.world == 1:
             raise _Stopped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zograd.llm.loading import is_scales
+from zograd.llm.loading import PARTS, is_scales
 from zograd.llm.settings import TrainSettings
 
 BLOCKS = 4
@@ -29,6 +29,7 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
         "points are to share a forward": s.together is not None,
         "the learning rate is to be measured": s.lr == "auto",
         "one of its settings is given": bool(s.method_settings),
+        "virtual tokens stand in front of all blocks": s.train in PARTS,
     }
     if reason := next((reason for reason, holds in asks.items() if holds), ""):
         return s.model_copy(update={"method": "zo_sgd"}), f"training by zo_sgd, because {reason}"
@@ -43,6 +44,22 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
         f"training {_part(new)} by residual, {new.steps:,} steps of {new.batch_size} examples, because it learns more "
         f"from a forward pass than methods that need losses alone (--method, --train, --steps choose others)"
     )
+
+
+def instead(s: TrainSettings, reason: str, *, exact: bool) -> tuple[TrainSettings, str]:
+    """The settings in place of those of `chosen` for a model that residual feedback does not fit, and a sentence.
+
+    exact: whether its blocks can be differentiated: then `backprop`, which is exact. Otherwise `zo_sgd` with a measured
+    rate.
+    """
+    if exact:
+        new = s.model_copy(update={"method": "backprop"})
+        return new, (
+            f"training {_part(new)} by backprop, their exact gradient, {new.steps:,} steps of {new.batch_size} "
+            f"examples, because {reason}"
+        )
+    new = s.model_copy(update={"method": "zo_sgd", "lr": "auto", "layers": None, "lr_schedule": "constant"})
+    return new, f"training {_part(new)} by zo_sgd with a measured rate, {new.steps:,} steps, because {reason}"
 
 
 def _part(s: TrainSettings) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -85,21 +84,19 @@ def resumed(given: TrainSettings, out: Path) -> TrainSettings:
 
 def open_run(
     s: TrainSettings, out: Path, resume: bool, world: int
-) -> tuple[TrainSettings, RunDirectory | None, dict[str, Any]]:
+) -> tuple[TrainSettings, RunDirectory | None, dict[str, Any], str]:
     """Decide between a new run in `out` and one that is continued: because of `resume`, or by a restart of torchrun.
 
-    Returns the settings to run with, the run to continue (None for a new one), and name -> stored value of the settings
-    that change. Raises SettingsError, RunError for a folder that cannot be used, and LockedError.
+    Returns the settings to run with, the run to continue (None for a new one), name -> stored value of the settings
+    that change, and the reason of a method that was chosen. Raises SettingsError, RunError for a folder that cannot be
+    used, and LockedError.
     """
-    found = RunDirectory.open(out, write=True) if resume else restarted(out)
+    found, why = RunDirectory.open(out, write=True) if resume else restarted(out), ""
     if not resume:
         s, why = chosen(s, world)
     if found is None:
         check_free(out)
-        new = resolve(s, world)
-        if why:
-            print(f"zograd: {why}", file=sys.stderr)
-        return new, None, {}
+        return resolve(s, world), None, {}, why
     try:
         stored = stored_settings(found)
         try:
@@ -108,7 +105,7 @@ def open_run(
             if not resume:
                 check_free(out)
             raise
-        return resolve(s, world), found, {name: getattr(stored, name) for name in changed}
+        return resolve(s, world), found, {name: getattr(stored, name) for name in changed}, ""
     except BaseException:
         found.close()
         raise
@@ -135,8 +132,10 @@ def check_trained(meta: Mapping[str, Any], trained: Mapping[str, Tensor]) -> Non
         )
 
 
-def metrics_before(meta: Mapping[str, Any]) -> Metrics:
-    """The evaluation before the first step. Raises RunError if run.json does not hold it."""
+def metrics_before(meta: Mapping[str, Any]) -> Metrics | None:
+    """The evaluation before the first step; None for a run without. Raises RunError if run.json does not hold it."""
+    if meta["settings"].get("baseline") is False:
+        return None
     try:
         before = Metrics(**meta["metrics_before"])
         numbers = (before.value, before.loss, before.calibrated, before.majority)

@@ -116,8 +116,11 @@ class TrainSettings(BaseModel):
     weight_decay: float = setting(0.0, "Decoupled weight decay; biases and norms are left out.", METHOD, ge=0)
     seed: int = setting(0, "Fixes directions, batches, rounding and adapters.", METHOD, ge=0, lt=2**63)
     train: str = setting(
-        "full", "full, lora, scales, scales:PATTERN, or a pattern (regular expression) of parameter names.", TRAINED
+        "full",
+        "full, lora, prefix, prompt, scales, scales:PATTERN, or a pattern (regular expression) of names.",
+        TRAINED,
     )
+    tokens: int = setting(10, "Virtual tokens of --train prefix and --train prompt.", TRAINED, ge=1)
     layers: int | None = setting(None, "Train only this many of the last blocks.", TRAINED, unset="all", ge=1)
     lora_r: int = setting(8, "Rank of LoRA adapters.", TRAINED, ge=1)
     lora_alpha: float = setting(16.0, "Scale of LoRA adapters: their output is multiplied by alpha / r.", TRAINED, gt=0)
@@ -127,8 +130,12 @@ class TrainSettings(BaseModel):
         "layer, fixed; B alone is trained.",
         TRAINED,
     )
-    lora_targets: list[str] = setting(
-        None, "Modules that get LoRA adapters.", TRAINED, form="name,...", factory=lambda: ["q_proj", "v_proj"]
+    lora_targets: list[str] | None = setting(
+        None,
+        "Modules that get LoRA adapters.",
+        TRAINED,
+        form="name,...",
+        unset="those that peft takes for the architecture, else all linear layers of the blocks",
     )
     rounding: Literal["stochastic", "split", "nearest"] = setting(
         "stochastic", "How 16-bit weights are updated.", TRAINED
@@ -164,6 +171,7 @@ class TrainSettings(BaseModel):
     draw: Literal["random", "first"] = setting(
         "random", "Which examples of a file are used, where that is not all of them.", DATA
     )
+    baseline: bool = setting(True, "Evaluate the model before the first step.", CHECKS)
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
     save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)
     max_failures: int = setting(10, "Failed steps in a row after which the run stops.", CHECKS, ge=1)

@@ -53,9 +53,10 @@ class Encoder:
     def text(self, text: str) -> Tokens:
         """The ids of a text with the tokens that the tokenizer puts in front of it, and without those it appends."""
         ids = self._ids(text)
-        return self._known(ids[: len(ids) - self._appended])
+        return self.known(ids[: len(ids) - self._appended])
 
-    def _known(self, ids: Tokens) -> Tokens:
+    def known(self, ids: Tokens) -> Tokens:
+        """The ids, where the model has a row for each of them; otherwise ModelError."""
         if ids and max(ids) >= self.rows:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise ModelError(
@@ -79,7 +80,7 @@ class Encoder:
             (k for k, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole))
         )
         if not common:  # no token from which the first one is predicted
-            return (*ids, *self._known(self._ids(completion, add_special_tokens=False))), len(ids)
+            return (*ids, *self.known(self._ids(completion, add_special_tokens=False))), len(ids)
         return whole, common
 
     def words(self, prompts: Iterable[str], words: Sequence[str]) -> list[list[Tokens]]:
@@ -121,7 +122,7 @@ class Encoder:
         whole = self.text(start + word)
         if len(whole) > len(ids) and whole[: len(ids)] == ids:
             return whole[len(ids) :]
-        alone = self._known(self._ids(word, add_special_tokens=False))
+        alone = self.known(self._ids(word, add_special_tokens=False))
         if not alone:
             raise TaskError(f"label word {word!r} has no tokens in this tokenizer; use another word")
         warnings.warn(
