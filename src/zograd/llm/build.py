@@ -29,6 +29,7 @@ from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.inputs import InputsOfLeaves
 from zograd.llm.loading import offloaded as offloading
 from zograd.llm.oracle import Forwards, points_of
+from zograd.llm.prompts import Form
 from zograd.llm.recipe import chosen
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.scorer import Scorer
@@ -357,7 +358,7 @@ def set_up(s: TrainSettings, folder: Path, *, stored: bool = False) -> Work:
     scorer.remember([*examples, *held_out])
     data = {
         "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
-        "sha256": digest(task, examples, held_out),
+        "sha256": digest(task, examples, held_out), "asks": asdict(Form.of(task)),
     }  # fmt: skip
     return Work(p, base, scorer, batches, held_out, data, inference)
 

@@ -148,13 +148,19 @@ def metrics_before(meta: Mapping[str, Any]) -> Metrics:
 
 
 def restore(
-    path: str | Path, model: str | None = None, *, to: int | None = None, salvage: bool = False
+    path: str | Path,
+    model: str | None = None,
+    *,
+    to: int | None = None,
+    salvage: bool = False,
+    device: str | None = None,
 ) -> tuple[Prepared, RunDirectory]:
     """The base model with a run replayed onto it, without forward passes.
 
     path: the folder of the run. model: where the base model is now; None: where the run found it.
     to: the last step to replay; None: all of them.
     salvage: replay the steps before the damage of a damaged tape, with a warning.
+    device: where the weights are to be; None: where the run had them.
 
     Cost: loading the model, and one move for each step: the time of the run without its evaluations.
     Raises RunError for a folder or a base model that does not fit, TapeError for a damaged tape, ModelError.
@@ -164,7 +170,8 @@ def restore(
     tape = directory.tape(salvage=salvage, fixed=fixed_settings(s))
     if to is not None and not 0 <= to <= tape.steps:
         raise RunError(f"--to {to}: the tape of {path} has {tape.steps} steps")
-    p = prepare(s if model is None else s.model_copy(update={"model": model}), Path(path))
+    here = {name: value for name, value in (("model", model), ("device", device)) if value is not None}
+    p = prepare(s.model_copy(update=here), Path(path))
     if s.lora_init == "activations" and not lora_init.load(p.model, Path(path)):
         raise RunError(
             f"{path} has no {lora_init.FILE}, the matrices A of its adapters; restore it from a copy, or run zograd "

@@ -414,9 +414,24 @@ class Scorer:
         progress: called after each forward with its number of examples. peers: the forwards are dealt to them.
         Cost: one forward of each example, or of each of its classes. Raises TaskError without examples.
         """
-        peers = Peers() if peers is None else peers
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
+        scores = self.all_scores(examples, progress=progress, peers=peers)
+        return metrics_of(scores.to(self.device), self._labels(examples))
+
+    @torch.no_grad()
+    def all_scores(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress: Callable[[int], object] | None = None,
+        peers: Peers | None = None,
+    ) -> Tensor:
+        """float32 [examples, classes] on the CPU: `scores` of any number of examples, some of them in each forward.
+
+        progress, peers: see `evaluate`. All examples are encoded before the first forward.
+        """
+        peers = Peers() if peers is None else peers
         classes = len(self.words) if self.task.kind == "classification" else 1
         scores = torch.zeros(len(examples), classes)
         for number, bucket in enumerate(self.buckets(examples, EVALUATION)):
@@ -424,7 +439,7 @@ class Scorer:
                 scores[torch.tensor(bucket)] = self.scores([examples[i] for i in bucket]).cpu()
             if progress is not None:
                 progress(len(bucket))
-        return metrics_of(peers.total(scores).to(self.device), self._labels(examples))
+        return peers.total(scores)
 
     def why_not_finite(self, metrics: Metrics) -> str | None:
         """One sentence for metrics of scores that are not finite; None where all are finite."""
