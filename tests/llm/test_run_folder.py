@@ -33,7 +33,8 @@ from zograd.core.tape import Tape, TapeWriter, writer_lock
 from zograd.llm import loading
 from zograd.llm.build import resolve
 from zograd.llm.loop import Loop, last_merge
-from zograd.llm.restore import check_data, fixed_settings, metrics_before, replay, stored_settings
+from zograd.llm.restore import fixed_settings, replay, stored_settings
+from zograd.llm.resume import check_data, metrics_before
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train

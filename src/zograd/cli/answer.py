@@ -21,7 +21,9 @@ SETTINGS = (
 )  # fmt: skip
 OF_RUN = {"model": "the base model of the run, where it was found", "task": "the run's", "device": "cpu, or the run's"}
 
-Source = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Folder of a run, or a model.", show_default=False)]
+Source = Annotated[
+    str, typer.Argument(metavar="RUN|MODEL", help="Folder of a run, a packed run, or a model.", show_default=False)
+]
 Texts = Annotated[
     list[str] | None,
     typer.Argument(metavar="[TEXT]...", help="Texts that the template takes. Without: each line of stdin is one."),
@@ -135,7 +137,9 @@ def _answered(
     chosen = {name: getattr(settings, name) for name in given if name != "seed"}
     set_threads(chosen.pop("threads", None))
     plugins.load(plugin or ())
-    if (Path(source) / "run.json").exists():
+    from zograd.runs.packed import holds_run
+
+    if holds_run(source):
         plugins.check(source)
     _check_out(out, file)
     from zograd.llm.tuned import Tuned

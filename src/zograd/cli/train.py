@@ -1,4 +1,4 @@
-"""Commands that make runs: quickstart, train, replay."""
+"""Commands that make runs: quickstart, train."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from zograd.cli.options import Plugins, later, with_settings
-from zograd.cli.output import Debug, Json, app, conclude, emit, guarded, mib, number, percent, say
+from zograd.cli.output import Debug, Json, app, conclude, guarded, mib, number, percent, say
 
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
-Threads = Annotated[int | None, typer.Option(help=r"CPU threads. \[all]")]
 
 
 def register() -> None:
     app.command()(guarded(quickstart))
     later(app, "train", inspect.getdoc(train) or "", lambda: with_settings(train))
-    app.command()(guarded(replay))
 
 
 def set_threads(threads: int | None) -> None:
@@ -84,7 +82,7 @@ def train(
     """
     from zograd import plugins
     from zograd.distributed import joined
-    from zograd.llm.restore import resumed
+    from zograd.llm.resume import resumed
     from zograd.llm.settings import parse, read_config
     from zograd.llm.train import train as go
 
@@ -122,29 +120,3 @@ def _summary(result: dict[str, Any]) -> str:
             ("stopped early; " if result["interrupted"] else "") + f"the run: {result['run']}",
         ]
     )
-
-
-def replay(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    out: Annotated[Path, typer.Option(help="New folder for the weights.")],
-    model: Annotated[str | None, typer.Option(help=r"The base model. \[the run's]")] = None,
-    to: Annotated[int | None, typer.Option(help=r"Stop at this step. \[the end]")] = None,
-    salvage: Annotated[
-        bool, typer.Option("--salvage", help="Of a damaged tape, use the steps before the damage.")
-    ] = False,
-    plugin: Plugins = None,
-    threads: Threads = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Base model + tape -> weights on disk (safetensors), without a single forward pass.
-
-    Example: zograd replay runs/quickstart --out my-model
-    """
-    set_threads(threads)
-    from zograd import plugins
-    from zograd.llm.restore import replay as go
-
-    plugins.load(plugin or ())
-    plugins.check(run)
-    emit(go(run, model, out, to=to, salvage=salvage), json)

@@ -20,7 +20,8 @@ from zograd.jsons import finite
 from zograd.llm import lora_init
 from zograd.llm.build import Work, choose_compiling, ride_along, set_up
 from zograd.llm.loop import Loop, last_merge, shown
-from zograd.llm.restore import check_data, check_trained, fixed_settings, metrics_before, open_run, setting_name
+from zograd.llm.restore import check_trained, fixed_settings
+from zograd.llm.resume import check_data, metrics_before, open_run, setting_name
 from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import TrainSettings, parse
 from zograd.runs.identity import base_digest, check_identity

@@ -18,7 +18,7 @@ from zograd.llm.prompts import Form, form_of_task
 from zograd.llm.restore import merged_model, restore, stored_settings
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError
-from zograd.runs.rundir import RunDirectory
+from zograd.runs.packed import holds_run, opened
 
 Inputs = Iterable[str | Mapping[str, Any]]
 Progress = Callable[[int], object]
@@ -41,7 +41,7 @@ class Prediction:
 class Tuned:
     """A model, or a run on its base model, that answers prompts. The model is loaded with the first answer.
 
-    source: the folder of a run, or a model as `zograd.llm.loading.load` takes it.
+    source: the folder of a run, a packed run, or a model as `zograd.llm.loading.load` takes it.
     base: where the base model of a run is now; None: where the run found it.
     task, prompt_template, label_words: how a prompt is made of an input, and the word of each label. A run knows its
         own; what is given replaces it. Without any, an input is the prompt.
@@ -69,12 +69,12 @@ class Tuned:
         **loaded: Any,
     ) -> None:
         self.source, self.base, self.device, self.loaded = str(source), base, device, loaded
-        self.is_run = (Path(source) / "run.json").exists()
+        self.is_run = holds_run(source)
         columns = {"text_column": text_column, "label_column": label_column} if task and Path(task).suffix else {}
         if not self.is_run:
             if base is not None:
                 raise SettingsError(
-                    f"--model {base} is the base model of a run, and {source} is no run (it has no run.json); check "
+                    f"--model {base} is the base model of a run, and {source} is no run; check "
                     f"the path, or leave --model out"
                 )
             self.form = form_of_task(task, prompt_template, label_words, **columns)
@@ -91,7 +91,7 @@ class Tuned:
 
     def _form_of_run(self) -> Form:
         """What run.json says; of a run of an earlier release, what its task says."""
-        directory = RunDirectory.open(self.source)
+        directory = opened(self.source)
         stored = Form.read(directory.meta.get("data", {}).get("asks"))
         return stored if stored is not None else Form.of(examples_of(stored_settings(directory))[0])
 

@@ -59,6 +59,11 @@ def _read_meta(file: Path) -> dict[str, Any]:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
         raise RunError(f"{file} does not parse ({str(e)[:80]}); restore it from a copy") from e
+    return check_meta(meta, file)
+
+
+def check_meta(meta: Any, file: Path) -> dict[str, Any]:
+    """The description of a run. Raises RunError, which names the file that holds it, for another structure."""
     if not (isinstance(meta, dict) and isinstance(meta.get("settings"), dict) and isinstance(meta.get("model"), list)):
         raise RunError(f"{file} has no settings and model of a run; restore it from a copy")
     for key, kind in {"metrics_before": dict, "result": dict, "data": dict, "compile": dict, "trained": list}.items():
@@ -123,6 +128,8 @@ class RunDirectory:
         write: open it to continue it, under the lock of the folder. Raises LockedError if another process writes it.
         """
         root = Path(path)
+        if root.is_file():
+            raise RunError(f"{root} is a file, and here belongs the folder of a run; check the path")
         if not (root / "run.json").exists():
             raise RunError(f"{root} holds no run (it has no run.json); check the path")
         run = cls(root, {}, locked(root) if write else None)
@@ -136,6 +143,16 @@ class RunDirectory:
     def save_meta(self) -> None:
         """Write run.json through a temporary file: a killed process leaves the old one or the new one."""
         atomic_write(self.path / "run.json", json.dumps(self.meta, indent=1).encode())
+
+    @property
+    def scratch(self) -> Path:
+        """The folder in which working copies of offloaded weights may lie."""
+        return self.path
+
+    def attachment(self, name: str) -> bytes | None:
+        """The contents of another file of the run; None without it."""
+        file = self.path / name
+        return file.read_bytes() if file.exists() else None
 
     @property
     def tape_path(self) -> Path:
@@ -177,7 +194,7 @@ class RunDirectory:
         both += [(key, here.get(key), header[key]) for key in ("seed", "method") if key in header]
         mine = {
             "trained": self.meta.get("trained"),
-            "base": base_digest(self.meta["model"]),
+            "base": self.meta.get("base") or base_digest(self.meta["model"]),
             "data": self.meta.get("data", {}).get("sha256"),
         }
         both += [(key, value, header[key]) for key, value in mine.items() if key in header]
