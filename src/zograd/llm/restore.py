@@ -163,6 +163,15 @@ def load_weights(directory: RunDirectory, p: Prepared, tape: Tape, wanted: int) 
         )
 
 
+def check_own_model(given: Sequence[str]) -> None:
+    """Raise SettingsError for settings of a model, given beside a run, which loads its base model as it was trained."""
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SettingsError(
+            f"{options} cannot be chosen for a run: its base model is loaded as it was trained; leave it out"
+        )
+
+
 def merged_model(model: Any) -> Any:
     """The model with its adapters merged. On a quantized model they stay separate: its integers would round them."""
     quantized = libraries.is_quantized(model) or hasattr(loading.plain_model(model), "packed_file")

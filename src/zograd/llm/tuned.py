@@ -15,7 +15,7 @@ from zograd.llm import loading
 from zograd.llm.build import examples_of
 from zograd.llm.generation import Generated, generate
 from zograd.llm.prompts import Form, form_of_task
-from zograd.llm.restore import merged_model, restore, stored_settings
+from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError
 from zograd.runs.packed import holds_run, opened
@@ -79,11 +79,7 @@ class Tuned:
                 )
             self.form = form_of_task(task, prompt_template, label_words, **columns)
             return
-        if given := [f"--{name.replace('_', '-')}" for name, value in loaded.items() if value]:
-            raise SettingsError(
-                f"{', '.join(given)} cannot be chosen for a run: its base model is loaded as it was trained; leave it "
-                f"out"
-            )
+        check_own_model([name for name, value in loaded.items() if value is not None])
         if task is None:
             self.form = self._form_of_run().changed(prompt_template, label_words)
         else:
