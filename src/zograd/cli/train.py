@@ -68,7 +68,9 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the run in --out; takes a new --steps or --eval-every."),
+        typer.Option(
+            "--resume", help="Continue the run in --out; takes a new --steps, --eval-every or place of the --model."
+        ),
     ] = False,
     plugin: Plugins = None,
     json: Json = False,

@@ -14,7 +14,7 @@ from zograd.llm.restore import fixed_settings, stored_settings
 from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.runs.errors import RunError
-from zograd.runs.folder import check_free
+from zograd.runs.folder import check_free, check_writable
 from zograd.runs.rundir import CHANGEABLE, RunDirectory, restarted
 
 
@@ -67,6 +67,7 @@ def open_run(
         s, why = chosen(s, world)
     if found is None:
         check_free(out)
+        check_writable(out)
         new = resolve(s, world)
         if why:
             print(f"zograd: {why}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -79,7 +80,7 @@ CHECKS, MACHINE = "Evaluation and saving", "Machine"
 class TrainSettings(BaseModel):
     """Keys are those of `zograd train`, with underscores; each is described here and nowhere else."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     model: str = setting("smollm2-135m", "Alias, folder, .gguf file, or hub name.", MODEL)
     quantized: bool = setting(False, "Keep the matrices of a .gguf packed; --train scales trains their scales.", MODEL)
@@ -192,7 +193,11 @@ class TrainSettings(BaseModel):
         """A number in quotes is the number: no setting of a method is a text that looks like one."""
         if not isinstance(value, Mapping):
             return value
-        return {name: read_value(v) if isinstance(v, str) else v for name, v in value.items()}
+        read = {name: read_value(v) if isinstance(v, str) else v for name, v in value.items()}
+        for name, number in read.items():
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{name} should be a finite number")
+        return read
 
     @field_validator("label_words", mode="before")
     @classmethod

@@ -23,7 +23,7 @@ from zograd.llm.loop import Loop, last_merge, shown
 from zograd.llm.restore import check_trained, fixed_settings
 from zograd.llm.resume import check_data, metrics_before, open_run, setting_name
 from zograd.llm.scoring.metrics import Metrics
-from zograd.llm.settings import TrainSettings, parse
+from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.runs.identity import base_digest, check_identity
 from zograd.runs.memory import Peak
 from zograd.runs.rundir import Follower, RunDirectory
@@ -136,6 +136,11 @@ def agree_on_run(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: 
             if found is not None:
                 closing.callback(found.close)
                 tape = found.tape(fixed=fixed_settings(s))
+                if "steps" in changed and s.steps < tape.steps:
+                    raise SettingsError(
+                        f"--steps {s.steps}: the run has taken {tape.steps} already, and steps are counted from its "
+                        f"beginning; give more, or take weights of an earlier step with zograd replay --to {s.steps}"
+                    )
                 if changed or not quiet:
                     print(_announced(s, tape, changed), file=sys.stderr)
     plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta]).encode()))

@@ -20,6 +20,7 @@ from zograd import __version__
 from zograd.core.run import Record, Run
 from zograd.core.tape import TAPE_VERSION, Tape, TapeWriter, never_began
 from zograd.files import atomic_write
+from zograd.jsons import dumps
 from zograd.locks import FileLock
 from zograd.noise import NOISE_VERSION
 from zograd.runs.errors import RunError
@@ -27,9 +28,9 @@ from zograd.runs.folder import began, check_free, locked, read_metrics
 from zograd.runs.identity import base_digest
 from zograd.runs.state import digest, read_state, write_state
 
-CHANGEABLE = ("steps", "parallel", "timeout", "eval_every", "save_every", "max_failures")
-"""Settings that --resume may change, since no bit of a run depends on them. In some runs bits depend on `steps` or
-`eval_every` nevertheless: see `fixed` of `RunDirectory.tape`."""
+CHANGEABLE = ("model", "steps", "parallel", "timeout", "eval_every", "save_every", "max_failures")
+"""Settings that --resume may change, since no bit of a run depends on them: the base model may lie elsewhere now. In
+some runs bits depend on `steps` or `eval_every` nevertheless: see `fixed` of `RunDirectory.tape`."""
 
 
 def restarted(root: Path) -> RunDirectory | None:
@@ -142,7 +143,7 @@ class RunDirectory:
 
     def save_meta(self) -> None:
         """Write run.json through a temporary file: a killed process leaves the old one or the new one."""
-        atomic_write(self.path / "run.json", json.dumps(self.meta, indent=1).encode())
+        atomic_write(self.path / "run.json", dumps(self.meta, indent=1).encode())
 
     @property
     def scratch(self) -> Path:
@@ -189,7 +190,7 @@ class RunDirectory:
             raise RunError(
                 f"{self.tape_path} has no settings in its header: it is not a tape of this run; restore it from a copy"
             )
-        free = {"model", *CHANGEABLE} - set(fixed)  # the model is compared by its weights
+        free = {*CHANGEABLE} - set(fixed)  # the model is compared by its weights
         both = [(key, here.get(key), there.get(key)) for key in (*there, *here) if key not in free]
         both += [(key, here.get(key), header[key]) for key in ("seed", "method") if key in header]
         mine = {
@@ -229,7 +230,7 @@ class RunDirectory:
     def log(self, line: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(dict(line)) + "\n")
+            f.write(dumps(line) + "\n")
 
     def _trim_metrics(self, steps: int) -> None:
         """Drop lines of steps that are not on the tape, and a torn last line."""
@@ -237,7 +238,7 @@ class RunDirectory:
         if path.exists():
             lines, _ = read_metrics(self.path)
             kept = [line for line in lines if isinstance(k := line.get("step", 0), int) and k <= steps]
-            atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            atomic_write(path, "".join(dumps(line) + "\n" for line in kept).encode())
 
     # ---- d-sized state: a shortcut over replaying from the first step ---------------------------------------------
 
