@@ -48,7 +48,9 @@ def stored_settings(directory: RunDirectory) -> TrainSettings:
 
 def fixed_settings(s: TrainSettings) -> tuple[str, ...]:
     """Names in `CHANGEABLE` that a run with these settings may not change after all: its bits depend on them."""
-    names = ("steps",) if s.lr_schedule != "constant" else ()
+    names: tuple[str, ...] = ()
+    if s.lr_schedule != "constant":
+        names = ("seconds",) if s.seconds is not None else ("steps", "seconds")
     try:
         return (*names, "eval_every") if ride_along(build_method(s)) else names
     except ValueError:  # an edited run.json; the comparison with the tape's header names the mistake

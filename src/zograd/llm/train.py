@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -72,10 +73,13 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
             check_trained(meta, work.prepared.trained)
     peers.compare(json.dumps(work.base), "the base model and adapters")
 
+    forward = None
     # Begin the run, or bring the weights to the end of its tape.
     if meta is None:
         work, compiling = decide_compiling(work, peers)
+        start = time.perf_counter()
         before = work.scorer.evaluate(work.held_out, peers=peers)
+        forward = peers.world * (time.perf_counter() - start) / work.scorer.tokens(work.held_out)
         directory = begin(out, work, before, compiling, peers, closing)
         taken: Sequence[Record] = ()
     else:
@@ -85,7 +89,7 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
     steps_before = run.step_number
 
     # Train and evaluate.
-    loop = Loop(work, directory, quiet or peers.rank > 0, peers, taken, before.loss)
+    loop = Loop(work, directory, quiet or peers.rank > 0, peers, taken, before.loss, forward)
     with Peak(s.device) as peak:
         loop.go()
         after = loop.last_metrics

@@ -28,9 +28,9 @@ from zograd.runs.folder import began, check_free, locked, read_metrics
 from zograd.runs.identity import base_digest
 from zograd.runs.state import digest, read_state, write_state
 
-CHANGEABLE = ("model", "steps", "parallel", "timeout", "eval_every", "save_every", "max_failures")
+CHANGEABLE = ("model", "steps", "seconds", "parallel", "timeout", "eval_every", "save_every", "max_failures")
 """Settings that --resume may change, since no bit of a run depends on them: the base model may lie elsewhere now. In
-some runs bits depend on `steps` or `eval_every` nevertheless: see `fixed` of `RunDirectory.tape`."""
+some runs bits depend on `steps`, `seconds` or `eval_every` nevertheless: see `fixed` of `RunDirectory.tape`."""
 
 
 def restarted(root: Path) -> RunDirectory | None:
