@@ -18,7 +18,7 @@ from zograd.distributed import Peers
 from zograd.llm.clock import Clock, about
 from zograd.llm.recipe import chosen
 from zograd.llm.restore import fixed_settings, replay
-from zograd.llm.settings import NO_END, SettingsError, TrainSettings, parse
+from zograd.llm.settings import NO_END, TrainSettings, parse
 from zograd.llm.train import train
 from zograd.stores import Rate
 
