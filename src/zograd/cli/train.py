@@ -1,4 +1,4 @@
-"""Commands that make runs: quickstart, train, replay."""
+"""Commands that make runs: quickstart, train."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from zograd.cli.options import Plugins, later, with_settings
-from zograd.cli.output import STARTED, Debug, Json, app, conclude, emit, guarded, mib, number, percent, say
+from zograd.cli.output import STARTED, Debug, Json, app, conclude, guarded, mib, number, percent, say
 
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
-Threads = Annotated[int | None, typer.Option(help=r"CPU threads. \[all]")]
 
 
 def register() -> None:
     app.command()(guarded(quickstart))
     later(app, "train", inspect.getdoc(train) or "", lambda: with_settings(train))
-    app.command()(guarded(replay))
 
 
 def set_threads(threads: int | None) -> None:
@@ -71,7 +69,9 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the run in --out; takes a new --steps or --eval-every."),
+        typer.Option(
+            "--resume", help="Continue the run in --out; takes a new --steps, --eval-every or place of the --model."
+        ),
     ] = False,
     plugin: Plugins = None,
     json: Json = False,
@@ -96,7 +96,7 @@ def train(
     stages = Stages(quiet or os.environ.get("RANK", "0") != "0", STARTED)
     with stages.stage("importing torch", STARTED):
         from zograd.distributed import joined
-        from zograd.llm.restore import resumed
+        from zograd.llm.resume import resumed
         from zograd.llm.train import train as go
     if resume and (out / "run.json").exists():  # torchrun's other processes may not have it
         plugins.check(out, resume=True)
@@ -129,29 +129,3 @@ def _summary(result: dict[str, Any]) -> str:
             ("stopped early; " if result["interrupted"] else "") + f"the run: {result['run']}",
         ]
     )
-
-
-def replay(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    out: Annotated[Path, typer.Option(help="New folder for the weights.")],
-    model: Annotated[str | None, typer.Option(help=r"The base model. \[the run's]")] = None,
-    to: Annotated[int | None, typer.Option(help=r"Stop at this step. \[the end]")] = None,
-    salvage: Annotated[
-        bool, typer.Option("--salvage", help="Of a damaged tape, use the steps before the damage.")
-    ] = False,
-    plugin: Plugins = None,
-    threads: Threads = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Base model + tape -> weights on disk (safetensors), without a single forward pass.
-
-    Example: zograd replay runs/quickstart --out my-model
-    """
-    set_threads(threads)
-    from zograd import plugins
-    from zograd.llm.restore import replay as go
-
-    plugins.load(plugin or ())
-    plugins.check(run)
-    emit(go(run, model, out, to=to, salvage=salvage), json)

@@ -31,6 +31,7 @@ from zograd.llm.loading import offloaded as offloading
 from zograd.llm.loading.errors import ModelError, first_line
 from zograd.llm.oracle import points_of
 from zograd.llm.parts import parts_of
+from zograd.llm.prompts import Form
 from zograd.llm.recipe import chosen, instead
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.others import scorer_of
@@ -86,8 +87,8 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
     onto_scales = loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
     onto = {"lora": LORA, "prompt": TOKENS, "prefix": TOKENS}.get(s.train, SCALES if onto_scales else FULL)
     looks_at_blocks = MENU[s.method].needs == "blocks"
-    shape = shape_of(model, s.layers) if looks_at_blocks and model is not None else None
-    default = language_model(s.method, onto, shape)
+    size = shape_of(model, s.layers) if looks_at_blocks and model is not None else None
+    default = language_model(s.method, onto, size)
     lr = default.get("lr") if lr is None else lr
     mu = default.get("mu") if mu is None else mu
     if mu is not None:
@@ -95,7 +96,8 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
     if s.weight_decay:
         settings["weight_decay"] = s.weight_decay
     if lr is not None:
-        schedule = Schedule(1.0 if lr == "auto" else float(lr), s.lr_schedule, s.steps, s.warmup, s.lr_end)
+        shape = "constant" if s.seconds is not None else s.lr_schedule  # the clock shapes it (`llm/clock.py`)
+        schedule = Schedule(1.0 if lr == "auto" else float(lr), shape, s.steps, s.warmup, s.lr_end)
         settings["lr"] = AutoRate(shape=schedule) if lr == "auto" else schedule
     try:
         method = methods.make(s.method, **settings)
@@ -430,7 +432,7 @@ def _tried(
     scorer.group([*parts, *evaluated])
     data = {
         "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
-        "sha256": digest(task, examples, held_out),
+        "sha256": digest(task, examples, held_out), "asks": asdict(Form.of(task)),
     }  # fmt: skip
     return Work(p, base, scorer, batches, held_out, data)
 

@@ -14,9 +14,10 @@ from zograd.hub.template import Template
 from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import digest, examples_of
-from zograd.llm.restore import merged_model, restore
+from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.runs.packed import opened
 
 
 def evaluate(
@@ -26,9 +27,9 @@ def evaluate(
     *,
     split: str | None = None,
     examples: int | None = None,
-    dtype: str = "auto",
-    device: str = "cpu",
-    quantized: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+    quantized: bool | None = None,
     quantize: str | None = None,
     prompt_template: str | None = None,
     label_words: Mapping[str, str] | None = None,
@@ -43,24 +44,22 @@ def evaluate(
     and `trained_on` counts the scored examples that it was trained on (None where that is not known). `failure` is a
     sentence where scores are not finite: then there is no metric.
 
+    run: a folder, or a packed run. device: where the model computes; None: the CPU, or where the run was trained.
+    dtype, quantized, quantize: of a model; a run has its own, so they are refused beside one.
     split: "train", "validation", "test", or "all". Default: "test"; all of a file that names no splits, unless it is
         the file of the run. Asked for a split, such a file is split as training with `seed` (default 0) splits it.
     """
     given: dict[str, Any] = {"prompt_template": prompt_template, "label_words": label_words}
     given |= {"text_column": text_column, "label_column": label_column}
     given = {name: value for name, value in given.items() if value}
-    first, trained, steps = False, None, None
-    module: Any
+    first, trained = False, None
     if run is None:
-        module, tokenizer = loading.load(
-            model or "smollm2-135m", dtype=dtype, device=device, quantized=quantized, quantize=quantize
-        )
         loaded, whole = load_task(task or "trec", seed=seed or 0, **given), True
     else:
-        p, directory = restore(run, model)
-        module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
-        stored = directory.meta["settings"]
-        s = p.settings.model_copy(update={"draw": stored.get("draw", "first")})  # older runs took the first examples
+        own = {"dtype": dtype, "quantized": quantized, "quantize": quantize}
+        check_own_model([name for name, value in own.items() if value is not None])
+        directory = opened(run)
+        s = stored_settings(directory)
         if seed not in (None, s.seed):
             raise SettingsError(f"--seed {seed}: the data of a run is split by its own seed, {s.seed}; leave it out")
         seed, first, whole = s.seed, s.draw == "first", not _same(task, s.task)
@@ -69,7 +68,7 @@ def evaluate(
             with suppress(TaskError, FetchError):  # the data of the run may be gone
                 trained = {e.prompt for e in examples_of(s)[1]}
         else:
-            loaded, trained = _data(s, given, directory.meta["data"].get("sha256"))
+            loaded, trained = _data(s, given, directory.meta.get("data", {}).get("sha256"))
     split = split or ("all" if whole and loaded.drawn else "test")
     if split != "all" and split not in loaded.splits:
         raise SettingsError(f"--split {split}: there are {', '.join(loaded.splits)} and all")
@@ -77,6 +76,16 @@ def evaluate(
     if not chosen:
         sizes = ", ".join(f"{len(part):,} {name}" for name, part in loaded.splits.items() if part)
         raise TaskError(f"--split {split}: {loaded.source} has no example there, but {sizes}")
+    module: Any
+    steps = None
+    if run is None:
+        module, tokenizer = loading.load(
+            model or "smollm2-135m", dtype=dtype or "auto", device=device or "cpu", quantized=bool(quantized),
+            quantize=quantize,
+        )  # fmt: skip
+    else:
+        p, _ = restore(run, model, device=device)
+        module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
     scorer = scorer_of(module, tokenizer, loaded)
     metrics = scorer.evaluate(chosen)
     seen = None if trained is None else sum(e.prompt in trained for e in chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -72,6 +73,9 @@ def setting(
     return Field(**start, description=help, json_schema_extra={k: v for k, v in shown.items() if v}, **limits)
 
 
+NO_END = 10**9
+"""The number of steps of a run that ends on the clock."""
+
 MODEL, DATA, METHOD, TRAINED = "Model", "Data", "Method", "What is trained"
 CHECKS, MACHINE = "Evaluation and saving", "Machine"
 
@@ -79,7 +83,7 @@ CHECKS, MACHINE = "Evaluation and saving", "Machine"
 class TrainSettings(BaseModel):
     """Keys are those of `zograd train`, with underscores; each is described here and nowhere else."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     model: str = setting("smollm2-135m", "Alias, folder, .gguf file, or hub name.", MODEL)
     quantized: bool = setting(False, "Keep the matrices of a .gguf packed; --train scales trains their scales.", MODEL)
@@ -101,6 +105,15 @@ class TrainSettings(BaseModel):
         alias="set",
     )
     steps: int = setting(1000, "Steps in all.", METHOD, ge=0)
+    seconds: float | None = setting(
+        None, "End after so many seconds of training; the schedule follows the time.", METHOD, unset="by --steps", gt=0
+    )
+    budget: Literal["small", "medium", "large"] | None = setting(
+        None,
+        "In place of --steps: 1, 4 or 16 times the default, with 1,000, 4,000 or all training examples.",
+        METHOD,
+        unset="small",
+    )
     batch_size: int = setting(16, "Examples per step.", METHOD, ge=1)
     lr: Annotated[float, Field(ge=0)] | Literal["auto"] | None = setting(
         None, "Learning rate; auto measures it.", METHOD, unset="by the method, the part, and the width of the model"
@@ -200,7 +213,11 @@ class TrainSettings(BaseModel):
         """A number in quotes is the number: no setting of a method is a text that looks like one."""
         if not isinstance(value, Mapping):
             return value
-        return {name: read_value(v) if isinstance(v, str) else v for name, v in value.items()}
+        read = {name: read_value(v) if isinstance(v, str) else v for name, v in value.items()}
+        for name, number in read.items():
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{name} should be a finite number")
+        return read
 
     @field_validator("label_words", mode="before")
     @classmethod
@@ -218,6 +235,17 @@ class TrainSettings(BaseModel):
         if isinstance(value, Mapping):
             return {_as_text(label): _as_text(word) for label, word in value.items()}
         return [_as_text(word) for word in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _clock_fits(self) -> Self:
+        if self.seconds is not None and self.lr == "auto" and self.lr_schedule != "constant":
+            raise ValueError(
+                f"seconds does not go with lr = auto and lr_schedule = {self.lr_schedule}: a rate that is measured "
+                f"does not follow the clock; leave lr_schedule out, or give lr a number"
+            )
+        if self.budget is not None and self.seconds is not None:
+            raise ValueError("budget and seconds both say how long to train: choose one")
+        return self
 
     @model_validator(mode="after")
     def _one_quantization(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -20,9 +21,10 @@ from zograd.jsons import finite
 from zograd.llm import lora_init
 from zograd.llm.build import Work, choose_compiling, ride_along, set_up
 from zograd.llm.loop import Loop, last_merge, shown
-from zograd.llm.restore import check_data, check_trained, fixed_settings, metrics_before, open_run, setting_name
+from zograd.llm.restore import check_trained, fixed_settings
+from zograd.llm.resume import check_data, metrics_before, open_run, setting_name
 from zograd.llm.scoring.metrics import Metrics
-from zograd.llm.settings import TrainSettings, parse
+from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.stages import Stages
 from zograd.runs.identity import base_digest, check_identity
 from zograd.runs.memory import Peak
@@ -84,12 +86,16 @@ def _train(
             check_trained(meta, work.prepared.trained)
     peers.compare(json.dumps(work.base), "the base model and adapters")
 
+    forward = None
     # Begin the run, or bring the weights to the end of its tape.
     if meta is None:
         work, compiling = decide_compiling(work, peers)
         directory = create(out, work, compiling, peers, closing)
         with Peak(s.device) as inference:
+            start = time.perf_counter()
             before = baseline(work, stages, peers)
+            if before is not None:
+                forward = peers.world * (time.perf_counter() - start) / work.scorer.tokens(work.held_out)
             work.scorer.infer(work.batches[0], work.held_out, evaluated=before is not None)
         begin(work, before, directory, peers)
         taken: Sequence[Record] = ()
@@ -106,7 +112,9 @@ def _train(
     steps_before = run.step_number
 
     # Train and evaluate.
-    loop = Loop(work, directory, quiet or peers.rank > 0, peers, taken, None if before is None else before.loss)
+    loop = Loop(
+        work, directory, quiet or peers.rank > 0, peers, taken, None if before is None else before.loss, forward
+    )
     start_seconds = stages.seconds
     with Peak(s.device) as peak:
         loop.go()
@@ -166,6 +174,11 @@ def agree_on_run(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: 
             if found is not None:
                 closing.callback(found.close)
                 tape = found.tape(fixed=fixed_settings(s))
+                if "steps" in changed and s.steps < tape.steps:
+                    raise SettingsError(
+                        f"--steps {s.steps}: the run has taken {tape.steps} already, and steps are counted from its "
+                        f"beginning; give more, or take weights of an earlier step with zograd replay --to {s.steps}"
+                    )
                 if changed or not quiet:
                     print(_announced(s, tape, changed), file=sys.stderr)
     plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta, why]).encode()))

@@ -493,9 +493,24 @@ class Scorer:
             stores their states. peers: the forwards are dealt to them.
         Cost: one forward of each example, or of each of its classes. Raises TaskError without examples.
         """
-        peers = Peers() if peers is None else peers
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
+        scores = self.all_scores(examples, progress=progress, peers=peers)
+        return metrics_of(scores.to(self.device), self._labels(examples))
+
+    @torch.no_grad()
+    def all_scores(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress: Callable[[float], object] | None = None,
+        peers: Peers | None = None,
+    ) -> Tensor:
+        """float32 [examples, classes] on the CPU: `scores` of any number of examples, some of them in each forward.
+
+        progress, peers: see `evaluate`. All examples are encoded before the first forward.
+        """
+        peers = Peers() if peers is None else peers
         classes = len(self.words) if self.task.kind == "classification" else 1
         scores = torch.zeros(len(examples), classes)
         for number, bucket in enumerate(self.buckets(examples, EVALUATION)):
@@ -505,7 +520,7 @@ class Scorer:
                 scores[torch.tensor(bucket)] = self.scores(part).cpu()
             if progress is not None:
                 progress(left)
-        return metrics_of(peers.total(scores).to(self.device), self._labels(examples))
+        return peers.total(scores)
 
     def _stored_for(self, part: Sequence[Example], progress: Callable[[float], object] | None) -> float:
         """Store the states of a part of an evaluation; what `progress` was told of it: its share in the forwards."""
