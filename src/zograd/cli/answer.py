@@ -57,7 +57,7 @@ def predict(
     Example: zograd predict runs/quickstart "Who wrote Hamlet ?"
     """
 
-    def go(tuned: Any, inputs: list[Any], progress: Callable[[int], object]) -> tuple[list[Any], dict[str, Any]]:
+    def go(tuned: Any, inputs: list[Any], progress: Callable[[float], object]) -> tuple[list[Any], dict[str, Any]]:
         found = tuned.predict(inputs, calibrate=calibrate, progress=progress)
         bad = sum(p.label is None for p in found)
         failure = f"{bad} of {len(found)} inputs have scores that are not finite, and so no label" if bad else None
@@ -105,7 +105,7 @@ def generate(
 
         check_sampling(max_new_tokens, temperature, stops)
 
-    def go(tuned: Any, inputs: list[Any], progress: Callable[[int], object]) -> tuple[list[Any], dict[str, Any]]:
+    def go(tuned: Any, inputs: list[Any], progress: Callable[[float], object]) -> tuple[list[Any], dict[str, Any]]:
         sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": int(seed or 0)}
         return tuned.generate(inputs, **sampling, stop=stops, progress=progress), {**sampling, "stop": stops}
 
@@ -123,7 +123,7 @@ def _answered(
     file: Path | None,
     out: Path | None,
     plugin: Sequence[Path] | None,
-    go: Callable[[Any, list[Any], Callable[[int], object]], tuple[list[Any], dict[str, Any]]],
+    go: Callable[[Any, list[Any], Callable[[float], object]], tuple[list[Any], dict[str, Any]]],
     check: Callable[[Any], None],
 ) -> dict[str, Any]:
     """What both commands do: read the inputs, open the source, answer, write the file."""
@@ -186,7 +186,7 @@ def _piped() -> list[str]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], object]]:
+def _progress(total: int) -> Iterator[Callable[[float], object]]:
     """A progress bar on stderr; none for few inputs."""
     from tqdm import tqdm
 

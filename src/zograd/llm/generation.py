@@ -40,7 +40,7 @@ def generate(
     temperature: float = 0.0,
     stop: Sequence[str] = (),
     seed: int = 0,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> list[Generated]:
     """The continuation of each prompt. Prompts have the tokens that they have in training.
 

@@ -21,7 +21,7 @@ from zograd.llm.settings import SettingsError
 from zograd.runs.packed import holds_run, opened
 
 Inputs = Iterable[str | Mapping[str, Any]]
-Progress = Callable[[int], object]
+Progress = Callable[[float], object]
 
 
 @dataclass(frozen=True)
