@@ -15,10 +15,12 @@ from types import MappingProxyType
 from typing import Final
 
 from zograd.hub.errors import TaskError, UnknownTaskError
+from zograd.hub.formats import SUFFIXES
 from zograd.hub.named_tasks import NAMED_TASKS, REGISTERED, Rows, TaskInfo, rows_of
+from zograd.hub.records import Record
+from zograd.hub.sources import KINDS, Source, is_source, read, source_name
 from zograd.hub.split_rules import rank
 from zograd.hub.template import Template
-from zograd.hub.userfile import Record, read_records
 
 __all__ = ["SPLITS", "Example", "Task", "load_task", "parse_label_words", "register_task", "select"]
 
@@ -58,9 +60,6 @@ class Task:
     drawn: bool = False
 
 
-_SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-
 def register_task(
     *,
     classes: Sequence[str],
@@ -86,7 +85,7 @@ def register_task(
         called = rows.__name__ if name is None else name
         if called in NAMED_TASKS:
             raise TaskError(f"There are two tasks named {called!r}; rename the one in {rows.__module__}.")
-        if called.endswith(_SUFFIXES):
+        if called.lower().endswith(SUFFIXES):
             raise TaskError(f"The task {called!r} has the name of a file; leave out its suffix.")
         info = TaskInfo(
             called, dict(sizes or {}), tuple(classes), tuple(label_words), template, source, licence, description
@@ -100,7 +99,7 @@ def register_task(
 
 
 def load_task(
-    name_or_path: str | os.PathLike[str],
+    source: Source,
     *,
     prompt_template: str | None = None,
     label_words: Mapping[str, str] | Sequence[str] | None = None,
@@ -109,15 +108,19 @@ def load_task(
     seed: int = 0,
     split_by: Sequence[str] | None = None,
 ) -> Task:
-    """The task of that name, or the one in a `.jsonl`, `.csv` or `.parquet` file.
+    """The task of that name, or the one in a user's data.
 
-    A file needs either the columns `prompt` and `completion`, or a text and a label. Without label words, each label is
+    Data is a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder with files named train, validation and test, a
+    folder that `save_to_disk` of `datasets` wrote, `hf:NAME` or `hf:NAME:CONFIG` on the Hugging Face hub, a
+    `datasets.Dataset` or `DatasetDict`, or a list of mappings. Files of a folder and parts of a dataset are its splits.
+
+    It needs either the columns `prompt` and `completion`, or a text and a label. Without label words, each label is
     its own word, and without a template the prompt is the text and "Label:". A column `split` says train, validation or
     test. Without it, a hash of the text splits the file 80/10/10: duplicates stay together, and added rows do not
     change the split of other rows.
 
     Args:
-        name_or_path: a name of `tasks()` or a path.
+        source: a name of `tasks()`, or data.
         prompt_template: text with `{column}` fields; default the task's own; for a file, see above.
         label_words: mapping from the label in the data to its word, or the words in the order of the labels 0, 1, ...;
             also the text `"0= terrible,1= great"`. Words usually begin with a space.
@@ -130,19 +133,16 @@ def load_task(
         TaskError: unknown name, or a file that does not fit; the message names file, line and value.
         FetchError: `boolq` could not be fetched.
     """
-    name = os.fspath(name_or_path)
+    name = os.fspath(source) if isinstance(source, os.PathLike) else source
     words = parse_label_words(label_words) if isinstance(label_words, str) else label_words
     _check_words(words)
-    if name in NAMED_TASKS:
+    if isinstance(name, str) and name in NAMED_TASKS:
         if text_column is not None or label_column is not None:
             raise TaskError(f"text_column and label_column are for files; the task {name} does without, drop them.")
         return _named(NAMED_TASKS[name], prompt_template, words)
-    if not name.endswith(_SUFFIXES):
-        raise UnknownTaskError(
-            f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, or a file ending in "
-            f"{', '.join(_SUFFIXES)}."
-        )
-    return _from_file(name, prompt_template, words, text_column, label_column, seed, split_by)
+    if not is_source(name):
+        raise UnknownTaskError(f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, {KINDS}.")
+    return _from_data(name, prompt_template, words, text_column, label_column, seed, split_by)
 
 
 def select(task: Task, split: str, count: int | None, *, seed: int, first: bool = False) -> list[Example]:
@@ -251,8 +251,8 @@ def _words_of(info: TaskInfo, words: Mapping[str, str] | Sequence[str]) -> tuple
     return tuple(words)
 
 
-def _from_file(
-    path: str,
+def _from_data(
+    source: Source,
     prompt_template: str | None,
     words: Mapping[str, str] | Sequence[str] | None,
     text_column: str | None,
@@ -260,7 +260,8 @@ def _from_file(
     seed: int,
     split_by: Sequence[str] | None,
 ) -> Task:
-    records = read_records(path, text_column)
+    table, path = read(source, text_column), source_name(source)
+    records = table.records
     columns = list(records[0].values)
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     generation = prompt_template is None and text_column is None and {"prompt", "completion"} <= set(columns)
@@ -292,7 +293,7 @@ def _from_file(
             example = Example(filled, _label_of(record, label, index))
             splits[record.split(split_by or template.columns, seed)].append(example)
     return Task(
-        name=os.path.basename(path).rsplit(".", 1)[0],
+        name=os.path.basename(os.path.normpath(path)).removesuffix(os.path.splitext(path)[1]),
         template=template.text,
         label_words=label_words,
         splits=MappingProxyType({split: tuple(examples) for split, examples in splits.items()}),
@@ -302,7 +303,7 @@ def _from_file(
         kind="completion" if generation else "classification",
         classes=classes,
         own=True,
-        drawn="split" not in columns,
+        drawn="split" not in columns and all(record.part is None for record in records),
     )
 
 

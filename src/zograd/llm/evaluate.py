@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zograd.hub import FetchError, Task, TaskError, load_task, select
+from zograd.hub.sources import is_source
 from zograd.hub.template import Template
 from zograd.jsons import finite
 from zograd.llm import loading
@@ -96,7 +97,7 @@ def _same(task: str | None, of_run: str) -> bool:
 def _kept(s: TrainSettings, task: str | None) -> dict[str, Any]:
     """What the settings of a run say about another task: its prompt and words, and for a file its columns."""
     kept: dict[str, Any] = {"prompt_template": s.prompt_template, "label_words": s.label_words}
-    if Path(str(task)).suffix:
+    if is_source(task):
         kept |= {"text_column": s.text_column, "label_column": s.label_column}
     return kept
 

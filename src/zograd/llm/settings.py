@@ -86,7 +86,12 @@ class TrainSettings(BaseModel):
     quantize: Literal["nf4", "int8-bnb", "int8-torchao", "int4-torchao", "hqq4"] | None = setting(
         None, "Quantize a dense model first.", MODEL
     )
-    task: str = setting("trec", "Name of a task, see `zograd tasks`, or a .jsonl, .csv or .parquet file.", DATA)
+    task: str = setting(
+        "trec",
+        "Name of a task, see `zograd tasks`; a .jsonl, .json, .csv, .tsv, .parquet or .txt file; a folder with such files "
+        "named train, validation and test; or hf:NAME.",
+        DATA,
+    )
     method: str = setting(
         "auto",
         "Name of a method, see `zograd methods`. auto: `residual` on the last 4 blocks, 100 steps of 32 examples.",
