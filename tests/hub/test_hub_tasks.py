@@ -211,7 +211,7 @@ def test_optional_columns_that_are_not_used_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_named_task_has_no_columns_to_name() -> None:
-    with pytest.raises(TaskError, match="text_column and label_column are for files"):
+    with pytest.raises(TaskError, match="text_column: these are for files; the task mr does without"):
         load_task("mr", text_column="sentence")
 
 

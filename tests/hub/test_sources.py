@@ -186,7 +186,7 @@ def test_other_objects_are_refused() -> None:
     datasets = pytest.importorskip("datasets")
     stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
     for source, message in (
-        (stream, "streams its records; give a Dataset with all of them"),
+        (stream, "streams its records; give a Dataset, such as"),
         (datasets.DatasetDict({"all": datasets.Dataset.from_list(ROWS)}), "has the parts all; name one train"),
         (datasets.Dataset.from_list([]), "holds no records"),
         ([], "holds no records"),

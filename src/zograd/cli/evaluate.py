@@ -13,8 +13,8 @@ from zograd.cli.output import Debug, Json, app, conclude, emit, guarded
 from zograd.cli.train import set_threads
 
 SETTINGS = (
-    "model", "task", "prompt_template", "label_words", "text_column", "label_column", "seed", "dtype", "quantized",
-    "quantize", "device", "threads",
+    "model", "task", "prompt_template", "label_words", "text_column", "label_column", "completion_column", "records",
+    "seed", "dtype", "quantized", "quantize", "device", "threads",
 )  # fmt: skip
 DEFAULTS = {"task": "trec, or the run's", "seed": "0, or the run's"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -79,12 +80,20 @@ class Record:
             "line."
         )
 
-    def split(self, columns: Iterable[str], seed: int) -> str:
-        """The split of the record's file, or the one that it names, or else the one by the hash of `columns`."""
-        if self.part is not None:
+    def key(self, column: str) -> str:
+        """The value of a column as a text by which the record is known: of a list or an object, its JSON."""
+        value = self.values.get(column)
+        return json.dumps(value, sort_keys=True, default=str) if isinstance(value, list | dict) else self.text(column)
+
+    def drawn(self, columns: Iterable[str], seed: int) -> str:
+        """The split by the hash of `columns`."""
+        return split_of((self.key(column) for column in columns), seed)
+
+    @property
+    def named_split(self) -> str | None:
+        """The split of the record's file, or the one that it names; None if neither says one."""
+        if self.part is not None or "split" not in self.values:
             return self.part
-        if "split" not in self.values:
-            return split_of((self.text(column) for column in columns), seed)
         name = self.text("split").strip().casefold()
         if name not in _SPLIT_NAMES:
             raise TaskError(

@@ -17,7 +17,7 @@ Source: TypeAlias = Any
 """A path, a name, a `datasets.Dataset` or `DatasetDict`, or a sequence of mappings."""
 
 HUB: Final = "hf:"
-"""What a name on the Hugging Face hub begins with: hf:stanfordnlp/imdb, or with a configuration hf:nyu-mll/glue:sst2."""
+"""What a name on the Hugging Face hub begins with: hf:stanfordnlp/imdb, with a configuration hf:nyu-mll/glue:sst2."""
 
 _SAVED: Final = ("dataset_dict.json", "dataset_info.json")
 """Files of a folder that `save_to_disk` of `datasets` wrote."""
@@ -147,7 +147,7 @@ def _dataset(source: Source, name: str | None = None) -> Table:
     name = source_name(source) if name is None else name
     if "Iterable" in type(source).__name__:
         raise TaskError(
-            f"{name} streams its records; give a Dataset that holds them, such as Dataset.from_list(list(it.take(1000)))."
+            f"{name} streams its records; give a Dataset, such as Dataset.from_list(list(stream.take(1000)))."
         )
     if not isinstance(source, Mapping):
         return _rows(source, name)

@@ -21,7 +21,7 @@ from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import FromBlocks
-from zograd.hub import Example, Task, load_task, select
+from zograd.hub import Example, Task, TaskError, load_task, select
 from zograd.laws import OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
 from zograd.llm import loading, lora_init
@@ -282,19 +282,32 @@ class Work:
     inference: Peak
 
 
-def examples_of(s: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
-    """The task of a run, its training examples and its held-out examples: a function of settings and data alone."""
-    task = load_task(
-        s.task,
-        prompt_template=s.prompt_template,
-        label_words=s.label_words,
-        text_column=s.text_column,
-        label_column=s.label_column,
-        seed=s.seed,
-    )
-    first = s.draw == "first"
-    examples = select(task, "train", s.train_examples, seed=s.seed, first=first)
-    return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, first=first)
+def examples_of(s: TrainSettings, split_by: Sequence[str] | None = None) -> tuple[Task, list[Example], list[Example]]:
+    """The task of a run, its training examples and its held-out examples: a function of settings and data alone.
+
+    split_by: the columns whose hash splits the data; None: those of its prompt. Raises TaskError for data that does
+    not fit, or a split without examples.
+    """
+    options = {name: getattr(s, name) for name in OF_DATA}
+    task = load_task(s.task, **options, hold_out=s.eval_split == "validation", seed=s.seed, split_by=split_by)
+    for split, why in (("train", "trained on"), (s.eval_split, "held out")):
+        if not task.splits[split]:
+            raise TaskError(no_examples(task, split, f"nothing can be {why}; give more data, or --eval-file"))
+    examples = select(task, "train", s.train_examples, seed=s.seed, draw=s.draw)
+    return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, draw=s.draw)
+
+
+OF_DATA = (
+    "prompt_template", "label_words", "text_column", "label_column", "completion_column", "records", "eval_file",
+    "test_file",
+)  # fmt: skip
+"""Settings that say how data is read; arguments of `load_task`."""
+
+
+def no_examples(task: Task, split: str, remedy: str) -> str:
+    """The sentence for a split that has no examples: which ones have some."""
+    sizes = ", ".join(f"{len(part):,} {name}" for name, part in task.splits.items() if part) or "none at all"
+    return f"{task.source} has no {split} example, but {sizes}: {remedy}"
 
 
 def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
@@ -311,9 +324,16 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
     """Print how many examples of a user's file are used if not all are; warn of a class without an example."""
     if not task.own:
         return
-    if s.label_words is None and task.classes:
-        words = ", ".join(map(repr, task.label_words))
-        print(f"zograd: the labels are scored by {words} after the prompt {task.template!r}", file=sys.stderr)
+    words = ", ".join(map(repr, task.label_words))
+    scored = f", scored by {words}" if s.label_words is None and task.classes else ""
+    print(f"zograd: {task.said}{scored}", file=sys.stderr)
+    known = {e.prompt + e.completion for e in examples}
+    if shared := sum(e.prompt + e.completion in known for e in held_out):
+        warnings.warn(
+            f"{shared} of the {len(held_out):,} {s.eval_split} examples are train examples too, so their metric says "
+            f"little; remove them from one of the files",
+            stacklevel=3,
+        )
     for option, name, part in (("train", "train", examples), ("eval", s.eval_split, held_out)):
         counts = [(c, sum(e.label == k for e in part)) for k, c in enumerate(task.classes)]
         if len(part) < len(task.splits[name]):

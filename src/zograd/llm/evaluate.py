@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zograd.hub import FetchError, Task, TaskError, load_task, select
-from zograd.hub.sources import is_source
-from zograd.hub.template import Template
+from zograd.hub import Example, FetchError, Task, TaskError, load_task, select
+from zograd.hub.sources import Source, is_source
 from zograd.jsons import finite
 from zograd.llm import loading
-from zograd.llm.build import digest, examples_of
-from zograd.llm.restore import merged_model, restore
+from zograd.llm.build import OF_DATA, digest, examples_of, no_examples
+from zograd.llm.restore import merged_model, restore, stored_settings
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.runs.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The examples to score. trained: texts of a run's training examples, None where they are not known.
+
+    whole: whether the data is other data than the run's.
+    """
+
+    task: Task
+    split: str
+    examples: Sequence[Example]
+    trained: set[str] | None = None
+    whole: bool = True
 
 
 def evaluate(
     model: str | None,
-    task: str | None,
+    task: Source,
     run: Path | None,
     *,
     split: str | None = None,
@@ -31,11 +46,8 @@ def evaluate(
     device: str = "cpu",
     quantized: bool = False,
     quantize: str | None = None,
-    prompt_template: str | None = None,
-    label_words: Mapping[str, str] | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
     seed: int | None = None,
+    **data: Any,
 ) -> dict[str, Any]:
     """Metric, calibrated metric, majority share and loss over a split; one forward an example (or class).
 
@@ -44,66 +56,93 @@ def evaluate(
     and `trained_on` counts the scored examples that it was trained on (None where that is not known). `failure` is a
     sentence where scores are not finite: then there is no metric.
 
+    task: a name or data, as `load_task` takes it; None: the run's, or "trec".
     split: "train", "validation", "test", or "all". Default: "test"; all of a file that names no splits, unless it is
         the file of the run. Asked for a split, such a file is split as training with `seed` (default 0) splits it.
+    data: how the data is read, as arguments of `load_task`.
+
+    What is wrong with the data is said before the model is loaded.
     """
-    given: dict[str, Any] = {"prompt_template": prompt_template, "label_words": label_words}
-    given |= {"text_column": text_column, "label_column": label_column}
-    given = {name: value for name, value in given.items() if value}
-    first, trained, steps = False, None, None
+    given = {name: value for name, value in data.items() if value not in (None, "auto")}
+    steps, s = None, TrainSettings()
     module: Any
     if run is None:
+        chosen = _choose(
+            load_task("trec" if task is None else task, seed=seed or 0, **given), split, examples, seed or 0
+        )
         module, tokenizer = loading.load(
             model or "smollm2-135m", dtype=dtype, device=device, quantized=quantized, quantize=quantize
         )
-        loaded, whole = load_task(task or "trec", seed=seed or 0, **given), True
     else:
-        p, directory = restore(run, model)
+        directory = RunDirectory.open(run)
+        s = stored_settings(directory)
+        chosen = _of_run(s, task, given, split, examples, seed, directory.meta["data"].get("sha256"))
+        p, _ = restore(run, model)
         module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
-        stored = directory.meta["settings"]
-        s = p.settings.model_copy(update={"draw": stored.get("draw", "first")})  # older runs took the first examples
-        if seed not in (None, s.seed):
-            raise SettingsError(f"--seed {seed}: the data of a run is split by its own seed, {s.seed}; leave it out")
-        seed, first, whole = s.seed, s.draw == "first", not _same(task, s.task)
-        if whole:
-            loaded = load_task(str(task), seed=seed, **_kept(s, task) | given)
-            with suppress(TaskError, FetchError):  # the data of the run may be gone
-                trained = {e.prompt for e in examples_of(s)[1]}
-        else:
-            loaded, trained = _data(s, given, directory.meta["data"].get("sha256"))
-    split = split or ("all" if whole and loaded.drawn else "test")
-    if split != "all" and split not in loaded.splits:
-        raise SettingsError(f"--split {split}: there are {', '.join(loaded.splits)} and all")
-    chosen = select(loaded, split, examples, seed=seed or 0, first=first)
-    if not chosen:
-        sizes = ", ".join(f"{len(part):,} {name}" for name, part in loaded.splits.items() if part)
-        raise TaskError(f"--split {split}: {loaded.source} has no example there, but {sizes}")
-    scorer = Scorer(module, tokenizer, loaded)
-    metrics = scorer.evaluate(chosen)
-    seen = None if trained is None else sum(e.prompt in trained for e in chosen)
-    if whole and seen:
-        warnings.warn(f"{seen} of the {len(chosen)} examples of {loaded.source} were trained on", stacklevel=2)
-    result = {**asdict(metrics), "task": loaded.name, "split": split, "steps": steps, "trained_on": seen}
+    scorer = Scorer(module, tokenizer, chosen.task)
+    metrics = scorer.evaluate(chosen.examples)
+    seen = None if chosen.trained is None else sum(_text_of(e) in chosen.trained for e in chosen.examples)
+    if chosen.whole and seen:
+        warnings.warn(
+            f"{seen} of the {len(chosen.examples)} examples of {chosen.task.source} were trained on", stacklevel=2
+        )
+    result = {**asdict(metrics), "task": chosen.task.name, "split": chosen.split, "steps": steps, "trained_on": seen}
     return dict(finite(result | {"failure": scorer.why_not_finite(metrics)}))
 
 
-def _same(task: str | None, of_run: str) -> bool:
+def _choose(
+    task: Task, split: str | None, count: int | None, seed: int, draw: str = "stratified", whole: bool = True
+) -> Chosen:
+    """The examples of a split. Raises SettingsError for a split that is none, TaskError for one without examples."""
+    split = split or ("all" if whole and task.drawn else "test")
+    if split != "all" and split not in task.splits:
+        raise SettingsError(f"--split {split}: there are {', '.join(task.splits)} and all")
+    found = select(task, split, count, seed=seed, draw=draw)
+    if not found:
+        raise TaskError(no_examples(task, split, "say which with --split"))
+    return Chosen(task, split, found, whole=whole)
+
+
+def _of_run(
+    s: TrainSettings, task: Source, given: dict[str, Any], split: str | None, count: int | None, seed: int | None,
+    sha256: str | None,
+) -> Chosen:  # fmt: skip
+    """The examples with which a run is scored: of its own data, or of another task."""
+    if seed not in (None, s.seed):
+        raise SettingsError(f"--seed {seed}: the data of a run is split by its own seed, {s.seed}; leave it out")
+    if _same(task, s.task):
+        loaded, trained = _data(s, given, sha256)
+    else:
+        loaded, trained = load_task(task, seed=s.seed, **_kept(s, task) | given), None
+        with suppress(TaskError, FetchError):  # the data of the run may be gone
+            trained = set(map(_text_of, examples_of(s)[1]))
+    chosen = _choose(loaded, split, count, s.seed, s.draw, whole=not _same(task, s.task))
+    return replace(chosen, trained=trained)
+
+
+def _text_of(e: Example) -> str:
+    return e.prompt + e.completion
+
+
+def _same(task: Source, of_run: str) -> bool:
     """Whether a task that was asked for is the one of the run."""
-    if task is None or task == of_run:
+    if task is None or not isinstance(task, str | os.PathLike):
+        return task is None
+    if os.fspath(task) == of_run:
         return True
     return Path(task).exists() and Path(of_run).exists() and Path(task).samefile(of_run)
 
 
-def _kept(s: TrainSettings, task: str | None) -> dict[str, Any]:
-    """What the settings of a run say about another task: its prompt and words, and for a file its columns."""
-    kept: dict[str, Any] = {"prompt_template": s.prompt_template, "label_words": s.label_words}
-    if is_source(task):
-        kept |= {"text_column": s.text_column, "label_column": s.label_column}
-    return kept
+def _kept(s: TrainSettings, task: Source) -> dict[str, Any]:
+    """What the settings of a run say about other data: its prompt and words, and if it is no named task its columns."""
+    files = ("eval_file", "test_file")
+    named = {"prompt_template", "label_words"}
+    kept = {name: getattr(s, name) for name in OF_DATA if name not in files and (name in named or is_source(task))}
+    return {name: value for name, value in kept.items() if value is not None}
 
 
 def _data(s: TrainSettings, given: dict[str, Any], sha256: str | None) -> tuple[Task, set[str] | None]:
-    """The task of a run with the splits that it trained with, whatever else is asked for, and its training prompts."""
+    """The task of a run with the splits that it trained with, whatever else is asked for, and what it trained on."""
     if given.get("text_column", s.text_column) != s.text_column:
         raise SettingsError(
             f"--text-column {given['text_column']}: the data of a run is split by its own text column; leave it out"
@@ -111,13 +150,12 @@ def _data(s: TrainSettings, given: dict[str, Any], sha256: str | None) -> tuple[
     task, examples, held_out = examples_of(s)
     same = sha256 is None or sha256 == digest(task, examples, held_out)
     if given:
-        split_by = Template(task.template).columns if task.own else None
-        task = load_task(s.task, seed=s.seed, split_by=split_by, **_kept(s, s.task) | given)
-        examples = select(task, "train", s.train_examples, seed=s.seed, first=s.draw == "first")
+        changed = s.model_copy(update=given)
+        task, examples, _ = examples_of(changed, task.split_by if task.own else None)
     if not same:
         warnings.warn(
             f"{task.source} is not what this run was trained on: it has changed since, so examples that are scored now "
             f"may have been trained on",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return task, {e.prompt for e in examples} if same else None
+    return task, set(map(_text_of, examples)) if same else None

@@ -88,8 +88,8 @@ class TrainSettings(BaseModel):
     )
     task: str = setting(
         "trec",
-        "Name of a task, see `zograd tasks`; a .jsonl, .json, .csv, .tsv, .parquet or .txt file; a folder with such files "
-        "named train, validation and test; or hf:NAME.",
+        "Name of a task, see `zograd tasks`; a .jsonl, .json, .csv, .tsv, .parquet or .txt file; a folder with such "
+        "files named train, validation and test; or hf:NAME.",
         DATA,
     )
     method: str = setting(
@@ -166,8 +166,21 @@ class TrainSettings(BaseModel):
     train_examples: int | None = setting(1000, "Training examples used; none: all.", DATA, ge=1)
     eval_examples: int | None = setting(500, "Held-out examples used; none: all.", DATA, ge=1)
     eval_split: Literal["validation", "test"] = setting("validation", "Split that is held out.", DATA)
-    draw: Literal["random", "first"] = setting(
-        "random", "Which examples of a file are used, where that is not all of them.", DATA
+    draw: Literal["stratified", "random", "first"] = setting(
+        "stratified",
+        "Which examples of a file are used, where that is not all of them: drawn from each class by its share, from "
+        "all together, or the first ones.",
+        DATA,
+    )
+    eval_file: str | None = setting(
+        None, "File of the validation split; then --task is for training alone.", DATA, unset="a tenth of --task"
+    )
+    test_file: str | None = setting(None, "File of the test split.", DATA, unset="a tenth of --task")
+    records: Literal["auto", "classification", "completion", "chat", "instruction", "text"] = setting(
+        "auto", "For files: what a record is; auto tells by the columns.", DATA
+    )
+    completion_column: str | None = setting(
+        None, "For files: the column that is learned as what follows the prompt.", DATA, unset="completion"
     )
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
     save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)
@@ -175,9 +188,9 @@ class TrainSettings(BaseModel):
     prompt_template: str | None = setting(
         None, 'Prompt with columns in braces, for example "{text} It was".', DATA, unset="the task's"
     )
-    label_words: dict[str, str] | list[str] | None = setting(
+    label_words: dict[str, str | list[str]] | list[str | list[str]] | None = setting(
         None,
-        'The word that stands for each label, for example "0= terrible,1= great".',
+        'The word that stands for each label, for example "0= terrible,1= great", or several: "0= bad| awful,1= good".',
         DATA,
         unset="the task's",
         form="label=word,...",
@@ -210,11 +223,12 @@ class TrainSettings(BaseModel):
         if isinstance(value, str):
             return parse_label_words(value)
         words = list(value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ())
+        words = [w for word in words for w in (word if isinstance(word, list) else [word])]
         if any(isinstance(word, bool) for word in words):
             raise ValueError("in YAML yes, no, on, off, true and false are truth values; write such a word in quotes")
         if isinstance(value, Mapping):
-            return {_as_text(label): _as_text(word) for label, word in value.items()}
-        return [_as_text(word) for word in value] if isinstance(value, list) else value
+            return {_as_text(label): _texts(word) for label, word in value.items()}
+        return [_texts(word) for word in value] if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _one_quantization(self) -> Self:
@@ -262,6 +276,10 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
+
+
+def _texts(words: Any) -> Any:
+    return [_as_text(word) for word in words] if isinstance(words, list) else _as_text(words)
 
 
 def accepts(name: str) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from zograd.blockwise import Terms
 from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
+from zograd.hub.labels import flat_words
 from zograd.llm import loading
 from zograd.llm.scoring import head as heads
 from zograd.llm.scoring.batches import length_buckets
@@ -77,9 +78,12 @@ class Scorer:
         longest = getattr(self.base.config, "max_position_embeddings", None)
         self.max_length = min(max_length or 10**9, longest or 10**9)
         prompts = (e.prompt for examples in task.splits.values() for e in examples)
-        ways = self.encoder.words(prompts, task.label_words) if task.kind == "classification" else [[]]
+        self.label_words, owners = flat_words(task.label_words)
+        ways = self.encoder.words(prompts, self.label_words) if task.kind == "classification" else [[]]
         self.words = ways[0]
-        """The tokens of the label words."""
+        """The tokens of the label words, of all classes."""
+        self.members = [[k for k, owner in enumerate(owners) if owner == c] for c in range(len(task.label_words))]
+        """The label words of each class."""
         self.alike = len(ways) == 1
         """Whether these are the same after every prompt."""
         self.single = task.kind == "classification" and self.alike and all(len(w) == 1 for w in self.words)
@@ -167,7 +171,7 @@ class Scorer:
         tails: Sequence[Tokens]
         if self.task.kind == "classification":
             prompt = self.encoder.text(example.prompt.rstrip(" "))
-            words = self.words if self.alike else self.encoder.behind(example.prompt, self.task.label_words)
+            words = self.words if self.alike else self.encoder.behind(example.prompt, self.label_words)
             tails = [()] if self.single or self.answers is not None else words
         else:
             whole, start = self.encoder.completed(example.prompt, example.completion)
@@ -269,8 +273,17 @@ class Scorer:
     def scores(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
         """float32 [examples, classes]: log-score of each class. Completions: [examples, 1], mean log-likelihood.
 
+        The score of a class with several words is log sum_w exp(score of w): their probabilities are added.
+
         copies: repeat the examples in one forward, a copy for each branch (`lens/branches.py`): [copies examples, ...].
         """
+        found = self._word_scores(examples, copies)
+        if all(len(words) == 1 for words in self.members):
+            return found
+        return torch.stack([found[:, words].logsumexp(1) for words in self.members], 1)
+
+    def _word_scores(self, examples: Sequence[Example], copies: int) -> Tensor:
+        """float32 [copies examples, label words]; of completions one column."""
         encoded = [self.encode(e) for e in examples]
         sequences = [s for group in encoded for s in group]
         if self.answers is not None:
@@ -417,7 +430,7 @@ class Scorer:
         peers = Peers() if peers is None else peers
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
-        classes = len(self.words) if self.task.kind == "classification" else 1
+        classes = len(self.members) if self.task.kind == "classification" else 1
         scores = torch.zeros(len(examples), classes)
         for number, bucket in enumerate(self.buckets(examples, EVALUATION)):
             if number % peers.world == peers.rank:
