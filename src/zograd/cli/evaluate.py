@@ -14,7 +14,7 @@ from zograd.cli.train import set_threads
 
 SETTINGS = (
     "model", "task", "prompt_template", "label_words", "text_column", "label_column", "completion_column", "records",
-    "seed", "dtype", "quantized", "quantize", "device", "threads",
+    "max_length", "truncate", "chat_template", "seed", "dtype", "quantized", "quantize", "device", "threads",
 )  # fmt: skip
 DEFAULTS = {"task": "trec, or the run's", "seed": "0, or the run's"}
 

@@ -121,7 +121,8 @@ def labels_of(words: LabelWords, names: Sequence[str] = ()) -> Labels:
 
 def labels_in(records: Sequence[Record], column: str, where: str, names: Sequence[str] = ()) -> Labels:
     """Each label of the data with itself as its word, in the order of `names`, or sorted; numbers by their values."""
-    found = names or sorted({record.text(column).strip() for record in records}, key=_by_value)
+    given = {record.text(column).strip() for record in records if record.values.get(column) is not None}
+    found = names or sorted(given, key=_by_value)
     if not 2 <= len(found) <= MOST_LABELS:
         raise TaskError(
             f"{where} has {len(found)} different labels in the column {column!r}, and 2 to {MOST_LABELS} are taken as "
@@ -174,9 +175,10 @@ def parse_label_words(text: str) -> dict[str, str | list[str]]:
         if not label or not all(word.strip() for word in found) or not found:
             raise UnknownTaskError(f"Label words {text!r}: {part!r} is not of the form label=word; {_FORM}.")
         if label in words:
+            first = class_words(words[label])
             raise TaskError(
                 f"Label words {text!r}: the label {label!r} is given twice; give several words as "
-                f"{f'{label}={found[0]}| ...'!r}."
+                f"{f'{label}={first}|{found[0]}'!r}."
             )
         words[label] = found[0] if len(found) == 1 else found
     return words

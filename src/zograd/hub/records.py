@@ -83,7 +83,8 @@ class Record:
     def key(self, column: str) -> str:
         """The value of a column as a text by which the record is known: of a list or an object, its JSON."""
         value = self.values.get(column)
-        return json.dumps(value, sort_keys=True, default=str) if isinstance(value, list | dict) else self.text(column)
+        plain = value is not None and not isinstance(value, list | dict)
+        return self.text(column) if plain else json.dumps(value, sort_keys=True, default=str)
 
     def drawn(self, columns: Iterable[str], seed: int) -> str:
         """The split by the hash of `columns`."""

@@ -175,15 +175,15 @@ def _check(columns: Iterable[str], table: Table, where: str, option: str) -> Non
 
 def _classification(table: Table, asked: Asked, where: str) -> Shape:
     columns, label = table.columns, asked.label_column or "label"
-    template = Template(
-        _template_of(table, asked, label, where) if asked.prompt_template is None else asked.prompt_template
-    )
-    template.check(columns, where)
     if label not in columns:
         raise TaskError(
             f"{where} has no column {label!r} for the label; its columns are {', '.join(columns)}. Name the right one "
             f"with label_column, or say records=text to train on all of the text."
         )
+    template = Template(
+        _template_of(table, asked, label, where) if asked.prompt_template is None else asked.prompt_template
+    )
+    template.check(columns, where)
     names = table.classes.get(label, ())
     words = asked.label_words
     labels = labels_of(words, names) if words else labels_in(table.records, label, where, names)

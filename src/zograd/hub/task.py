@@ -195,7 +195,7 @@ def shares(sizes: Sequence[int], count: int) -> list[int]:
     One after the other goes to the size that is furthest below its share.
 
     >>> shares([970, 29, 1], 100)
-    [96, 3, 1]
+    [97, 2, 1]
     """
     total = sum(sizes)
     given = [int(count >= len(sizes))] * len(sizes)

@@ -361,13 +361,17 @@ def set_up(s: TrainSettings, folder: Path, *, stored: bool = False) -> Work:
     batches = Batches(examples, s.batch_size, s.seed)
     if s.lora_init == "activations" and not (stored and lora_init.load(p.model, folder)):
         seen = [batches[k] for k in range(lora_init.BATCHES)]
-        lora_init.from_activations(p.model, Scorer(p.model, p.tokenizer, task), seen)
+        lora_init.from_activations(p.model, Scorer(p.model, p.tokenizer, task, **s.encoding), seen)
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
-    scorer = Scorer(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
+    scorer = Scorer(
+        p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix, **s.encoding
+    )
     for example in (*examples, *held_out):
         scorer.encode(example)
+    if said := scorer.said(len(examples) + len(held_out)):
+        print(f"zograd: {said}", file=sys.stderr)
     if isinstance(p.store.inputs, InputsOfLeaves):
         p.store.inputs.filled = lambda: scorer.filled
     if isinstance(p.store.source, Blockwise) and p.store.source.adds:

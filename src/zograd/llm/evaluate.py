@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -47,6 +48,9 @@ def evaluate(
     quantized: bool = False,
     quantize: str | None = None,
     seed: int | None = None,
+    max_length: int | None = None,
+    truncate: str | None = None,
+    chat_template: bool | None = None,
     **data: Any,
 ) -> dict[str, Any]:
     """Metric, calibrated metric, majority share and loss over a split; one forward an example (or class).
@@ -59,6 +63,7 @@ def evaluate(
     task: a name or data, as `load_task` takes it; None: the run's, or "trec".
     split: "train", "validation", "test", or "all". Default: "test"; all of a file that names no splits, unless it is
         the file of the run. Asked for a split, such a file is split as training with `seed` (default 0) splits it.
+    max_length, truncate, chat_template: how examples become tokens, as in `TrainSettings`; None: as the run has it.
     data: how the data is read, as arguments of `load_task`.
 
     What is wrong with the data is said before the model is loaded.
@@ -79,14 +84,19 @@ def evaluate(
         chosen = _of_run(s, task, given, split, examples, seed, directory.meta["data"].get("sha256"))
         p, _ = restore(run, model)
         module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
-    scorer = Scorer(module, tokenizer, chosen.task)
+    encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
+    s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
+    scorer = Scorer(module, tokenizer, chosen.task, **s.encoding)
     metrics = scorer.evaluate(chosen.examples)
+    if said := scorer.said(len(chosen.examples)):
+        print(f"zograd: {said}", file=sys.stderr)
     seen = None if chosen.trained is None else sum(_text_of(e) in chosen.trained for e in chosen.examples)
     if chosen.whole and seen:
         warnings.warn(
             f"{seen} of the {len(chosen.examples)} examples of {chosen.task.source} were trained on", stacklevel=2
         )
     result = {**asdict(metrics), "task": chosen.task.name, "split": chosen.split, "steps": steps, "trained_on": seen}
+    result["truncated"] = len(scorer.cut)
     return dict(finite(result | {"failure": scorer.why_not_finite(metrics)}))
 
 

@@ -88,8 +88,7 @@ class TrainSettings(BaseModel):
     )
     task: str = setting(
         "trec",
-        "Name of a task, see `zograd tasks`; a .jsonl, .json, .csv, .tsv, .parquet or .txt file; a folder with such "
-        "files named train, validation and test; or hf:NAME.",
+        "Name of a task (`zograd tasks`), a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder, or hf:NAME.",
         DATA,
     )
     method: str = setting(
@@ -167,10 +166,7 @@ class TrainSettings(BaseModel):
     eval_examples: int | None = setting(500, "Held-out examples used; none: all.", DATA, ge=1)
     eval_split: Literal["validation", "test"] = setting("validation", "Split that is held out.", DATA)
     draw: Literal["stratified", "random", "first"] = setting(
-        "stratified",
-        "Which examples of a file are used, where that is not all of them: drawn from each class by its share, from "
-        "all together, or the first ones.",
-        DATA,
+        "stratified", "Which examples of a file are used: of each class its share, any, or the first ones.", DATA
     )
     eval_file: str | None = setting(
         None, "File of the validation split; then --task is for training alone.", DATA, unset="a tenth of --task"
@@ -181,6 +177,16 @@ class TrainSettings(BaseModel):
     )
     completion_column: str | None = setting(
         None, "For files: the column that is learned as what follows the prompt.", DATA, unset="completion"
+    )
+    max_length: int | None = setting(None, "Most tokens of an example.", DATA, unset="what the model takes", ge=2)
+    truncate: Literal["left", "middle", "right"] | None = setting(
+        None,
+        "Where the longest columns of an example that is too long are cut; its template and its words stay.",
+        DATA,
+        unset="right with --max-length, else it is refused",
+    )
+    chat_template: bool = setting(
+        True, "Write conversations and instructions with the tokenizer's chat template, where it has one.", DATA
     )
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
     save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)
@@ -264,6 +270,12 @@ class TrainSettings(BaseModel):
             if given:
                 raise ValueError(f"offload = {self.offload} does not go with {name}: {why}; leave one out")
         return self
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """How examples become tokens, as arguments of `Scorer`."""
+        side = "right" if self.truncate is None and self.max_length is not None else self.truncate
+        return {"max_length": self.max_length, "truncate": side, "chat": self.chat_template}
 
     def stored(self) -> dict[str, Any]:
         """As plain data, to be read back by `parse`."""

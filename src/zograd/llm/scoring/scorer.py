@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from zograd.llm.scoring.metrics import Metrics, losses_of, metrics_of, why_not_f
 from zograd.llm.scoring.packing import TAILS, Layout, packed_layout, padded_layout, supports_packing
 from zograd.llm.scoring.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.llm.scoring.shared_answers import Answers
+from zograd.llm.scoring.truncation import capped, cut, fitting
 from zograd.quantized import libraries
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ class Scorer:
     task: the task. Its examples are encoded when they are first used, and kept.
     trained: the trained tensors. If all of them are in upper blocks, `cache_prefix=True` stores the activations of the
         frozen lower blocks of each example after its first forward.
-    max_length: the longest sequence; None: the limit of the model. A longer prompt raises TaskError.
+    max_length: the longest sequence; None: the limit of the model. A longer one raises TaskError, or with `truncate`
+        ("left", "middle", "right") its longest columns are cut there (`llm/scoring/truncation.py`).
+    chat: write conversations with the tokenizer's chat template, where it has one.
 
     Cost: some forwards of at most 50 tokens, which check the model. Raises ModelError for a model that is not causal,
     or whose logits cannot be computed from its hidden states; TaskError for label words with equal tokens.
@@ -69,14 +73,19 @@ class Scorer:
         trained: Sequence[Tensor] = (),
         cache_prefix: bool = False,
         max_length: int | None = None,
+        truncate: str | None = None,
+        chat: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
-        self.encoder = Encoder(tokenizer, loading.vocabulary(self.base))
+        self.encoder = Encoder(tokenizer, loading.vocabulary(self.base), chat=chat)
         self.pad = self.encoder.padding
-        longest = getattr(self.base.config, "max_position_embeddings", None)
-        self.max_length = min(max_length or 10**9, longest or 10**9)
+        self.limit = getattr(self.base.config, "max_position_embeddings", None) or 10**9
+        """The longest sequence that the model takes."""
+        self.max_length, self.truncate = min(max_length or 10**9, self.limit), truncate
+        self.cut: set[Example] = set()
+        """The examples that were cut."""
         prompts = (e.prompt for examples in task.splits.values() for e in examples)
         self.label_words, owners = flat_words(task.label_words)
         ways = self.encoder.words(prompts, self.label_words) if task.kind == "classification" else [[]]
@@ -113,7 +122,7 @@ class Scorer:
     def _sample(self) -> list[int]:
         """At least two tokens of the first example."""
         first = next((e for examples in self.task.splits.values() for e in examples), None)
-        ids = list(self.encoder.text(first.prompt)) if first is not None else []
+        ids = list(self.encoder.text(first.prompt + first.completion)) if first is not None else []
         ids = ids[: min(SAMPLE, self.max_length)]
         return ids if len(ids) > 1 else [*ids, *range(3)][:2]
 
@@ -168,21 +177,72 @@ class Scorer:
         return self._encoded[example]
 
     def _encode(self, example: Example) -> list[ScoredTokens]:
-        tails: Sequence[Tokens]
+        sequences = self._sequences(example)
+        if not sequences[0].ids[: sequences[0].scored_from]:
+            raise TaskError(f"the prompt {example.prompt[:40]!r} has no tokens; leave the example out")
+        if (longest := self._longest(sequences)) <= self.max_length:
+            return sequences
+        begins = repr((example.prompt or example.completion)[:40])
+        if self.truncate is None:
+            raise TaskError(
+                f"the example that begins {begins} has {longest} tokens, but the model takes {self.max_length}: cut "
+                f"such examples with --truncate left, middle or right, or leave them out"
+            )
+        self.cut.add(example)
+        shorter = fitting(example, self.truncate, lambda e: self._longest(self._sequences(e)) <= self.max_length)
+        if shorter is not None:
+            return self._sequences(shorter)
+        if self.task.kind == "classification":
+            raise TaskError(
+                f"the example that begins {begins} has more than {self.max_length} tokens even without its columns; "
+                f"raise --max-length, or shorten the prompt template"
+            )
+        return [self._cut(example, self.truncate)]
+
+    def _cut(self, example: Example, side: str) -> ScoredTokens:
+        """A text cut on a side; or the beginning of a completion, after at most half as many tokens of its prompt."""
+        (sequence,) = self._sequences(example)
+        if self.task.kind == "text":
+            return replace(sequence, ids=cut(sequence.ids, self.max_length, side, keep=len(self.encoder.text(""))))
+        half = fitting(example, side, lambda e: self._sequences(e)[0].scored_from <= self.max_length // 2)
+        (sequence,) = self._sequences(capped(example, 0, side) if half is None else half)
+        if sequence.scored_from >= self.max_length:
+            raise TaskError(
+                f"a prompt has more than {self.max_length} tokens even without its columns; raise --max-length"
+            )
+        return replace(sequence, ids=sequence.ids[: self.max_length])
+
+    def _longest(self, sequences: Sequence[ScoredTokens]) -> int:
+        """The number of tokens of the longest sequence, or of the prompt with the longest word behind it."""
+        behind = 0 if self.answers is None else max(map(len, self.words))
+        return max(len(s.ids) for s in sequences) + behind
+
+    def _sequences(self, example: Example) -> list[ScoredTokens]:
+        """The sequences of an example, however long."""
         if self.task.kind == "classification":
             prompt = self.encoder.text(example.prompt.rstrip(" "))
             words = self.words if self.alike else self.encoder.behind(example.prompt, self.label_words)
-            tails = [()] if self.single or self.answers is not None else words
-        else:
-            whole, start = self.encoder.completed(example.prompt, example.completion)
-            prompt, tails = whole[:start], [whole[start:]]
-            if not example.completion or not tails[0]:
-                raise TaskError(f"an empty completion for the prompt {example.prompt[:40]!r}")
-        longest = len(prompt) + max(map(len, tails if self.answers is None else self.words))
-        if not prompt or longest > self.max_length:
-            what = f"{longest} tokens, but the model takes {self.max_length}" if prompt else "no tokens"
-            raise TaskError(f"the prompt {example.prompt[:40]!r}... has {what}; shorten it or leave the example out")
-        return [ScoredTokens((*prompt, *tail), len(prompt)) for tail in tails]
+            tails: Sequence[Tokens] = [()] if self.single or self.answers is not None else words
+            return [ScoredTokens((*prompt, *tail), len(prompt)) for tail in tails]
+        ids, start = self.encoder.learned(example)
+        if not example.completion or start >= len(ids):
+            what = f"an empty completion for the prompt {example.prompt[:40]!r}"
+            raise TaskError(what if example.prompt else f"the text {example.completion!r} has no token to predict")
+        return [ScoredTokens(ids, start)]
+
+    def said(self, count: int) -> str:
+        """What happened to `count` examples when they became tokens, as a clause; "" where nothing is to be said."""
+        parts = []
+        if self.cut:
+            what = "they" if self.task.kind == "text" else "their longest parts"
+            parts.append(
+                f"{len(self.cut):,} of {count:,} examples have more than {self.max_length} tokens: {what} are cut "
+                f"({self.truncate})"
+            )
+        if any(e.chat for e in self._encoded):
+            with_template = "with the chat template of the tokenizer" if self.encoder.chat else "as plain text"
+            parts.append(f"conversations are written {with_template}")
+        return "; ".join(parts)
 
     def tokens(self, examples: Sequence[Example]) -> int:
         """Number of tokens of a batch, without padding."""
@@ -199,7 +259,7 @@ class Scorer:
         """The layout of sequences of these lengths in a batch."""
         if not self.packs or max(lengths) > self._window:  # the mask of a packed batch has no window
             return padded_layout(lengths)
-        return packed_layout(tuple(lengths), self.base.config.get_text_config().hidden_size, self.max_length)
+        return packed_layout(tuple(lengths), self.base.config.get_text_config().hidden_size, self.limit)
 
     @property
     def _window(self) -> int:
@@ -212,7 +272,7 @@ class Scorer:
         if self.answers is None or sequences[0].scored_from < len(sequences[0].ids):
             return []
         longest = max(len(s.ids) for s in sequences) + self.answers.size
-        return self.answers.tails if longest <= min(self._window, self.max_length) else []
+        return self.answers.tails if longest <= min(self._window, self.limit) else []
 
     def _hidden(self, sequences: Sequence[ScoredTokens], copies: int = 1) -> tuple[Tensor, Layout]:
         """Last hidden states [copies rows, width, d] of a batch, and its layout."""
