@@ -31,6 +31,7 @@ from zograd.llm.loading import offloaded as offloading
 from zograd.llm.oracle import Forwards, points_of
 from zograd.llm.recipe import chosen
 from zograd.llm.scoring.batches import Batches
+from zograd.llm.scoring.metrics import MetricFunction, metric_of
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.methods import MENU
@@ -350,12 +351,13 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
             )
 
 
-def set_up(s: TrainSettings, folder: Path, *, stored: bool = False) -> Work:
+def set_up(s: TrainSettings, folder: Path, *, stored: bool = False, metric: MetricFunction | None = None) -> Work:
     """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take.
 
-    stored: whether the folder holds this run already.
+    stored: whether the folder holds this run already. metric: a function in place of the setting.
     """
     task, examples, held_out = examples_of(s)
+    asked = metric_of(s.metric if metric is None else metric, task.kind, len(task.label_words))
     announce(task, s, examples, held_out)
     p = prepare(s, folder)
     batches = Batches(examples, s.batch_size, s.seed)
@@ -366,7 +368,13 @@ def set_up(s: TrainSettings, folder: Path, *, stored: bool = False) -> Work:
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
     scorer = Scorer(
-        p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix, **s.encoding
+        p.model,
+        p.tokenizer,
+        task,
+        trained=list(p.trained.values()),
+        cache_prefix=s.cache_prefix,
+        metric=asked,
+        **s.encoding,
     )
     for example in (*examples, *held_out):
         scorer.encode(example)

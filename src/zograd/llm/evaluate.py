@@ -17,6 +17,7 @@ from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import OF_DATA, digest, examples_of, no_examples
 from zograd.llm.restore import merged_model, restore, stored_settings
+from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.runs.rundir import RunDirectory
@@ -51,9 +52,10 @@ def evaluate(
     max_length: int | None = None,
     truncate: str | None = None,
     chat_template: bool | None = None,
+    metric: str | MetricFunction | None = None,
     **data: Any,
 ) -> dict[str, Any]:
-    """Metric, calibrated metric, majority share and loss over a split; one forward an example (or class).
+    """Metric with a confidence interval, calibrated metric, loss and classes; one forward an example (or class).
 
     A run is scored as the model that `zograd replay` saves, adapters merged. It brings its task with all that its data
     depended on: the seed, the columns, the template, the label words. So its splits are those that it was trained with,
@@ -64,6 +66,8 @@ def evaluate(
     split: "train", "validation", "test", or "all". Default: "test"; all of a file that names no splits, unless it is
         the file of the run. Asked for a split, such a file is split as training with `seed` (default 0) splits it.
     max_length, truncate, chat_template: how examples become tokens, as in `TrainSettings`; None: as the run has it.
+    metric: a name, `module:function`, or a function of labels and predictions (`scoring.metrics.metric_of`); None: the
+        run's, unless that is code, or accuracy, or loss.
     data: how the data is read, as arguments of `load_task`.
 
     What is wrong with the data is said before the model is loaded.
@@ -72,9 +76,8 @@ def evaluate(
     steps, s = None, TrainSettings()
     module: Any
     if run is None:
-        chosen = _choose(
-            load_task("trec" if task is None else task, seed=seed or 0, **given), split, examples, seed or 0
-        )
+        loaded = load_task("trec" if task is None else task, seed=seed or 0, **given)
+        chosen, asked = _choose(loaded, split, examples, seed or 0), _metric(metric, loaded)
         module, tokenizer = loading.load(
             model or "smollm2-135m", dtype=dtype, device=device, quantized=quantized, quantize=quantize
         )
@@ -82,12 +85,13 @@ def evaluate(
         directory = RunDirectory.open(run)
         s = stored_settings(directory)
         chosen = _of_run(s, task, given, split, examples, seed, directory.meta["data"].get("sha256"))
+        asked = _metric(_of_settings(s.metric, chosen.task) if metric is None else metric, chosen.task)
         p, _ = restore(run, model)
         module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
     encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
     s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
-    scorer = Scorer(module, tokenizer, chosen.task, **s.encoding)
-    metrics = scorer.evaluate(chosen.examples)
+    scorer = Scorer(module, tokenizer, chosen.task, metric=asked, **s.encoding)
+    metrics = scorer.evaluate(chosen.examples, interval=True)
     if said := scorer.said(len(chosen.examples)):
         print(f"zograd: {said}", file=sys.stderr)
     seen = None if chosen.trained is None else sum(_text_of(e) in chosen.trained for e in chosen.examples)
@@ -98,6 +102,20 @@ def evaluate(
     result = {**asdict(metrics), "task": chosen.task.name, "split": chosen.split, "steps": steps, "trained_on": seen}
     result["truncated"] = len(scorer.cut)
     return dict(finite(result | {"failure": scorer.why_not_finite(metrics)}))
+
+
+def _metric(asked: str | MetricFunction | None, task: Task) -> Metric:
+    return metric_of(asked, task.kind, len(task.label_words))
+
+
+def _of_settings(metric: str | None, task: Task) -> str | None:
+    """The metric of a run, for a task that it may not fit. Code that a run.json names is not run."""
+    if metric is None or ":" in metric:
+        return None
+    try:
+        return _metric(metric, task).name
+    except MetricError:
+        return None
 
 
 def _choose(

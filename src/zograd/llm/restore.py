@@ -102,6 +102,11 @@ def open_run(
         return new, None, {}
     try:
         stored = stored_settings(found)
+        if stored.metric is not None and ":" in stored.metric and s.metric != stored.metric:
+            raise SettingsError(
+                f"the run reports the metric {stored.metric!r}, which is code, so run.json may not name it alone: give "
+                f"--metric {stored.metric} again"
+            )
         try:
             s, changed = continued(s, stored, s.model_fields_set if resume else TrainSettings.model_fields)
         except SettingsError:
@@ -135,12 +140,16 @@ def check_trained(meta: Mapping[str, Any], trained: Mapping[str, Tensor]) -> Non
         )
 
 
-def metrics_before(meta: Mapping[str, Any]) -> Metrics:
-    """The evaluation before the first step. Raises RunError if run.json does not hold it."""
+def metrics_before(meta: Mapping[str, Any], metric: str) -> Metrics:
+    """The evaluation before the first step. Raises RunError if run.json does not hold it, or holds another metric."""
     try:
         before = Metrics(**meta["metrics_before"])
         numbers = (before.value, before.loss, before.calibrated, before.majority)
         if all(x is None or isinstance(x, int | float) for x in numbers) and isinstance(before.metric, str):
+            if before.metric != metric:
+                raise RunError(
+                    f"the run reports {before.metric!r}, and here the metric is {metric!r}; give the metric of the run"
+                )
             return before
     except (KeyError, TypeError):
         pass

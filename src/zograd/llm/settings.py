@@ -188,6 +188,12 @@ class TrainSettings(BaseModel):
     chat_template: bool = setting(
         True, "Write conversations and instructions with the tokenizer's chat template, where it has one.", DATA
     )
+    metric: str | None = setting(
+        None,
+        "What is reported: accuracy, balanced-accuracy, macro-f1, f1, mcc, loss, perplexity, or module:function.",
+        CHECKS,
+        unset="accuracy, or loss",
+    )
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
     save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)
     max_failures: int = setting(10, "Failed steps in a row after which the run stops.", CHECKS, ge=1)

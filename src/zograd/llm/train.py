@@ -21,7 +21,7 @@ from zograd.llm import lora_init
 from zograd.llm.build import Work, choose_compiling, ride_along, set_up
 from zograd.llm.loop import Loop, last_merge, shown
 from zograd.llm.restore import check_data, check_trained, fixed_settings, metrics_before, open_run, setting_name
-from zograd.llm.scoring.metrics import Metrics
+from zograd.llm.scoring.metrics import MetricFunction, Metrics
 from zograd.llm.settings import TrainSettings, parse
 from zograd.runs.identity import base_digest, check_identity
 from zograd.runs.memory import Peak
@@ -30,7 +30,13 @@ from zograd.stores.leaf import tensor_bytes
 
 
 def train(
-    s: TrainSettings, out: str | Path, *, resume: bool = False, quiet: bool = False, peers: Peers | None = None
+    s: TrainSettings,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    peers: Peers | None = None,
+    metric: MetricFunction | None = None,
 ) -> dict[str, Any]:
     """Fine-tune, and return the summary that `zograd train --json` prints.
 
@@ -41,6 +47,8 @@ def train(
     peers: the processes that share the evaluations (`zograd.distributed.joined`). All of them call this function and
         get the same summary. Rank 0 decides on the settings and writes the run; each process begins by replaying rank
         0's tape. A process that torchrun restarts continues a run with these settings by itself.
+    metric: a function of labels and predictions (arrays of class numbers) that is reported, in place of the setting of
+        that name; to be given again with `resume`.
 
     SIGINT and SIGTERM end the run after the current step, without an evaluation: `metric_after` is then None.
 
@@ -51,10 +59,13 @@ def train(
         train(TrainSettings(model="smollm2-135m", task="trec", train="lora", steps=500), "runs/a")["metric_after"]
     """
     with ExitStack() as closing:
-        return _train(s, Path(out), resume, quiet, Peers() if peers is None else peers, closing)
+        return _train(s, Path(out), resume, quiet, Peers() if peers is None else peers, closing, metric)
 
 
-def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack) -> dict[str, Any]:
+def _train(
+    s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack,
+    metric: MetricFunction | None,
+) -> dict[str, Any]:  # fmt: skip
     """See `train`. closing: closes the run directory at the end, which releases its lock."""
     # Open: rank 0 finds out whether this is a new run or a stored one, and with which settings.
     opened = agree_on_run(s, out, resume, quiet, peers, closing)
@@ -64,7 +75,7 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
 
     # Load the model and the data, build the method and the store.
     with peers.together("loading the model and the task"):
-        work = set_up(s, out, stored=meta is not None)
+        work = set_up(s, out, stored=meta is not None, metric=metric)
         if meta is not None:
             check_identity(meta["model"], work.base, s.model)
             check_data(meta, work.data)
@@ -78,7 +89,7 @@ def _train(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers,
         directory = begin(out, work, before, compiling, peers, closing)
         taken: Sequence[Record] = ()
     else:
-        before = metrics_before(meta)
+        before = metrics_before(meta, work.scorer.metric.name)
         directory, taken = replay_tape(out, work, opened, peers)
     run = work.prepared.run
     steps_before = run.step_number
@@ -237,6 +248,7 @@ def summarise(
         "metric_calibrated": before.calibrated,
         "metric_after": None if after is None else after.value,
         "majority": before.majority,
+        **_of_classes(before, after),
         "eval_loss_before": before.loss,
         "eval_loss_after": None if after is None else after.loss,
         "eval_examples": before.examples,
@@ -257,6 +269,17 @@ def summarise(
         "sha256": sha256,
         "run": str(directory.path),
     }))  # fmt: skip
+
+
+def _of_classes(before: Metrics, after: Metrics | None) -> dict[str, Any]:
+    """What a summary says of a classification beside its metric: F1 and MCC before and after, and the classes."""
+    if before.majority is None:
+        return {"perplexity_before": before.perplexity, "perplexity_after": after and after.perplexity}
+    found = {
+        f"{name}_{when}": None if m is None else getattr(m, name)
+        for name in ("accuracy", "macro_f1", "mcc") for when, m in (("before", before), ("after", after))
+    }  # fmt: skip
+    return {**found, "classes": None if after is None else after.classes}
 
 
 def _mean(losses: list[float]) -> float | None:

@@ -28,7 +28,7 @@ from zograd.llm.scoring import head as heads
 from zograd.llm.scoring.batches import length_buckets
 from zograd.llm.scoring.encoding import Encoder, ScoredTokens, Tokens
 from zograd.llm.scoring.loss import token_losses
-from zograd.llm.scoring.metrics import Metrics, losses_of, metrics_of, why_not_finite
+from zograd.llm.scoring.metrics import Metric, Metrics, losses_of, metric_of, metrics_of, why_not_finite
 from zograd.llm.scoring.packing import TAILS, Layout, packed_layout, padded_layout, supports_packing
 from zograd.llm.scoring.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.llm.scoring.shared_answers import Answers
@@ -57,6 +57,7 @@ class Scorer:
     max_length: the longest sequence; None: the limit of the model. A longer one raises TaskError, or with `truncate`
         ("left", "middle", "right") its longest columns are cut there (`llm/scoring/truncation.py`).
     chat: write conversations with the tokenizer's chat template, where it has one.
+    metric: what `evaluate` reports, see `zograd.llm.scoring.metrics.metric_of`.
 
     Cost: some forwards of at most 50 tokens, which check the model. Raises ModelError for a model that is not causal,
     or whose logits cannot be computed from its hidden states; TaskError for label words with equal tokens.
@@ -75,8 +76,10 @@ class Scorer:
         max_length: int | None = None,
         truncate: str | None = None,
         chat: bool = True,
+        metric: Metric | None = None,
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
+        self.metric = metric_of(None, task.kind, len(task.label_words)) if metric is None else metric
         self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
         self.encoder = Encoder(tokenizer, loading.vocabulary(self.base), chat=chat)
@@ -481,8 +484,9 @@ class Scorer:
         *,
         progress: Callable[[int], object] | None = None,
         peers: Peers | None = None,
+        interval: bool = False,
     ) -> Metrics:
-        """Metrics over examples.
+        """Metrics over examples; interval: with a confidence interval.
 
         progress: called after each forward with its number of examples. peers: the forwards are dealt to them.
         Cost: one forward of each example, or of each of its classes. Raises TaskError without examples.
@@ -497,7 +501,16 @@ class Scorer:
                 scores[torch.tensor(bucket)] = self.scores([examples[i] for i in bucket]).cpu()
             if progress is not None:
                 progress(len(bucket))
-        return metrics_of(peers.total(scores).to(self.device), self._labels(examples))
+        tokens = [] if self.task.kind == "classification" else [self._learned(e) for e in examples]
+        return metrics_of(
+            peers.total(scores), self._labels(examples), metric=self.metric, names=self.task.classes, tokens=tokens,
+            interval=interval,
+        )  # fmt: skip
+
+    def _learned(self, example: Example) -> int:
+        """The number of tokens of an example without label that are learned."""
+        (sequence,) = self.encode(example)
+        return len(sequence.ids) - sequence.scored_from
 
     def why_not_finite(self, metrics: Metrics) -> str | None:
         """One sentence for metrics of scores that are not finite; None where all are finite."""
