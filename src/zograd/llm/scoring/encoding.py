@@ -118,16 +118,17 @@ class Encoder:
             return (*ids, *self._known(self._ids(completion, add_special_tokens=False))), len(ids)
         return whole, common
 
+    def check_ends(self, examples: Iterable[Example]) -> None:
+        """Warn if a prompt before a completion ends with a space."""
+        found = next((e for e in examples if e.prompt.endswith(" ") and not (e.chat and self.chat)), None)
+        if found is not None:
+            _warn_of_space(" " + found.completion.lstrip()[:20])
+
     def words(self, prompts: Iterable[str], words: Sequence[str]) -> list[list[Tokens]]:
         """The distinct tokenizations of the words after these prompts. Warns if a prompt and a word merge."""
         ends = dict.fromkeys(map(_end, prompts)) or {"": None}
         if any(end.endswith(" ") for end in ends):
-            warnings.warn(
-                f"a prompt ends with a space, which belongs to the token of the next word: it is moved there, so that "
-                f"the text continues with {words[0] if words[0][:1].isspace() else ' ' + words[0]!r}; leave the space "
-                f"out of the prompt template",
-                stacklevel=4,
-            )
+            _warn_of_space(words[0] if words[0][:1].isspace() else " " + words[0])
         found = []
         for end in ends:
             tails = self.behind(end, words)
@@ -166,6 +167,14 @@ class Encoder:
             stacklevel=5,
         )
         return alone
+
+
+def _warn_of_space(continuation: str) -> None:
+    warnings.warn(
+        f"a prompt ends with a space, which belongs to the token of the next word: it is moved there, so that the text "
+        f"continues with {continuation!r}; leave the space out of the prompt template",
+        stacklevel=4,
+    )
 
 
 def _common(one: Tokens, other: Tokens) -> int:

@@ -92,6 +92,8 @@ class Scorer:
         prompts = (e.prompt for examples in task.splits.values() for e in examples)
         self.label_words, owners = flat_words(task.label_words)
         ways = self.encoder.words(prompts, self.label_words) if task.kind == "classification" else [[]]
+        if task.kind == "completion":
+            self.encoder.check_ends(e for examples in task.splits.values() for e in examples)
         self.words = ways[0]
         """The tokens of the label words, of all classes."""
         self.members = [[k for k, owner in enumerate(owners) if owner == c] for c in range(len(task.label_words))]
