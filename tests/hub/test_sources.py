@@ -58,6 +58,21 @@ def test_files(tmp_path: Path, expected: Any, kind: str) -> None:
     assert task.drawn
 
 
+def test_a_quote_at_the_beginning_of_a_value_swallows_no_lines(tmp_path: Path) -> None:
+    """The lines between two such values have no quotes, so all of it would parse as one value."""
+    texts = ['"Now, he said.', "Then.", "Later.", 'never "ever"', '"all of it"', 'or "', '"']
+    (tmp_path / "d.tsv").write_text("label\ttext\n" + "".join(f"{'ab'[i % 2]}\t{t}\n" for i, t in enumerate(texts)))
+    task = load_task(tmp_path / "d.tsv", prompt_template="{text}", label_words="a= x,b= y")
+    found = {e.prompt for part in task.splits.values() for e in part}
+    assert found == {*texts, "all of it"} - {'"all of it"'}
+
+
+def test_a_quoted_value_may_hold_tabs_and_new_lines(tmp_path: Path) -> None:
+    (tmp_path / "d.tsv").write_text('text\tlabel\n"one\ttwo\tthree\n ""3"""\ta\nfour\tb\n')
+    task = load_task(tmp_path / "d.tsv", prompt_template="{text}", label_words="a= x,b= y")
+    assert {e.prompt for part in task.splits.values() for e in part} == {'one\ttwo\tthree\n "3"', "four"}
+
+
 @pytest.mark.parametrize("form", ["list", "Dataset"])
 def test_objects(expected: Any, form: str) -> None:
     data: Any = ROWS if form == "list" else pytest.importorskip("datasets").Dataset.from_list(ROWS)

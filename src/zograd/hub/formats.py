@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -132,12 +134,24 @@ def _csv(file: Path, path: str) -> Table:
 
 
 def _tsv(file: Path, path: str) -> Table:
-    """Values with quotes around them, as spreadsheets write them, or else quotes that are text, as GLUE has them."""
+    """One line a record, as GLUE has it: a quote is text, unless a whole value is quoted as spreadsheets write it.
+
+    Only a file whose lines do not all have the same number of tabs is read with quotes around tabs and new lines: a
+    text that begins with a quote would swallow the lines up to the next one.
+    """
     remedy = "give each line one tab between two values"
     try:
-        return Table(list(_separated(file, path, delimiter="\t", remedy=remedy)))
+        rows = list(_separated(file, path, delimiter="\t", remedy=remedy, quoting=csv.QUOTE_NONE))
     except TaskError:
-        return Table(list(_separated(file, path, delimiter="\t", remedy=remedy, quoting=csv.QUOTE_NONE)))
+        with suppress(TaskError):
+            return Table(list(_separated(file, path, delimiter="\t", remedy=remedy)))
+        raise
+    return Table([Record({_bare(c): _bare(v) for c, v in row.values.items()}, row.place) for row in rows])
+
+
+def _bare(value: str) -> str:
+    """A value without the quotes around it; those inside are doubled there."""
+    return value[1:-1].replace('""', '"') if re.fullmatch(r'"(?:[^"]|"")*"', value, re.S) else value
 
 
 def _separated(
