@@ -110,13 +110,23 @@ def test_options_win_over_the_config_and_none_takes_a_limit_away(tmp_path: Path,
     assert (s.quantized, s.lr, s.train_examples, s.method_settings) == (False, 1e-3, None, {"n": 4, "q": 1})
 
 
+def test_a_template_that_is_typed_has_new_lines(tmp_path: Path, trained: list[TrainSettings]) -> None:
+    """Within the quotes of a shell there is no other way; a config and Python have their own."""
+    template = r"Review: {text}\nLabel\\n:"
+    arguments = ["--prompt-template", template, "--label-words", r"a= x\n,b= y\, z| w"]
+    assert CliRunner().invoke(app, ["train", "--out", "run", *arguments]).exit_code == 0
+    assert trained[0].prompt_template == "Review: {text}\nLabel\\n:"
+    assert trained[0].label_words == {"a": " x\n", "b": [" y, z", " w"]}
+    assert parse({"prompt_template": template}).prompt_template == template
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--steps", "many"], "steps = 'many': Input should be integer"),
         (["--lr", "fast"], "lr = 'fast': Input should be number|auto"),
         (["--lr", "-1"], "lr = '-1': Input should be greater than or equal to 0"),
-        (["--draw", "last"], "draw = 'last': Input should be random|first"),
+        (["--draw", "last"], "draw = 'last': Input should be stratified|random|first"),
         (["--compile", "maybe"], "compile = 'maybe': Input should be on|off|auto"),
         (["--text-column", "x", "--seed", "none"], "seed = 'none': Input should be integer"),
         (["--label-words", "x"], "'x' is not of the form label=word"),

@@ -211,7 +211,7 @@ def test_optional_columns_that_are_not_used_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_named_task_has_no_columns_to_name() -> None:
-    with pytest.raises(TaskError, match="text_column and label_column are for files"):
+    with pytest.raises(TaskError, match="text_column: these are for files; the task mr does without"):
         load_task("mr", text_column="sentence")
 
 
@@ -327,16 +327,10 @@ def test_a_damaged_file_gives_examples_or_one_sentence(
     assert said.encode("utf-8")
 
 
-@pytest.mark.parametrize("name", ["sst3", "data.txt", ""])
+@pytest.mark.parametrize("name", ["sst3", "data.doc", ""])
 def test_an_unknown_task_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(TaskError, match=r"mr, trec, sms, boolq.*\.jsonl, \.csv, \.parquet"):
+    with pytest.raises(TaskError, match=r"mr, trec, sms, boolq.*\.jsonl, .*\.csv, .*\.parquet"):
         load_task(name)
-
-
-def test_a_folder_is_not_a_task(tmp_path: Path) -> None:
-    (tmp_path / "d.csv").mkdir()
-    with pytest.raises(TaskError, match="is not a file"):
-        load_task(tmp_path / "d.csv", prompt_template="{text}", label_words=WORDS)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_prompts_without_room_for_all_words_go_the_long_way(
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     new, old = scorers(model, tokenizer)
     longest = max(new.lengths(EXAMPLES))
-    monkeypatch.setattr(*{"window": (Scorer, "_window"), "length": (new, "max_length")}[why], longest - 1)
+    monkeypatch.setattr(*{"window": (Scorer, "_window"), "length": (new, "limit")}[why], longest - 1)
     assert new._tails(new.encode(EXAMPLES[0]))
     torch.testing.assert_close(new.scores(EXAMPLES[:4]), old.scores(EXAMPLES[:4]), rtol=0, atol=1e-5)
     assert not new._tails([s for e in EXAMPLES for s in new.encode(e)])
@@ -162,7 +162,7 @@ def test_words_and_prompts_above_a_kept_prefix(tiny_model: Path, monkeypatch: py
         scorer = Scorer(model, tokenizer, task(), trained=list(chosen.values()), cache_prefix=True)
         assert scorer.prefix is not None
         if not shared:
-            monkeypatch.setattr(scorer, "max_length", max(scorer.lengths(EXAMPLES)) - 1)
+            monkeypatch.setattr(scorer, "limit", max(scorer.lengths(EXAMPLES)) - 1)
         scorer.group([EXAMPLES])
         scorer.remember(EXAMPLES)
         assert (scorer.answers is not None) == shared

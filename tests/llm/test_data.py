@@ -148,12 +148,90 @@ def test_a_copy_of_the_data_of_a_run_is_told_by_its_examples(tiny_model: Path, t
 def test_a_file_with_splits_is_scored_by_them(tiny_model: Path, tmp_path: Path) -> None:
     given: dict[str, Any] = {"prompt_template": "{text} It was", "label_words": WORDS}
     path = write(tmp_path / "d.jsonl", rows(30, split="train") + rows(7, split="dev"))
-    with pytest.raises(TaskError, match=r"--split test: .*d\.jsonl has no example there, but 30 train, 7 validation"):
+    with pytest.raises(TaskError, match=r"d\.jsonl has no test example, but 30 train, 7 validation: say which with"):
         evaluate(str(tiny_model), path, None, **given)
     assert evaluate(str(tiny_model), path, None, split="validation", **given)["examples"] == 7
     assert evaluate(str(tiny_model), path, None, split="all", **given)["examples"] == 37
     with pytest.raises(SettingsError, match=r"--split dev: there are train, validation, test and all"):
         evaluate(str(tiny_model), path, None, split="dev", **given)
+
+
+def test_a_split_without_examples_is_said_before_the_model_is_loaded(tmp_path: Path) -> None:
+    """There is no model here at all."""
+    path = write(tmp_path / "d.jsonl", rows(30, split="train"))
+    with pytest.raises(TaskError, match=r"d\.jsonl has no test example, but 30 train: say which with --split"):
+        evaluate(str(tmp_path / "no model"), path, None)
+    with pytest.raises(TaskError, match=r"no test example, but 30 train: nothing can be held out; give"):
+        train(settings(tmp_path / "no model", path, eval_split="test"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- files of their own for evaluation ------------------------------------------------------------------------------
+
+
+def test_files_for_evaluation_are_not_split_and_nothing_else_is_held_out(tmp_path: Path) -> None:
+    train_file = write(tmp_path / "train.jsonl", rows(100))
+    dev = write(tmp_path / "dev.jsonl", [{"text": f"dev {i}", "label": 0} for i in range(7)])
+    test = write(tmp_path / "test.jsonl", [{"text": f"test {i}", "label": 1} for i in range(5)])
+
+    template: dict[str, Any] = {"prompt_template": "{text} It was"}
+
+    def sizes(**given: Any) -> list[int]:
+        return [len(part) for part in load_task(train_file, label_words=WORDS, **template, **given).splits.values()]
+
+    alone = sizes()
+    assert sum(alone) == 100
+    assert min(alone) > 0
+    assert sizes(eval_file=dev) == [100, 7, 0]
+    assert sizes(eval_file=dev, test_file=test) == [100, 7, 5]
+    assert sizes(test_file=test) == [alone[0] + alone[2], alone[1], 5]
+    held = load_task(train_file, label_words=WORDS, eval_file=dev, **template)
+    assert [e.prompt for e in held.splits["validation"]] == [f"dev {i} It was" for i in range(7)]
+    assert not held.drawn
+
+
+def test_a_run_with_a_file_for_evaluation_is_scored_on_it(
+    tiny_model: Path, tmp_path: Path, scored: list[Example]
+) -> None:
+    path, dev = (
+        write(tmp_path / "d.jsonl", rows(40)),
+        write(tmp_path / "dev.jsonl", [*rows(6), {"text": "new", "label": 1}]),
+    )
+    s = settings(tiny_model, path, eval_file=dev)
+    with pytest.warns(UserWarning, match=r"6 of the 7 validation examples are train examples too"):
+        result = train(s, tmp_path / "run", quiet=True)
+    assert result["eval_examples"] == 7
+    scored.clear()
+    found = evaluate(None, None, tmp_path / "run", split="validation")
+    assert found["loss"] == result["eval_loss_after"]
+    assert found["trained_on"] == 6
+    assert [e.prompt for e in scored] == [e.prompt for e in examples_of(s)[2]]
+    with pytest.raises(TaskError, match=r"no test example, but 40 train, 7 validation"):
+        evaluate(None, None, tmp_path / "run")
+
+
+def test_files_that_do_not_go_together(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", rows(40))
+    with pytest.raises(
+        TaskError, match=r"dev\.jsonl has no column 'label'; its columns are text, y, and it needs those"
+    ):
+        load_task(path, eval_file=write(tmp_path / "dev.jsonl", [{"text": "a", "y": 0}]))
+    with pytest.raises(TaskError, match=r"dev\.jsonl, line 1: the label 'x' .* has no label word; allowed are 0, 1"):
+        load_task(path, label_words=WORDS, eval_file=write(tmp_path / "dev.jsonl", [{"text": "a", "label": "x"}]),
+                  prompt_template="{text}")  # fmt: skip
+    with pytest.raises(TaskError, match="eval_file: these are for files; the task mr does without"):
+        load_task("mr", eval_file=path)
+
+
+def test_data_without_validation_holds_out_a_tenth_of_train(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", [*rows(200, split="train"), {"text": "t", "label": 1, "split": "test"}])
+    plain, held = (load_task(path, hold_out=out, prompt_template="{text}", label_words=WORDS) for out in (False, True))
+    assert [len(part) for part in plain.splits.values()] == [200, 0, 1]
+    sizes = [len(part) for part in held.splits.values()]
+    assert 8 < sizes[1] < 34  # four standard errors around 20
+    assert sizes == [200 - sizes[1], sizes[1], 1]
+    s = TrainSettings(task=path, prompt_template="{text}", label_words=WORDS)
+    assert len(examples_of(s)[2]) == sizes[1]
 
 
 # ---- a file sorted by label ---------------------------------------------------------------------------------------
@@ -166,13 +244,16 @@ def sorted_file(path: Path) -> str:
 def test_examples_of_a_file_are_drawn_and_those_of_a_named_task_are_its_first(tmp_path: Path) -> None:
     task = load_task(sorted_file(tmp_path / "d.jsonl"), prompt_template="{text} It was", label_words=WORDS)
     one, two = (select(task, "train", 1000, seed=seed) for seed in (0, 1))
+    share = sum(e.label for e in task.splits["train"]) / len(task.splits["train"])
+    assert abs(sum(e.label for e in one) - 1000 * share) < 1
     # Four standard errors of a share of 1,000 out of 2,400: 4 sqrt(0.25 / 1000 (1 - 1000 / 2400)) = 0.048.
-    assert abs(sum(e.label for e in one) / 1000 - 0.5) < 0.048
+    free = select(task, "train", 1000, seed=0, draw="random")
+    assert 1e-3 < abs(sum(e.label for e in free) / 1000 - share) < 0.048
     assert len(set(one)) == 1000
     assert one != two
     assert one == select(task, "train", 1000, seed=0)
     assert [e for e in task.splits["train"] if e in set(one)] == one
-    assert select(task, "train", 1000, seed=0, first=True) == list(task.splits["train"][:1000])
+    assert select(task, "train", 1000, seed=0, draw="first") == list(task.splits["train"][:1000])
     assert select(task, "train", None, seed=0) == list(task.splits["train"])
     mr = load_task("mr")
     assert select(mr, "train", 1000, seed=7) == list(mr.splits["train"][:1000])
@@ -185,9 +266,25 @@ def test_training_on_a_file_says_what_it_drew(
     train(s, tmp_path / "run", quiet=True)
     examples = examples_of(s)[1]
     counts = [sum(e.label == k for e in examples) for k in (0, 1)]
+    assert counts == [4, 4]
     said = capsys.readouterr().err
     assert min(counts) > 0
     assert f"8 of the 2,393 train examples are used, drawn by seed 0, {counts[0]} of label '0', {counts[1]} of" in said
+
+
+def test_a_sample_of_an_unbalanced_file_has_each_class_by_its_share(tmp_path: Path) -> None:
+    """3 % of one class: a draw from all together varies by 4 examples in 500, this one by none."""
+    data = [{"text": f"x {i}", "label": int(i % 100 < 3)} for i in range(10_000)]
+    task = load_task(write(tmp_path / "d.jsonl", data), prompt_template="{text}", label_words=WORDS)
+
+    def rare(draw: str) -> list[int]:
+        return [sum(e.label for e in select(task, "train", 500, seed=k, draw=draw)) for k in range(12)]
+
+    share = sum(e.label for e in task.splits["train"]) / len(task.splits["train"])
+    assert set(rare("stratified")) == {round(500 * share)}
+    assert max(rare("random")) - min(rare("random")) > 4
+    few = select(task, "train", 4, seed=0)
+    assert [sum(e.label == k for e in few) for k in (0, 1)] == [3, 1]
 
 
 def test_a_class_that_is_missing_is_announced(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from zograd.llm.scoring import Batches, Scorer
 EXAMPLES = [Example(f"{'very ' * k}good It was", k % 2) for k in range(1, 9)]
 
 
-def task(words: tuple[str, ...] = (" terrible", " great"), kind: str = "classification") -> Task:
+def task(words: tuple[str | tuple[str, ...], ...] = (" terrible", " great"), kind: str = "classification") -> Task:
     return Task("toy", "{text} It was", words, {"train": EXAMPLES}, "made", "none", kind=kind)
 
 
@@ -53,6 +53,24 @@ def test_longer_label_words_are_scored_by_their_mean_log_probability(model_and_t
                 first = len(tokenizer.encode(e.prompt)) - 1
                 expected = sum(logp[first + k, t] for k, t in enumerate(tail)) / len(tail)
                 torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("words", [(" terrible", " bad", " great"), (" very bad", " bad", " great")])
+def test_the_probabilities_of_several_words_of_a_class_are_added(model_and_tokenizer, words: tuple[str, ...]) -> None:
+    model, tokenizer = model_and_tokenizer
+    both = (words[:2], words[2])
+    examples = [Example(e.prompt, e.label) for e in EXAMPLES]
+    with torch.no_grad():
+        apart = Scorer(model, tokenizer, task(words)).scores(examples).double()
+        scorer = Scorer(model, tokenizer, task(both))
+        together = scorer.scores(examples).double()
+        p = apart.softmax(1)
+        expected = torch.stack([p[:, 0] + p[:, 1], p[:, 2]], 1)
+        torch.testing.assert_close(together.softmax(1), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(scorer.scores(examples, 2), scorer.scores(examples).repeat(2, 1))
+        assert scorer.evaluate(examples).loss == pytest.approx(
+            float(F.nll_loss(expected.log(), torch.tensor([e.label for e in examples]))), rel=1e-5
+        )
 
 
 def test_completions_are_scored_by_their_mean_log_likelihood(model_and_tokenizer) -> None:

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from zograd.cli.options import Plugins, later, with_settings
-from zograd.cli.output import Debug, Json, app, conclude, emit, guarded
+from zograd.cli.output import Debug, Json, app, conclude, emit, guarded, of_classes
 from zograd.cli.train import set_threads
 
 SETTINGS = (
-    "model", "task", "prompt_template", "label_words", "text_column", "label_column", "seed", "dtype", "quantized",
-    "quantize", "device", "threads",
+    "model", "task", "prompt_template", "label_words", "text_column", "label_column", "completion_column", "records",
+    "max_length", "truncate", "chat_template", "metric", "seed", "dtype", "quantized", "quantize", "device", "threads",
 )  # fmt: skip
 DEFAULTS = {"task": "trec, or the run's", "seed": "0, or the run's"}
 
@@ -51,7 +51,18 @@ def eval_(
     from zograd.llm.evaluate import evaluate as go
 
     model, task = chosen.pop("model", None), chosen.pop("task", None)
-    conclude(go(model, task, run, split=split, examples=examples, **chosen), json)
+    result = go(model, task, run, split=split, examples=examples, **chosen)
+    conclude(result, json, _shown(result))
+
+
+def _shown(result: dict[str, Any]) -> str:
+    """The result for people: numbers, then a table of the classes."""
+    lines = {key: value for key, value in result.items() if key not in ("classes", "low", "high") and value is not None}
+    if result["low"] is not None:
+        lines["value"] = f"{result['value']:.4g}   (95 % interval {result['low']:.4g} to {result['high']:.4g})"
+    width = max(map(len, lines))
+    shown = [f"{key:<{width}}  {f'{v:.4g}' if isinstance(v, float) else v}" for key, v in lines.items()]
+    return "\n".join([*shown, *(["", of_classes(result["classes"])] if result["classes"] else [])])
 
 
 def report(

@@ -7,6 +7,7 @@ command is called.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -136,11 +137,22 @@ def _shown(value: Any) -> str:
 
 
 def _read(name: str, value: Any) -> Any:
-    """What was typed; "none" for a setting that may be None and is no text."""
+    """What was typed; "none" for a setting that may be None and is no text. A shell has no new line inside quotes."""
     from zograd.llm.settings import TrainSettings
 
+    if name == "prompt_template":
+        return with_new_lines(value)
     kinds = get_args(TrainSettings.model_fields[name].annotation)
     return None if value == "none" and type(None) in kinds and str not in kinds else value
+
+
+def with_new_lines(text: str) -> str:
+    r"""A text with a new line in place of \n, a tab in place of \t, and one backslash in place of two.
+
+    >>> with_new_lines(r"{text}\nLabel: \\n")
+    '{text}\nLabel: \\n'
+    """
+    return re.sub(r"\\([nt\\])", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), text)
 
 
 # ---- from the parameters of a function -------------------------------------------------------------------------------

@@ -136,3 +136,14 @@ def number(x: float | None) -> str:
 
 def mib(n: float) -> str:
     return f"{n / 2**20:,.0f} MiB"
+
+
+def of_classes(classes: list[dict[str, Any]]) -> str:
+    """A table of the classes: examples, predictions, precision, recall, F1."""
+    width = max(5, *(len(c["class"]) for c in classes))
+    lines = [f"{'class':<{width}}  examples  predicted  precision  recall     F1"]
+    for c in classes:
+        precision, recall, f1 = (percent(c[name]) for name in ("precision", "recall", "f1"))
+        counts = f"{c['examples']:>8,}  {c['predicted']:>9,}"
+        lines.append(f"{c['class']:<{width}}  {counts}  {precision:>9}  {recall:>6}  {f1:>6}")
+    return "\n".join(lines)

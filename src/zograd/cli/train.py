@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from zograd.cli.options import Plugins, later, with_settings
-from zograd.cli.output import STARTED, Debug, Json, app, conclude, guarded, mib, number, percent, say
+from zograd.cli.output import STARTED, Debug, Json, app, conclude, guarded, mib, number, of_classes, percent, say
 
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
 
@@ -112,13 +112,20 @@ def _summary(result: dict[str, Any]) -> str:
     """The end of a run, for people."""
     if result["metric_after"] is None:
         first = f"not evaluated since it was stopped: zograd eval --run {result['run']}"
-    elif result["metric"] == "accuracy":
+    elif result.get("majority") is not None:
+        shown = percent if result["metric"] == "accuracy" else number
         first = (
-            f"accuracy: {percent(result['metric_before'])} -> {percent(result['metric_after'])} "
-            f"(calibrated zero-shot {percent(result['metric_calibrated'])}; {result['eval_examples']} held-out)"
+            f"{result['metric']}: {shown(result['metric_before'])} -> {shown(result['metric_after'])} (calibrated "
+            f"zero-shot {shown(result['metric_calibrated'])}, largest class {percent(result['majority'])}; "
+            f"{result['eval_examples']} held-out)"
         )
+        if result["majority"] > min(0.6, 2 / len(result["classes"])):  # an accuracy says little
+            first += (
+                f"\nmacro-F1: {percent(result['macro_f1_before'])} -> {percent(result['macro_f1_after'])}; MCC: "
+                f"{number(result['mcc_before'])} -> {number(result['mcc_after'])}\n{of_classes(result['classes'])}"
+            )
     else:
-        first = f"held-out loss: {number(result['metric_before'])} -> {number(result['metric_after'])}"
+        first = f"held-out {result['metric']}: {number(result['metric_before'])} -> {number(result['metric_after'])}"
     return "\n".join(
         [
             first,

@@ -10,9 +10,11 @@ Importing this package imports neither torch nor transformers.
 from __future__ import annotations
 
 from zograd.hub.errors import FetchError, ModelNotFoundError, TaskError
+from zograd.hub.examples import Example
 from zograd.hub.fetching import DEFAULT_MODEL, Fetched, ModelInfo, fetch, models, resolve_model
+from zograd.hub.labels import parse_label_words
 from zograd.hub.named_tasks import TaskInfo, tasks
-from zograd.hub.task import Example, Task, load_task, parse_label_words, register_task, select
+from zograd.hub.task import Task, load_task, register_task, select
 
 __all__ = [
     "DEFAULT_MODEL",

@@ -7,46 +7,43 @@ text occurs in two of them (`zograd.hub.split_rules.fingerprint`).
 
 from __future__ import annotations
 
-import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from zograd.hub.errors import TaskError, UnknownTaskError
+from zograd.hub.examples import Example
+from zograd.hub.formats import SUFFIXES
+from zograd.hub.labels import ClassWords, LabelWords, check_words, class_words, parse_label_words
 from zograd.hub.named_tasks import NAMED_TASKS, REGISTERED, Rows, TaskInfo, rows_of
+from zograd.hub.records import Record
+from zograd.hub.shapes import Asked, Shape, shape_of
+from zograd.hub.sources import KINDS, Source, is_source, read, source_name
 from zograd.hub.split_rules import rank
 from zograd.hub.template import Template
-from zograd.hub.userfile import Record, read_records
 
-__all__ = ["SPLITS", "Example", "Task", "load_task", "parse_label_words", "register_task", "select"]
+__all__ = ["DRAWS", "SPLITS", "Task", "load_task", "register_task", "select"]
 
 SPLITS: Final = ("train", "validation", "test")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """`prompt` is the text after the template; `label` indexes the label words, or is -1 beside a `completion`."""
-
-    prompt: str
-    label: int
-    completion: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
     """A named set of examples.
 
-    `kind` is `"classification"` (label words, `Example.label`) or `"completion"` (`Example.completion`, no label
-    words). `splits` has the keys train, validation and test; examples have a fixed order. `classes` names the classes
-    in the order of the label words. `own`: the task is a file of the user or
-    registered; `drawn`: it is a file without a column `split`.
+    `kind` is "classification" (label words, `Example.label`), "completion" (`Example.completion`, no label words) or
+    "text" (a completion of nothing). `splits` has the keys train, validation and test; examples have a fixed order.
+    `classes` names the classes, and `label_words` has the word of each, or a tuple of several. `own`: the task is a
+    user's data or registered; `drawn`: its data names no splits. `split_by`: the columns whose hash splits it. `said`:
+    how records are read.
     """
 
     name: str
     template: str
-    label_words: tuple[str, ...]
+    label_words: tuple[ClassWords, ...]
     splits: Mapping[str, Sequence[Example]]
     source: str
     licence: str
@@ -56,9 +53,8 @@ class Task:
     description: str = ""
     own: bool = False
     drawn: bool = False
-
-
-_SUFFIXES = (".jsonl", ".csv", ".parquet")
+    split_by: tuple[str, ...] = ()
+    said: str = ""
 
 
 def register_task(
@@ -86,12 +82,12 @@ def register_task(
         called = rows.__name__ if name is None else name
         if called in NAMED_TASKS:
             raise TaskError(f"There are two tasks named {called!r}; rename the one in {rows.__module__}.")
-        if called.endswith(_SUFFIXES):
+        if called.lower().endswith(SUFFIXES):
             raise TaskError(f"The task {called!r} has the name of a file; leave out its suffix.")
         info = TaskInfo(
             called, dict(sizes or {}), tuple(classes), tuple(label_words), template, source, licence, description
         )
-        _check_words(label_words)
+        check_words(label_words)
         _words_of(info, label_words)
         NAMED_TASKS[called], REGISTERED[called] = info, rows
         return rows
@@ -100,98 +96,116 @@ def register_task(
 
 
 def load_task(
-    name_or_path: str | os.PathLike[str],
+    source: Source,
     *,
     prompt_template: str | None = None,
-    label_words: Mapping[str, str] | Sequence[str] | None = None,
+    label_words: LabelWords | str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    completion_column: str | None = None,
+    records: str = "auto",
+    eval_file: Source = None,
+    test_file: Source = None,
+    hold_out: bool = False,
     seed: int = 0,
     split_by: Sequence[str] | None = None,
 ) -> Task:
-    """The task of that name, or the one in a `.jsonl`, `.csv` or `.parquet` file.
+    """The task of that name, or the one in a user's data.
 
-    A file needs either the columns `prompt` and `completion`, or a text and a label. Without label words, each label is
-    its own word, and without a template the prompt is the text and "Label:". A column `split` says train, validation or
-    test. Without it, a hash of the text splits the file 80/10/10: duplicates stay together, and added rows do not
-    change the split of other rows.
+    Data is a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder with files named train, validation and test, a
+    folder that `save_to_disk` of `datasets` wrote, `hf:NAME` or `hf:NAME:CONFIG` on the Hugging Face hub, a
+    `datasets.Dataset` or `DatasetDict`, or a list of mappings. Files of a folder and parts of a dataset are its splits.
+
+    Its columns say what a record is (`zograd.hub.shapes`): a text and a label; `prompt` and `completion`; the
+    conversation `messages`; `instruction`, `input` and `output`; or a `text` alone, for language modelling. Without
+    label words, each label is its own word, and without a template the prompt is the text and "Label:".
+
+    A column `split` says train, validation or test. Without it, a hash of the text splits the data 80/10/10:
+    duplicates stay together, and added rows do not change the split of other rows.
 
     Args:
-        name_or_path: a name of `tasks()` or a path.
-        prompt_template: text with `{column}` fields; default the task's own; for a file, see above.
+        source: a name of `tasks()`, or data.
+        prompt_template: text with `{column}` fields; default the task's own; for data, see above.
         label_words: mapping from the label in the data to its word, or the words in the order of the labels 0, 1, ...;
-            also the text `"0= terrible,1= great"`. Words usually begin with a space.
-        text_column: for a file, the column that the field `{text}` stands for; default "text".
-        label_column: for a file, the column of the label; default "label".
-        seed: for a file without a column `split`, another seed gives another split. Stored splits never change.
-        split_by: for such a file, the columns whose text is hashed; default those that the template names.
+            also a text, see `parse_label_words`. Words usually begin with a space. A list of words stands for one
+            label together: their probabilities are added.
+        text_column: for data, the column that the field `{text}` stands for; default "text".
+        label_column: for data, the column of the label; default "label".
+        completion_column: for data, the column that is learned as what follows the prompt; default "completion".
+        records: for data, what a record is: classification, completion, chat, instruction or text.
+        eval_file: data of the split validation. Then all of `source` that names no split is for training.
+        test_file: data of the split test. Then `source` gives none to it.
+        hold_out: where data names its splits, but no validation, a tenth of train becomes that, by the hash.
+        seed: for data without splits, another seed gives another split. Stored splits never change.
+        split_by: for such data, the columns that are hashed; default those of the prompt.
 
     Raises:
-        TaskError: unknown name, or a file that does not fit; the message names file, line and value.
+        TaskError: unknown name, or data that does not fit; the message names file, line and value.
         FetchError: `boolq` could not be fetched.
     """
-    name = os.fspath(name_or_path)
+    name = os.fspath(source) if isinstance(source, os.PathLike) else source
     words = parse_label_words(label_words) if isinstance(label_words, str) else label_words
-    _check_words(words)
-    if name in NAMED_TASKS:
-        if text_column is not None or label_column is not None:
-            raise TaskError(f"text_column and label_column are for files; the task {name} does without, drop them.")
+    check_words(words)
+    if isinstance(name, str) and name in NAMED_TASKS:
+        of_data = {
+            "text_column": text_column, "label_column": label_column, "completion_column": completion_column,
+            "eval_file": eval_file, "test_file": test_file, "records": None if records == "auto" else records,
+        }  # fmt: skip
+        if given := [option for option, value in of_data.items() if value is not None]:
+            raise TaskError(f"{' and '.join(given)}: these are for files; the task {name} does without, drop them.")
         return _named(NAMED_TASKS[name], prompt_template, words)
-    if not name.endswith(_SUFFIXES):
-        raise UnknownTaskError(
-            f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, or a file ending in "
-            f"{', '.join(_SUFFIXES)}."
-        )
-    return _from_file(name, prompt_template, words, text_column, label_column, seed, split_by)
+    if not is_source(name):
+        raise UnknownTaskError(f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, {KINDS}.")
+    asked = Asked(records, prompt_template, words, text_column, label_column, completion_column)
+    extra = {"validation": eval_file, "test": test_file}
+    return _from_data(name, asked, {part: s for part, s in extra.items() if s is not None}, hold_out, seed, split_by)
 
 
-def select(task: Task, split: str, count: int | None, *, seed: int, first: bool = False) -> list[Example]:
+DRAWS: Final = ("stratified", "random", "first")
+"""How examples are chosen where not all are used."""
+
+
+def select(task: Task, split: str, count: int | None, *, seed: int, draw: str = "stratified") -> list[Example]:
     """At most `count` examples of a split, or of all splits one after the other ("all"), in their order there.
 
-    Of a named task, which is stored in random order, these are the first ones. A file may be sorted by label, so its
-    examples are drawn by a hash of `seed` and their position, whatever the template. first: take the first ones of a
-    file too.
+    Of a named task, which is stored in random order, these are the first ones. Data may be sorted by label, so its
+    examples are drawn by a hash of `seed` and their position, whatever the template: from each class its share of the
+    split, to the next whole number, and at least one where `count` allows that.
+
+    draw: "random" draws from all classes together; "first" takes the first ones of data too.
     """
     found = [e for name in SPLITS for e in task.splits.get(name, ())] if split == "all" else list(task.splits[split])
     if count is None or count >= len(found):
         return found
-    if first or not task.own:
+    if draw == "first" or not task.own:
         return found[:count]
-    chosen = sorted(range(len(found)), key=lambda i: rank(f"draw {seed}", str(i)))[:count]
-    return [found[i] for i in sorted(chosen)]
+    order = sorted(range(len(found)), key=lambda i: rank(f"draw {seed}", str(i)))
+    if draw == "stratified":
+        of_class: dict[int, list[int]] = {}
+        for i in order:
+            of_class.setdefault(found[i].label, []).append(i)
+        seats = shares([len(of_class[label]) for label in sorted(of_class)], count)
+        order = [i for label, n in zip(sorted(of_class), seats, strict=True) for i in of_class[label][:n]]
+    return [found[i] for i in sorted(order[:count])]
 
 
-def parse_label_words(text: str) -> dict[str, str]:
-    """`"0= terrible,1= great"` -> `{"0": " terrible", "1": " great"}`. Spaces before a word belong to it.
+def shares(sizes: Sequence[int], count: int) -> list[int]:
+    """`count` dealt in proportion to `sizes`, none of them exceeded; at least 1 to each, if that is possible.
 
-    Raises:
-        TaskError: a part without `=`, or a label given twice.
+    One after the other goes to the size that is furthest below its share.
+
+    >>> shares([970, 29, 1], 100)
+    [97, 2, 1]
     """
-    words: dict[str, str] = {}
-    for part in text.split(","):
-        label, equals, word = part.partition("=")
-        label = label.strip()
-        if not equals or not label or not word.strip():
-            raise UnknownTaskError(
-                f"Label words {text!r}: {part!r} is not of the form label=word; write for example "
-                "'0= terrible,1= great'."
-            )
-        if label in words:
-            raise TaskError(f"Label words {text!r}: the label {label!r} is given twice; give each label one word.")
-        words[label] = word
-    return words
+    total = sum(sizes)
+    given = [int(count >= len(sizes))] * len(sizes)
+    for _ in range(count - sum(given)):
+        behind = [(count * n - got * total if got < n else -count * total) for n, got in zip(sizes, given, strict=True)]
+        given[behind.index(max(behind))] += 1
+    return given
 
 
-def _check_words(words: Mapping[str, str] | Sequence[str] | None) -> None:
-    given = list(words.values() if isinstance(words, Mapping) else words or ())
-    for word in given:
-        if not word.strip():
-            raise TaskError(f"Label words: the word {word!r} is empty; give each label a word such as ' great'.")
-        if given.count(word) > 1:
-            raise TaskError(f"Label words: the word {word!r} stands for two labels; give each label its own.")
-
-
-def _named(info: TaskInfo, prompt_template: str | None, words: Mapping[str, str] | Sequence[str] | None) -> Task:
+def _named(info: TaskInfo, prompt_template: str | None, words: LabelWords | None) -> Task:
     text = info.template if prompt_template is None else prompt_template
     template = Template(text)
     own = info.name in REGISTERED
@@ -200,7 +214,8 @@ def _named(info: TaskInfo, prompt_template: str | None, words: Mapping[str, str]
     label_words = info.label_words if words is None else _words_of(info, words)
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for row in rows_of(info.name):
-        splits[row["split"]].append(Example(template.fill(row), int(row["label"])))
+        prompt, spans = template.place(row)
+        splits[row["split"]].append(Example(prompt, int(row["label"]), spans=spans))
     return Task(
         name=info.name,
         template=text,
@@ -231,7 +246,7 @@ def _own_columns(info: TaskInfo) -> tuple[str, ...]:
     return tuple(column for column in rows[0] if column not in ("label", "split"))
 
 
-def _words_of(info: TaskInfo, words: Mapping[str, str] | Sequence[str]) -> tuple[str, ...]:
+def _words_of(info: TaskInfo, words: LabelWords) -> tuple[ClassWords, ...]:
     """The user's label words for a named task: in order, or by class name or index."""
     if isinstance(words, Mapping):
         by_index = {str(i): word for i, word in enumerate(info.classes)}
@@ -242,117 +257,80 @@ def _words_of(info: TaskInfo, words: Mapping[str, str] | Sequence[str]) -> tuple
                 f"The task {info.name} has the labels {', '.join(info.classes)}, but the label words are for "
                 f"{', '.join(map(str, words))}; give one word for each label."
             )
-        return tuple(named[c.casefold()] for c in info.classes)
+        return tuple(class_words(named[c.casefold()]) for c in info.classes)
     if len(words) != len(info.classes):
         raise TaskError(
             f"The task {info.name} has {len(info.classes)} labels ({', '.join(info.classes)}), but {len(words)} label "
             "words were given; give one for each, in this order."
         )
-    return tuple(words)
+    return tuple(map(class_words, words))
 
 
-def _from_file(
-    path: str,
-    prompt_template: str | None,
-    words: Mapping[str, str] | Sequence[str] | None,
-    text_column: str | None,
-    label_column: str | None,
-    seed: int,
-    split_by: Sequence[str] | None,
+def _from_data(
+    source: Source, asked: Asked, extra: Mapping[str, Source], hold_out: bool, seed: int, split_by: Sequence[str] | None
 ) -> Task:
-    records = read_records(path, text_column)
-    columns = list(records[0].values)
-    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    generation = prompt_template is None and text_column is None and {"prompt", "completion"} <= set(columns)
-    if generation:
-        template = Template("{prompt}")
-        label_words: tuple[str, ...] = ()
-        classes: tuple[str, ...] = ()
-        for record in records:
-            example = Example(record.text("prompt"), -1, record.text("completion"))
-            splits[record.split(split_by or ("prompt",), seed)].append(example)
-    else:
-        label = "label" if label_column is None else label_column
-        text = "text" if text_column is not None else None if words else _text_of(columns, label)
-        if prompt_template is None and text is None:
+    tables = {"": read(source, asked.text_column)} | {part: read(s, asked.text_column) for part, s in extra.items()}
+    names = {"": source_name(source)} | {part: source_name(s) for part, s in extra.items()}
+    table, shape = tables[""], shape_of(tables[""], asked, names[""])
+    for part in extra:
+        there = tables[part].columns
+        if missing := [column for column in shape.needs if column not in there]:
             raise TaskError(
-                f"{path} has the columns {', '.join(columns)}: give a prompt template such as "
-                f"'{{{columns[0]}}} It was' and label words, or use the columns prompt and completion."
+                f"{names[part]} has no column {missing[0]!r}; its columns are {', '.join(there)}, and it needs those "
+                f"of {names['']}: {shape.said}."
             )
-        template = Template(f"{{{text}}}{'' if words else ASKS}" if prompt_template is None else prompt_template)
-        template.check(columns, path)
-        if label not in columns:
-            raise TaskError(
-                f"{path} has no column {label!r} for the label; its columns are {', '.join(columns)}. Name the right "
-                "one with label_column."
-            )
-        index, classes, label_words = _label_index(words or _words_in(records, label, path))
-        for record in records:
-            filled = template.fill({column: record.text(column) for column in template.columns})
-            example = Example(filled, _label_of(record, label, index))
-            splits[record.split(split_by or template.columns, seed)].append(example)
+        table += tables[part].of_part(part)
+    if extra:
+        shape = shape_of(table, asked, " and ".join(names.values()))  # labels of all of them
+    by = tuple(split_by or shape.columns)
+    drawn = all(record.named_split is None for record in tables[""].records)
+    parts = {split: tables[split].records if split in extra else [] for split in SPLITS}
+    for record in tables[""].records:
+        split = _split_of(record, by, seed, extra)
+        if split not in extra:
+            parts[split].append(record)
+    if hold_out and not drawn and not parts["validation"]:
+        parts["validation"] = [record for record in parts["train"] if record.drawn(by, seed) == "validation"]
+        held = {id(record) for record in parts["validation"]}
+        parts["train"] = [record for record in parts["train"] if id(record) not in held]
+    splits = {split: tuple(map(shape.example, _labelled(parts[split], shape, split))) for split in SPLITS}
     return Task(
-        name=os.path.basename(path).rsplit(".", 1)[0],
-        template=template.text,
-        label_words=label_words,
-        splits=MappingProxyType({split: tuple(examples) for split, examples in splits.items()}),
-        source=path,
+        name=_name_of(source),
+        template=shape.template,
+        label_words=shape.labels.words,
+        splits=MappingProxyType(splits),
+        source=names[""],
         licence="the user's own data",
-        metric="loss" if generation else "accuracy",
-        kind="completion" if generation else "classification",
-        classes=classes,
+        metric="accuracy" if shape.kind == "classification" else "loss",
+        kind=shape.kind,
+        classes=shape.labels.classes,
         own=True,
-        drawn="split" not in columns,
+        drawn=drawn and not extra,
+        split_by=shape.columns,
+        said=shape.said,
     )
 
 
-ASKS: Final = "\nLabel:"
-"""What follows the text in a prompt where neither template nor label words are given."""
-
-MOST_LABELS: Final = 50
-"""Different labels of a file above which they are not taken for label words unasked."""
-
-
-def _text_of(columns: Sequence[str], label: str) -> str | None:
-    """The column of the text where none is named: "text", or the only one beside label and split."""
-    others = [c for c in columns if c not in (label, "split")]
-    return "text" if "text" in others else others[0] if len(others) == 1 and label in columns else None
+def _split_of(record: Record, columns: Sequence[str], seed: int, extra: Mapping[str, Source]) -> str:
+    """The split of a record of the main data. What has a file of its own takes none of it."""
+    if (named := record.named_split) is not None:
+        return named
+    found = "train" if "validation" in extra else record.drawn(columns, seed)
+    return "train" if found in extra else found
 
 
-def _words_in(records: Sequence[Record], column: str, path: str) -> dict[str, str]:
-    """Each label of a file with itself as its word, in their order; numbers in that of their values."""
-    labels = {record.text(column).strip() for record in records}
-    if not 2 <= len(labels) <= MOST_LABELS:
-        raise TaskError(
-            f"{path} has {len(labels)} different labels in the column {column!r}, and 2 to {MOST_LABELS} are taken as "
-            f"label words; name the right column with label_column, or give label words such as '0= terrible,1= great'."
-        )
-    return {label: f" {label}" for label in sorted(labels, key=_by_value)}
+def _labelled(records: Sequence[Record], shape: Shape, split: str) -> Sequence[Record]:
+    """The records of a split, or none if all lack a label: public test sets often have none."""
+    if not records or not shape.label or any(r.values.get(shape.label) is not None for r in records):
+        return records
+    place = records[0].place.rpartition(", ")[0]
+    warnings.warn(f"{place}: none of the {len(records):,} {split} records has a label; they are left out", stacklevel=4)
+    return ()
 
 
-def _by_value(label: str) -> tuple[float, str]:
-    try:
-        return float(label), label
-    except ValueError:
-        return math.inf, label
-
-
-def _label_index(
-    words: Mapping[str, str] | Sequence[str],
-) -> tuple[dict[str, int], tuple[str, ...], tuple[str, ...]]:
-    """(label as text -> index, names of the classes, label words)."""
-    if isinstance(words, Mapping):
-        classes = tuple(str(label).lower() if isinstance(label, bool) else str(label) for label in words)
-        return {label: i for i, label in enumerate(classes)}, classes, tuple(words.values())
-    classes = tuple(str(i) for i in range(len(words)))
-    return {label: i for i, label in enumerate(classes)}, classes, tuple(words)
-
-
-def _label_of(record: Record, column: str, index: Mapping[str, int]) -> int:
-    value = record.text(column).strip()
-    if value not in index:
-        raise TaskError(
-            f"{record.place}: the label {value!r} in column {column!r} has no label word; allowed are "
-            f"{', '.join(index)}. Correct the line or add a word for it."
-        )
-    return index[value]
+def _name_of(source: Source) -> str:
+    """A short name: that of the file or folder without suffix."""
+    if not isinstance(source, str):
+        return type(source).__name__.lower()
+    base = os.path.basename(os.path.normpath(source))
+    return os.path.splitext(base)[0] if base.lower().endswith(SUFFIXES) else base

@@ -49,4 +49,14 @@ class Template:
 
     def fill(self, row: Mapping[str, str]) -> str:
         """The prompt of one row."""
-        return "".join(literal + ("" if field is None else row[field]) for literal, field, _, _ in self._parts)
+        return self.place(row)[0]
+
+    def place(self, row: Mapping[str, str]) -> tuple[str, tuple[tuple[int, int], ...]]:
+        """The prompt of one row, and where the values of its fields stand in it: (start, end) each."""
+        text, spans = "", []
+        for literal, field, _, _ in self._parts:
+            text += literal
+            if field is not None:
+                spans.append((len(text), len(text) + len(row[field])))
+                text += row[field]
+        return text, tuple(spans)

@@ -21,7 +21,7 @@ from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import FromBlocks
-from zograd.hub import Example, Task, load_task, select
+from zograd.hub import Example, Task, TaskError, load_task, select
 from zograd.laws import OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
 from zograd.llm import loading, lora_init
@@ -34,6 +34,7 @@ from zograd.llm.parts import parts_of
 from zograd.llm.prompts import Form
 from zograd.llm.recipe import chosen, instead
 from zograd.llm.scoring.batches import Batches
+from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -337,19 +338,32 @@ class Work:
     """Description of the examples for run.json."""
 
 
-def examples_of(s: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
-    """The task of a run, its training examples and its held-out examples: a function of settings and data alone."""
-    task = load_task(
-        s.task,
-        prompt_template=s.prompt_template,
-        label_words=s.label_words,
-        text_column=s.text_column,
-        label_column=s.label_column,
-        seed=s.seed,
-    )
-    first = s.draw == "first"
-    examples = select(task, "train", s.train_examples, seed=s.seed, first=first)
-    return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, first=first)
+def examples_of(s: TrainSettings, split_by: Sequence[str] | None = None) -> tuple[Task, list[Example], list[Example]]:
+    """The task of a run, its training examples and its held-out examples: a function of settings and data alone.
+
+    split_by: the columns whose hash splits the data; None: those of its prompt. Raises TaskError for data that does
+    not fit, or a split without examples.
+    """
+    options = {name: getattr(s, name) for name in OF_DATA}
+    task = load_task(s.task, **options, hold_out=s.eval_split == "validation", seed=s.seed, split_by=split_by)
+    for split, why in (("train", "trained on"), (s.eval_split, "held out")):
+        if not task.splits[split]:
+            raise TaskError(no_examples(task, split, f"nothing can be {why}; give more data, or --eval-file"))
+    examples = select(task, "train", s.train_examples, seed=s.seed, draw=s.draw)
+    return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, draw=s.draw)
+
+
+OF_DATA = (
+    "prompt_template", "label_words", "text_column", "label_column", "completion_column", "records", "eval_file",
+    "test_file",
+)  # fmt: skip
+"""Settings that say how data is read; arguments of `load_task`."""
+
+
+def no_examples(task: Task, split: str, remedy: str) -> str:
+    """The sentence for a split that has no examples: which ones have some."""
+    sizes = ", ".join(f"{len(part):,} {name}" for name, part in task.splits.items() if part) or "none at all"
+    return f"{task.source} has no {split} example, but {sizes}: {remedy}"
 
 
 def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
@@ -366,9 +380,16 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
     """Print how many examples of a user's file are used if not all are; warn of a class without an example."""
     if not task.own:
         return
-    if s.label_words is None and task.classes:
-        words = ", ".join(map(repr, task.label_words))
-        print(f"zograd: the labels are scored by {words} after the prompt {task.template!r}", file=sys.stderr)
+    words = ", ".join(map(repr, task.label_words))
+    scored = f", scored by {words}" if s.label_words is None and task.classes else ""
+    print(f"zograd: {task.said}{scored}", file=sys.stderr)
+    known = {e.prompt + e.completion for e in examples}
+    if shared := sum(e.prompt + e.completion in known for e in held_out):
+        warnings.warn(
+            f"{shared} of the {len(held_out):,} {s.eval_split} examples are train examples too, so their metric says "
+            f"little; remove them from one of the files",
+            stacklevel=3,
+        )
     for option, name, part in (("train", "train", examples), ("eval", s.eval_split, held_out)):
         counts = [(c, sum(e.label == k for e in part)) for k, c in enumerate(task.classes)]
         if len(part) < len(task.splits[name]):
@@ -387,16 +408,17 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
 
 def set_up(
     s: TrainSettings, folder: Path, *, stored: bool = False, stages: Stages | None = None, why: str = "",
-    first: bool = True,
+    first: bool = True, metric: MetricFunction | None = None,
 ) -> Work:  # fmt: skip
     """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take.
 
     stored: whether the folder holds this run already. stages: shows what is done. why: see `prepare`. first: whether
-    this is the process that prints what is trained.
+    this is the process that prints what is trained. metric: a function in place of the setting.
     """
     stages = Stages(quiet=True) if stages is None else stages
     with stages.stage(f"reading {s.task}"):
         task, examples, held_out = examples_of(s)
+        asked = metric_of(s.metric if metric is None else metric, task.kind, len(task.label_words))
     announce(task, s, examples, held_out)
     with stages.stage("importing transformers"), suppress(ImportError):  # the loader says what is missing
         loading.silence()
@@ -407,24 +429,29 @@ def set_up(
         print(f"zograd: {p.why}", file=sys.stderr)
     s = p.settings
     with stages.stage(f"reading the weights and {len(examples) + len(held_out):,} examples, trying the model"):
-        return _tried(s, folder, stored, p, task, examples, held_out)
+        return _tried(s, folder, stored, p, task, examples, held_out, asked)
 
 
 def _tried(
     s: TrainSettings, folder: Path, stored: bool, p: Prepared, task: Task, examples: list[Example],
-    held_out: list[Example],
+    held_out: list[Example], asked: Metric,
 ) -> Work:  # fmt: skip
     """See `set_up`: the work with a model and its examples, which are encoded, and a scorer that has checked both."""
     batches = Batches(examples, s.batch_size, s.seed)
     if s.lora_init == "activations" and not (stored and lora_init.load(p.model, folder)):
         seen = [batches[k] for k in range(lora_init.BATCHES)]
-        lora_init.from_activations(p.model, scorer_of(p.model, p.tokenizer, task), seen)
+        lora_init.from_activations(p.model, scorer_of(p.model, p.tokenizer, task, **s.encoding), seen)
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
-    scorer = scorer_of(p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix)
+    scorer = scorer_of(
+        p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix, metric=asked,
+        **s.encoding,
+    )  # fmt: skip
     for example in (*examples, *held_out):
         scorer.encode(example)
+    if said := scorer.said(len(examples) + len(held_out)):
+        print(f"zograd: {said}", file=sys.stderr)
     if isinstance(p.store.inputs, InputsOfLeaves):
         p.store.inputs.filled = lambda: scorer.filled
     parts = [part for batch in batches.first_uses() for part in scorer.parts(batch, s.shards or 1)]

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zograd.hub import FetchError, Task, TaskError, load_task, select
-from zograd.hub.template import Template
+from zograd.hub import Example, FetchError, Task, TaskError, load_task, select
+from zograd.hub.sources import Source, is_source
 from zograd.jsons import finite
 from zograd.llm import loading
-from zograd.llm.build import digest, examples_of
+from zograd.llm.build import OF_DATA, digest, examples_of, no_examples
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
+from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.runs.packed import opened
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The examples to score. trained: texts of a run's training examples, None where they are not known.
+
+    whole: whether the data is other data than the run's.
+    """
+
+    task: Task
+    split: str
+    examples: Sequence[Example]
+    trained: set[str] | None = None
+    whole: bool = True
+
+
 def evaluate(
     model: str | None,
-    task: str | None,
+    task: Source,
     run: Path | None,
     *,
     split: str | None = None,
@@ -31,13 +48,14 @@ def evaluate(
     device: str | None = None,
     quantized: bool | None = None,
     quantize: str | None = None,
-    prompt_template: str | None = None,
-    label_words: Mapping[str, str] | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
     seed: int | None = None,
+    max_length: int | None = None,
+    truncate: str | None = None,
+    chat_template: bool | None = None,
+    metric: str | MetricFunction | None = None,
+    **data: Any,
 ) -> dict[str, Any]:
-    """Metric, calibrated metric, majority share and loss over a split; one forward an example (or class).
+    """Metric with a confidence interval, calibrated metric, loss and classes; one forward an example (or class).
 
     A run is scored as the model that `zograd replay` saves, adapters merged. It brings its task with all that its data
     depended on: the seed, the columns, the template, the label words. So its splits are those that it was trained with,
@@ -46,72 +64,118 @@ def evaluate(
 
     run: a folder, or a packed run. device: where the model computes; None: the CPU, or where the run was trained.
     dtype, quantized, quantize: of a model; a run has its own, so they are refused beside one.
+    task: a name or data, as `load_task` takes it; None: the run's, or "trec".
     split: "train", "validation", "test", or "all". Default: "test"; all of a file that names no splits, unless it is
         the file of the run. Asked for a split, such a file is split as training with `seed` (default 0) splits it.
+    max_length, truncate, chat_template: how examples become tokens, as in `TrainSettings`; None: as the run has it.
+    metric: a name, `module:function`, or a function of labels and predictions (`scoring.metrics.metric_of`); None: the
+        run's, unless that is code, or accuracy, or loss.
+    data: how the data is read, as arguments of `load_task`.
+
+    What is wrong with the data is said before the model is loaded.
     """
-    given: dict[str, Any] = {"prompt_template": prompt_template, "label_words": label_words}
-    given |= {"text_column": text_column, "label_column": label_column}
-    given = {name: value for name, value in given.items() if value}
-    first, trained = False, None
-    if run is None:
-        loaded, whole = load_task(task or "trec", seed=seed or 0, **given), True
-    else:
-        own = {"dtype": dtype, "quantized": quantized, "quantize": quantize}
-        check_own_model([name for name, value in own.items() if value is not None])
-        directory = opened(run)
-        s = stored_settings(directory)
-        if seed not in (None, s.seed):
-            raise SettingsError(f"--seed {seed}: the data of a run is split by its own seed, {s.seed}; leave it out")
-        seed, first, whole = s.seed, s.draw == "first", not _same(task, s.task)
-        if whole:
-            loaded = load_task(str(task), seed=seed, **_kept(s, task) | given)
-            with suppress(TaskError, FetchError):  # the data of the run may be gone
-                trained = {e.prompt for e in examples_of(s)[1]}
-        else:
-            loaded, trained = _data(s, given, directory.meta.get("data", {}).get("sha256"))
-    split = split or ("all" if whole and loaded.drawn else "test")
-    if split != "all" and split not in loaded.splits:
-        raise SettingsError(f"--split {split}: there are {', '.join(loaded.splits)} and all")
-    chosen = select(loaded, split, examples, seed=seed or 0, first=first)
-    if not chosen:
-        sizes = ", ".join(f"{len(part):,} {name}" for name, part in loaded.splits.items() if part)
-        raise TaskError(f"--split {split}: {loaded.source} has no example there, but {sizes}")
+    given = {name: value for name, value in data.items() if value not in (None, "auto")}
+    steps, s = None, TrainSettings()
     module: Any
-    steps = None
     if run is None:
+        loaded = load_task("trec" if task is None else task, seed=seed or 0, **given)
+        chosen, asked = _choose(loaded, split, examples, seed or 0), _metric(metric, loaded)
         module, tokenizer = loading.load(
             model or "smollm2-135m", dtype=dtype or "auto", device=device or "cpu", quantized=bool(quantized),
             quantize=quantize,
         )  # fmt: skip
     else:
+        own = {"dtype": dtype, "quantized": quantized, "quantize": quantize}
+        check_own_model([name for name, value in own.items() if value is not None])
+        directory = opened(run)
+        s = stored_settings(directory)
+        chosen = _of_run(s, task, given, split, examples, seed, directory.meta.get("data", {}).get("sha256"))
+        asked = _metric(_of_settings(s.metric, chosen.task) if metric is None else metric, chosen.task)
         p, _ = restore(run, model, device=device)
         module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
-    scorer = scorer_of(module, tokenizer, loaded)
-    metrics = scorer.evaluate(chosen)
-    seen = None if trained is None else sum(e.prompt in trained for e in chosen)
-    if whole and seen:
-        warnings.warn(f"{seen} of the {len(chosen)} examples of {loaded.source} were trained on", stacklevel=2)
-    result = {**asdict(metrics), "task": loaded.name, "split": split, "steps": steps, "trained_on": seen}
+    encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
+    s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
+    scorer = scorer_of(module, tokenizer, chosen.task, metric=asked, **s.encoding)
+    metrics = scorer.evaluate(chosen.examples, interval=True)
+    if said := scorer.said(len(chosen.examples)):
+        print(f"zograd: {said}", file=sys.stderr)
+    seen = None if chosen.trained is None else sum(_text_of(e) in chosen.trained for e in chosen.examples)
+    if chosen.whole and seen:
+        warnings.warn(
+            f"{seen} of the {len(chosen.examples)} examples of {chosen.task.source} were trained on", stacklevel=2
+        )
+    result = {**asdict(metrics), "task": chosen.task.name, "split": chosen.split, "steps": steps, "trained_on": seen}
+    result["truncated"] = len(scorer.cut)
     return dict(finite(result | {"failure": scorer.why_not_finite(metrics)}))
 
 
-def _same(task: str | None, of_run: str) -> bool:
+def _metric(asked: str | MetricFunction | None, task: Task) -> Metric:
+    return metric_of(asked, task.kind, len(task.label_words))
+
+
+def _of_settings(metric: str | None, task: Task) -> str | None:
+    """The metric of a run, for a task that it may not fit. Code that a run.json names is not run."""
+    if metric is None or ":" in metric:
+        return None
+    try:
+        return _metric(metric, task).name
+    except MetricError:
+        return None
+
+
+def _choose(
+    task: Task, split: str | None, count: int | None, seed: int, draw: str = "stratified", whole: bool = True
+) -> Chosen:
+    """The examples of a split. Raises SettingsError for a split that is none, TaskError for one without examples."""
+    split = split or ("all" if whole and task.drawn else "test")
+    if split != "all" and split not in task.splits:
+        raise SettingsError(f"--split {split}: there are {', '.join(task.splits)} and all")
+    found = select(task, split, count, seed=seed, draw=draw)
+    if not found:
+        raise TaskError(no_examples(task, split, "say which with --split"))
+    return Chosen(task, split, found, whole=whole)
+
+
+def _of_run(
+    s: TrainSettings, task: Source, given: dict[str, Any], split: str | None, count: int | None, seed: int | None,
+    sha256: str | None,
+) -> Chosen:  # fmt: skip
+    """The examples with which a run is scored: of its own data, or of another task."""
+    if seed not in (None, s.seed):
+        raise SettingsError(f"--seed {seed}: the data of a run is split by its own seed, {s.seed}; leave it out")
+    if _same(task, s.task):
+        loaded, trained = _data(s, given, sha256)
+    else:
+        loaded, trained = load_task(task, seed=s.seed, **_kept(s, task) | given), None
+        with suppress(TaskError, FetchError):  # the data of the run may be gone
+            trained = set(map(_text_of, examples_of(s)[1]))
+    chosen = _choose(loaded, split, count, s.seed, s.draw, whole=not _same(task, s.task))
+    return replace(chosen, trained=trained)
+
+
+def _text_of(e: Example) -> str:
+    return e.prompt + e.completion
+
+
+def _same(task: Source, of_run: str) -> bool:
     """Whether a task that was asked for is the one of the run."""
-    if task is None or task == of_run:
+    if task is None or not isinstance(task, str | os.PathLike):
+        return task is None
+    if os.fspath(task) == of_run:
         return True
     return Path(task).exists() and Path(of_run).exists() and Path(task).samefile(of_run)
 
 
-def _kept(s: TrainSettings, task: str | None) -> dict[str, Any]:
-    """What the settings of a run say about another task: its prompt and words, and for a file its columns."""
-    kept: dict[str, Any] = {"prompt_template": s.prompt_template, "label_words": s.label_words}
-    if Path(str(task)).suffix:
-        kept |= {"text_column": s.text_column, "label_column": s.label_column}
-    return kept
+def _kept(s: TrainSettings, task: Source) -> dict[str, Any]:
+    """What the settings of a run say about other data: its prompt and words, and if it is no named task its columns."""
+    files = ("eval_file", "test_file")
+    named = {"prompt_template", "label_words"}
+    kept = {name: getattr(s, name) for name in OF_DATA if name not in files and (name in named or is_source(task))}
+    return {name: value for name, value in kept.items() if value is not None}
 
 
 def _data(s: TrainSettings, given: dict[str, Any], sha256: str | None) -> tuple[Task, set[str] | None]:
-    """The task of a run with the splits that it trained with, whatever else is asked for, and its training prompts."""
+    """The task of a run with the splits that it trained with, whatever else is asked for, and what it trained on."""
     if given.get("text_column", s.text_column) != s.text_column:
         raise SettingsError(
             f"--text-column {given['text_column']}: the data of a run is split by its own text column; leave it out"
@@ -119,13 +183,12 @@ def _data(s: TrainSettings, given: dict[str, Any], sha256: str | None) -> tuple[
     task, examples, held_out = examples_of(s)
     same = sha256 is None or sha256 == digest(task, examples, held_out)
     if given:
-        split_by = Template(task.template).columns if task.own else None
-        task = load_task(s.task, seed=s.seed, split_by=split_by, **_kept(s, s.task) | given)
-        examples = select(task, "train", s.train_examples, seed=s.seed, first=s.draw == "first")
+        changed = s.model_copy(update=given)
+        task, examples, _ = examples_of(changed, task.split_by if task.own else None)
     if not same:
         warnings.warn(
             f"{task.source} is not what this run was trained on: it has changed since, so examples that are scored now "
             f"may have been trained on",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return task, {e.prompt for e in examples} if same else None
+    return task, set(map(_text_of, examples)) if same else None

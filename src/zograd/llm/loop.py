@@ -200,7 +200,7 @@ class Loop:
         bar.update(1)
         bar.set_postfix(
             loss=f"{record.loss:.3f}", lr=f"{record.rates[0].lr:.1e}", evals=run.evaluations, tok_s=f"{speed:.0f}",
-            **({"acc": f"{self.last_metrics.value:.3f}"} if self.last_metrics else {}),
+            **({_short(m.metric): f"{m.value:.3f}"} if (m := self.last_metrics) else {}),
             **({"edge": f"{run.share:.2f}"} if run.share else {}),
             **{name: f"{self.meters[name]:.2g}" for name in METERS if name in self.meters}, refresh=False,
         )  # fmt: skip
@@ -259,6 +259,11 @@ class Loop:
 
     def _log(self, line: dict[str, Any]) -> None:
         self.directory.log(finite({**line, "seconds": round(self.earlier + time.perf_counter() - self.began, 3)}))
+
+
+def _short(metric: str) -> str:
+    """The name of a metric in the progress bar."""
+    return "acc" if metric == "accuracy" else metric.rpartition(":")[2]
 
 
 def shown(m: Metrics) -> dict[str, Any]:

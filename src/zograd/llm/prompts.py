@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zograd.hub import Task, TaskError, load_task
+from zograd.hub.formats import SUFFIXES
+from zograd.hub.labels import ClassWords, LabelWords, class_words
+from zograd.hub.records import Record
+from zograd.hub.sources import read
 from zograd.hub.template import Template
-from zograd.hub.userfile import Record, read_records
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Form:
 
     template: str = ""
     classes: tuple[str, ...] = ()
-    label_words: tuple[str, ...] = ()
+    label_words: tuple[ClassWords, ...] = ()
 
     @classmethod
     def of(cls, task: Task) -> Form:
@@ -37,9 +40,9 @@ class Form:
         classes, words = data.get("classes"), data.get("label_words")
         if not (isinstance(classes, list) and isinstance(words, list) and len(classes) == len(words)):
             return None
-        return cls(data["template"], tuple(map(str, classes)), tuple(map(str, words)))
+        return cls(data["template"], tuple(map(str, classes)), tuple(map(class_words, words)))
 
-    def changed(self, template: str | None, words: Mapping[str, str] | Sequence[str] | None) -> Form:
+    def changed(self, template: str | None, words: LabelWords | None) -> Form:
         """This form with another template or other words. Raises TaskError for words that do not fit the classes."""
         text = self.template if template is None else template
         if not words:
@@ -53,7 +56,7 @@ class Form:
                 f"word for each label"
             )
         classes = self.classes or tuple(given)
-        return Form(text, classes, tuple(given[c] for c in classes))
+        return Form(text, classes, tuple(class_words(given[c]) for c in classes))
 
     def prompts(self, inputs: Iterable[str | Mapping[str, Any] | Record]) -> list[str]:
         """The prompt of each input: a text (of a template with one column), or a record with the template's columns.
@@ -122,10 +125,9 @@ def read_inputs(file: str | Path, text_column: str | None = None) -> list[str | 
     """
     path = Path(file)
     if path.suffix != ".txt":
-        suffixes = (".jsonl", ".csv", ".parquet")
-        if path.suffix not in suffixes:
-            raise TaskError(f"{file} is not a file of {', '.join(suffixes)} or .txt; save it as one of these")
-        return list(read_records(str(file), text_column))
+        if path.suffix.lower() not in SUFFIXES:
+            raise TaskError(f"{file} is not a file of {', '.join(SUFFIXES)}; save it as one of these")
+        return list(read(str(file), text_column).records)
     try:
         return list(lines_of(path.read_text(encoding="utf-8-sig")))
     except OSError as e:
@@ -134,9 +136,7 @@ def read_inputs(file: str | Path, text_column: str | None = None) -> list[str | 
         raise TaskError(f"{file} is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
 
 
-def form_of_task(
-    task: str | None, template: str | None, words: Mapping[str, str] | Sequence[str] | None, **columns: Any
-) -> Form:
+def form_of_task(task: str | None, template: str | None, words: LabelWords | None, **columns: Any) -> Form:
     """The form that a task, a template and words say; without a task, the words alone say the classes."""
     if task is None:
         return Form(template or "").changed(None, words)

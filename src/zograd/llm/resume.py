@@ -71,6 +71,11 @@ def open_run(
         return resolve(s, world), None, {}, why
     try:
         stored = stored_settings(found)
+        if stored.metric is not None and ":" in stored.metric and s.metric != stored.metric:
+            raise SettingsError(
+                f"the run reports the metric {stored.metric!r}, which is code, so run.json may not name it alone: give "
+                f"--metric {stored.metric} again"
+            )
         try:
             s, changed = continued(s, stored, s.model_fields_set if resume else TrainSettings.model_fields)
         except SettingsError:
@@ -93,14 +98,21 @@ def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         )
 
 
-def metrics_before(meta: Mapping[str, Any]) -> Metrics | None:
-    """The evaluation before the first step; None for a run without. Raises RunError if run.json does not hold it."""
+def metrics_before(meta: Mapping[str, Any], metric: str) -> Metrics | None:
+    """The evaluation before the first step; None for a run without.
+
+    Raises RunError if run.json does not hold it, or holds another metric.
+    """
     if meta["settings"].get("baseline") is False:
         return None
     try:
         before = Metrics(**meta["metrics_before"])
         numbers = (before.value, before.loss, before.calibrated, before.majority)
         if all(x is None or isinstance(x, int | float) for x in numbers) and isinstance(before.metric, str):
+            if before.metric != metric:
+                raise RunError(
+                    f"the run reports {before.metric!r}, and here the metric is {metric!r}; give the metric of the run"
+                )
             return before
     except (KeyError, TypeError):
         pass

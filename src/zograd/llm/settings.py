@@ -90,7 +90,11 @@ class TrainSettings(BaseModel):
     quantize: Literal["nf4", "int8-bnb", "int8-torchao", "int4-torchao", "hqq4"] | None = setting(
         None, "Quantize a dense model first.", MODEL
     )
-    task: str = setting("trec", "Name of a task, see `zograd tasks`, or a .jsonl, .csv or .parquet file.", DATA)
+    task: str = setting(
+        "trec",
+        "Name of a task (`zograd tasks`), a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder, or hf:NAME.",
+        DATA,
+    )
     method: str = setting(
         "auto",
         "Name of a method, see `zograd methods`. auto: `residual` on the last 4 blocks, 100 steps of 32 examples.",
@@ -181,8 +185,34 @@ class TrainSettings(BaseModel):
     train_examples: int | None = setting(1000, "Training examples used; none: all.", DATA, ge=1)
     eval_examples: int | None = setting(500, "Held-out examples used; none: all.", DATA, ge=1)
     eval_split: Literal["validation", "test"] = setting("validation", "Split that is held out.", DATA)
-    draw: Literal["random", "first"] = setting(
-        "random", "Which examples of a file are used, where that is not all of them.", DATA
+    draw: Literal["stratified", "random", "first"] = setting(
+        "stratified", "Which examples of a file are used: of each class its share, any, or the first ones.", DATA
+    )
+    eval_file: str | None = setting(
+        None, "File of the validation split; then --task is for training alone.", DATA, unset="a tenth of --task"
+    )
+    test_file: str | None = setting(None, "File of the test split.", DATA, unset="a tenth of --task")
+    records: Literal["auto", "classification", "completion", "chat", "instruction", "text"] = setting(
+        "auto", "For files: what a record is; auto tells by the columns.", DATA
+    )
+    completion_column: str | None = setting(
+        None, "For files: the column that is learned as what follows the prompt.", DATA, unset="completion"
+    )
+    max_length: int | None = setting(None, "Most tokens of an example.", DATA, unset="what the model takes", ge=2)
+    truncate: Literal["left", "middle", "right"] | None = setting(
+        None,
+        "Where the longest columns of an example that is too long are cut; its template and its words stay.",
+        DATA,
+        unset="right with --max-length, else it is refused",
+    )
+    chat_template: bool = setting(
+        True, "Write conversations and instructions with the tokenizer's chat template, where it has one.", DATA
+    )
+    metric: str | None = setting(
+        None,
+        "What is reported: accuracy, balanced-accuracy, macro-f1, f1, mcc, loss, perplexity, or module:function.",
+        CHECKS,
+        unset="accuracy, or loss",
     )
     baseline: bool = setting(True, "Evaluate the model before the first step.", CHECKS)
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
@@ -191,9 +221,9 @@ class TrainSettings(BaseModel):
     prompt_template: str | None = setting(
         None, 'Prompt with columns in braces, for example "{text} It was".', DATA, unset="the task's"
     )
-    label_words: dict[str, str] | list[str] | None = setting(
+    label_words: dict[str, str | list[str]] | list[str | list[str]] | None = setting(
         None,
-        'The word that stands for each label, for example "0= terrible,1= great".',
+        'The word that stands for each label, for example "0= terrible,1= great", or several: "0= bad| awful,1= good".',
         DATA,
         unset="the task's",
         form="label=word,...",
@@ -230,11 +260,12 @@ class TrainSettings(BaseModel):
         if isinstance(value, str):
             return parse_label_words(value)
         words = list(value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ())
+        words = [w for word in words for w in (word if isinstance(word, list) else [word])]
         if any(isinstance(word, bool) for word in words):
             raise ValueError("in YAML yes, no, on, off, true and false are truth values; write such a word in quotes")
         if isinstance(value, Mapping):
-            return {_as_text(label): _as_text(word) for label, word in value.items()}
-        return [_as_text(word) for word in value] if isinstance(value, list) else value
+            return {_as_text(label): _texts(word) for label, word in value.items()}
+        return [_texts(word) for word in value] if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _clock_fits(self) -> Self:
@@ -282,6 +313,12 @@ class TrainSettings(BaseModel):
                 raise ValueError(f"offload = {self.offload} does not go with {name}: {why}; leave one out")
         return self
 
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """How examples become tokens, as arguments of `Scorer`."""
+        side = "right" if self.truncate is None and self.max_length is not None else self.truncate
+        return {"max_length": self.max_length, "truncate": side, "chat": self.chat_template}
+
     def stored(self) -> dict[str, Any]:
         """As plain data, to be read back by `parse`."""
         data: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
@@ -293,6 +330,10 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
+
+
+def _texts(words: Any) -> Any:
+    return [_as_text(word) for word in words] if isinstance(words, list) else _as_text(words)
 
 
 def accepts(name: str) -> str:

@@ -23,7 +23,7 @@ from zograd.llm.build import Work, choose_compiling, ride_along, set_up
 from zograd.llm.loop import Loop, last_merge, shown
 from zograd.llm.restore import check_trained, fixed_settings
 from zograd.llm.resume import check_data, metrics_before, open_run, setting_name
-from zograd.llm.scoring.metrics import Metrics
+from zograd.llm.scoring.metrics import MetricFunction, Metrics
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.stages import Stages
 from zograd.runs.identity import base_digest, check_identity
@@ -40,6 +40,7 @@ def train(
     quiet: bool = False,
     peers: Peers | None = None,
     stages: Stages | None = None,
+    metric: MetricFunction | None = None,
 ) -> dict[str, Any]:
     """Fine-tune, and return the summary that `zograd train --json` prints.
 
@@ -51,6 +52,8 @@ def train(
     peers: the processes that share the evaluations (`zograd.distributed.joined`). All of them call this function and
         get the same summary. Rank 0 decides on the settings and writes the run; each process begins by replaying rank
         0's tape. A process that torchrun restarts continues a run with these settings by itself.
+    metric: a function of labels and predictions (arrays of class numbers) that is reported, in place of the setting of
+        that name; to be given again with `resume`.
 
     SIGINT and SIGTERM end the run after the current step, without an evaluation: `metric_after` is then None.
 
@@ -63,12 +66,12 @@ def train(
     peers = Peers() if peers is None else peers
     stages = Stages(quiet or peers.rank > 0) if stages is None else stages
     with ExitStack() as closing, Peak() as process:
-        return _train(s, Path(out), resume, quiet, peers, closing, stages, process)
+        return _train(s, Path(out), resume, quiet, peers, closing, stages, process, metric)
 
 
 def _train(
     s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack, stages: Stages,
-    process: Peak,
+    process: Peak, metric: MetricFunction | None,
 ) -> dict[str, Any]:  # fmt: skip
     """See `train`. closing: closes the run directory at the end, which releases its lock. process: its peak so far."""
     # Open: rank 0 finds out whether this is a new run or a stored one, and with which settings.
@@ -79,7 +82,9 @@ def _train(
 
     # Load the model and the data, build the method and the store.
     with peers.together("loading the model and the task"):
-        work = set_up(s, out, stored=meta is not None, stages=stages, why=opened.why, first=not peers.rank)
+        work = set_up(
+            s, out, stored=meta is not None, stages=stages, why=opened.why, first=not peers.rank, metric=metric
+        )
         if meta is not None:
             check_identity(meta["model"], work.base, s.model)
             check_data(meta, work.data)
@@ -100,7 +105,7 @@ def _train(
         begin(work, before, directory, peers)
         taken: Sequence[Record] = ()
     else:
-        before = metrics_before(meta)
+        before = metrics_before(meta, work.scorer.metric.name)
         directory, taken = replay_tape(out, work, opened, peers)
         batch = work.batches[work.prepared.run.step_number]
         with Peak(s.device) as inference:
@@ -299,6 +304,7 @@ def summarise(
         "metric_calibrated": None if before is None else before.calibrated,
         "metric_after": None if after is None else after.value,
         "majority": None if either is None else either.majority,
+        **_of_classes(before, after),
         "eval_loss_before": None if before is None else before.loss,
         "eval_loss_after": None if after is None else after.loss,
         "eval_examples": len(work.held_out),
@@ -318,6 +324,20 @@ def summarise(
         "sha256": sha256,
         "run": str(directory.path),
     }))  # fmt: skip
+
+
+def _of_classes(before: Metrics | None, after: Metrics | None) -> dict[str, Any]:
+    """What a summary says of a classification beside its metric: F1 and MCC before and after, and the classes."""
+    either = before or after
+    if either is None:
+        return {}
+    if either.majority is None:
+        return {"perplexity_before": before and before.perplexity, "perplexity_after": after and after.perplexity}
+    found = {
+        f"{name}_{when}": None if m is None else getattr(m, name)
+        for name in ("accuracy", "macro_f1", "mcc") for when, m in (("before", before), ("after", after))
+    }  # fmt: skip
+    return {**found, "classes": None if after is None else after.classes}
 
 
 def _mean(losses: list[float]) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from zograd.hub import Example, Task
+from zograd.hub.labels import LabelWords
 from zograd.llm import loading
 from zograd.llm.build import examples_of
 from zograd.llm.generation import Generated, generate
@@ -62,7 +63,7 @@ class Tuned:
         base: str | None = None,
         task: str | None = None,
         prompt_template: str | None = None,
-        label_words: Mapping[str, str] | Sequence[str] | None = None,
+        label_words: LabelWords | None = None,
         text_column: str | None = None,
         label_column: str | None = None,
         device: str | None = None,

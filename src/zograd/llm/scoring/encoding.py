@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zograd.hub import TaskError
+from zograd.hub import Example, TaskError
 from zograd.llm.loading import ModelError
 
 if TYPE_CHECKING:
@@ -33,10 +33,12 @@ class Encoder:
     """The tokenizer of a model, with its ids checked against the rows of the model's embedding.
 
     rows: number of token ids of the model. A larger id raises ModelError.
+    chat: write conversations with the tokenizer's chat template, where it has one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int, *, chat: bool = True) -> None:
         self.tokenizer, self.rows = tokenizer, rows
+        self.chat = chat and bool(tokenizer.chat_template)
         self._appended = self._appends()
         self._behind: dict[str, list[Tokens]] = {}
 
@@ -72,27 +74,62 @@ class Encoder:
         pad = int(self.tokenizer.pad_token_id or 0)
         return pad if pad < self.rows else 0
 
+    def learned(self, example: Example) -> tuple[Tokens, int]:
+        """The ids of an example without label, and the index of the first one that is learned.
+
+        Of a text without a prompt that is the second, as the loss of transformers has it, or the first one behind those
+        that the tokenizer puts in front. A single token follows the one that begins or ends a text.
+        """
+        if example.chat and self.chat:
+            return self._turns(example)
+        if example.prompt:
+            return self.completed(example.prompt, example.completion)
+        ids, front = self.text(example.completion), len(self.text(""))
+        if len(ids) == 1 and not front:
+            first = next((i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None), None)
+            ids, front = ((first, *ids), 1) if first is not None else (ids, front)
+        return ids, min(max(front, 1), len(ids))
+
+    def _turns(self, example: Example) -> tuple[Tokens, int]:
+        """The ids of a conversation as the chat template writes it, and the first one of its last turn."""
+        turns = [{"role": role, "content": text} for role, text in example.chat]
+        try:
+            whole = self._rendered(turns)
+            before = self._rendered(turns[:-1], add_generation_prompt=True)
+        except Exception as e:  # of jinja, which the template may raise on purpose
+            raise TaskError(
+                f"the chat template of the tokenizer refuses the conversation that begins {turns[0]['content'][:40]!r} "
+                f"({e}); change its roles, or use --no-chat-template"
+            ) from e
+        if not whole.startswith(before):  # it writes the last turn otherwise than it asks for one
+            whole = before + turns[-1]["content"]
+        start = self._ids(before, add_special_tokens=False)
+        ids = self._ids(whole, add_special_tokens=False)
+        return self.known(ids), _common(start, ids)
+
+    def _rendered(self, turns: list[dict[str, str]], **options: Any) -> str:
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+
     def completed(self, prompt: str, completion: str) -> tuple[Tokens, int]:
         """The ids of prompt + completion, and the index of the first token that the prompt alone does not have."""
         start = prompt.rstrip(" ")
         ids, whole = self.text(start), self.text(prompt + completion)
-        common = next(
-            (k for k, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole))
-        )
+        common = _common(ids, whole)
         if not common:  # no token from which the first one is predicted
             return (*ids, *self.known(self._ids(completion, add_special_tokens=False))), len(ids)
         return whole, common
+
+    def check_ends(self, examples: Iterable[Example]) -> None:
+        """Warn if a prompt before a completion ends with a space."""
+        found = next((e for e in examples if e.prompt.endswith(" ") and not (e.chat and self.chat)), None)
+        if found is not None:
+            _warn_of_space(" " + found.completion.lstrip()[:20])
 
     def words(self, prompts: Iterable[str], words: Sequence[str]) -> list[list[Tokens]]:
         """The distinct tokenizations of the words after these prompts. Warns if a prompt and a word merge."""
         ends = dict.fromkeys(map(_end, prompts)) or {"": None}
         if any(end.endswith(" ") for end in ends):
-            warnings.warn(
-                f"a prompt ends with a space, which belongs to the token of the next word: it is moved there, so that "
-                f"the text continues with {words[0] if words[0][:1].isspace() else ' ' + words[0]!r}; leave the space "
-                f"out of the prompt template",
-                stacklevel=4,
-            )
+            _warn_of_space(words[0] if words[0][:1].isspace() else " " + words[0])
         found = []
         for end in ends:
             tails = self.behind(end, words)
@@ -131,6 +168,19 @@ class Encoder:
             stacklevel=5,
         )
         return alone
+
+
+def _warn_of_space(continuation: str) -> None:
+    warnings.warn(
+        f"a prompt ends with a space, which belongs to the token of the next word: it is moved there, so that the text "
+        f"continues with {continuation!r}; leave the space out of the prompt template",
+        stacklevel=4,
+    )
+
+
+def _common(one: Tokens, other: Tokens) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _end(prompt: str) -> str:

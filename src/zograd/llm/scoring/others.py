@@ -30,22 +30,22 @@ class _Unpacked(Scorer):
 
     causal = False
 
+    def __init__(self, model: Any, tokenizer: Any, *args: Any, **options: Any) -> None:
+        longest = min(options.get("max_length") or 10**9, tokenizer.model_max_length)
+        super().__init__(model, tokenizer, *args, **{**options, "max_length": longest})
+
     def _ids(self, text: str, **options: Any) -> Tokens:
-        ids = tuple(self.tokenizer.encode(text, **options))
-        longest = min(self.max_length, self.tokenizer.model_max_length)
-        if not ids or len(ids) > longest:
-            raise TaskError(
-                f"the text {text[:40]!r}... has {len(ids)} tokens, and the model takes 1 to {longest}; shorten it or "
-                f"leave the example out"
-            )
+        ids = tuple(self.tokenizer.encode(text, verbose=False, **options))
+        if not ids:
+            raise TaskError(f"the text {text[:40]!r} has no tokens; leave the example out")
         return self.encoder.known(ids)
 
     def _words(self) -> list[Tokens]:
         """The tokens of the label words. Raises TaskError for two with the same tokens."""
-        words = [self._ids(word, add_special_tokens=False) for word in self.task.label_words]
+        words = [self._ids(word, add_special_tokens=False) for word in self.label_words]
         for k, word in enumerate(words):
             if word in words[:k]:
-                one, two = self.task.label_words[words.index(word)], self.task.label_words[k]
+                one, two = self.label_words[words.index(word)], self.label_words[k]
                 raise TaskError(
                     f"label words {one!r} and {two!r} have the same tokens: use words that this tokenizer knows"
                 )
@@ -64,7 +64,7 @@ class MaskedScorer(_Unpacked):
         if self.task.kind != "classification":
             raise TaskError(f"{name} fills masks and writes no completions; use a causal model, or a task with labels")
         words = self._words()
-        for word, tokens in zip(self.task.label_words, words, strict=True):
+        for word, tokens in zip(self.label_words, words, strict=True):
             if len(tokens) > 1:
                 split = ", ".join(self.tokenizer.convert_ids_to_tokens(list(tokens)))
                 raise TaskError(
@@ -73,7 +73,7 @@ class MaskedScorer(_Unpacked):
                 )
         return [words]
 
-    def _encode(self, example: Example) -> list[ScoredTokens]:
+    def _sequences(self, example: Example) -> list[ScoredTokens]:
         mask, prompt = self.tokenizer.mask_token, example.prompt
         ids = self._ids(prompt if mask in prompt else f"{prompt.rstrip(' ')} {mask}")
         if (count := ids.count(self.tokenizer.mask_token_id)) != 1:
@@ -100,7 +100,7 @@ class ClassScorer(_Unpacked):
         self.order = torch.tensor([named.index(label) for label in asked] if same else range(count), device=self.device)
         return [[(k,) for k in range(count)]]
 
-    def _encode(self, example: Example) -> list[ScoredTokens]:
+    def _sequences(self, example: Example) -> list[ScoredTokens]:
         ids = self._ids(example.prompt)
         return [ScoredTokens(ids, len(ids))]
 
@@ -130,18 +130,18 @@ class PairScorer(_Unpacked):
     logits of all tokens that the decoder writes in a forward.
     """
 
-    def __init__(self, model: Any, *args: Any, **options: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *args: Any, **options: Any) -> None:
         base = loading.plain_model(model)
         trained = {id(p) for p in options.get("trained", ())}
         frozen = bool(trained) and not any(id(p) in trained for p in base.get_encoder().parameters())
         self.read = States() if frozen and options.get("cache_prefix") else None
         self._prompts: dict[Tokens, int] = {}
-        super().__init__(model, *args, **{**options, "cache_prefix": False})
+        super().__init__(model, tokenizer, *args, **{**options, "cache_prefix": False})
 
     def _ways(self, prompts: Iterable[str]) -> list[list[Tokens]]:
         return [self._words()] if self.task.kind == "classification" else [[]]
 
-    def _encode(self, example: Example) -> list[ScoredTokens]:
+    def _sequences(self, example: Example) -> list[ScoredTokens]:
         prompt = self._ids(example.prompt.rstrip(" "))
         if self.task.kind == "classification":
             answers: Sequence[Tokens] = [()] if self.single else self.words
@@ -180,7 +180,7 @@ class PairScorer(_Unpacked):
             states[k, : len(found)] = found
         return {"encoder_outputs": BaseModelOutput(states.to(self.device)), "attention_mask": mask}
 
-    def scores(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
+    def _word_scores(self, examples: Sequence[Example], copies: int) -> Tensor:
         sequences = [s for e in examples for s in self.encode(e)]
         self._shape = padded_layout([len(s.ids) for s in sequences])
         answers = [s.ids[s.scored_from :] for s in sequences]

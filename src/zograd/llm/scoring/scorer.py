@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,17 @@ from torch import Tensor
 from zograd.blockwise import Terms
 from zograd.distributed.peers import Peers
 from zograd.hub import Example, Task, TaskError
+from zograd.hub.labels import flat_words
 from zograd.llm import loading
 from zograd.llm.scoring import head as heads
 from zograd.llm.scoring.batches import length_buckets
 from zograd.llm.scoring.encoding import Encoder, ScoredTokens, Tokens
 from zograd.llm.scoring.loss import token_losses
-from zograd.llm.scoring.metrics import Metrics, losses_of, metrics_of, why_not_finite
+from zograd.llm.scoring.metrics import Metric, Metrics, losses_of, metric_of, metrics_of, why_not_finite
 from zograd.llm.scoring.packing import TAILS, Layout, packed_layout, padded_layout, supports_packing
 from zograd.llm.scoring.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.llm.scoring.shared_answers import Answers
+from zograd.llm.scoring.truncation import capped, cut, fitting
 from zograd.quantized import libraries
 
 if TYPE_CHECKING:
@@ -55,7 +58,10 @@ class Scorer:
     task: the task. Its examples are encoded when they are first used, and kept.
     trained: the trained tensors. If all of them are in upper blocks, `cache_prefix=True` stores the activations of the
         frozen lower blocks of each example after its first forward (`group`).
-    max_length: the longest sequence; None: the limit of the model. A longer prompt raises TaskError.
+    max_length: the longest sequence; None: the limit of the model. A longer one raises TaskError, or with `truncate`
+        ("left", "middle", "right") its longest columns are cut there (`llm/scoring/truncation.py`).
+    chat: write conversations with the tokenizer's chat template, where it has one.
+    metric: what `evaluate` reports, see `zograd.llm.scoring.metrics.metric_of`.
 
     Cost: some forwards of at most 50 tokens, which check the model. Raises ModelError for a model that is not causal,
     or whose logits cannot be computed from its hidden states; TaskError for label words with equal tokens.
@@ -75,18 +81,28 @@ class Scorer:
         trained: Sequence[Tensor] = (),
         cache_prefix: bool = False,
         max_length: int | None = None,
+        truncate: str | None = None,
+        chat: bool = True,
+        metric: Metric | None = None,
     ) -> None:
         self.model, self.tokenizer, self.task = model, tokenizer, task
+        self.metric = metric_of(None, task.kind, len(task.label_words)) if metric is None else metric
         self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
-        self.encoder = Encoder(tokenizer, loading.vocabulary(self.base))
+        self.encoder = Encoder(tokenizer, loading.vocabulary(self.base), chat=chat)
         self.pad = self.encoder.padding
-        longest = getattr(self.base.config, "max_position_embeddings", None)
-        self.max_length = min(max_length or 10**9, longest or 10**9)
+        self.limit = getattr(self.base.config, "max_position_embeddings", None) or 10**9
+        """The longest sequence that the model takes."""
+        self.max_length, self.truncate = min(max_length or 10**9, self.limit), truncate
+        self.cut: set[Example] = set()
+        """The examples that were cut."""
         prompts = (e.prompt for examples in task.splits.values() for e in examples)
+        self.label_words, owners = flat_words(task.label_words)
         ways = self._ways(prompts)
         self.words = ways[0]
-        """The tokens of the label words."""
+        """The tokens of the label words, of all classes."""
+        self.members = [[k for k, owner in enumerate(owners) if owner == c] for c in range(len(task.label_words))]
+        """The label words of each class."""
         self.alike = len(ways) == 1
         """Whether these are the same after every prompt."""
         self.single = task.kind == "classification" and self.alike and all(len(w) == 1 for w in self.words)
@@ -120,16 +136,18 @@ class Scorer:
 
     def _ways(self, prompts: Iterable[str]) -> list[list[Tokens]]:
         """The tokens of the label words, as many times as they differ after these prompts."""
-        if self.task.kind != "classification":
-            return [[]]
-        return self.encoder.words(prompts, self.task.label_words)
+        if self.task.kind == "classification":
+            return self.encoder.words(prompts, self.label_words)
+        if self.task.kind == "completion":
+            self.encoder.check_ends(e for examples in self.task.splits.values() for e in examples)
+        return [[]]
 
     # ---- checks of the model -------------------------------------------------------------------------------------
 
     def _sample(self) -> list[int]:
         """At least two tokens of the first example."""
         first = next((e for examples in self.task.splits.values() for e in examples), None)
-        ids = list(self.encoder.text(first.prompt)) if first is not None else []
+        ids = list(self.encoder.text(first.prompt + first.completion)) if first is not None else []
         ids = ids[: min(SAMPLE, self.max_length)]
         return ids if len(ids) > 1 else [*ids, *range(3)][:2]
 
@@ -192,21 +210,72 @@ class Scorer:
         return self._encoded[example]
 
     def _encode(self, example: Example) -> list[ScoredTokens]:
-        tails: Sequence[Tokens]
+        sequences = self._sequences(example)
+        if not sequences[0].ids[: sequences[0].scored_from]:
+            raise TaskError(f"the prompt {example.prompt[:40]!r} has no tokens; leave the example out")
+        if (longest := self._longest(sequences)) <= self.max_length:
+            return sequences
+        begins = repr((example.prompt or example.completion)[:40])
+        if self.truncate is None:
+            raise TaskError(
+                f"the example that begins {begins} has {longest} tokens, but the model takes {self.max_length}: cut "
+                f"such examples with --truncate left, middle or right, or leave them out"
+            )
+        self.cut.add(example)
+        shorter = fitting(example, self.truncate, lambda e: self._longest(self._sequences(e)) <= self.max_length)
+        if shorter is not None:
+            return self._sequences(shorter)
+        if self.task.kind == "classification":
+            raise TaskError(
+                f"the example that begins {begins} has more than {self.max_length} tokens even without its columns; "
+                f"raise --max-length, or shorten the prompt template"
+            )
+        return [self._cut(example, self.truncate)]
+
+    def _cut(self, example: Example, side: str) -> ScoredTokens:
+        """A text cut on a side; or the beginning of a completion, after at most half as many tokens of its prompt."""
+        (sequence,) = self._sequences(example)
+        if self.task.kind == "text":
+            return replace(sequence, ids=cut(sequence.ids, self.max_length, side, keep=len(self.encoder.text(""))))
+        half = fitting(example, side, lambda e: self._sequences(e)[0].scored_from <= self.max_length // 2)
+        (sequence,) = self._sequences(capped(example, 0, side) if half is None else half)
+        if sequence.scored_from >= self.max_length:
+            raise TaskError(
+                f"a prompt has more than {self.max_length} tokens even without its columns; raise --max-length"
+            )
+        return replace(sequence, ids=sequence.ids[: self.max_length])
+
+    def _longest(self, sequences: Sequence[ScoredTokens]) -> int:
+        """The number of tokens of the longest sequence, or of the prompt with the longest word behind it."""
+        behind = 0 if self.answers is None else max(map(len, self.words))
+        return max(len(s.ids) for s in sequences) + behind
+
+    def _sequences(self, example: Example) -> list[ScoredTokens]:
+        """The sequences of an example, however long."""
         if self.task.kind == "classification":
             prompt = self.encoder.text(example.prompt.rstrip(" "))
-            words = self.words if self.alike else self.encoder.behind(example.prompt, self.task.label_words)
-            tails = [()] if self.single or self.answers is not None else words
-        else:
-            whole, start = self.encoder.completed(example.prompt, example.completion)
-            prompt, tails = whole[:start], [whole[start:]]
-            if not example.completion or not tails[0]:
-                raise TaskError(f"an empty completion for the prompt {example.prompt[:40]!r}")
-        longest = len(prompt) + max(map(len, tails if self.answers is None else self.words))
-        if not prompt or longest > self.max_length:
-            what = f"{longest} tokens, but the model takes {self.max_length}" if prompt else "no tokens"
-            raise TaskError(f"the prompt {example.prompt[:40]!r}... has {what}; shorten it or leave the example out")
-        return [ScoredTokens((*prompt, *tail), len(prompt)) for tail in tails]
+            words = self.words if self.alike else self.encoder.behind(example.prompt, self.label_words)
+            tails: Sequence[Tokens] = [()] if self.single or self.answers is not None else words
+            return [ScoredTokens((*prompt, *tail), len(prompt)) for tail in tails]
+        ids, start = self.encoder.learned(example)
+        if not example.completion or start >= len(ids):
+            what = f"an empty completion for the prompt {example.prompt[:40]!r}"
+            raise TaskError(what if example.prompt else f"the text {example.completion!r} has no token to predict")
+        return [ScoredTokens(ids, start)]
+
+    def said(self, count: int) -> str:
+        """What happened to `count` examples when they became tokens, as a clause; "" where nothing is to be said."""
+        parts = []
+        if self.cut:
+            what = "they" if self.task.kind == "text" else "their longest parts"
+            parts.append(
+                f"{len(self.cut):,} of {count:,} examples have more than {self.max_length} tokens: {what} are cut "
+                f"({self.truncate})"
+            )
+        if any(e.chat for e in self._encoded):
+            with_template = "with the chat template of the tokenizer" if self.encoder.chat else "as plain text"
+            parts.append(f"conversations are written {with_template}")
+        return "; ".join(parts)
 
     def tokens(self, examples: Sequence[Example]) -> int:
         """Number of tokens of a batch, without padding."""
@@ -223,7 +292,7 @@ class Scorer:
         """The layout of sequences of these lengths in a batch."""
         if not self.packs or max(lengths) > self._window:  # the mask of a packed batch has no window
             return padded_layout(lengths)
-        return packed_layout(tuple(lengths), self.base.config.get_text_config().hidden_size, self.max_length)
+        return packed_layout(tuple(lengths), self.base.config.get_text_config().hidden_size, self.limit)
 
     @property
     def _window(self) -> int:
@@ -236,7 +305,7 @@ class Scorer:
         if self.answers is None or sequences[0].scored_from < len(sequences[0].ids):
             return []
         longest = max(len(s.ids) for s in sequences) + self.answers.size
-        return self.answers.tails if longest <= min(self._window, self.max_length) else []
+        return self.answers.tails if longest <= min(self._window, self.limit) else []
 
     def _hidden(self, sequences: Sequence[ScoredTokens], copies: int = 1) -> tuple[Tensor, Layout]:
         """Last hidden states [copies rows, width, d] of a batch, and its layout."""
@@ -343,8 +412,17 @@ class Scorer:
     def scores(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
         """float32 [examples, classes]: log-score of each class. Completions: [examples, 1], mean log-likelihood.
 
+        The score of a class with several words is log sum_w exp(score of w): their probabilities are added.
+
         copies: repeat the examples in one forward, a copy for each branch (`lens/branches.py`): [copies examples, ...].
         """
+        found = self._word_scores(examples, copies)
+        if all(len(words) == 1 for words in self.members):
+            return found
+        return torch.stack([found[:, words].logsumexp(1) for words in self.members], 1)
+
+    def _word_scores(self, examples: Sequence[Example], copies: int) -> Tensor:
+        """float32 [copies examples, label words]; of completions one column."""
         encoded = [self.encode(e) for e in examples]
         sequences = [s for group in encoded for s in group]
         if self.answers is not None:
@@ -486,8 +564,9 @@ class Scorer:
         *,
         progress: Callable[[float], object] | None = None,
         peers: Peers | None = None,
+        interval: bool = False,
     ) -> Metrics:
-        """Metrics over examples.
+        """Metrics over examples; interval: with a confidence interval.
 
         progress: called after each forward with the number of examples that it has done, or the share of them where it
             stores their states. peers: the forwards are dealt to them.
@@ -495,8 +574,16 @@ class Scorer:
         """
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
-        scores = self.all_scores(examples, progress=progress, peers=peers)
-        return metrics_of(scores.to(self.device), self._labels(examples))
+        tokens = [] if self.task.kind == "classification" else [self._learned(e) for e in examples]
+        return metrics_of(
+            self.all_scores(examples, progress=progress, peers=peers), self._labels(examples), metric=self.metric,
+            names=self.task.classes, tokens=tokens, interval=interval,
+        )  # fmt: skip
+
+    def _learned(self, example: Example) -> int:
+        """The number of tokens of an example without label that are learned."""
+        (sequence,) = self.encode(example)
+        return len(sequence.ids) - sequence.scored_from
 
     @torch.no_grad()
     def all_scores(
@@ -511,7 +598,7 @@ class Scorer:
         progress, peers: see `evaluate`. All examples are encoded before the first forward.
         """
         peers = Peers() if peers is None else peers
-        classes = len(self.words) if self.task.kind == "classification" else 1
+        classes = len(self.members) if self.task.kind == "classification" else 1
         scores = torch.zeros(len(examples), classes)
         for number, bucket in enumerate(self.buckets(examples, EVALUATION)):
             part, left = [examples[i] for i in bucket], float(len(bucket))

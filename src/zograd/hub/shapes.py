@@ -1,0 +1,343 @@
+"""What a record of the user's data is, recognised from its columns, and how it becomes an example.
+
+classification   text columns and a label
+completion       a prompt and its completion
+chat             turns of a conversation, of which the last is learned; also prompt and completion as turns
+instruction      instruction, input and output, as in Alpaca
+text             a text without a label, all of which is learned
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from zograd.hub.errors import TaskError, UnknownTaskError
+from zograd.hub.examples import Chat, Example
+from zograd.hub.labels import Labels, LabelWords, labels_in, labels_of
+from zograd.hub.records import Record, Table
+from zograd.hub.template import Template
+
+__all__ = ["ASKS", "RECORDS", "Asked", "Shape", "shape_of"]
+
+ASKS: Final = "\nLabel:"
+"""What follows the text in a prompt where neither template nor label words are given."""
+
+TURNS: Final = ("messages", "conversations")
+"""Columns that hold the turns of a conversation."""
+
+BESIDE: Final = frozenset(
+    {
+        "id",
+        "idx",
+        "index",
+        "split",
+        "url",
+        "title",
+        "source",
+        "meta",
+        "metadata",
+        "timestamp",
+        "date",
+        "lang",
+        "language",
+    }
+)
+"""Columns that may stand beside a text and are no label and no text themselves."""
+
+_ROLES: Final = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+_OF_ALPACA: Final = (
+    "Below is an instruction that describes a task{more}. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\n{{instruction}}\n\n{block}### Response:\n"
+)
+ALPACA: Final = Template(_OF_ALPACA.format(more="", block=""))
+"""The prompt of Alpaca (Taori et al. 2023)."""
+ALPACA_INPUT: Final = Template(
+    _OF_ALPACA.format(more=", paired with an input that provides further context", block="### Input:\n{input}\n\n")
+)
+"""The same where there is an input."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a user wants records to be read; what is None or "auto", the columns decide."""
+
+    records: str = "auto"
+    prompt_template: str | None = None
+    label_words: LabelWords | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    completion_column: str | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the records of a table become examples.
+
+    kind: "classification", "completion" or "text". columns: those by whose hash the table is split. said: how records
+    are read, for the line before training. needs: the columns that data must have. label: the column of the label.
+    """
+
+    kind: str
+    template: str
+    columns: tuple[str, ...]
+    example: Callable[[Record], Example]
+    said: str
+    needs: tuple[str, ...]
+    labels: Labels = field(default_factory=lambda: Labels((), ()))
+    label: str = ""
+
+
+def shape_of(table: Table, asked: Asked, where: str) -> Shape:
+    """The shape of the records that was asked for, or the one that the columns show.
+
+    Raises:
+        TaskError: no shape fits, or one does that a Trainer is for (preferences).
+    """
+    columns = set(table.columns)
+    if asked.records != "auto":
+        if asked.records not in _MAKERS:
+            raise UnknownTaskError(f"records = {asked.records!r}: choose one of auto, {', '.join(_MAKERS)}")
+        return _MAKERS[asked.records](table, asked, where)
+    name = next(name for fits, name in _RECOGNISED if fits(columns, asked))
+    if name in _ELSEWHERE:
+        raise TaskError(f"{where} {_ELSEWHERE[name]}")
+    return _MAKERS[name](table, asked, where)
+
+
+# ---- which shape -----------------------------------------------------------------------------------------------------
+
+
+def _has(*names: str) -> Callable[[set[str], Asked], bool]:
+    return lambda columns, asked: columns.issuperset(names)
+
+
+def _asks_for_labels(columns: set[str], asked: Asked) -> bool:
+    return asked.label_words is not None or asked.label_column is not None
+
+
+def _by_template(columns: set[str], asked: Asked) -> bool:
+    return asked.prompt_template is not None
+
+
+def _is_text(columns: set[str], asked: Asked) -> bool:
+    """A text, and nothing that could be a label."""
+    return "text" in columns and columns <= {"text", asked.text_column, *BESIDE}
+
+
+_RECOGNISED: Final[tuple[tuple[Callable[[set[str], Asked], bool], str], ...]] = (
+    (_asks_for_labels, "classification"),
+    (lambda columns, asked: asked.completion_column is not None, "completion"),
+    (
+        lambda columns, asked: _by_template(columns, asked) and "label" not in columns and "completion" in columns,
+        "completion",
+    ),
+    (_by_template, "classification"),
+    (_has("chosen", "rejected"), "preferences"),
+    (
+        lambda columns, asked: asked.text_column is None and columns.issuperset({"prompt", "completion", "label"}),
+        "judged",
+    ),
+    (lambda columns, asked: asked.text_column is None and columns.issuperset({"prompt", "completion"}), "completion"),
+    (lambda columns, asked: asked.text_column is None and not columns.isdisjoint(TURNS), "chat"),
+    (lambda columns, asked: asked.text_column is None and columns.issuperset({"instruction", "output"}), "instruction"),
+    (_has("label"), "classification"),
+    (_is_text, "text"),
+    (lambda columns, asked: True, "classification"),
+)
+"""Shapes in the order in which they are tried, with what shows them."""
+
+_ELSEWHERE: Final = {
+    "preferences": (
+        "holds preferences (columns chosen and rejected), which have a loss of their own: train on them in Python, "
+        "with forward_only(DPOTrainer) of zograd.hf; or name the answer to learn with completion_column=chosen."
+    ),
+    "judged": (
+        "holds completions with a judgement (columns prompt, completion and label): train on them in Python, with "
+        "forward_only(KTOTrainer) of zograd.hf; records=completion learns all of them alike, records=classification "
+        "predicts the label."
+    ),
+}
+
+
+# ---- how each shape is read ------------------------------------------------------------------------------------------
+
+
+def _check(columns: Iterable[str], table: Table, where: str, option: str) -> None:
+    there = table.columns
+    for column in columns:
+        if column not in there:
+            raise TaskError(f"{where} has no column {column!r}; its columns are {', '.join(there)}. {option}")
+
+
+def _classification(table: Table, asked: Asked, where: str) -> Shape:
+    columns, label = table.columns, asked.label_column or "label"
+    if label not in columns:
+        raise TaskError(
+            f"{where} has no column {label!r} for the label; its columns are {', '.join(columns)}. Name the right one "
+            f"with label_column, or say records=text to train on all of the text."
+        )
+    template = Template(
+        _template_of(table, asked, label, where) if asked.prompt_template is None else asked.prompt_template
+    )
+    template.check(columns, where)
+    names = table.classes.get(label, ())
+    words = asked.label_words
+    labels = labels_of(words, names) if words else labels_in(table.records, label, where, names)
+
+    def example(record: Record) -> Example:
+        text, spans = _filled(template, record)
+        return Example(text, labels.of(record, label), spans=spans)
+
+    said = f"the column {label} is predicted from the prompt {template.text!r}"
+    return Shape(
+        "classification", template.text, template.columns, example, said, (*template.columns, label), labels, label
+    )
+
+
+def _template_of(table: Table, asked: Asked, label: str, where: str) -> str:
+    """The prompt where none is given: the text, or each of several texts with its name, and what asks for the label."""
+    columns = table.columns
+    if asked.text_column is not None:
+        return "{text}" if asked.label_words else f"{{text}}{ASKS}"
+    texts = [c for c in columns if c != label and c not in BESIDE and _holds_text(table, c)]
+    if "text" in texts or len(texts) == 1:
+        found = "text" if "text" in texts else texts[0]
+        if not asked.label_words and label in columns:
+            return f"{{{found}}}{ASKS}"
+    elif 2 <= len(texts) <= 4 and not asked.label_words and label in columns:
+        return "\n".join(f"{c[:1].upper()}{c[1:]}: {{{c}}}" for c in texts) + ASKS
+    shown = next((c for c in texts if c != label), columns[0])
+    raise TaskError(
+        f"{where} has the columns {', '.join(columns)}: give a prompt template such as '{{{shown}}} It was' and label "
+        f"words, or use the columns prompt and completion."
+    )
+
+
+def _holds_text(table: Table, column: str) -> bool:
+    """Whether a column holds texts: braces in its name would be fields of a template."""
+    first = next((r.values[column] for r in table.records if r.values.get(column) is not None), None)
+    return isinstance(first, str) and not set(column) & set("{}!:.[]")
+
+
+def _filled(template: Template, record: Record) -> tuple[str, tuple[tuple[int, int], ...]]:
+    return template.place({column: record.text(column) for column in template.columns})
+
+
+def _completion(table: Table, asked: Asked, where: str) -> Shape:
+    completion = asked.completion_column or "completion"
+    template = Template("{prompt}" if asked.prompt_template is None else asked.prompt_template)
+    _check(template.columns, table, where, "Name the columns of the prompt in a prompt template such as '{question}'.")
+    _check([completion], table, where, "Name the right one with completion_column.")
+    if asked.prompt_template is None and _holds_turns(table, "prompt"):
+        return _turns(("prompt", completion), "the last turn of the conversation in prompt and completion is learned")
+
+    def example(record: Record) -> Example:
+        text, spans = _filled(template, record)
+        return Example(text, -1, record.text(completion), spans=spans)
+
+    said = f"the column {completion} is learned as what follows the prompt {template.text!r}"
+    return Shape("completion", template.text, template.columns, example, said, needs=(*template.columns, completion))
+
+
+def _chat(table: Table, asked: Asked, where: str) -> Shape:
+    named = asked.text_column or next((c for c in TURNS if c in table.columns), None)
+    columns = (named,) if named else ("prompt", asked.completion_column or "completion")
+    _check(columns, table, where, "Name the one that holds the turns with text_column.")
+    return _turns(columns, f"the last turn of the conversation in {' and '.join(columns)} is learned")
+
+
+def _turns(columns: tuple[str, ...], said: str) -> Shape:
+    def example(record: Record) -> Example:
+        return in_turns(tuple(turn for column in columns for turn in _conversation(record, column)), record.place)
+
+    return Shape("completion", "", columns[:1], example, said, needs=columns)
+
+
+def _instruction(table: Table, asked: Asked, where: str) -> Shape:
+    output = asked.completion_column or "output"
+    _check(["instruction", output], table, where, "Name the columns so, or give a prompt template.")
+    more = ("input",) if "input" in table.columns else ()
+
+    def example(record: Record) -> Example:
+        instruction, answer = record.text("instruction"), record.text(output)
+        given = record.text("input") if more and record.values["input"] is not None else ""
+        prompt, spans = (ALPACA_INPUT if given else ALPACA).place({"instruction": instruction, "input": given})
+        question = f"{instruction}\n\n{given}" if given else instruction
+        return Example(prompt, -1, answer, (("user", question), ("assistant", answer)), spans)
+
+    said = f"the column {output} is learned as the answer to instruction{' and input' if more else ''}"
+    return Shape("completion", "", ("instruction", *more), example, said, needs=("instruction", *more, output))
+
+
+def _text(table: Table, asked: Asked, where: str) -> Shape:
+    _check(["text"], table, where, "Name the right one with text_column.")
+    said = f"all of the column {asked.text_column or 'text'} is learned (language modelling)"
+    return Shape("text", "{text}", ("text",), lambda r: Example("", -1, r.text("text")), said, needs=("text",))
+
+
+_MAKERS: Final[dict[str, Callable[[Table, Asked, str], Shape]]] = {
+    "classification": _classification,
+    "completion": _completion,
+    "chat": _chat,
+    "instruction": _instruction,
+    "text": _text,
+}
+
+RECORDS: Final = ("auto", *_MAKERS)
+"""What a user may say that records are."""
+
+
+# ---- conversations ---------------------------------------------------------------------------------------------------
+
+
+def _holds_turns(table: Table, column: str) -> bool:
+    return any(isinstance(record.values.get(column), list) for record in table.records[:1])
+
+
+def _conversation(record: Record, column: str) -> Chat:
+    """The turns in a column: objects with role and content, or with from and value; or the JSON of them."""
+    turns = record.values.get(column)
+    if isinstance(turns, str) and turns.lstrip().startswith("["):
+        try:
+            turns = json.loads(turns)
+        except ValueError as error:
+            raise TaskError(f"{record.place}: the column {column!r} is not valid JSON ({error}).") from None
+    if not isinstance(turns, list) or not turns:
+        what = "nothing" if turns is None else "an empty list" if turns == [] else f"a {type(turns).__name__}"
+        raise TaskError(
+            f"{record.place}: the column {column!r} holds {what}, expected a list of turns such as "
+            f'[{{"role": "user", "content": "Hi"}}, {{"role": "assistant", "content": "Hello"}}].'
+        )
+    return tuple(_turn(turn, number, record.place) for number, turn in enumerate(turns, start=1))
+
+
+def _turn(turn: Any, number: int, place: str) -> tuple[str, str]:
+    role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+    content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        content = "".join(str(p.get("text", "")) for p in content)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise TaskError(
+            f'{place}: turn {number} is not of the form {{"role": "user", "content": "text"}}; calls of tools, '
+            f"pictures and sounds are not read."
+        )
+    return _ROLES.get(role, role), content
+
+
+def in_turns(turns: Chat, place: str) -> Example:
+    """The example of a conversation: as turns, and as a plain text in which each turn has the name of its role."""
+    if len(turns) < 2 or turns[-1][0] != "assistant":
+        raise TaskError(
+            f"{place}: the conversation ends with a turn of {turns[-1][0]!r} after {len(turns) - 1} others; what is "
+            f"learned is the last turn, of 'assistant', after at least one other."
+        )
+    prompt, spans = "", []
+    for role, text in turns[:-1]:
+        prompt += f"{role.capitalize()}: "
+        spans.append((len(prompt), len(prompt) + len(text)))
+        prompt += text + "\n"
+    return Example(f"{prompt}Assistant:", -1, " " + turns[-1][1].strip(), turns, tuple(spans))
