@@ -35,6 +35,7 @@ from zograd.llm.prompts import Form
 from zograd.llm.recipe import chosen, instead
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
+from zograd.llm.scoring.objectives import LOSS, Objective, objective_of
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -127,6 +128,12 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
             f"--lora-init {s.lora_init} is for --train lora, and here is --train {s.train}; leave it out"
         )
     estimator = build_method(s).estimator  # a mistake is said before a model is loaded
+    by_values = not isinstance(estimator, FromBlocks) or getattr(estimator, "center", "") == "none"
+    if s.objective != LOSS and not by_values:
+        raise SettingsError(
+            f"--method {s.method} needs the derivative of a loss, and the objective {s.objective} has none; use a "
+            f"method that needs values alone, such as node_perturbation, zo_sgd or rank"
+        )
     refused: tuple[str, ...] = ("offload", "compile") if estimator.watches else ()
     if isinstance(estimator, FromBlocks):
         refused = ("compile",)
@@ -419,6 +426,12 @@ def set_up(
     with stages.stage(f"reading {s.task}"):
         task, examples, held_out = examples_of(s)
         asked = metric_of(s.metric if metric is None else metric, task.kind, len(task.label_words))
+        objective = objective_of(s.objective, task.kind, s.answer_tokens)
+        if objective is not None and task.kind != "classification" and MENU[s.method].needs != "values":
+            raise SettingsError(
+                f"--method {s.method} looks into one forward of each example, and an answer is written in several; use "
+                f"a method that needs values alone, such as zo_sgd or rank"
+            )
     announce(task, s, examples, held_out)
     with stages.stage("importing transformers"), suppress(ImportError):  # the loader says what is missing
         loading.silence()
@@ -429,12 +442,12 @@ def set_up(
         print(f"zograd: {p.why}", file=sys.stderr)
     s = p.settings
     with stages.stage(f"reading the weights and {len(examples) + len(held_out):,} examples, trying the model"):
-        return _tried(s, folder, stored, p, task, examples, held_out, asked)
+        return _tried(s, folder, stored, p, task, examples, held_out, asked, objective)
 
 
 def _tried(
     s: TrainSettings, folder: Path, stored: bool, p: Prepared, task: Task, examples: list[Example],
-    held_out: list[Example], asked: Metric,
+    held_out: list[Example], asked: Metric, objective: Objective | None,
 ) -> Work:  # fmt: skip
     """See `set_up`: the work with a model and its examples, which are encoded, and a scorer that has checked both."""
     batches = Batches(examples, s.batch_size, s.seed)
@@ -446,7 +459,7 @@ def _tried(
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
     scorer = scorer_of(
         p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix, metric=asked,
-        **s.encoding,
+        objective=objective, **s.encoding,
     )  # fmt: skip
     for example in (*examples, *held_out):
         scorer.encode(example)

@@ -18,6 +18,7 @@ from zograd.llm import loading
 from zograd.llm.build import OF_DATA, digest, examples_of, no_examples
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
+from zograd.llm.scoring.objectives import Objective, objective_of
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.runs.packed import opened
@@ -95,7 +96,7 @@ def evaluate(
         module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
     encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
     s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
-    scorer = scorer_of(module, tokenizer, chosen.task, metric=asked, **s.encoding)
+    scorer = scorer_of(module, tokenizer, chosen.task, metric=asked, objective=_objective(s, chosen.task), **s.encoding)
     metrics = scorer.evaluate(chosen.examples, interval=True)
     if said := scorer.said(len(chosen.examples)):
         print(f"zograd: {said}", file=sys.stderr)
@@ -121,6 +122,11 @@ def _of_settings(metric: str | None, task: Task) -> str | None:
         return _metric(metric, task).name
     except MetricError:
         return None
+
+
+def _objective(s: TrainSettings, task: Task) -> Objective | None:
+    """The objective of a run, which its evaluation reports. Code that a run.json names is not run."""
+    return None if ":" in s.objective or task.kind == "text" else objective_of(s.objective, task.kind, s.answer_tokens)
 
 
 def _choose(

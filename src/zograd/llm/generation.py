@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zograd.hub import TaskError
+from zograd.hub import Example, TaskError
 from zograd.llm.loading import plain_model, vocabulary
 from zograd.llm.scoring.encoding import Encoder
 from zograd.llm.settings import SettingsError
@@ -34,15 +34,18 @@ class Generated:
 def generate(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Example],
     *,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     stop: Sequence[str] = (),
     seed: int = 0,
     progress: Callable[[float], object] | None = None,
+    chat: bool = True,
 ) -> list[Generated]:
     """The continuation of each prompt. Prompts have the tokens that they have in training.
+
+    prompts: texts, or examples, whose prompts they are. chat: write conversations with the tokenizer's chat template.
 
     temperature: 0 takes the most likely token each time; above, tokens are drawn, by `seed`, from the whole vocabulary.
     stop: texts at which to stop; they are left out of the answer.
@@ -53,10 +56,11 @@ def generate(
     """
     check_sampling(max_new_tokens, temperature, stop)
     base = plain_model(model)
-    encoder = Encoder(tokenizer, vocabulary(base))
-    encoded = [encoder.text(prompt.rstrip(" ")) for prompt in prompts]
+    encoder = Encoder(tokenizer, vocabulary(base), chat=chat)
+    encoded = [encoder.text(p.rstrip(" ")) if isinstance(p, str) else encoder.asked(p) for p in prompts]
+    texts = [p if isinstance(p, str) else p.prompt for p in prompts]
     longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    for prompt, ids in zip(prompts, encoded, strict=True):
+    for prompt, ids in zip(texts, encoded, strict=True):
         if not ids:
             raise TaskError(f"the prompt {prompt[:40]!r} has no tokens; write more")
         if longest is not None and len(ids) + max_new_tokens > longest:
@@ -64,7 +68,7 @@ def generate(
                 f"the prompt {prompt[:40]!r}... has {len(ids)} tokens, and with --max-new-tokens {max_new_tokens} it "
                 f"is longer than the {longest} that the model takes; shorten it, or lower --max-new-tokens"
             )
-    order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
+    order = sorted(range(len(texts)), key=lambda i: (len(encoded[i]), i))
     found: dict[int, Generated] = {}
     options = _options(max_new_tokens, temperature, encoder.padding)
     device = next(model.parameters()).device
@@ -77,10 +81,10 @@ def generate(
                 options["stopping_criteria"] = _stopping(tokenizer, [encoded[i] for i in part], rows.shape[1], stop)
             whole = model.generate(input_ids=rows.to(device), attention_mask=mask.to(device), **options)
             for i, row in zip(part, whole[:, rows.shape[1] :].tolist(), strict=True):
-                found[i] = _written(prompts[i], encoded[i], row, base, tokenizer, stop, encoder.padding)
+                found[i] = _written(texts[i], encoded[i], row, base, tokenizer, stop, encoder.padding)
             if progress is not None:
                 progress(len(part))
-    return [found[i] for i in range(len(prompts))]
+    return [found[i] for i in range(len(texts))]
 
 
 def check_sampling(max_new_tokens: int, temperature: float, stop: Sequence[str]) -> None:

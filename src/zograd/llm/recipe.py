@@ -37,6 +37,7 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
         "points are to share a forward": s.together is not None,
         "the learning rate is to be measured": s.lr == "auto",
         "one of its settings is given": bool(s.method_settings),
+        f"the objective {s.objective} has no derivative": s.objective != "loss",
         "virtual tokens stand in front of all blocks": s.train in PARTS,
     }
     if reason := next((reason for reason, holds in asks.items() if holds), ""):
@@ -49,9 +50,8 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
         recipe["layers"] = BLOCKS
     taken = {name: value for name, value in recipe.items() if name not in s.model_fields_set}
     new = s.model_copy(update={"method": "residual", **taken, **_length(s, recipe["steps"])})
-    length = f"{new.steps:,} steps" if new.steps < NO_END else f"{about(s.seconds or 0.0)} in steps"
     return new, (
-        f"training {_part(new)} by residual, {length} of {new.batch_size} examples, because it learns more "
+        f"training {_part(new)} by residual, {_lasts(new)} of {new.batch_size} examples, because it learns more "
         f"from a forward pass than methods that need losses alone (--method, --train, --steps choose others)"
     )
 
@@ -65,11 +65,11 @@ def instead(s: TrainSettings, reason: str, *, exact: bool) -> tuple[TrainSetting
     if exact:
         new = s.model_copy(update={"method": "backprop"})
         return new, (
-            f"training {_part(new)} by backprop, their exact gradient, {new.steps:,} steps of {new.batch_size} "
+            f"training {_part(new)} by backprop, their exact gradient, {_lasts(new)} of {new.batch_size} "
             f"examples, because {reason}"
         )
     new = s.model_copy(update={"method": "zo_sgd", "lr": "auto", "layers": None, "lr_schedule": "constant"})
-    return new, f"training {_part(new)} by zo_sgd with a measured rate, {new.steps:,} steps, because {reason}"
+    return new, f"training {_part(new)} by zo_sgd with a measured rate, {_lasts(new)}, because {reason}"
 
 
 def _length(s: TrainSettings, steps: int) -> dict[str, Any]:
@@ -87,6 +87,10 @@ def _length(s: TrainSettings, steps: int) -> dict[str, Any]:
     factor, examples = BUDGETS[s.budget]
     found: dict[str, Any] = {"budget": None, "steps": factor * steps}
     return found if "train_examples" in given else {**found, "train_examples": examples}
+
+
+def _lasts(s: TrainSettings) -> str:
+    return f"{s.steps:,} steps" if s.steps < NO_END else f"{about(s.seconds or 0.0)} in steps"
 
 
 def _part(s: TrainSettings) -> str:

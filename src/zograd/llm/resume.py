@@ -71,11 +71,13 @@ def open_run(
         return resolve(s, world), None, {}, why
     try:
         stored = stored_settings(found)
-        if stored.metric is not None and ":" in stored.metric and s.metric != stored.metric:
-            raise SettingsError(
-                f"the run reports the metric {stored.metric!r}, which is code, so run.json may not name it alone: give "
-                f"--metric {stored.metric} again"
-            )
+        for name in ("metric", "objective"):
+            code = getattr(stored, name) or ""
+            if ":" in code and getattr(s, name) != code:
+                raise SettingsError(
+                    f"the run has the {name} {code!r}, which is code, so run.json may not name it alone: give --{name} "
+                    f"{code} again"
+                )
         try:
             s, changed = continued(s, stored, s.model_fields_set if resume else TrainSettings.model_fields)
         except SettingsError:

@@ -214,6 +214,13 @@ class TrainSettings(BaseModel):
         CHECKS,
         unset="accuracy, or loss",
     )
+    objective: str = setting(
+        "loss",
+        "What training lowers: loss; accuracy, exact-match or f1 (what they lack of 1); or module:function of prompt, "
+        "answer and the answer in the data, a reward.",
+        METHOD,
+    )
+    answer_tokens: int = setting(32, "Most tokens of an answer that an objective looks at.", METHOD, ge=1)
     baseline: bool = setting(True, "Evaluate the model before the first step.", CHECKS)
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
     save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)

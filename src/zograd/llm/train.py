@@ -105,7 +105,7 @@ def _train(
         begin(work, before, directory, peers)
         taken: Sequence[Record] = ()
     else:
-        before = metrics_before(meta, work.scorer.metric.name)
+        before = metrics_before(meta, work.scorer.reports)
         directory, taken = replay_tape(out, work, opened, peers)
         batch = work.batches[work.prepared.run.step_number]
         with Peak(s.device) as inference:

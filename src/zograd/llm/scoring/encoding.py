@@ -90,6 +90,13 @@ class Encoder:
             ids, front = ((first, *ids), 1) if first is not None else (ids, front)
         return ids, min(max(front, 1), len(ids))
 
+    def asked(self, example: Example) -> Tokens:
+        """The ids of what stands before the answer of an example."""
+        if example.chat and self.chat:
+            turns = [{"role": role, "content": text} for role, text in example.chat[:-1]]
+            return self.known(self._ids(self._rendered(turns, add_generation_prompt=True), add_special_tokens=False))
+        return self.text(example.prompt.rstrip(" "))
+
     def _turns(self, example: Example) -> tuple[Tokens, int]:
         """The ids of a conversation as the chat template writes it, and the first one of its last turn."""
         turns = [{"role": role, "content": text} for role, text in example.chat]

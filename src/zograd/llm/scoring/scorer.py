@@ -29,6 +29,7 @@ from zograd.llm.scoring.batches import length_buckets
 from zograd.llm.scoring.encoding import Encoder, ScoredTokens, Tokens
 from zograd.llm.scoring.loss import token_losses
 from zograd.llm.scoring.metrics import Metric, Metrics, losses_of, metric_of, metrics_of, why_not_finite
+from zograd.llm.scoring.objectives import Objective
 from zograd.llm.scoring.packing import TAILS, Layout, packed_layout, padded_layout, supports_packing
 from zograd.llm.scoring.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.llm.scoring.shared_answers import Answers
@@ -62,6 +63,8 @@ class Scorer:
         ("left", "middle", "right") its longest columns are cut there (`llm/scoring/truncation.py`).
     chat: write conversations with the tokenizer's chat template, where it has one.
     metric: what `evaluate` reports, see `zograd.llm.scoring.metrics.metric_of`.
+    objective: what `losses` are in place of the loss, see `zograd.llm.scoring.objectives.objective_of`. Where the model
+        writes its answers, `evaluate` reports their mean reward, and no states are stored.
 
     Cost: some forwards of at most 50 tokens, which check the model. Raises ModelError for a model that is not causal,
     or whose logits cannot be computed from its hidden states; TaskError for label words with equal tokens.
@@ -84,8 +87,14 @@ class Scorer:
         truncate: str | None = None,
         chat: bool = True,
         metric: Metric | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.task = model, tokenizer, task
+        self.model, self.tokenizer, self.task, self.objective, self.chat = model, tokenizer, task, objective, chat
+        self.writes = objective is not None and task.kind != "classification"
+        """Whether the model writes the answers that training looks at."""
+        if self.writes and not self.causal:
+            raise TaskError(f"an objective of what the model writes needs a causal model, not {type(model).__name__}")
+        cache_prefix = cache_prefix and not self.writes
         self.metric = metric_of(None, task.kind, len(task.label_words)) if metric is None else metric
         self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
@@ -461,7 +470,12 @@ class Scorer:
         return answers.means(picked.view(len(states), -1))
 
     def losses(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
-        """float32 [copies examples]: cross-entropy over the label words, or negative mean log-likelihood."""
+        """float32 [copies examples]: cross-entropy over the label words, or negative mean log-likelihood.
+
+        With an objective, what the rewards lack of its `top`.
+        """
+        if self.objective is not None:
+            return self.objective.top - self.objective.rewards(self, examples, copies)
         return losses_of(self.scores(examples, copies), self._labels(examples))
 
     def _labels(self, examples: Sequence[Example]) -> Tensor | None:
@@ -544,6 +558,8 @@ class Scorer:
 
         With more tokens a matrix product gets no faster, and activations no longer fit the processor's cache.
         """
+        if self.writes:
+            return 1
         parts = [self.lengths([examples[i] for i in bucket]) for bucket in self.buckets(examples)]
         widest = max(len(part) if self._last_only else self.layout(part).tokens for part in parts)
         return max(1, SATURATED // widest)
@@ -554,6 +570,11 @@ class Scorer:
             return [list(examples)]
         order = sorted(range(len(examples)), key=lambda i: (-self.tokens([examples[i]]), i))
         return [[examples[i] for i in order[part::count]] for part in range(count)]
+
+    @property
+    def reports(self) -> str:
+        """The name of what `evaluate` reports."""
+        return self.objective.name if self.objective is not None and self.writes else self.metric.name
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -575,10 +596,14 @@ class Scorer:
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
         tokens = [] if self.task.kind == "classification" else [self._learned(e) for e in examples]
-        return metrics_of(
+        found = metrics_of(
             self.all_scores(examples, progress=progress, peers=peers), self._labels(examples), metric=self.metric,
             names=self.task.classes, tokens=tokens, interval=interval,
         )  # fmt: skip
+        if self.objective is None or not self.writes or found.not_finite:
+            return found
+        value = float(self.objective.rewards(self, examples).double().mean())
+        return replace(found, metric=self.objective.name, value=value, low=None, high=None)
 
     def _learned(self, example: Example) -> int:
         """The number of tokens of an example without label that are learned."""
