@@ -73,10 +73,21 @@ def test_a_quoted_value_may_hold_tabs_and_new_lines(tmp_path: Path) -> None:
     assert {e.prompt for part in task.splits.values() for e in part} == {'one\ttwo\tthree\n "3"', "four"}
 
 
-@pytest.mark.parametrize("form", ["list", "Dataset"])
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "list": lambda: ROWS, "Dataset": lambda: pytest.importorskip("datasets").Dataset.from_list(ROWS),
+    "DataFrame": lambda: pytest.importorskip("pandas").DataFrame(ROWS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", OBJECTS)
 def test_objects(expected: Any, form: str) -> None:
-    data: Any = ROWS if form == "list" else pytest.importorskip("datasets").Dataset.from_list(ROWS)
-    assert load_task(data, **GIVEN).splits == expected
+    assert load_task(OBJECTS[form](), **GIVEN).splits == expected
+
+
+@pytest.mark.parametrize("name", ["dev.doc", "mr"])
+def test_a_file_for_evaluation_is_data(name: str) -> None:
+    with pytest.raises(TaskError, match=f"'{name}' is no data: give a file ending in"):
+        load_task(ROWS, eval_file=name, **GIVEN)
 
 
 PARTS = {"train": ROWS[:40], "validation": ROWS[40:45], "test": ROWS[45:]}
@@ -207,7 +218,7 @@ def test_other_objects_are_refused() -> None:
         ([], "holds no records"),
         (["a"], "record 1 is a str; give mappings from columns to values"),
         ("hf:", "names no dataset; write for example hf:stanfordnlp/imdb"),
-        (3, "There is no task named 3"),
+        (3, r"^a int is no data: give a file ending in .*; in Python also an object of datasets or pandas, or a list"),
     ):
         with pytest.raises(TaskError, match=message):
             load_task(source, **GIVEN)

@@ -178,7 +178,8 @@ def _classification(table: Table, asked: Asked, where: str) -> Shape:
     if label not in columns:
         raise TaskError(
             f"{where} has no column {label!r} for the label; its columns are {', '.join(columns)}. Name the right one "
-            f"with label_column, or say records=text to train on all of the text."
+            f"with label_column. To learn an answer, give a prompt template and completion_column; to learn a text, "
+            f"records=text."
         )
     template = Template(
         _template_of(table, asked, label, where) if asked.prompt_template is None else asked.prompt_template

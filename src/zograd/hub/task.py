@@ -114,7 +114,8 @@ def load_task(
 
     Data is a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder with files named train, validation and test, a
     folder that `save_to_disk` of `datasets` wrote, `hf:NAME` or `hf:NAME:CONFIG` on the Hugging Face hub, a
-    `datasets.Dataset` or `DatasetDict`, or a list of mappings. Files of a folder and parts of a dataset are its splits.
+    `datasets.Dataset` or `DatasetDict`, a `pandas.DataFrame`, or a list of mappings. Files of a folder and parts of a
+    dataset are its splits.
 
     Its columns say what a record is (`zograd.hub.shapes`): a text and a label; `prompt` and `completion`; the
     conversation `messages`; `instruction`, `input` and `output`; or a `text` alone, for language modelling. Without
@@ -154,7 +155,7 @@ def load_task(
         if given := [option for option, value in of_data.items() if value is not None]:
             raise TaskError(f"{' and '.join(given)}: these are for files; the task {name} does without, drop them.")
         return _named(NAMED_TASKS[name], prompt_template, words)
-    if not is_source(name):
+    if isinstance(name, str) and not is_source(name):
         raise UnknownTaskError(f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, {KINDS}.")
     asked = Asked(records, prompt_template, words, text_column, label_column, completion_column)
     extra = {"validation": eval_file, "test": test_file}

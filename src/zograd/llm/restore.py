@@ -51,8 +51,13 @@ def continued(given: TrainSettings, stored: TrainSettings, names: Collection[str
     """The settings of a resumed run, and the names of those that change.
 
     They are the stored ones, except for settings in `names` that have another value in `given`. Raises SettingsError if
-    one of those cannot be changed by --resume.
+    one of those cannot be changed by --resume, or if the metric is code that is not given again.
     """
+    if stored.metric is not None and ":" in stored.metric and given.metric != stored.metric:
+        raise SettingsError(
+            f"the run reports the metric {stored.metric!r}, which is code, so run.json may not name it alone: give "
+            f"--metric {stored.metric} again"
+        )
     other = [name for name in TrainSettings.model_fields if name in names and differs(name, given, stored)]
     bad = [name for name in other if name not in CHANGEABLE or name in fixed_settings(stored)]
     if bad:
@@ -102,11 +107,6 @@ def open_run(
         return new, None, {}
     try:
         stored = stored_settings(found)
-        if stored.metric is not None and ":" in stored.metric and s.metric != stored.metric:
-            raise SettingsError(
-                f"the run reports the metric {stored.metric!r}, which is code, so run.json may not name it alone: give "
-                f"--metric {stored.metric} again"
-            )
         try:
             s, changed = continued(s, stored, s.model_fields_set if resume else TrainSettings.model_fields)
         except SettingsError:
