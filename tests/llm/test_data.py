@@ -219,7 +219,7 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"dev\.jsonl, line 1: the label 'x' .* has no label word; allowed are 0, 1"):
         load_task(path, label_words=WORDS, eval_file=write(tmp_path / "dev.jsonl", [{"text": "a", "label": "x"}]),
                   prompt_template="{text}")  # fmt: skip
-    with pytest.raises(TaskError, match="eval_file: these are for files; the task mr does without"):
+    with pytest.raises(TaskError, match="eval_file: for files; the task mr has its own data, leave it out"):
         load_task("mr", eval_file=path)
 
 

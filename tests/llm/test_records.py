@@ -133,7 +133,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"messages": [ASKED, ANSWER, ASKED]}, {}, "ends with a turn of 'user' after 2 others"),
     ({"messages": [ASKED, {"role": "assistant", "content": None}]}, {}, "turn 2 is not of the form .* calls of tools"),
     ({"messages": [ASKED, "Hi"]}, {}, "record 1: turn 2 is not of the form"),
-    ({"x": 1}, {"records": "chat"}, "no column 'prompt'; its columns are x. Name the one that holds the turns"),
+    ({"x": 1}, {"records": "chat"}, "no column 'messages'; its columns are x. Name the one that holds the turns"),
     ({"x": 1}, {"records": "instruction"}, "no column 'instruction'; its columns are x. Name the columns so"),
     ({"x": 1}, {"records": "text"}, "no column 'text'; its columns are x. Name the right one with text_column"),
     ({"x": 1}, {"records": "dialogue"}, "records = 'dialogue': choose one of auto, classification, completion, chat"),

@@ -23,7 +23,7 @@ from zograd.hub.template import Template
 __all__ = ["ASKS", "RECORDS", "Asked", "Shape", "shape_of"]
 
 ASKS: Final = "\nLabel:"
-"""What follows the text in a prompt where neither template nor label words are given."""
+"""What follows the text in a prompt where no template is given."""
 
 TURNS: Final = ("messages", "conversations")
 """Columns that hold the turns of a conversation."""
@@ -202,19 +202,16 @@ def _classification(table: Table, asked: Asked, where: str) -> Shape:
 def _template_of(table: Table, asked: Asked, label: str, where: str) -> str:
     """The prompt where none is given: the text, or each of several texts with its name, and what asks for the label."""
     columns = table.columns
-    if asked.text_column is not None:
-        return "{text}" if asked.label_words else f"{{text}}{ASKS}"
     texts = [c for c in columns if c != label and c not in BESIDE and _holds_text(table, c)]
-    if "text" in texts or len(texts) == 1:
-        found = "text" if "text" in texts else texts[0]
-        if not asked.label_words and label in columns:
-            return f"{{{found}}}{ASKS}"
-    elif 2 <= len(texts) <= 4 and not asked.label_words and label in columns:
+    if asked.text_column is not None or "text" in texts:
+        texts = ["text"]
+    if len(texts) == 1:
+        return f"{{{texts[0]}}}{ASKS}"
+    if 2 <= len(texts) <= 4:
         return "\n".join(f"{c[:1].upper()}{c[1:]}: {{{c}}}" for c in texts) + ASKS
-    shown = next((c for c in texts if c != label), columns[0])
     raise TaskError(
-        f"{where} has the columns {', '.join(columns)}: give a prompt template such as '{{{shown}}} It was' and label "
-        f"words, or use the columns prompt and completion."
+        f"{where} has the columns {', '.join(columns)}, and {len(texts)} of them hold texts to predict {label} from: "
+        f"give a prompt template such as '{{{(texts or columns)[0]}}} It was'."
     )
 
 
@@ -246,7 +243,8 @@ def _completion(table: Table, asked: Asked, where: str) -> Shape:
 
 def _chat(table: Table, asked: Asked, where: str) -> Shape:
     named = asked.text_column or next((c for c in TURNS if c in table.columns), None)
-    columns = (named,) if named else ("prompt", asked.completion_column or "completion")
+    in_two = not named and "prompt" in table.columns
+    columns = ("prompt", asked.completion_column or "completion") if in_two else (named or TURNS[0],)
     _check(columns, table, where, "Name the one that holds the turns with text_column.")
     return _turns(columns, f"the last turn of the conversation in {' and '.join(columns)} is learned")
 

@@ -60,7 +60,7 @@ class Task:
 def register_task(
     *,
     classes: Sequence[str],
-    label_words: Sequence[str],
+    label_words: Sequence[str | Sequence[str]],
     template: str,
     name: str | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -71,8 +71,8 @@ def register_task(
     """Decorator: make a task of a function that gives its records, known by `name` (None: the function's own).
 
     A record maps column -> text. It has the columns of the template, `label` (the index of its class, as text) and
-    `split` (train, validation or test). label_words: one for each class. sizes: split -> number of records, for
-    `tasks()`, which reads none.
+    `split` (train, validation or test). label_words: one for each class, or a list of several. sizes: split ->
+    number of records, for `tasks()`, which reads none.
 
     Raises:
         TaskError: a name that is taken, or label words that do not fit the classes.
@@ -85,7 +85,14 @@ def register_task(
         if called.lower().endswith(SUFFIXES):
             raise TaskError(f"The task {called!r} has the name of a file; leave out its suffix.")
         info = TaskInfo(
-            called, dict(sizes or {}), tuple(classes), tuple(label_words), template, source, licence, description
+            called,
+            dict(sizes or {}),
+            tuple(classes),
+            tuple(map(class_words, label_words)),
+            template,
+            source,
+            licence,
+            description,
         )
         check_words(label_words)
         _words_of(info, label_words)
@@ -153,7 +160,7 @@ def load_task(
             "eval_file": eval_file, "test_file": test_file, "records": None if records == "auto" else records,
         }  # fmt: skip
         if given := [option for option, value in of_data.items() if value is not None]:
-            raise TaskError(f"{' and '.join(given)}: these are for files; the task {name} does without, drop them.")
+            raise TaskError(f"{', '.join(given)}: for files; the task {name} has its own data, leave it out.")
         return _named(NAMED_TASKS[name], prompt_template, words)
     if isinstance(name, str) and not is_source(name):
         raise UnknownTaskError(f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, {KINDS}.")
@@ -227,6 +234,7 @@ def _named(info: TaskInfo, prompt_template: str | None, words: LabelWords | None
         classes=info.classes,
         description=info.description,
         own=own,
+        said=f"the class is predicted from the prompt {text!r}",
     )
 
 
