@@ -145,13 +145,17 @@ def test_a_copy_of_the_data_of_a_run_is_told_by_its_examples(tiny_model: Path, t
     assert evaluate(None, copy, tmp_path / "run")["trained_on"] is None
 
 
-def test_a_file_with_splits_is_scored_by_them(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_file_with_splits_is_scored_by_them(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given: dict[str, Any] = {"prompt_template": "{text} It was", "label_words": WORDS}
     path = write(tmp_path / "d.jsonl", rows(30, split="train") + rows(7, split="dev"))
     with pytest.raises(TaskError, match=r"d\.jsonl has no test example, but 30 train, 7 validation: say which with"):
         evaluate(str(tiny_model), path, None, **given)
     assert evaluate(str(tiny_model), path, None, split="validation", **given)["examples"] == 7
+    capsys.readouterr()
     assert evaluate(str(tiny_model), path, None, split="all", **given)["examples"] == 37
+    assert "zograd: the column label is predicted from the prompt '{text} It was'" in capsys.readouterr().err
     with pytest.raises(SettingsError, match=r"--split dev: there are train, validation, test and all"):
         evaluate(str(tiny_model), path, None, split="dev", **given)
 

@@ -140,16 +140,20 @@ def check_trained(meta: Mapping[str, Any], trained: Mapping[str, Tensor]) -> Non
         )
 
 
-def metrics_before(meta: Mapping[str, Any], metric: str) -> Metrics:
-    """The evaluation before the first step. Raises RunError if run.json does not hold it, or holds another metric."""
+def check_metric(before: Metrics, metric: str) -> None:
+    """Raise RunError if a run reports another metric than the one that is computed now."""
+    if before.metric != metric:
+        raise RunError(
+            f"the run reports {before.metric!r}, and here the metric is {metric!r}; give the metric of the run"
+        )
+
+
+def metrics_before(meta: Mapping[str, Any]) -> Metrics:
+    """The evaluation before the first step. Raises RunError if run.json does not hold it."""
     try:
         before = Metrics(**meta["metrics_before"])
         numbers = (before.value, before.loss, before.calibrated, before.majority)
         if all(x is None or isinstance(x, int | float) for x in numbers) and isinstance(before.metric, str):
-            if before.metric != metric:
-                raise RunError(
-                    f"the run reports {before.metric!r}, and here the metric is {metric!r}; give the metric of the run"
-                )
             return before
     except (KeyError, TypeError):
         pass

@@ -20,7 +20,15 @@ from zograd.jsons import finite
 from zograd.llm import lora_init
 from zograd.llm.build import Work, choose_compiling, ride_along, set_up
 from zograd.llm.loop import Loop, last_merge, shown
-from zograd.llm.restore import check_data, check_trained, fixed_settings, metrics_before, open_run, setting_name
+from zograd.llm.restore import (
+    check_data,
+    check_metric,
+    check_trained,
+    fixed_settings,
+    metrics_before,
+    open_run,
+    setting_name,
+)
 from zograd.llm.scoring.metrics import MetricFunction, Metrics
 from zograd.llm.settings import TrainSettings, parse
 from zograd.runs.identity import base_digest, check_identity
@@ -89,7 +97,8 @@ def _train(
         directory = begin(out, work, before, compiling, peers, closing)
         taken: Sequence[Record] = ()
     else:
-        before = metrics_before(meta, work.scorer.metric.name)
+        before = metrics_before(meta)
+        check_metric(before, work.scorer.metric.name)
         directory, taken = replay_tape(out, work, opened, peers)
     run = work.prepared.run
     steps_before = run.step_number
