@@ -29,7 +29,7 @@ TURNS: Final = ("messages", "conversations")
 """Columns that hold the turns of a conversation."""
 
 BESIDE: Final = frozenset(
-    {
+    [
         "id",
         "idx",
         "index",
@@ -43,7 +43,7 @@ BESIDE: Final = frozenset(
         "date",
         "lang",
         "language",
-    }
+    ]
 )
 """Columns that may stand beside a text and are no label and no text themselves."""
 
@@ -111,42 +111,53 @@ def shape_of(table: Table, asked: Asked, where: str) -> Shape:
 # ---- which shape -----------------------------------------------------------------------------------------------------
 
 
-def _has(*names: str) -> Callable[[set[str], Asked], bool]:
-    return lambda columns, asked: columns.issuperset(names)
-
-
 def _asks_for_labels(columns: set[str], asked: Asked) -> bool:
     return asked.label_words is not None or asked.label_column is not None
 
 
-def _by_template(columns: set[str], asked: Asked) -> bool:
+def _asks_for_completion(columns: set[str], asked: Asked) -> bool:
+    return asked.completion_column is not None
+
+
+def _asks_by_template(columns: set[str], asked: Asked) -> bool:
     return asked.prompt_template is not None
 
 
-def _is_text(columns: set[str], asked: Asked) -> bool:
+def _answers_a_template(columns: set[str], asked: Asked) -> bool:
+    return asked.prompt_template is not None and "label" not in columns and "completion" in columns
+
+
+def _shows(*names: str) -> Callable[[set[str], Asked], bool]:
+    """Whether these columns are there, and no other one was named as the text."""
+    return lambda columns, asked: asked.text_column is None and columns.issuperset(names)
+
+
+def _shows_label(columns: set[str], asked: Asked) -> bool:
+    return "label" in columns
+
+
+def _shows_text_alone(columns: set[str], asked: Asked) -> bool:
     """A text, and nothing that could be a label."""
     return "text" in columns and columns <= {"text", asked.text_column, *BESIDE}
 
 
+def _anything(columns: set[str], asked: Asked) -> bool:
+    return True
+
+
 _RECOGNISED: Final[tuple[tuple[Callable[[set[str], Asked], bool], str], ...]] = (
     (_asks_for_labels, "classification"),
-    (lambda columns, asked: asked.completion_column is not None, "completion"),
-    (
-        lambda columns, asked: _by_template(columns, asked) and "label" not in columns and "completion" in columns,
-        "completion",
-    ),
-    (_by_template, "classification"),
-    (_has("chosen", "rejected"), "preferences"),
-    (
-        lambda columns, asked: asked.text_column is None and columns.issuperset({"prompt", "completion", "label"}),
-        "judged",
-    ),
-    (lambda columns, asked: asked.text_column is None and columns.issuperset({"prompt", "completion"}), "completion"),
-    (lambda columns, asked: asked.text_column is None and not columns.isdisjoint(TURNS), "chat"),
-    (lambda columns, asked: asked.text_column is None and columns.issuperset({"instruction", "output"}), "instruction"),
-    (_has("label"), "classification"),
-    (_is_text, "text"),
-    (lambda columns, asked: True, "classification"),
+    (_asks_for_completion, "completion"),
+    (_answers_a_template, "completion"),
+    (_asks_by_template, "classification"),
+    (_shows("chosen", "rejected"), "preferences"),
+    (_shows("prompt", "completion", "label"), "judged"),
+    (_shows("prompt", "completion"), "completion"),
+    *((_shows(column), "chat") for column in TURNS),
+    (_shows("instruction", "output"), "instruction"),
+    (_shows_label, "classification"),
+    (_shows_text_alone, "text"),
+    (_anything, "classification"),  # which says what is missing
 )
 """Shapes in the order in which they are tried, with what shows them."""
 

@@ -19,13 +19,13 @@ from zograd.hub.examples import Example
 from zograd.hub.formats import SUFFIXES
 from zograd.hub.labels import ClassWords, LabelWords, check_words, class_words, parse_label_words
 from zograd.hub.named_tasks import NAMED_TASKS, REGISTERED, Rows, TaskInfo, rows_of
-from zograd.hub.records import Record
+from zograd.hub.records import Record, Table
 from zograd.hub.shapes import Asked, Shape, shape_of
 from zograd.hub.sources import KINDS, Source, is_source, read, source_name
 from zograd.hub.split_rules import rank
 from zograd.hub.template import Template
 
-__all__ = ["DRAWS", "SPLITS", "Task", "load_task", "register_task", "select"]
+__all__ = ["SPLITS", "Task", "load_task", "register_task", "select"]
 
 SPLITS: Final = ("train", "validation", "test")
 
@@ -169,10 +169,6 @@ def load_task(
     return _from_data(name, asked, {part: s for part, s in extra.items() if s is not None}, hold_out, seed, split_by)
 
 
-DRAWS: Final = ("stratified", "random", "first")
-"""How examples are chosen where not all are used."""
-
-
 def select(task: Task, split: str, count: int | None, *, seed: int, draw: str = "stratified") -> list[Example]:
     """At most `count` examples of a split, or of all splits one after the other ("all"), in their order there.
 
@@ -291,17 +287,7 @@ def _from_data(
         table += tables[part].of_part(part)
     if extra:
         shape = shape_of(table, asked, " and ".join(names.values()))  # labels of all of them
-    by = tuple(split_by or shape.columns)
-    drawn = all(record.named_split is None for record in tables[""].records)
-    parts = {split: tables[split].records if split in extra else [] for split in SPLITS}
-    for record in tables[""].records:
-        split = _split_of(record, by, seed, extra)
-        if split not in extra:
-            parts[split].append(record)
-    if hold_out and not drawn and not parts["validation"]:
-        parts["validation"] = [record for record in parts["train"] if record.drawn(by, seed) == "validation"]
-        held = {id(record) for record in parts["validation"]}
-        parts["train"] = [record for record in parts["train"] if id(record) not in held]
+    parts = _divided(tables, split_by or shape.columns, seed, hold_out)
     splits = {split: tuple(map(shape.example, _labelled(parts[split], shape, split))) for split in SPLITS}
     return Task(
         name=_name_of(source),
@@ -314,18 +300,36 @@ def _from_data(
         kind=shape.kind,
         classes=shape.labels.classes,
         own=True,
-        drawn=drawn and not extra,
+        drawn=not extra and _names_no_splits(tables[""]),
         split_by=shape.columns,
         said=shape.said,
     )
 
 
-def _split_of(record: Record, columns: Sequence[str], seed: int, extra: Mapping[str, Source]) -> str:
-    """The split of a record of the main data. What has a file of its own takes none of it."""
-    if (named := record.named_split) is not None:
-        return named
-    found = "train" if "validation" in extra else record.drawn(columns, seed)
-    return "train" if found in extra else found
+def _divided(tables: Mapping[str, Table], columns: Sequence[str], seed: int, hold_out: bool) -> dict[str, list[Record]]:
+    """The records of each split: of the main table "", and of those that are a split as a whole.
+
+    What has a table of its own takes none of the main one; without a split of its own, that is then for training.
+    """
+    main = tables[""]
+    parts = {split: list(tables[split].records) if split in tables else [] for split in SPLITS}
+    for record in main.records:
+        split = record.named_split
+        if split is None:
+            split = "train" if "validation" in tables else record.drawn(columns, seed)
+            split = "train" if split in tables else split
+        if split not in tables:
+            parts[split].append(record)
+    if hold_out and not parts["validation"] and not _names_no_splits(main):
+        train, parts["train"] = parts["train"], []
+        for record in train:
+            held = record.drawn(columns, seed) == "validation"
+            parts["validation" if held else "train"].append(record)
+    return parts
+
+
+def _names_no_splits(table: Table) -> bool:
+    return all(record.named_split is None for record in table.records)
 
 
 def _labelled(records: Sequence[Record], shape: Shape, split: str) -> Sequence[Record]:
