@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ FILES: dict[str, tuple[str, str]] = {
     "tsv": ("d.tsv", separated("\t")),
     "tsv with quotes in the text": ("d.tsv", "\n".join(["text\tlabel", *(f"{r['text']}\t{r['label']}" for r in ROWS)])),
     "csv": ("D.CSV", separated(",")),
+    "csv with semicolons": ("d.csv", separated(";")),
     "upper case": ("D.JSONL", lines(ROWS)),
 }
 
@@ -77,6 +79,16 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "list": lambda: ROWS, "Dataset": lambda: pytest.importorskip("datasets").Dataset.from_list(ROWS),
     "DataFrame": lambda: pytest.importorskip("pandas").DataFrame(ROWS),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_value_may_be_a_document(tmp_path: Path, suffix: str) -> None:
+    long, mark = "word " * 40_000, {"csv": ",", "tsv": "\t"}[suffix]
+    limit = csv.field_size_limit()
+    (tmp_path / f"d.{suffix}").write_text(f"text{mark}label\n{long}{mark}a\nshort{mark}b\n")
+    task = load_task(tmp_path / f"d.{suffix}", prompt_template="{text}", label_words="a= x,b= y")
+    assert {e.prompt for part in task.splits.values() for e in part} == {long, "short"}
+    assert csv.field_size_limit() == limit
 
 
 @pytest.mark.parametrize("form", OBJECTS)

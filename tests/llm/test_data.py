@@ -214,6 +214,16 @@ def test_a_run_with_a_file_for_evaluation_is_scored_on_it(
         evaluate(None, None, tmp_path / "run")
 
 
+def test_objects_are_scored_as_files_are(tiny_model: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"prompt_template": "{text} It was", "label_words": WORDS}
+    of_file = evaluate(str(tiny_model), write(tmp_path / "d.jsonl", rows(12)), None, **given)
+    of_list = evaluate(str(tiny_model), rows(12), None, **given)
+    assert of_list == of_file | {"task": "list"}
+    run = tmp_path / "run"
+    train(settings(tiny_model, "mr", train_examples=8, eval_examples=4), run, quiet=True)
+    assert evaluate(None, rows(12), run)["examples"] == 12
+
+
 def test_files_that_do_not_go_together(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", rows(40))
     with pytest.raises(

@@ -38,7 +38,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int, *, chat: bool = True) -> None:
         self.tokenizer, self.rows = tokenizer, rows
-        self.chat = chat and bool(tokenizer.chat_template)
+        self.chat = chat and bool(getattr(tokenizer, "chat_template", None))
         self._appended = self._appends()
         self._behind: dict[str, list[Tokens]] = {}
 
