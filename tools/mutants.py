@@ -197,6 +197,58 @@ MUTANTS = (
         ("tests/llm/test_llm_scoring.py::test_each_epoch_has_an_order_of_its_own",),
     ),
     Mutant(
+        "files that are held out are trained on too",
+        "src/zograd/hub/task.py",
+        "list(tables[split].records) if split in tables else []",
+        'list(tables[split].records) if split in tables else [r for n in tables if n and split == "train" '
+        "for r in tables[n].records]",
+        ("tests/llm/test_data.py::test_files_for_evaluation_are_not_split_and_nothing_else_is_held_out",),
+    ),
+    Mutant(
+        "a rare class is drawn with all others",
+        "src/zograd/hub/task.py",
+        'if draw == "stratified":',
+        'if draw == "stratified" and task.drawn is None:',
+        ("tests/llm/test_data.py::test_a_sample_of_an_unbalanced_file_has_each_class_by_its_share",),
+    ),
+    Mutant(
+        "a quote in a TSV swallows lines",
+        "src/zograd/hub/formats.py",
+        "remedy=remedy, quoting=csv.QUOTE_NONE))",
+        "remedy=remedy))",
+        ("tests/hub/test_sources.py::test_a_quote_at_the_beginning_of_a_value_swallows_no_lines",),
+    ),
+    Mutant(
+        "of several words of a class the best one counts",
+        "src/zograd/llm/scoring/scorer.py",
+        "found[:, words].logsumexp(1)",
+        "found[:, words].amax(1)",
+        ("tests/llm/test_llm_scoring.py::test_the_probabilities_of_several_words_of_a_class_are_added",),
+    ),
+    Mutant(
+        "all of a conversation is learned",
+        "src/zograd/llm/scoring/encoding.py",
+        "return self._known(ids), _common(start, ids)",
+        "return self._known(ids), min(1, _common(start, ids))",
+        ("tests/llm/test_records.py::test_the_chat_template_writes_a_conversation",),
+    ),
+    Mutant(
+        "a long example loses the end of its prompt",
+        "src/zograd/llm/scoring/scorer.py",
+        "        if shorter is not None:\n            return self._sequences(shorter)\n",
+        "        if shorter is not None:\n"
+        "            most = self.max_length\n"
+        "            return [replace(s, ids=s.ids[:most], scored_from=most) for s in sequences]\n",
+        ("tests/llm/test_truncation.py::test_the_longest_column_is_cut_as_little_as_is_needed",),
+    ),
+    Mutant(
+        "what run.json names as a metric is imported",
+        "src/zograd/llm/restore.py",
+        'if stored.metric is not None and ":" in stored.metric and given.metric != stored.metric:',
+        "if stored.metric is not None and len(stored.metric) < 0:",
+        ("tests/llm/test_metrics.py::test_code_is_named_again",),
+    ),
+    Mutant(
         "biases and norm gains decay",
         "src/zograd/llm/loading/selection.py",
         "{name: int(p.ndim <= 1) for name, p in chosen.items()}",

@@ -195,7 +195,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     task = load_task(path, text_column="sentence", label_column="y", label_words=WORDS, prompt_template="{text} It was")
     assert [e for examples in task.splits.values() for e in examples] == [Example("Fine. It was", 1)]
     bare = load_task(path, text_column="sentence", label_column="y", label_words=WORDS)
-    assert [e.prompt for examples in bare.splits.values() for e in examples] == ["Fine."]
+    assert [e.prompt for examples in bare.splits.values() for e in examples] == ["Fine.\nLabel:"]
 
 
 def test_braces_in_a_template_and_in_the_data(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_optional_columns_that_are_not_used_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_named_task_has_no_columns_to_name() -> None:
-    with pytest.raises(TaskError, match="text_column: these are for files; the task mr does without"):
+    with pytest.raises(TaskError, match="text_column: for files; the task mr has its own data, leave it out"):
         load_task("mr", text_column="sentence")
 
 
@@ -243,7 +243,12 @@ ERRORS = [
     ("d.jsonl", GOOD, {"label_column": "y"}, r"no column 'y' for the label; its columns are text, label"),
     ("d.jsonl", GOOD, {"text_column": "y"}, r"no column 'y'; its columns are text, label"),
     ("d.jsonl", GOOD, {"label_words": None}, r"has 1 different labels in the column 'label', and 2 to 50 are taken"),
-    ("d.jsonl", GOOD, {"prompt_template": None}, r"columns text, label: give a prompt template"),
+    (
+        "d.jsonl",
+        '{"label": "pos", "x": 1}',
+        {"prompt_template": None},
+        r"columns label, x, and 0 of them hold texts to predict label from: give a prompt template such as",
+    ),
     ("d.jsonl", GOOD, {"prompt_template": "{text"}, r"template '\{text' is malformed"),
     ("d.jsonl", GOOD, {"prompt_template": "{text!r}"}, r"the field \{text!r\}; only plain column names"),
     ("d.jsonl", GOOD, {"prompt_template": "{text.x}"}, r"'text\.x', which"),
@@ -353,8 +358,8 @@ def test_labels_are_their_own_words_where_none_are_given(
     assert load_task(named).template == template.replace("text", "review")
     assert load_task(named, prompt_template="{review} So:").label_words == words
     assert load_task(named, text_column="review").template == "{text}\nLabel:"
-    with pytest.raises(TaskError, match="columns review, label: give a prompt template"):
-        load_task(named, label_words=list(words))
+    given = load_task(named, label_words={label: f" w{k}" for k, label in enumerate(classes)})
+    assert (given.label_words[0], given.template) == (" w0", template.replace("text", "review"))
 
 
 def test_a_column_of_many_values_is_not_taken_for_labels(tmp_path: Path) -> None:

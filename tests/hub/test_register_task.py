@@ -39,7 +39,14 @@ def test_a_registered_task_is_loaded_by_its_name() -> None:
     assert [e.label for e in task.splits["train"]] == [0, 0, 1, 1]
     assert (task.label_words, task.own, task.drawn) == ((" no", " yes"), True, False)
     assert load_task("own", label_words={"no": " n", "yes": " y"}).label_words == (" n", " y")
+    assert task.said == "the class is predicted from the prompt '{question} ({hint})'"
+    assert load_task("own", label_words=[[" n", " never"], " y"]).label_words == ((" n", " never"), " y")
     assert load_task("own", prompt_template="{question}?").splits["test"][0].prompt == "q2?"
+
+
+def test_a_registered_task_may_have_several_words_a_class() -> None:
+    register(label_words=([" no", " never"], " yes"))
+    assert load_task("own").label_words == ((" no", " never"), " yes")
 
 
 def test_its_examples_are_drawn_since_it_may_be_sorted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ FILES: dict[str, tuple[str, str]] = {
     "tsv": ("d.tsv", separated("\t")),
     "tsv with quotes in the text": ("d.tsv", "\n".join(["text\tlabel", *(f"{r['text']}\t{r['label']}" for r in ROWS)])),
     "csv": ("D.CSV", separated(",")),
+    "csv with semicolons": ("d.csv", separated(";")),
     "upper case": ("D.JSONL", lines(ROWS)),
 }
 
@@ -73,10 +75,31 @@ def test_a_quoted_value_may_hold_tabs_and_new_lines(tmp_path: Path) -> None:
     assert {e.prompt for part in task.splits.values() for e in part} == {'one\ttwo\tthree\n "3"', "four"}
 
 
-@pytest.mark.parametrize("form", ["list", "Dataset"])
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "list": lambda: ROWS, "Dataset": lambda: pytest.importorskip("datasets").Dataset.from_list(ROWS),
+    "DataFrame": lambda: pytest.importorskip("pandas").DataFrame(ROWS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_value_may_be_a_document(tmp_path: Path, suffix: str) -> None:
+    long, mark = "word " * 40_000, {"csv": ",", "tsv": "\t"}[suffix]
+    limit = csv.field_size_limit()
+    (tmp_path / f"d.{suffix}").write_text(f"text{mark}label\n{long}{mark}a\nshort{mark}b\n")
+    task = load_task(tmp_path / f"d.{suffix}", prompt_template="{text}", label_words="a= x,b= y")
+    assert {e.prompt for part in task.splits.values() for e in part} == {long, "short"}
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize("form", OBJECTS)
 def test_objects(expected: Any, form: str) -> None:
-    data: Any = ROWS if form == "list" else pytest.importorskip("datasets").Dataset.from_list(ROWS)
-    assert load_task(data, **GIVEN).splits == expected
+    assert load_task(OBJECTS[form](), **GIVEN).splits == expected
+
+
+@pytest.mark.parametrize("name", ["dev.doc", "mr"])
+def test_a_file_for_evaluation_is_data(name: str) -> None:
+    with pytest.raises(TaskError, match=f"'{name}' is no data: give a file ending in"):
+        load_task(ROWS, eval_file=name, **GIVEN)
 
 
 PARTS = {"train": ROWS[:40], "validation": ROWS[40:45], "test": ROWS[45:]}
@@ -207,7 +230,7 @@ def test_other_objects_are_refused() -> None:
         ([], "holds no records"),
         (["a"], "record 1 is a str; give mappings from columns to values"),
         ("hf:", "names no dataset; write for example hf:stanfordnlp/imdb"),
-        (3, "There is no task named 3"),
+        (3, r"^a int is no data: give a file ending in .*; in Python also an object of datasets or pandas, or a list"),
     ):
         with pytest.raises(TaskError, match=message):
             load_task(source, **GIVEN)

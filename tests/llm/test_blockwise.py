@@ -307,7 +307,10 @@ def test_backprop_of_other_losses_is_the_gradient_of_autograd(tiny_model: Path, 
         {"text": "It was good", "label": "a"}, {"text": "bad", "label": "b"}, {"text": "good good", "label": "a"},
     ]  # fmt: skip
     file = tmp_path / "task.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines * 8)))
+    first = "prompt" if task == "completion" else "text"
+    held_out = [{**line, first: "very " + line[first], "split": "validation"} for line in lines[:2]]
+    rows = [{**line, "split": "train"} for line in lines * 8]
+    file.write_text("\n".join(map(json.dumps, [*rows, *held_out])))
     more: Any = {"prompt_template": "{text} It was", "label_words": {"a": " very great", "b": " terrible"}}
     more = {} if task == "completion" else more
     work = set_up(settings(tiny_model, method="backprop", task=str(file), eval_examples=2, **more), tmp_path / "run")

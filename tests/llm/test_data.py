@@ -145,13 +145,17 @@ def test_a_copy_of_the_data_of_a_run_is_told_by_its_examples(tiny_model: Path, t
     assert evaluate(None, copy, tmp_path / "run")["trained_on"] is None
 
 
-def test_a_file_with_splits_is_scored_by_them(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_file_with_splits_is_scored_by_them(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given: dict[str, Any] = {"prompt_template": "{text} It was", "label_words": WORDS}
     path = write(tmp_path / "d.jsonl", rows(30, split="train") + rows(7, split="dev"))
     with pytest.raises(TaskError, match=r"d\.jsonl has no test example, but 30 train, 7 validation: say which with"):
         evaluate(str(tiny_model), path, None, **given)
     assert evaluate(str(tiny_model), path, None, split="validation", **given)["examples"] == 7
+    capsys.readouterr()
     assert evaluate(str(tiny_model), path, None, split="all", **given)["examples"] == 37
+    assert "zograd: the column label is predicted from the prompt '{text} It was'" in capsys.readouterr().err
     with pytest.raises(SettingsError, match=r"--split dev: there are train, validation, test and all"):
         evaluate(str(tiny_model), path, None, split="dev", **given)
 
@@ -161,7 +165,7 @@ def test_a_split_without_examples_is_said_before_the_model_is_loaded(tmp_path: P
     path = write(tmp_path / "d.jsonl", rows(30, split="train"))
     with pytest.raises(TaskError, match=r"d\.jsonl has no test example, but 30 train: say which with --split"):
         evaluate(str(tmp_path / "no model"), path, None)
-    with pytest.raises(TaskError, match=r"no test example, but 30 train: nothing can be held out; give"):
+    with pytest.raises(TaskError, match=r"no test example, but 30 train: nothing can be held out; .* or --test-file"):
         train(settings(tmp_path / "no model", path, eval_split="test"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
@@ -210,6 +214,16 @@ def test_a_run_with_a_file_for_evaluation_is_scored_on_it(
         evaluate(None, None, tmp_path / "run")
 
 
+def test_objects_are_scored_as_files_are(tiny_model: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"prompt_template": "{text} It was", "label_words": WORDS}
+    of_file = evaluate(str(tiny_model), write(tmp_path / "d.jsonl", rows(12)), None, **given)
+    of_list = evaluate(str(tiny_model), rows(12), None, **given)
+    assert of_list == of_file | {"task": "list"}
+    run = tmp_path / "run"
+    train(settings(tiny_model, "mr", train_examples=8, eval_examples=4), run, quiet=True)
+    assert evaluate(None, rows(12), run)["examples"] == 12
+
+
 def test_files_that_do_not_go_together(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", rows(40))
     with pytest.raises(
@@ -219,7 +233,7 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"dev\.jsonl, line 1: the label 'x' .* has no label word; allowed are 0, 1"):
         load_task(path, label_words=WORDS, eval_file=write(tmp_path / "dev.jsonl", [{"text": "a", "label": "x"}]),
                   prompt_template="{text}")  # fmt: skip
-    with pytest.raises(TaskError, match="eval_file: these are for files; the task mr does without"):
+    with pytest.raises(TaskError, match="eval_file: for files; the task mr has its own data, leave it out"):
         load_task("mr", eval_file=path)
 
 

@@ -176,6 +176,9 @@ def test_code_is_named_again(tiny_model: Path, tmp_path: Path, task: str, monkey
     plain = s.model_copy(update={"metric": None, "steps": 2})
     with pytest.raises(SettingsError, match=rf"which is code, .* give --metric {named} again"):
         train(TrainSettings(steps=2), tmp_path / "run", resume=True, quiet=True)
+    typed = CliRunner().invoke(app, ["train", "--resume", "--steps", "2", "--out", str(tmp_path / "run")])
+    assert typed.exit_code == 2
+    assert f"give --metric {named} again" in typed.stderr
     again = TrainSettings(steps=2, metric=named)
     assert train(again, tmp_path / "run", resume=True, quiet=True)["metric"] == named
     train(plain.model_copy(update={"steps": 1}), tmp_path / "own", quiet=True, metric=share_of_second)

@@ -321,7 +321,8 @@ def test_causal_slopes_lower_the_variance_of_completions_and_keep_the_mean(tiny_
         {"prompt": "It was", "completion": " very great no maybe"}, {"prompt": "bad", "completion": " no maybe yes no"}
     ]  # fmt: skip
     file = tmp_path / "task.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines * 8)))
+    rows = [{**line, "split": "train"} for line in lines * 8]
+    file.write_text("\n".join(map(json.dumps, [*rows, {**lines[0], "prompt": "good", "split": "validation"}])))
     s = settings(tiny_model, task=str(file), layers=1, batch_size=4, eval_examples=2)
     work = set_up(s, tmp_path / "run")
     causal, together = (slopes_of(work, range(100), mode) for mode in (False, True))

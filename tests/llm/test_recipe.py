@@ -56,7 +56,7 @@ def test_a_file_and_nothing_else_is_learned(
     assert done["metric_after"] > 0.95 > done["metric_before"] + 0.2
     said = capsys.readouterr().err
     assert "zograd: training the weights of the last 4 blocks by residual, 100 steps" in said
-    assert r"zograd: the labels are scored by ' no', ' yes' after the prompt '{text}\nLabel:'" in said
+    assert r"the column label is predicted from the prompt '{text}\nLabel:', scored by ' no', ' yes'" in said
     again = train(s, tmp_path / "again", quiet=True)
     assert again["sha256"] == done["sha256"]
     resumed = train(TrainSettings(), tmp_path / "run", resume=True, quiet=True)

@@ -115,7 +115,11 @@ def test_two_texts_and_a_label_need_no_template() -> None:
 WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"prompt": "p", "chosen": "a", "rejected": "b"}, {}, r"holds preferences .* with forward_only\(DPOTrainer\)"),
     ({"prompt": "p", "completion": "a", "label": True}, {}, r"with a judgement .* with forward_only\(KTOTrainer\)"),
-    ({"text": "a", "stars": 3}, {}, "no column 'label' for the label; .* with label_column, or say records=text"),
+    (
+        {"text": "a", "stars": 3},
+        {},
+        "no column 'label' for the label; .* with label_column\\. To learn an answer, .* a text, records=text",
+    ),
     ({"a": "x", "b": "y"}, {"completion_column": "b"}, "no column 'prompt'; its columns are a, b. Name the columns of"),
     ({"prompt": "x", "b": "y"}, {"completion_column": "c"}, "no column 'c'; .* right one with completion_column"),
     ({"messages": []}, {}, "record 1: the column 'messages' holds an empty list, expected a list of turns such as"),
@@ -129,7 +133,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"messages": [ASKED, ANSWER, ASKED]}, {}, "ends with a turn of 'user' after 2 others"),
     ({"messages": [ASKED, {"role": "assistant", "content": None}]}, {}, "turn 2 is not of the form .* calls of tools"),
     ({"messages": [ASKED, "Hi"]}, {}, "record 1: turn 2 is not of the form"),
-    ({"x": 1}, {"records": "chat"}, "no column 'prompt'; its columns are x. Name the one that holds the turns"),
+    ({"x": 1}, {"records": "chat"}, "no column 'messages'; its columns are x. Name the one that holds the turns"),
     ({"x": 1}, {"records": "instruction"}, "no column 'instruction'; its columns are x. Name the columns so"),
     ({"x": 1}, {"records": "text"}, "no column 'text'; its columns are x. Name the right one with text_column"),
     ({"x": 1}, {"records": "dialogue"}, "records = 'dialogue': choose one of auto, classification, completion, chat"),
@@ -171,14 +175,20 @@ def test_the_chat_template_writes_a_conversation(tiny: tuple[Any, Any]) -> None:
 
 
 def test_a_template_that_writes_the_last_turn_otherwise(tiny: tuple[Any, Any]) -> None:
-    """What is learned is then the text of the turn, behind what asks for it."""
+    """It asks for an answer with words that it does not write before one (<think>): what it writes is learned.
+
+    Where it writes earlier turns otherwise, the text of the last one is learned, behind what asks for it.
+    """
     _, tokenizer = tiny
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}very {% endif %}"
-    )
+    ask = "{% if add_generation_prompt %}very {% endif %}"
     example = only([{"messages": [ASKED, {"role": "assistant", "content": "good"}]}])[1]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}" + ask
     ids, start = Encoder(tokenizer, 10**6).learned(example)
-    assert list(ids) == tokenizer.encode("Is it good? very good")
+    assert list(ids) == tokenizer.encode("Is it good? good")
+    assert tokenizer.decode(ids[start:]) == "good"
+    tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}{{ m.content }} {% endfor %}" + ask
+    ids, start = Encoder(tokenizer, 10**6).learned(example)
+    assert list(ids) == tokenizer.encode("1 Is it good? very good")
     assert tokenizer.decode(ids[start:]) == "good"
 
 

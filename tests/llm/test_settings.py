@@ -44,6 +44,9 @@ def test_label_words_of_a_config_are_text() -> None:
     assert parse({"label_words": {0: " bad", 1: 5}}).label_words == {"0": " bad", "1": "5"}
     assert parse({"label_words": {False: " a", True: " b"}}).label_words == {"false": " a", "true": " b"}
     assert parse({"label_words": [1, " two"]}).label_words == ["1", " two"]
+    several = parse({"label_words": {0: [" bad", 3], 1: " good"}})
+    assert several.label_words == {"0": [" bad", "3"], "1": " good"}
+    assert parse(several.stored()).label_words == several.label_words
     for words in ({0: True, 1: False}, [True, False]):
         with pytest.raises(SettingsError, match=r"label_words = .* yes, no, on, off, .* write such a word in quotes"):
             parse({"label_words": words})

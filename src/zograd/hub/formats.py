@@ -6,7 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,7 +130,12 @@ def _keys(column: Any) -> list[Any]:
 
 
 def _csv(file: Path, path: str) -> Table:
-    return Table(list(_separated(file, path, delimiter=",", remedy="quote texts that contain a comma")))
+    """Values between commas; or between semicolons, as spreadsheets of many countries write them."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        names = stream.readline()
+    mark = ";" if ";" in names and "," not in names else ","
+    what = {",": "comma", ";": "semicolon"}[mark]
+    return Table(list(_separated(file, path, delimiter=mark, remedy=f"quote texts that contain a {what}")))
 
 
 def _tsv(file: Path, path: str) -> Table:
@@ -157,8 +162,8 @@ def _bare(value: str) -> str:
 def _separated(
     file: Path, path: str, *, delimiter: str, remedy: str, quoting: int = csv.QUOTE_MINIMAL
 ) -> Iterator[Record]:
-    kind = {",": "CSV", "\t": "TSV"}[delimiter]
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    kind = "TSV" if delimiter == "\t" else "CSV"
+    with _long_values(), file.open(encoding="utf-8-sig", newline="") as stream:
         table = csv.reader(stream, strict=True, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
         header: list[str] | None = None
         start = 1
@@ -181,6 +186,16 @@ def _separated(
                 yield Record(dict(zip(header, row, strict=True)), place)
         except csv.Error as error:
             raise TaskError(f"{path}, line {start}: not valid {kind} ({error}); check the quotes.") from None
+
+
+@contextmanager
+def _long_values() -> Iterator[None]:
+    """Inside, a value of a CSV may be a document; by default Python refuses more than 131,072 characters."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _txt(file: Path, path: str) -> Table:

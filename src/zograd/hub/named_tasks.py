@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Final, TypeAlias
 
 from zograd.hub.fetching import fetch
+from zograd.hub.labels import ClassWords
 
 __all__ = ["NAMED_TASKS", "REGISTERED", "Rows", "TaskInfo", "rows_of", "tasks"]
 
@@ -23,7 +24,7 @@ class TaskInfo:
     name: str
     sizes: Mapping[str, int]
     classes: tuple[str, ...]
-    label_words: tuple[str, ...]
+    label_words: tuple[ClassWords, ...]
     template: str
     source: str
     licence: str

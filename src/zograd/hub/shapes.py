@@ -23,13 +23,13 @@ from zograd.hub.template import Template
 __all__ = ["ASKS", "RECORDS", "Asked", "Shape", "shape_of"]
 
 ASKS: Final = "\nLabel:"
-"""What follows the text in a prompt where neither template nor label words are given."""
+"""What follows the text in a prompt where no template is given."""
 
 TURNS: Final = ("messages", "conversations")
 """Columns that hold the turns of a conversation."""
 
 BESIDE: Final = frozenset(
-    {
+    [
         "id",
         "idx",
         "index",
@@ -43,7 +43,7 @@ BESIDE: Final = frozenset(
         "date",
         "lang",
         "language",
-    }
+    ]
 )
 """Columns that may stand beside a text and are no label and no text themselves."""
 
@@ -111,42 +111,53 @@ def shape_of(table: Table, asked: Asked, where: str) -> Shape:
 # ---- which shape -----------------------------------------------------------------------------------------------------
 
 
-def _has(*names: str) -> Callable[[set[str], Asked], bool]:
-    return lambda columns, asked: columns.issuperset(names)
-
-
 def _asks_for_labels(columns: set[str], asked: Asked) -> bool:
     return asked.label_words is not None or asked.label_column is not None
 
 
-def _by_template(columns: set[str], asked: Asked) -> bool:
+def _asks_for_completion(columns: set[str], asked: Asked) -> bool:
+    return asked.completion_column is not None
+
+
+def _asks_by_template(columns: set[str], asked: Asked) -> bool:
     return asked.prompt_template is not None
 
 
-def _is_text(columns: set[str], asked: Asked) -> bool:
+def _answers_a_template(columns: set[str], asked: Asked) -> bool:
+    return asked.prompt_template is not None and "label" not in columns and "completion" in columns
+
+
+def _shows(*names: str) -> Callable[[set[str], Asked], bool]:
+    """Whether these columns are there, and no other one was named as the text."""
+    return lambda columns, asked: asked.text_column is None and columns.issuperset(names)
+
+
+def _shows_label(columns: set[str], asked: Asked) -> bool:
+    return "label" in columns
+
+
+def _shows_text_alone(columns: set[str], asked: Asked) -> bool:
     """A text, and nothing that could be a label."""
     return "text" in columns and columns <= {"text", asked.text_column, *BESIDE}
 
 
+def _anything(columns: set[str], asked: Asked) -> bool:
+    return True
+
+
 _RECOGNISED: Final[tuple[tuple[Callable[[set[str], Asked], bool], str], ...]] = (
     (_asks_for_labels, "classification"),
-    (lambda columns, asked: asked.completion_column is not None, "completion"),
-    (
-        lambda columns, asked: _by_template(columns, asked) and "label" not in columns and "completion" in columns,
-        "completion",
-    ),
-    (_by_template, "classification"),
-    (_has("chosen", "rejected"), "preferences"),
-    (
-        lambda columns, asked: asked.text_column is None and columns.issuperset({"prompt", "completion", "label"}),
-        "judged",
-    ),
-    (lambda columns, asked: asked.text_column is None and columns.issuperset({"prompt", "completion"}), "completion"),
-    (lambda columns, asked: asked.text_column is None and not columns.isdisjoint(TURNS), "chat"),
-    (lambda columns, asked: asked.text_column is None and columns.issuperset({"instruction", "output"}), "instruction"),
-    (_has("label"), "classification"),
-    (_is_text, "text"),
-    (lambda columns, asked: True, "classification"),
+    (_asks_for_completion, "completion"),
+    (_answers_a_template, "completion"),
+    (_asks_by_template, "classification"),
+    (_shows("chosen", "rejected"), "preferences"),
+    (_shows("prompt", "completion", "label"), "judged"),
+    (_shows("prompt", "completion"), "completion"),
+    *((_shows(column), "chat") for column in TURNS),
+    (_shows("instruction", "output"), "instruction"),
+    (_shows_label, "classification"),
+    (_shows_text_alone, "text"),
+    (_anything, "classification"),  # which says what is missing
 )
 """Shapes in the order in which they are tried, with what shows them."""
 
@@ -178,7 +189,8 @@ def _classification(table: Table, asked: Asked, where: str) -> Shape:
     if label not in columns:
         raise TaskError(
             f"{where} has no column {label!r} for the label; its columns are {', '.join(columns)}. Name the right one "
-            f"with label_column, or say records=text to train on all of the text."
+            f"with label_column. To learn an answer, give a prompt template and completion_column; to learn a text, "
+            f"records=text."
         )
     template = Template(
         _template_of(table, asked, label, where) if asked.prompt_template is None else asked.prompt_template
@@ -201,19 +213,16 @@ def _classification(table: Table, asked: Asked, where: str) -> Shape:
 def _template_of(table: Table, asked: Asked, label: str, where: str) -> str:
     """The prompt where none is given: the text, or each of several texts with its name, and what asks for the label."""
     columns = table.columns
-    if asked.text_column is not None:
-        return "{text}" if asked.label_words else f"{{text}}{ASKS}"
     texts = [c for c in columns if c != label and c not in BESIDE and _holds_text(table, c)]
-    if "text" in texts or len(texts) == 1:
-        found = "text" if "text" in texts else texts[0]
-        if not asked.label_words and label in columns:
-            return f"{{{found}}}{ASKS}"
-    elif 2 <= len(texts) <= 4 and not asked.label_words and label in columns:
+    if asked.text_column is not None or "text" in texts:
+        texts = ["text"]
+    if len(texts) == 1:
+        return f"{{{texts[0]}}}{ASKS}"
+    if 2 <= len(texts) <= 4:
         return "\n".join(f"{c[:1].upper()}{c[1:]}: {{{c}}}" for c in texts) + ASKS
-    shown = next((c for c in texts if c != label), columns[0])
     raise TaskError(
-        f"{where} has the columns {', '.join(columns)}: give a prompt template such as '{{{shown}}} It was' and label "
-        f"words, or use the columns prompt and completion."
+        f"{where} has the columns {', '.join(columns)}, and {len(texts)} of them hold texts to predict {label} from: "
+        f"give a prompt template such as '{{{(texts or columns)[0]}}} It was'."
     )
 
 
@@ -245,7 +254,8 @@ def _completion(table: Table, asked: Asked, where: str) -> Shape:
 
 def _chat(table: Table, asked: Asked, where: str) -> Shape:
     named = asked.text_column or next((c for c in TURNS if c in table.columns), None)
-    columns = (named,) if named else ("prompt", asked.completion_column or "completion")
+    in_two = not named and "prompt" in table.columns
+    columns = ("prompt", asked.completion_column or "completion") if in_two else (named or TURNS[0],)
     _check(columns, table, where, "Name the one that holds the turns with text_column.")
     return _turns(columns, f"the last turn of the conversation in {' and '.join(columns)} is learned")
 

@@ -1,4 +1,4 @@
-"""Everything that data may be read from: a file, a folder, a name on the hub, an object of `datasets`, a list."""
+"""Everything that data may be read from: files, folders, names on the hub, objects of `datasets` and pandas, lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zograd.hub.records import Record, Table, part_named
 __all__ = ["KINDS", "Source", "is_source", "read", "source_name"]
 
 Source: TypeAlias = Any
-"""A path, a name, a `datasets.Dataset` or `DatasetDict`, or a sequence of mappings."""
+"""A path, a name, a `datasets.Dataset` or `DatasetDict`, a `pandas.DataFrame`, or a sequence of mappings."""
 
 HUB: Final = "hf:"
 """What a name on the Hugging Face hub begins with: hf:stanfordnlp/imdb, with a configuration hf:nyu-mll/glue:sst2."""
@@ -41,7 +41,11 @@ def read(source: Source, text_column: str | None = None) -> Table:
     Raises:
         TaskError: there is nothing to read, it is malformed, it lacks `text_column`, or a package is missing.
     """
-    table = next(reader for fits, reader in _KINDS if fits(source))(source)
+    reader = next((reader for fits, reader in _KINDS if fits(source)), None)
+    if reader is None:
+        what = repr(source) if _is_text(source) else f"a {type(source).__name__}"
+        raise TaskError(f"{what} is no data: give {KINDS}; in Python also an object of datasets or pandas, or a list.")
+    table = reader(source)
     columns, name = table.columns, source_name(source)
     if text_column is not None and text_column not in columns:
         raise TaskError(f"{name} has no column {text_column!r}; its columns are {', '.join(columns)}.")
@@ -167,6 +171,14 @@ def _rows(dataset: Any, name: str) -> Table:
     return Table(rows).named(class_names(dataset.features.to_dict()))
 
 
+def _is_frame(source: Source) -> bool:
+    return type(source).__module__.partition(".")[0] == "pandas" and hasattr(source, "to_dict")
+
+
+def _frame(source: Source) -> Table:
+    return _records(source.to_dict("records"))
+
+
 # ---- records in memory -----------------------------------------------------------------------------------------------
 
 
@@ -188,6 +200,7 @@ _KINDS: Final[tuple[tuple[Callable[[Source], bool], Callable[[Source], Table]], 
     (_is_folder, _folder),
     (_is_file, _file),
     (_is_dataset, _dataset),
+    (_is_frame, _frame),
     (_is_records, _records),
 )
 """What a source may be, with what reads it; the first that fits is taken."""

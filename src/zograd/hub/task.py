@@ -19,13 +19,13 @@ from zograd.hub.examples import Example
 from zograd.hub.formats import SUFFIXES
 from zograd.hub.labels import ClassWords, LabelWords, check_words, class_words, parse_label_words
 from zograd.hub.named_tasks import NAMED_TASKS, REGISTERED, Rows, TaskInfo, rows_of
-from zograd.hub.records import Record
+from zograd.hub.records import Record, Table
 from zograd.hub.shapes import Asked, Shape, shape_of
 from zograd.hub.sources import KINDS, Source, is_source, read, source_name
 from zograd.hub.split_rules import rank
 from zograd.hub.template import Template
 
-__all__ = ["DRAWS", "SPLITS", "Task", "load_task", "register_task", "select"]
+__all__ = ["SPLITS", "Task", "load_task", "register_task", "select"]
 
 SPLITS: Final = ("train", "validation", "test")
 
@@ -60,7 +60,7 @@ class Task:
 def register_task(
     *,
     classes: Sequence[str],
-    label_words: Sequence[str],
+    label_words: Sequence[str | Sequence[str]],
     template: str,
     name: str | None = None,
     sizes: Mapping[str, int] | None = None,
@@ -71,8 +71,8 @@ def register_task(
     """Decorator: make a task of a function that gives its records, known by `name` (None: the function's own).
 
     A record maps column -> text. It has the columns of the template, `label` (the index of its class, as text) and
-    `split` (train, validation or test). label_words: one for each class. sizes: split -> number of records, for
-    `tasks()`, which reads none.
+    `split` (train, validation or test). label_words: one for each class, or a list of several. sizes: split ->
+    number of records, for `tasks()`, which reads none.
 
     Raises:
         TaskError: a name that is taken, or label words that do not fit the classes.
@@ -85,7 +85,14 @@ def register_task(
         if called.lower().endswith(SUFFIXES):
             raise TaskError(f"The task {called!r} has the name of a file; leave out its suffix.")
         info = TaskInfo(
-            called, dict(sizes or {}), tuple(classes), tuple(label_words), template, source, licence, description
+            called,
+            dict(sizes or {}),
+            tuple(classes),
+            tuple(map(class_words, label_words)),
+            template,
+            source,
+            licence,
+            description,
         )
         check_words(label_words)
         _words_of(info, label_words)
@@ -114,7 +121,8 @@ def load_task(
 
     Data is a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder with files named train, validation and test, a
     folder that `save_to_disk` of `datasets` wrote, `hf:NAME` or `hf:NAME:CONFIG` on the Hugging Face hub, a
-    `datasets.Dataset` or `DatasetDict`, or a list of mappings. Files of a folder and parts of a dataset are its splits.
+    `datasets.Dataset` or `DatasetDict`, a `pandas.DataFrame`, or a list of mappings. Files of a folder and parts of a
+    dataset are its splits.
 
     Its columns say what a record is (`zograd.hub.shapes`): a text and a label; `prompt` and `completion`; the
     conversation `messages`; `instruction`, `input` and `output`; or a `text` alone, for language modelling. Without
@@ -152,17 +160,13 @@ def load_task(
             "eval_file": eval_file, "test_file": test_file, "records": None if records == "auto" else records,
         }  # fmt: skip
         if given := [option for option, value in of_data.items() if value is not None]:
-            raise TaskError(f"{' and '.join(given)}: these are for files; the task {name} does without, drop them.")
+            raise TaskError(f"{', '.join(given)}: for files; the task {name} has its own data, leave it out.")
         return _named(NAMED_TASKS[name], prompt_template, words)
-    if not is_source(name):
+    if isinstance(name, str) and not is_source(name):
         raise UnknownTaskError(f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, {KINDS}.")
     asked = Asked(records, prompt_template, words, text_column, label_column, completion_column)
     extra = {"validation": eval_file, "test": test_file}
     return _from_data(name, asked, {part: s for part, s in extra.items() if s is not None}, hold_out, seed, split_by)
-
-
-DRAWS: Final = ("stratified", "random", "first")
-"""How examples are chosen where not all are used."""
 
 
 def select(task: Task, split: str, count: int | None, *, seed: int, draw: str = "stratified") -> list[Example]:
@@ -226,6 +230,7 @@ def _named(info: TaskInfo, prompt_template: str | None, words: LabelWords | None
         classes=info.classes,
         description=info.description,
         own=own,
+        said=f"the class is predicted from the prompt {text!r}",
     )
 
 
@@ -282,17 +287,7 @@ def _from_data(
         table += tables[part].of_part(part)
     if extra:
         shape = shape_of(table, asked, " and ".join(names.values()))  # labels of all of them
-    by = tuple(split_by or shape.columns)
-    drawn = all(record.named_split is None for record in tables[""].records)
-    parts = {split: tables[split].records if split in extra else [] for split in SPLITS}
-    for record in tables[""].records:
-        split = _split_of(record, by, seed, extra)
-        if split not in extra:
-            parts[split].append(record)
-    if hold_out and not drawn and not parts["validation"]:
-        parts["validation"] = [record for record in parts["train"] if record.drawn(by, seed) == "validation"]
-        held = {id(record) for record in parts["validation"]}
-        parts["train"] = [record for record in parts["train"] if id(record) not in held]
+    parts = _divided(tables, split_by or shape.columns, seed, hold_out)
     splits = {split: tuple(map(shape.example, _labelled(parts[split], shape, split))) for split in SPLITS}
     return Task(
         name=_name_of(source),
@@ -305,18 +300,36 @@ def _from_data(
         kind=shape.kind,
         classes=shape.labels.classes,
         own=True,
-        drawn=drawn and not extra,
+        drawn=not extra and _names_no_splits(tables[""]),
         split_by=shape.columns,
         said=shape.said,
     )
 
 
-def _split_of(record: Record, columns: Sequence[str], seed: int, extra: Mapping[str, Source]) -> str:
-    """The split of a record of the main data. What has a file of its own takes none of it."""
-    if (named := record.named_split) is not None:
-        return named
-    found = "train" if "validation" in extra else record.drawn(columns, seed)
-    return "train" if found in extra else found
+def _divided(tables: Mapping[str, Table], columns: Sequence[str], seed: int, hold_out: bool) -> dict[str, list[Record]]:
+    """The records of each split: of the main table "", and of those that are a split as a whole.
+
+    What has a table of its own takes none of the main one; without a split of its own, that is then for training.
+    """
+    main = tables[""]
+    parts = {split: list(tables[split].records) if split in tables else [] for split in SPLITS}
+    for record in main.records:
+        split = record.named_split
+        if split is None:
+            split = "train" if "validation" in tables else record.drawn(columns, seed)
+            split = "train" if split in tables else split
+        if split not in tables:
+            parts[split].append(record)
+    if hold_out and not parts["validation"] and not _names_no_splits(main):
+        train, parts["train"] = parts["train"], []
+        for record in train:
+            held = record.drawn(columns, seed) == "validation"
+            parts["validation" if held else "train"].append(record)
+    return parts
+
+
+def _names_no_splits(table: Table) -> bool:
+    return all(record.named_split is None for record in table.records)
 
 
 def _labelled(records: Sequence[Record], shape: Shape, split: str) -> Sequence[Record]:

@@ -355,7 +355,8 @@ def examples_of(s: TrainSettings, split_by: Sequence[str] | None = None) -> tupl
     task = load_task(s.task, **options, hold_out=s.eval_split == "validation", seed=s.seed, split_by=split_by)
     for split, why in (("train", "trained on"), (s.eval_split, "held out")):
         if not task.splits[split]:
-            raise TaskError(no_examples(task, split, f"nothing can be {why}; give more data, or --eval-file"))
+            file = {"validation": ", or --eval-file", "test": ", or --test-file"}.get(split, "")
+            raise TaskError(no_examples(task, split, f"nothing can be {why}; give more data{file}"))
     examples = select(task, "train", s.train_examples, seed=s.seed, draw=s.draw)
     return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, draw=s.draw)
 
@@ -379,7 +380,7 @@ def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example])
     for part in (examples, held_out):
         h.update(b"\n")
         for e in part:
-            h.update(json.dumps([e.prompt, e.label, e.completion]).encode())
+            h.update(json.dumps([e.prompt, e.label, e.completion, *([e.chat] if e.chat else [])]).encode())
     return h.hexdigest()
 
 

@@ -98,8 +98,9 @@ def evaluate(
     s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
     scorer = scorer_of(module, tokenizer, chosen.task, metric=asked, objective=_objective(s, chosen.task), **s.encoding)
     metrics = scorer.evaluate(chosen.examples, interval=True)
-    if said := scorer.said(len(chosen.examples)):
-        print(f"zograd: {said}", file=sys.stderr)
+    for said in (chosen.task.said if chosen.whole and chosen.task.own else "", scorer.said(len(chosen.examples))):
+        if said:
+            print(f"zograd: {said}", file=sys.stderr)
     seen = None if chosen.trained is None else sum(_text_of(e) in chosen.trained for e in chosen.examples)
     if chosen.whole and seen:
         warnings.warn(

@@ -21,8 +21,15 @@ def continued(given: TrainSettings, stored: TrainSettings, names: Collection[str
     """The settings of a resumed run, and the names of those that change.
 
     They are the stored ones, except for settings in `names` that have another value in `given`. Raises SettingsError if
-    one of those cannot be changed by --resume.
+    one of those cannot be changed by --resume, or if the metric or objective is code that is not given again.
     """
+    for name in ("metric", "objective"):
+        code = getattr(stored, name) or ""
+        if ":" in code and getattr(given, name) != code:
+            raise SettingsError(
+                f"the run has the {name} {code!r}, which is code, so run.json may not name it alone: give --{name} "
+                f"{code} again"
+            )
     other = [name for name in TrainSettings.model_fields if name in names and differs(name, given, stored)]
     bad = [name for name in other if name not in CHANGEABLE or name in fixed_settings(stored)]
     if bad:
@@ -71,13 +78,6 @@ def open_run(
         return resolve(s, world), None, {}, why
     try:
         stored = stored_settings(found)
-        for name in ("metric", "objective"):
-            code = getattr(stored, name) or ""
-            if ":" in code and getattr(s, name) != code:
-                raise SettingsError(
-                    f"the run has the {name} {code!r}, which is code, so run.json may not name it alone: give --{name} "
-                    f"{code} again"
-                )
         try:
             s, changed = continued(s, stored, s.model_fields_set if resume else TrainSettings.model_fields)
         except SettingsError:
@@ -100,21 +100,22 @@ def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         )
 
 
-def metrics_before(meta: Mapping[str, Any], metric: str) -> Metrics | None:
-    """The evaluation before the first step; None for a run without.
+def check_metric(before: Metrics, metric: str) -> None:
+    """Raise RunError if a run reports another metric than the one that is computed now."""
+    if before.metric != metric:
+        raise RunError(
+            f"the run reports {before.metric!r}, and here the metric is {metric!r}; give the metric of the run"
+        )
 
-    Raises RunError if run.json does not hold it, or holds another metric.
-    """
+
+def metrics_before(meta: Mapping[str, Any]) -> Metrics | None:
+    """The evaluation before the first step; None for a run without. Raises RunError if run.json does not hold it."""
     if meta["settings"].get("baseline") is False:
         return None
     try:
         before = Metrics(**meta["metrics_before"])
         numbers = (before.value, before.loss, before.calibrated, before.majority)
         if all(x is None or isinstance(x, int | float) for x in numbers) and isinstance(before.metric, str):
-            if before.metric != metric:
-                raise RunError(
-                    f"the run reports {before.metric!r}, and here the metric is {metric!r}; give the metric of the run"
-                )
             return before
     except (KeyError, TypeError):
         pass

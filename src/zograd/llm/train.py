@@ -22,7 +22,7 @@ from zograd.llm import lora_init
 from zograd.llm.build import Work, choose_compiling, ride_along, set_up
 from zograd.llm.loop import Loop, last_merge, shown
 from zograd.llm.restore import check_trained, fixed_settings
-from zograd.llm.resume import check_data, metrics_before, open_run, setting_name
+from zograd.llm.resume import check_data, check_metric, metrics_before, open_run, setting_name
 from zograd.llm.scoring.metrics import MetricFunction, Metrics
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.stages import Stages
@@ -105,7 +105,9 @@ def _train(
         begin(work, before, directory, peers)
         taken: Sequence[Record] = ()
     else:
-        before = metrics_before(meta, work.scorer.reports)
+        before = metrics_before(meta)
+        if before is not None:
+            check_metric(before, work.scorer.reports)
         directory, taken = replay_tape(out, work, opened, peers)
         batch = work.batches[work.prepared.run.step_number]
         with Peak(s.device) as inference:

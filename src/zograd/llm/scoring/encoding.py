@@ -38,7 +38,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int, *, chat: bool = True) -> None:
         self.tokenizer, self.rows = tokenizer, rows
-        self.chat = chat and bool(tokenizer.chat_template)
+        self.chat = chat and bool(getattr(tokenizer, "chat_template", None))
         self._appended = self._appends()
         self._behind: dict[str, list[Tokens]] = {}
 
@@ -98,18 +98,23 @@ class Encoder:
         return self.text(example.prompt.rstrip(" "))
 
     def _turns(self, example: Example) -> tuple[Tokens, int]:
-        """The ids of a conversation as the chat template writes it, and the first one of its last turn."""
+        """The ids of a conversation as the chat template writes it, and the first one of its last turn.
+
+        That is where the whole and what asks for the turn part: some templates ask with words that they do not write
+        before an answer (<think>). Where earlier turns are written otherwise once another follows, the text of the last
+        one stands behind what asks for it.
+        """
         turns = [{"role": role, "content": text} for role, text in example.chat]
         try:
             whole = self._rendered(turns)
             before = self._rendered(turns[:-1], add_generation_prompt=True)
+            follows = whole.startswith(before) or whole.startswith(self._rendered(turns[:-1]))
         except Exception as e:  # of jinja, which the template may raise on purpose
             raise TaskError(
                 f"the chat template of the tokenizer refuses the conversation that begins {turns[0]['content'][:40]!r} "
                 f"({e}); change its roles, or use --no-chat-template"
             ) from e
-        if not whole.startswith(before):  # it writes the last turn otherwise than it asks for one
-            whole = before + turns[-1]["content"]
+        whole = whole if follows else before + turns[-1]["content"]
         start = self._ids(before, add_special_tokens=False)
         ids = self._ids(whole, add_special_tokens=False)
         return self.known(ids), _common(start, ids)

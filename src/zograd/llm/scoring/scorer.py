@@ -247,7 +247,7 @@ class Scorer:
         if self.task.kind == "text":
             return replace(sequence, ids=cut(sequence.ids, self.max_length, side, keep=len(self.encoder.text(""))))
         half = fitting(example, side, lambda e: self._sequences(e)[0].scored_from <= self.max_length // 2)
-        (sequence,) = self._sequences(capped(example, 0, side) if half is None else half)
+        (sequence,) = self._sequences(capped(example, 1, side) if half is None else half)
         if sequence.scored_from >= self.max_length:
             raise TaskError(
                 f"a prompt has more than {self.max_length} tokens even without its columns; raise --max-length"
