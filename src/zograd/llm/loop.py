@@ -128,7 +128,8 @@ class Loop:
         estimate.say_first(self.batches, self.quiet)
         bar = tqdm(
             total=s.steps if s.steps < NO_END else None, initial=run.step_number, desc=run.method.name, unit="step",
-            file=sys.stderr, disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
+            file=sys.stderr, disable=self.quiet, dynamic_ncols=True, smoothing=0.1,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
         compiling = compiled(self.p.model) if s.compile else nullcontext()
         with interruptible() as self.caught, bar, compiling, self._deferring(), settled_objects():
