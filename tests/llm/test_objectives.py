@@ -32,7 +32,8 @@ def answers(tmp_path: Path) -> Path:
     prompts = ("It was", "very bad , it was", "the good was", "no maybe")
     lines = [
         {"prompt": f"{front} {p}", "completion": " great good", "split": split}
-        for front, split in (("yes", "train"), ("no", "train"), ("good", "validation"), ("bad", "test")) for p in prompts
+        for front, split in (("yes", "train"), ("no", "train"), ("good", "validation"), ("bad", "test"))
+        for p in prompts
     ]  # fmt: skip
     file = tmp_path / "answers.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))

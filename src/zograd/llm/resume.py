@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,15 @@ def open_run(
     used, and LockedError.
     """
     found, why = RunDirectory.open(out, write=True) if resume else restarted(out), ""
+    given = s.model_fields_set
     if not resume:
         s, why = chosen(s, world)
     if found is None:
         check_free(out)
         check_writable(out)
-        return resolve(s, world), None, {}, why
+        new = resolve(s, world)
+        warn_of_unused(given, new)
+        return new, None, {}, why
     try:
         stored = stored_settings(found)
         try:
@@ -88,6 +92,19 @@ def open_run(
     except BaseException:
         found.close()
         raise
+
+
+def warn_of_unused(given: Collection[str], s: TrainSettings) -> None:
+    """Warn of settings that were given and that do nothing in a run with these settings."""
+    adapters = {"lora_r", "lora_alpha", "lora_targets"} if s.train != "lora" else set()
+    of = {name: f"--train lora, and here is --train {s.train}" for name in adapters}
+    if s.lr_schedule == "constant":
+        of["lr_end"] = "a linear or cosine --lr-schedule, and here the learning rate is constant"
+    for name, why in of.items():
+        if name in given and getattr(s, name) != TrainSettings.model_fields[name].get_default(
+            call_default_factory=True
+        ):
+            warnings.warn(f"--{name.replace('_', '-')} does nothing here: it is for {why}", stacklevel=2)
 
 
 def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
