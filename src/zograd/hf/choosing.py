@@ -90,10 +90,12 @@ def choose(
             method, why = "zo_sgd", refusal or ""
     elif needs_blocks(method):
         name = method if isinstance(method, str) else method.name
-        found = parts_of(model, tensors, residual=name == "residual")
+        estimator = methods.make(method).estimator if isinstance(method, str) else method.estimator
+        assert isinstance(estimator, FromBlocks)
+        found = parts_of(model, tensors, residual=estimator.adds)
         if isinstance(found, str):
             raise UsageError(f"method={name!r} does not fit: {found}. Use method='zo_sgd', or None for a choice")
-        if name not in ("residual", "backprop"):
+        if estimator.kind == "nodes":
             raise UsageError(
                 f"method={name!r} needs the loss of each example, and a Trainer gives their mean; use 'residual', or "
                 f"zograd train"

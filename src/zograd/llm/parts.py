@@ -72,7 +72,7 @@ def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool)
         if not _adds(model, found[number], call, number):
             return (
                 f"block {number} of {type(base).__name__} does not add to the hidden states that enter it (a norm "
-                f"behind the sum)"
+                f"behind the sum, for example)"
             )
     tail = [name for name, gradient in zip(candidates, call.tail, strict=True) if bool(gradient.any())]
     return replace(parts, tail=tail, outside=[name for name in parts.outside if name not in tail])
