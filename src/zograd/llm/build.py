@@ -21,7 +21,7 @@ from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import FromBlocks
-from zograd.hub import Example, Task, load_task, select
+from zograd.hub import Example, Task, load_task, resolve_model, select
 from zograd.laws import OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
 from zograd.llm import loading, lora_init
@@ -135,8 +135,9 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
         model, tokenizer, mapped = offloading.load(s.model, dtype=s.dtype, scratch=folder)
     else:
         model, tokenizer = loading.load(
-            s.model, dtype=s.dtype, device="cpu" if s.offload else s.device, quantized=s.quantized, quantize=s.quantize
-        )
+            s.model, dtype=s.dtype, device="cpu" if s.offload else s.device, quantized=s.quantized, quantize=s.quantize,
+            classes=s.classes, seed=s.seed,
+        )  # fmt: skip
     module: nn.Module = model
     method = build_method(s, module)
     layers = s.layers
@@ -399,6 +400,7 @@ def set_up(
     with stages.stage("importing transformers"), suppress(ImportError):  # the loader says what is missing
         loading.silence()
         from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
+    s = with_head(s, task)
     with stages.stage(f"loading {s.model}"):
         p = prepare(s, folder, trying=not stored, why=why)
     if p.why and first:
@@ -406,6 +408,17 @@ def set_up(
     s = p.settings
     with stages.stage(f"reading the weights and {len(examples) + len(held_out):,} examples, trying the model"):
         return _tried(s, folder, stored, p, task, examples, held_out)
+
+
+def with_head(s: TrainSettings, task: Task) -> TrainSettings:
+    """The settings with the number of classes of a new head, where the model is an encoder without one."""
+    if s.classes is not None or s.quantized or task.kind != "classification":
+        return s
+    try:
+        bare = loading.is_bare(loading.configuration_of(resolve_model(s.model)))
+    except Exception:  # the loader says what is wrong with it
+        return s
+    return s.model_copy(update={"classes": len(task.label_words)}) if bare else s
 
 
 def _tried(
