@@ -18,6 +18,7 @@ from zograd.llm.restore import replay
 from zograd.llm.scoring.others import ClassScorer, MaskedScorer, PairScorer, scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
+from zograd.methods.defaults import Shape
 from zograd.runs.plan import plan
 
 EXAMPLES = [Example(f"{'very ' * k}good {'maybe ' * (k // 2)}It was", k % 2) for k in range(1, 9)]
@@ -152,6 +153,14 @@ def test_an_encoder_without_a_head_predicts_nothing_until_it_gets_one(tokenizer:
     assert torch.equal(one.classifier.weight, two.classifier.weight)
     assert not torch.equal(one.classifier.weight, other.classifier.weight)
     assert plan(str(model), batch_size=2, seq_len=16)["params"] == sum(p.numel() for p in one.parameters()) - 33
+
+
+def test_the_rate_of_blocks_that_do_not_add_is_a_tenth_and_is_recorded(tokenizer: Any, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "bert", tokenizer, CLASSES)
+    s = TrainSettings(model=str(model), task="mr", dtype="float32", steps=2, train_examples=16, eval_examples=8)
+    train(s, tmp_path / "run", quiet=True)
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert (stored["method"], stored["lr"]) == ("backprop", pytest.approx(0.1 * Shape(32, 2).lr, rel=0.02))
 
 
 def test_a_head_is_trained_with_the_last_blocks(tokenizer: Any, tmp_path: Path) -> None:

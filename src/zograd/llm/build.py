@@ -150,6 +150,10 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
         reason = misfit(s, module, estimator, layers)
         if reason and why:
             s, why = instead(s, reason, exact=misfit(s, module, FromBlocks("backprop"), layers) is None)
+            if s.method == "backprop" and s.lr is None:
+                onto = LORA if s.train == "lora" else FULL
+                shape = shape_of(module, s.layers)._replace(adds=False)
+                s = s.model_copy(update={"lr": float(f"{language_model(s.method, onto, shape)['lr']:.2g}")})
             estimator, layers = build_method(s).estimator, s.layers if s.train != "lora" else None
             method = build_method(s, module)
         elif reason:
@@ -238,7 +242,8 @@ def _prepared(
 def shape_of(model: Any, layers: int | None) -> Shape:
     """The width of a model, and the number of its blocks that are trained."""
     depth = len(loading.blocks(model))
-    return Shape(model.config.get_text_config().hidden_size, depth if layers is None else min(layers, depth))
+    width = loading.plain_model(model).config.get_text_config().hidden_size
+    return Shape(width, depth if layers is None else min(layers, depth))
 
 
 def layers_of(module: nn.Module, store: Store, method: Method[Any]) -> InputsOfLeaves:
