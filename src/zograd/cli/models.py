@@ -128,6 +128,7 @@ def plan(
             f"{result['tape_bytes_per_step']} bytes of tape per step",
             f"  inference        {mib(result['inference_peak_bytes']):>14}",
             f"  {settings.method:<16} {mib(result['method_peak_bytes']):>14}",
+            *([f"  the whole process{mib(whole):>14}"] if (whole := result["process_peak_bytes"]) else []),
             f"  Adam (backprop)  {mib(result['adam_peak_bytes']):>14}",
             f"  checkpointed     {mib(result['backprop_peak_bytes']):>14}",
             *(f"  {line}" for line in result["advice"]),
