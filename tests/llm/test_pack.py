@@ -259,8 +259,7 @@ def test_what_cannot_be_packed(runs: dict[str, Path], tmp_path: Path) -> None:
     ]:
         code, out, err = zograd(*arguments)
         assert (code, out) == (1, ""), err
-        assert says in err, err
-        assert len(err.splitlines()) == 1, err
+        assert says in err.splitlines()[-1], err  # behind the line of the imports, if they were slow
     assert {p.name for p in tmp_path.iterdir()} == {"a.zopack"}
 
 

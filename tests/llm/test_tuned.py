@@ -17,7 +17,7 @@ from zograd.hub import TaskError
 from zograd.llm.evaluate import evaluate
 from zograd.llm.prompts import Form, read_inputs
 from zograd.llm.restore import replay
-from zograd.llm.settings import TrainSettings
+from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
 from zograd.llm.tuned import Tuned
 
@@ -165,8 +165,8 @@ def test_the_seed_draws_and_leaves_the_random_state_alone(tiny_model: Path) -> N
 
 def test_templates_of_several_columns_take_records() -> None:
     form = Form("{passage} {question}?", ("no", "yes"), (" no", " yes"))
-    assert form.prompts([{"passage": "It rains.", "question": "wet", "id": 3}]) == ["It rains. wet?"]
-    assert form.prompts(['{"passage": "It rains.", "question": 1}']) == ["It rains. 1?"]
+    assert form.examples([{"passage": "It rains.", "question": "wet", "id": 3}])[0].prompt == "It rains. wet?"
+    assert form.examples(['{"passage": "It rains.", "question": 1}'])[0].prompt == "It rains. 1?"
     for bad, says in [
         ("It rains.", "input 2 is one text, and the prompt template has the columns passage, question: write"),
         ({"passage": "x"}, "input 2 has no column 'question', which the prompt template"),
@@ -175,7 +175,7 @@ def test_templates_of_several_columns_take_records() -> None:
         (" ", "input 2 is empty"),
     ]:
         with pytest.raises(TaskError, match=says):
-            form.prompts([{"passage": "a", "question": "b"}, bad])  # type: ignore[list-item]
+            form.examples([{"passage": "a", "question": "b"}, bad])  # type: ignore[list-item]
 
 
 REFUSED: dict[str, tuple[list[object], int, str]] = {
@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[list[object], int, str]] = {
         "the labels are negative, pos",
     ),
     "no such file": (["predict", "RUN", "--file", "gone.jsonl"], 1, "gone.jsonl does not exist"),
-    "kind of file": (["predict", "RUN", "--file", "a.docx"], 1, "is not a file of .jsonl, .csv"),
+    "kind of file": (["predict", "RUN", "--file", "a.docx"], 1, "is not a file of .jsonl"),
     "column": (["predict", "RUN", "--file", "FILE"], 1, "line 1 has no column 'text'.*--text-column names the column"),
     "out is the input": (["predict", "RUN", "--file", "FILE", "--out", "FILE"], 2, "which would be lost"),
     "out is a folder": (["predict", "RUN", "text", "--out", "."], 2, "is a folder; give the name of a file"),
@@ -260,3 +260,56 @@ def test_what_people_see(run: Path) -> None:
     assert "after the mean score of each label is subtracted" in err
     code, out, _ = zograd("generate", run, "a good film", "bad", "--max-new-tokens", 2)
     assert out.startswith("> a good film It was\n")
+
+
+CHATS = [
+    [{"role": "user", "content": f"a good film {k}"}, {"role": "assistant", "content": "very good"}] for k in range(20)
+]
+
+
+@pytest.fixture
+def chatting(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with a chat template."""
+    folder = shutil.copytree(tiny_model, tmp_path / "chatting")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} , {{ m.content }} . {% endfor %}"
+        "{% if add_generation_prompt %}assistant , {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["chat", "instruction"])
+def test_a_run_on_conversations_answers_the_turn_of_a_user(chatting: Path, tmp_path: Path, kind: str) -> None:
+    """A text, its turns, and the record of a file have the prompt that the chat template writes, as in training."""
+    rows: list[Any] = [{"messages": turns} for turns in CHATS]
+    if kind == "instruction":
+        rows = [{"instruction": t[0]["content"], "input": "", "output": t[1]["content"]} for t in CHATS]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    s = {**COMMON, "model": str(chatting), "task": str(data), "lr": 1e-3, "train_examples": 8, "eval_examples": 2}
+    train(TrainSettings.model_validate(s), tmp_path / "run", quiet=True)
+    data.rename(tmp_path / "in.jsonl")
+    tuned = Tuned(tmp_path / "run")
+    model, tokenizer, _ = tuned._ready
+    ids = tokenizer("user , a good film 3 . assistant , ", return_tensors="pt").input_ids
+    whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    expected = tokenizer.decode(whole[0, ids.shape[1] :]).strip()
+    inputs: list[Any] = ["a good film 3", rows[3], read_inputs(tmp_path / "in.jsonl")[3]]
+    if kind == "chat":
+        inputs.append({"messages": CHATS[3][:1]})
+    assert [g.text.strip() for g in tuned.generate(inputs, max_new_tokens=4)] == [expected] * len(inputs)
+    with pytest.raises(SettingsError, match="was trained to write"):
+        tuned.predict(["a good film 3"])
+    plain = Tuned(chatting).generate([{"messages": CHATS[3]}], max_new_tokens=4)
+    assert plain[0].prompt == "User: a good film 3\nAssistant:"
+
+
+def test_several_words_of_a_class_stay_in_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    words = {"0": [" bad", " terrible"], "1": [" good", " great"]}
+    train(TrainSettings.model_validate({**COMMON, "model": str(tiny_model), "label_words": words}), tmp_path / "run")
+    (found,) = Tuned(tmp_path / "run").predict(["a good film"])
+    one, two = (Tuned(tmp_path / "run", label_words=w).predict(["a film"])[0] for w in (None, words))
+    assert one == two
+    assert sum(found.probabilities.values()) == pytest.approx(1)

@@ -29,7 +29,8 @@ Texts = Annotated[
     typer.Argument(metavar="[TEXT]...", help="Texts that the template takes. Without: each line of stdin is one."),
 ]
 File = Annotated[
-    Path | None, typer.Option(help="A .jsonl, .csv or .parquet file with the template's columns, or .txt with lines.")
+    Path | None,
+    typer.Option(help="Data with the template's columns (.jsonl, .csv, .parquet, ...), or .txt with lines."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Write the predictions to this file, one JSON object a line.")]
 

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zograd.hub import Task, TaskError, load_task
+from zograd.hub import Example, Task, TaskError, load_task
 from zograd.hub.formats import SUFFIXES
 from zograd.hub.labels import ClassWords, LabelWords, class_words
-from zograd.hub.records import Record
+from zograd.hub.records import Record, Table
+from zograd.hub.shapes import TURNS, Asked, shape_of
 from zograd.hub.sources import read
 from zograd.hub.template import Template
+
+CHAT, INSTRUCTION = "chat", "instruction"
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a task asks: its template, and the word for each class (no classes: it is answered by a text).
+    """How a task asks: its template, and the word or words for each class (no classes: it is answered by a text).
 
-    template: "" where a prompt is the text as it stands.
+    template: "" where a prompt is the text as it stands. records: "chat" or "instruction" where an input is the turn of
+    a user, which the tokenizer's chat template writes; otherwise "".
     """
 
     template: str = ""
     classes: tuple[str, ...] = ()
     label_words: tuple[ClassWords, ...] = ()
+    records: str = ""
 
     @classmethod
     def of(cls, task: Task) -> Form:
         """The form of a task."""
-        return cls(task.template, task.classes, task.label_words)
+        first = next((e for examples in task.splits.values() for e in examples), None)
+        records = "" if first is None or not first.chat else INSTRUCTION if INSTRUCTION in task.split_by else CHAT
+        template = "" if task.kind == "text" else task.template  # a text goes on from what is given
+        return cls(template, task.classes, task.label_words, records)
 
     @classmethod
     def read(cls, data: Any) -> Form | None:
@@ -40,13 +48,14 @@ class Form:
         classes, words = data.get("classes"), data.get("label_words")
         if not (isinstance(classes, list) and isinstance(words, list) and len(classes) == len(words)):
             return None
-        return cls(data["template"], tuple(map(str, classes)), tuple(map(class_words, words)))
+        several = tuple(tuple(map(str, w)) if isinstance(w, list) else str(w) for w in words)
+        return cls(data["template"], tuple(map(str, classes)), several, str(data.get("records") or ""))
 
     def changed(self, template: str | None, words: LabelWords | None) -> Form:
         """This form with another template or other words. Raises TaskError for words that do not fit the classes."""
         text = self.template if template is None else template
         if not words:
-            return Form(text, self.classes, self.label_words)
+            return replace(self, template=text, records=self.records if template is None else "")
         numbered = {str(k): c for k, c in enumerate(self.classes)}
         pairs = words.items() if isinstance(words, Mapping) else ((str(k), word) for k, word in enumerate(words))
         given = {label if label in self.classes else numbered.get(label, label): word for label, word in pairs}
@@ -58,23 +67,36 @@ class Form:
         classes = self.classes or tuple(given)
         return Form(text, classes, tuple(class_words(given[c]) for c in classes))
 
-    def prompts(self, inputs: Iterable[str | Mapping[str, Any] | Record]) -> list[str]:
+    def examples(self, inputs: Iterable[str | Mapping[str, Any] | Record]) -> list[Example]:
         """The prompt of each input: a text (of a template with one column), or a record with the template's columns.
 
-        Raises TaskError that names the first input that does not fit.
+        A record with the turns of a conversation is one, whatever the template. Raises TaskError that names the first
+        input that does not fit.
         """
         found = [*inputs]
         if not found:
             raise TaskError("there is nothing to answer: give a text, a file, or lines on standard input")
-        return [self._prompt(value, f"input {number}") for number, value in enumerate(found, 1)]
+        return [self._example(value, f"input {number}") for number, value in enumerate(found, 1)]
 
-    def _prompt(self, value: str | Mapping[str, Any] | Record, place: str) -> str:
+    def _example(self, value: str | Mapping[str, Any] | Record, place: str) -> Example:
+        record = Record(dict(value), place) if isinstance(value, Mapping) else value
+        turns = None
+        if isinstance(record, Record) and not self.classes:
+            turns = next((c for c in (*TURNS, "prompt") if isinstance(record.values.get(c), list)), None)
+        if turns is not None or self.records == CHAT:
+            return _asked(record, turns, place)
+        if self.records == INSTRUCTION:
+            values = record.values if isinstance(record, Record) else {INSTRUCTION: _text(record, place)}
+            return _shaped({**values, "output": ""}, INSTRUCTION, getattr(record, "place", place))
+        text, spans = self._prompt(record, place)
+        return Example(text, 0 if self.classes else -1, spans=spans)
+
+    def _prompt(self, value: str | Record, place: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+        """The prompt, and where the columns stand in it."""
         if isinstance(value, Record):
             record = value
-        elif isinstance(value, Mapping):
-            record = Record(dict(value), place)
         elif not self.template:
-            return _text(value, place)
+            return (text := _text(value, place)), ((0, len(text)),)
         else:
             record = self._record(_text(value, place), place)
         template = Template(self.template or ("{prompt}" if "prompt" in record.values else "{text}"))
@@ -85,7 +107,7 @@ class Form:
                     f"has {', '.join(record.values)}"
                     + ("; --text-column names the column of the text" if column == "text" else "")
                 )
-        return template.fill({column: record.text(column) for column in template.columns})
+        return template.place({column: record.text(column) for column in template.columns})
 
     def _record(self, text: str, place: str) -> Record:
         """A text as the record of the template's only column, or a record that was written as JSON."""
@@ -118,10 +140,29 @@ def lines_of(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def read_inputs(file: str | Path, text_column: str | None = None) -> list[str | Record]:
-    """The inputs in a file: each line of a .txt, or each record of a file that training reads.
+def _asked(value: str | Record, column: str | None, place: str) -> Example:
+    """A conversation whose next turn is asked for: of a text, the only one before it. A last answer is left out."""
+    if not isinstance(value, Record):
+        turns: list[Any] = [{"role": "user", "content": _text(value, place)}]
+    elif column is None:
+        raise TaskError(f"{value.place} has no column with the turns of a conversation, such as {TURNS[0]!r}")
+    else:
+        place, turns = value.place, list(value.values[column])
+        answers = turns and isinstance(turns[-1], dict) and turns[-1].get("role", turns[-1].get("from")) == "assistant"
+        turns = turns[:-1] if answers else turns
+    return _shaped({TURNS[0]: [*turns, {"role": "assistant", "content": ""}]}, CHAT, place)
 
-    Raises TaskError for a file that does not parse.
+
+def _shaped(values: dict[str, Any], records: str, place: str) -> Example:
+    """The example that training would make of a record of this shape."""
+    record = Record(values, place)
+    return shape_of(Table([record]), Asked(records=records), place).example(record)
+
+
+def read_inputs(file: str | Path, text_column: str | None = None) -> list[str | Record]:
+    """The inputs in a file: each line of a .txt, or each record of data that training reads.
+
+    Raises TaskError for data that does not parse.
     """
     path = Path(file)
     if path.suffix != ".txt":

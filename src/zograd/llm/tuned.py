@@ -18,7 +18,7 @@ from zograd.llm.generation import Generated, generate
 from zograd.llm.prompts import Form, form_of_task
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.others import scorer_of
-from zograd.llm.settings import SettingsError
+from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.runs.packed import holds_run, opened
 
 Inputs = Iterable[str | Mapping[str, Any]]
@@ -75,8 +75,8 @@ class Tuned:
         if not self.is_run:
             if base is not None:
                 raise SettingsError(
-                    f"--model {base} is the base model of a run, and {source} is no run; check "
-                    f"the path, or leave --model out"
+                    f"--model {base} is the base model of a run, and {source} is no run; check the path, or leave "
+                    f"--model out"
                 )
             self.form = form_of_task(task, prompt_template, label_words, **columns)
             return
@@ -91,6 +91,11 @@ class Tuned:
         directory = opened(self.source)
         stored = Form.read(directory.meta.get("data", {}).get("asks"))
         return stored if stored is not None else Form.of(examples_of(stored_settings(directory))[0])
+
+    @cached_property
+    def encoding(self) -> dict[str, Any]:
+        """How examples become tokens: as in the run, or as in training by default."""
+        return (stored_settings(opened(self.source)) if self.is_run else TrainSettings()).encoding
 
     @cached_property
     def _ready(self) -> tuple[Any, Any, int | None]:
@@ -128,16 +133,16 @@ class Tuned:
         Raises TaskError for an input that does not fit the template or the model, before the first forward.
         """
         self.check_labels()
-        prompts = self.form.prompts(inputs)
-        if calibrate and len(prompts) < 2:
+        examples = self.form.examples(inputs)
+        if calibrate and len(examples) < 2:
             raise SettingsError("--calibrate subtracts the mean score of the inputs, and here is one; give several")
         model, tokenizer, _ = self._ready
-        examples = [Example(prompt, 0) for prompt in prompts]
-        scores = scorer_of(model, tokenizer, self._as_task(examples)).all_scores(examples, progress=progress)
+        scorer = scorer_of(model, tokenizer, self._as_task(examples), **self.encoding)
+        scores = scorer.all_scores(examples, progress=progress)
         logp = torch.log_softmax(scores.double(), 1)
         if calibrate:
             logp = torch.log_softmax(logp - logp.mean(0), 1)
-        return [self._prediction(prompt, row.exp()) for prompt, row in zip(prompts, logp, strict=True)]
+        return [self._prediction(e.prompt, row.exp()) for e, row in zip(examples, logp, strict=True)]
 
     def _as_task(self, examples: Sequence[Example]) -> Task:
         """The inputs as the test split of a task."""
@@ -164,9 +169,9 @@ class Tuned:
         progress: Progress | None = None,
     ) -> list[Generated]:
         """The text with which each input goes on: see `zograd.llm.generation.generate`."""
-        prompts = self.form.prompts(inputs)
+        examples = self.form.examples(inputs)
         model, tokenizer, _ = self._ready
         return generate(
-            model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed,
-            progress=progress,
+            model, tokenizer, examples, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed,
+            progress=progress, chat=self.encoding["chat"],
         )  # fmt: skip

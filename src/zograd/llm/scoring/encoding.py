@@ -94,7 +94,14 @@ class Encoder:
         """The ids of what stands before the answer of an example."""
         if example.chat and self.chat:
             turns = [{"role": role, "content": text} for role, text in example.chat[:-1]]
-            return self.known(self._ids(self._rendered(turns, add_generation_prompt=True), add_special_tokens=False))
+            try:
+                text = self._rendered(turns, add_generation_prompt=True)
+            except Exception as e:  # of jinja, which the template may raise on purpose
+                raise TaskError(
+                    f"the chat template of the tokenizer refuses the conversation that begins "
+                    f"{turns[0]['content'][:40]!r} ({e}); change its roles"
+                ) from e
+            return self.known(self._ids(text, add_special_tokens=False))
         return self.text(example.prompt.rstrip(" "))
 
     def _turns(self, example: Example) -> tuple[Tokens, int]:
