@@ -440,6 +440,8 @@ def _tried(
     parts = [part for batch in batches.first_uses() for part in scorer.parts(batch, s.shards or 1)]
     evaluated = [[held_out[i] for i in bucket] for bucket in scorer.buckets(held_out, EVALUATION)]
     scorer.group([*parts, *evaluated])
+    if s.offload == "cpu":  # later, a forward that stores states could make moves that wait, and change the last bits
+        scorer.remember([*examples, *held_out])
     data = {
         "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
         "sha256": digest(task, examples, held_out),
