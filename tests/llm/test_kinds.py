@@ -190,7 +190,7 @@ def test_backprop_of_an_encoder_is_its_gradient(tokenizer: Any, tmp_path: Path, 
 
     name, auto, _ = KINDS[kind]
     model = family(name, len(tokenizer), auto).requires_grad_(False)
-    trained = loading.select(model, "full", layers=2) | loading.head_of(model)
+    trained = loading.select(model, "full", layers=2)
     scorer = scorer_of(model, tokenizer, task(), trained=list(trained.values()))
     store = Store(trained)
     source = Backprop(list(loading.blocks(model)), store.leaves, loading.head_of(model))
@@ -230,3 +230,7 @@ def test_a_plan_of_such_a_model(tokenizer: Any, tmp_path: Path, kind: str) -> No
     model = saved(tmp_path / "model", name, tokenizer, auto)
     expected = sum(p.numel() for p in family(name, len(tokenizer), auto).parameters())
     assert plan(str(model), batch_size=2, seq_len=16)["params"] == expected
+    blocks = plan(str(model), method="backprop", layers=1)["trainable"]
+    whole = family(name, len(tokenizer), auto)
+    last = sum(p.numel() for p in loading.blocks(whole)[-1].parameters())
+    assert blocks == last + sum(p.numel() for p in loading.head_of(whole).values())

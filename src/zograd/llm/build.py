@@ -196,7 +196,7 @@ def misfit(s: TrainSettings, module: nn.Module, estimator: FromBlocks, layers: i
     if loading.is_scales(s.train):
         return None  # they are made with the store, and the models that have them are causal and add
     try:
-        trained = inside(module, chosen_tensors(module, s, layers), s)
+        trained = inside(module, loading.select(module, s.train, layers=layers), s)
         found = parts_of(module, trained, residual=estimator.adds)
     except ModelError as e:
         return first_line(e)
@@ -210,7 +210,7 @@ def _prepared(
     """See `prepare`: what is trained, with its store and its run."""
     estimator, model = method.estimator, loading.plain_model(module)
     pages: Offloaded | None = None
-    trained = chosen_tensors(module, s, layers)
+    trained = loading.select(module, s.train, layers=layers)
     if s.lora_init == "activations":
         trained = lora_init.without_A(trained)
     module.requires_grad_(False)
@@ -266,12 +266,6 @@ def layers_of(module: nn.Module, store: Store, method: Method[Any]) -> InputsOfL
         return InputsOfLeaves(module, store.leaves, method.law.rank)
     except ValueError as e:
         raise SettingsError(f"--method {method.name} looks at what enters linear layers, and {e}; use lozo") from e
-
-
-def chosen_tensors(module: nn.Module, s: TrainSettings, layers: int | None) -> dict[str, Tensor]:
-    """The tensors that the settings train. The head of a masked model or a classifier is trained with its blocks."""
-    chosen = loading.select(module, s.train, layers=layers)
-    return chosen | loading.head_of(module) if s.train in ("full", "lora") else chosen
 
 
 def inside(module: nn.Module, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
@@ -489,6 +483,8 @@ def _tried(
     parts = [part for batch in batches.first_uses() for part in scorer.parts(batch, s.shards or 1)]
     evaluated = [[held_out[i] for i in bucket] for bucket in scorer.buckets(held_out, EVALUATION)]
     scorer.group([*parts, *evaluated])
+    if s.offload == "cpu":  # later, a forward that stores states could make moves that wait, and change the last bits
+        scorer.remember([*examples, *held_out])
     data = {
         "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
         "sha256": digest(task, examples, held_out), "asks": asdict(Form.of(task)),

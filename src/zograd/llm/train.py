@@ -108,13 +108,8 @@ def _train(
         before = metrics_before(meta)
         if before is not None:
             check_metric(before, work.scorer.reports)
+        inference = measured_again(out, work, opened, stages)  # before weights have moves that wait for a forward
         directory, taken = replay_tape(out, work, opened, peers)
-        batch = work.batches[work.prepared.run.step_number]
-        with Peak(s.device) as inference:
-            if missing := work.scorer.unknown(batch):
-                with stages.counted("computing the states below the trained blocks", missing) as progress:
-                    work.scorer.remember(batch, progress)
-            work.scorer.infer(batch, work.held_out)
     run = work.prepared.run
     steps_before = run.step_number
 
@@ -233,6 +228,18 @@ def baseline(work: Work, stages: Stages, peers: Peers) -> Metrics | None:
         return None
     with stages.counted("evaluating before the first step", len(work.held_out)) as progress:
         return work.scorer.evaluate(work.held_out, progress=progress, peers=peers)
+
+
+def measured_again(out: Path, work: Work, opened: Opened, stages: Stages) -> Peak:
+    """The memory of inference for a run that is continued; the states of its next batch are stored by then."""
+    tape = opened.tape if opened.tape is not None else Tape(out / "tape.zo", opened.tape_bytes)
+    batch = work.batches[tape.steps]
+    with Peak(work.prepared.settings.device) as inference:
+        if missing := work.scorer.unknown(batch):
+            with stages.counted("computing the states below the trained blocks", missing) as progress:
+                work.scorer.remember(batch, progress)
+        work.scorer.infer(batch, work.held_out)
+    return inference
 
 
 def begin(work: Work, before: Metrics | None, directory: RunDirectory, peers: Peers) -> None:

@@ -12,7 +12,7 @@ from zograd.patterns import PatternError, matching
 if TYPE_CHECKING:
     pass
 from zograd.llm.loading.errors import ModelError
-from zograd.llm.loading.structure import blocks
+from zograd.llm.loading.structure import blocks, head_of
 from zograd.llm.loading.virtual import PARTS
 
 
@@ -25,7 +25,8 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
         "scales:PATTERN": those of layers in whose names the regular expression is found ("scales:mlp"). Anything else
         is a pattern of parameter names: with letters, dots, "*" and "?" only, a shell pattern for whole names
         ("*.q_proj.weight"); otherwise a regular expression that is searched in the name ("(q|v)_proj").
-    layers: keep only tensors of the top `layers` blocks.
+    layers: keep only tensors of the top `layers` blocks. The head of a masked model or a classifier is trained with
+        them, and with adapters.
 
     Raises ModelError if nothing is selected.
 
@@ -51,6 +52,8 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
     if layers is not None:
         kept = {id(p) for block in list(blocks(model))[-layers:] for p in block.parameters()} if layers else set()
         chosen = {k: p for k, p in chosen.items() if id(p) in kept}
+    if train in ("full", "lora"):
+        chosen = chosen | head_of(model)
     if not chosen:
         raise ModelError(f"--train {train!r} selects no parameter; names look like {', '.join(list(named)[:3])}")
     return chosen
