@@ -39,9 +39,10 @@ and scales on a model packed in 4 bits; adapters on a model whose weights stay o
 COMPLETIONS = "completions"
 """The task of second halves of sentences, measured by the perplexity of a token in place of the accuracy."""
 
-FORWARDS = {"residual": 4.0, "backprop": 4.0, "node_perturbation": 4.0, "zo_sgd": 2.0}
+FORWARDS = {"residual": 4.0, "forward_residual": 4.0, "backprop": 4.0, "node_perturbation": 4.0, "zo_sgd": 2.0}
 """Forwards of the trained blocks in a step: a backward counts for two. `residual` and `backprop` make a forward, run
-each block again and take its derivative; `node_perturbation` makes two, and one with the products of its layers."""
+each block again and take its derivative; `forward_residual` makes one, and runs each block three times;
+`node_perturbation` makes two, and one with the products of its layers."""
 
 EVALUATIONS = 60
 """Evaluations by values alone for each step of the others: 3,000 beside 50 steps."""
@@ -52,7 +53,7 @@ _OF_BLOCKS = {
 }  # fmt: skip
 
 RATES: dict[str, dict[str, Sequence[float]]] = {
-    **{method: _OF_BLOCKS for method in ("residual", "backprop", "node_perturbation")},
+    **{method: _OF_BLOCKS for method in ("residual", "forward_residual", "backprop", "node_perturbation")},
     "zo_sgd": {
         "last": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "four": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "all": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4),
@@ -224,7 +225,9 @@ accuracy, and lower is better. What is trained:
 def measure(
     tasks: Annotated[str, "Tasks, separated by commas."] = "trec",
     parts: Annotated[str, "Of last, four, all and lora, separated by commas."] = "last",
-    methods: Annotated[str, "Of residual, backprop, node_perturbation and zo_sgd."] = "residual,backprop,zo_sgd",
+    methods: Annotated[
+        str, "Of residual, forward_residual, backprop, node_perturbation and zo_sgd."
+    ] = "residual,backprop,zo_sgd",
     seeds: Annotated[int, "Seeds 0 to this, less one."] = 1,
     steps: Annotated[int, "Steps of a run."] = 50,
     out: Annotated[str, "The file of lines."] = str(RESULTS),

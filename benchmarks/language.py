@@ -201,6 +201,7 @@ def load(problem: LanguageTask) -> Loaded:
     held_out = list(task.splits["validation"])[: problem.eval_examples]
     scorer = Scorer(module, tokenizer, task, trained=list(trained.values()), cache_prefix=True)
     with torch.no_grad():
+        scorer.group([examples, held_out])
         scorer.remember([*examples, *held_out])
     start = {name: tensor.detach().clone() for name, tensor in trained.items()}
     return Loaded(trained, start, scorer, examples, held_out, scorer.evaluate(held_out).loss)

@@ -188,6 +188,7 @@ def shrunk_text(code: str, small: Small | None) -> str:
 SMALL = {
     "--steps": "4",
     "--to": "2",
+    "--average": "2",
     "--batch-size": "4",
     "--layers": "2",
     "--train-examples": "12",

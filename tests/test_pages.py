@@ -14,7 +14,7 @@ WITH_CODE = sorted(page for page in (*DOCS.rglob("*.md"), ROOT / "README.md") if
 
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 
-NOT_RUN = 12
+NOT_RUN = 13
 """Blocks that are not run, on all pages together. Each says why."""
 
 

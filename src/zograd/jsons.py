@@ -17,10 +17,10 @@ def finite(value: Any) -> Any:
     return [finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def dumps(value: Any) -> str:
-    """One line of JSON, which any reader takes.
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """JSON that any reader takes: one line, or lines with an indent.
 
     >>> dumps({"loss": float("nan"), "steps": 3})
     '{"loss": null, "steps": 3}'
     """
-    return json.dumps(finite(value), allow_nan=False)
+    return json.dumps(finite(value), allow_nan=False, indent=indent)

@@ -85,15 +85,15 @@ def _package(point: EntryPoint) -> str:
 
 
 def check(run: str | Path, *, resume: bool = False) -> None:
-    """Compare the plugins of this process with those that the run in a folder was trained with.
+    """Compare the plugins of this process with those that a run, in a folder or packed, was trained with.
 
     Raises PluginError for a file that was not given again. A file that has changed is a warning, or a PluginError with
     `resume`, since the run would go on as another one. A package that is not installed is a warning.
     """
     from zograd.runs.errors import RunError
-    from zograd.runs.rundir import RunDirectory
+    from zograd.runs.packed import opened
 
-    found = RunDirectory.open(run).meta.get("plugins", [])
+    found = opened(run).meta.get("plugins", [])
     if not isinstance(found, list) or not all(isinstance(p, dict) and _is_text(p) for p in found):
         raise RunError(f"{Path(run) / 'run.json'}: 'plugins' is no list of plugins; restore it from a copy")
     for plugin in found:

@@ -180,6 +180,20 @@ def test_f_is_never_called_outside_of_its_bounds(method: str) -> None:
     np.testing.assert_allclose(result.x, [1, 2, 0.5, 3], atol=1e-3)
 
 
+def test_noise_within_bounds_is_solved_without_pycma(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zograd.api.strategies.auto.available", lambda: False)
+    rng = np.random.default_rng(0)
+
+    def f(x: np.ndarray) -> float:
+        assert np.all((x >= 0) & (x <= 1))
+        return float(np.sum((x - [0.3, 0.7, 3.0]) ** 2)) + 0.01 * rng.normal()
+
+    with pytest.warns(UserWarning, match="another value"):
+        result = minimize(f, np.full(3, 0.5), bounds=(0, 1), budget=2000, seed=0)
+    assert "zo_sgd" in str(result.strategy)
+    np.testing.assert_allclose(result.x, [0.3, 0.7, 1.0], atol=0.05)
+
+
 def test_bounds_that_cannot_be_are_refused_in_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"x0\[1\] = 5 is outside of its bounds \[0, 1\]; start inside"):
         minimize(sphere, np.array([0.5, 5.0]), bounds=(0, 1))

@@ -241,7 +241,17 @@ FALLING = {
 }
 
 
-@pytest.mark.parametrize("name", ["auto", *(n for n in methods.names() if not methods.describe(n)["required"])])
+QUICK = ("auto", "zo_sgd", "cr_fm_nes", "fzoo", "zo_adam", "rank")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in ("auto", *methods.names())
+        if name == "auto" or not methods.describe(name)["required"]
+    ],
+)
 def test_a_fall_without_end_is_no_error_and_no_success(name: str) -> None:
     """Squares of such values and radii leave the range of floats."""
     one = {"n": 1} if name != "auto" and methods.describe(name)["defaults"].get("n") == 1 else None

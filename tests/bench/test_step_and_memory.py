@@ -123,7 +123,7 @@ def test_comparison_is_the_median_of_ratios_of_a_round():
     }
 
 
-@pytest.mark.parametrize("compile_", [False, True])
+@pytest.mark.parametrize("compile_", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_directions_report_losses_of_one_at_a_time(tiny: str, compile_: bool):
     out = bench_directions(tiny, 3, batch_size=2, seq_len=8, rounds=2, threads=1, compile=compile_)
     assert out["max_relative_error"] < 1e-5

@@ -73,8 +73,8 @@ def test_import_zograd_imports_little_beside_torch() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["quickstart", "train", "eval", "replay", "plan", "methods", "models", "tasks", "fetch", "report", "serve",
-     "bench step", "bench memory", "bench exact"],
+    ["quickstart", "train", "eval", "predict", "generate", "replay", "pack", "plan", "methods", "models", "tasks",
+     "fetch", "report", "serve", "bench step", "bench memory", "bench exact"],
 )  # fmt: skip
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = zograd(*command.split(), "--help")

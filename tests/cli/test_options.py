@@ -24,7 +24,8 @@ FIELDS = list(TrainSettings.model_fields)
 SOURCES = Path(__file__).parents[2] / "src" / "zograd"
 DONE = {
     "metric": "loss", "metric_before": 1.0, "metric_after": 1.0, "steps": 1, "evaluations": 2, "seconds": 1.0,
-    "peak_bytes": 1, "inference_peak_bytes": 1, "interrupted": False, "run": "x",
+    "peak_bytes": 1, "inference_peak_bytes": 1, "interrupted": False, "run": "x", "start_seconds": 1.0,
+    "process_peak_bytes": 1,
 }  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_the_help_shows_every_setting_with_its_default() -> None:
         assert re.search(rf"{option(name)}\b", text), name
         assert field.description, name
         assert field.description in text, name
-    for shown in ("[smollm2-135m]", "[1000]", "[q_proj,v_proj]", "[on]", "[the method's; 2^-7 for lora]", "[0]"):
+    for shown in ("[smollm2-135m]", "[1000]", "[all]", "[on]", "[the method's; 2^-7 for lora]", "[0]"):
         assert shown in text, shown
     for panel in ("Model", "Data", "Method", "What is trained", "Machine", "Evaluation and saving"):
         assert f" {panel} " in text, panel

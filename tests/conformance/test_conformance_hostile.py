@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from zograd import methods
 from zograd.core.frames import frame as one_frame
 from zograd.core.run import Record, Run
-from zograd.core.tape import _PREAMBLE, Tape, TapeError, pack_record, unpack_record
+from zograd.core.tape import PREAMBLE, Tape, TapeError, pack_record, unpack_record
 from zograd.core.vector import BASES, Address, Noise, Slot, Vector
 from zograd.estimators.population import Product
 from zograd.estimators.vertices import Sides
@@ -64,7 +64,7 @@ HEADER = json.dumps({"noise_version": NOISE_VERSION, "seed": 0}).encode()
 
 def framed(*payloads: bytes) -> bytes:
     """A tape with valid checksums, whatever stands in it."""
-    data, crc = _PREAMBLE, zlib.crc32(_PREAMBLE)
+    data, crc = PREAMBLE, zlib.crc32(PREAMBLE)
     for payload in payloads:
         frame, crc = one_frame(payload, crc)
         data += frame

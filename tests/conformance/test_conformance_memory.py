@@ -46,6 +46,9 @@ class LargestNewStorage(TorchDispatchMode):
 
 native = pytest.mark.skipif(noise.backend() != "native", reason="the torch backend makes noise in tensors of its own")
 
+HEAVY = ("fd_fista", "cr_fm_nes-from-x0", "sep_cma-from-x0", "dap-momentum")
+"""Cases that take many seconds at 2^20 weights."""
+HEAVY_ARE_SLOW = [pytest.param(case, marks=pytest.mark.slow) if case.id in HEAVY else case for case in CASES]
 SIDE = 512
 SMALL = 1 << 14  # elements of a chunk and of a tile here; the weights have 2^20
 
@@ -75,7 +78,7 @@ def four_layers(dtype: torch.dtype, positive: bool = False):
 @native
 @pytest.mark.filterwarnings("ignore:this step changed")
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", HEAVY_ARE_SLOW, ids=lambda c: c.id)
 def test_a_step_allocates_no_more_than_a_tile(case, kind: str, small_blocks) -> None:
     """d = 2^20: after slots are there, no new storage is larger than a chunk or tile in float32, Python's included."""
     dtype, rounding = DTYPES[kind]

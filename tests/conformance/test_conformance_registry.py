@@ -15,7 +15,7 @@ import zograd
 from zograd import estimators, laws, methods, rules, spaces
 from zograd.core.parts import concrete
 from zograd.core.run import Run
-from zograd.estimators import Estimator, FromBlocks, NodePerturbation, Watching
+from zograd.estimators import Estimator, ForwardResidual, FromBlocks, NodePerturbation, Watching
 from zograd.laws import Law, OnLayerInputs
 from zograd.learning_rate import Measured
 from zograd.learning_rate.levels import Levels
@@ -35,7 +35,9 @@ def test_every_menu_entry_has_a_case_and_a_paper() -> None:
     """Those that need a model have their tests in `tests/llm/test_blockwise.py` and `tests/llm/test_inputs.py`."""
     assert {case.name for case in CASES} == set(methods.names())
     assert set(methods.names(blocks=True)) == set(methods.MENU)
-    assert set(methods.MENU) - set(methods.names()) == {"residual", "backprop", "node_perturbation", "agzo"}
+    assert set(methods.MENU) - set(methods.names()) == {
+        *("residual", "forward_residual", "backprop", "node_perturbation", "agzo")
+    }
     for case in CASES:
         assert Path(inspect.getfile(case.paper)).parent == REFERENCE, "a paper is no code of the library"
         assert case.paper.__doc__
@@ -58,7 +60,9 @@ def test_every_estimator_is_tested() -> None:
 
     What needs a model is held to autograd and to its paper, in `tests/llm` (test_blockwise.py, test_inputs.py).
     """
-    assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {Measured, Levels, FromBlocks, NodePerturbation, Watching}
+    assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {
+        *(Measured, Levels, FromBlocks, ForwardResidual, NodePerturbation, Watching)
+    }
 
 
 def test_every_space_is_tested() -> None:

@@ -243,11 +243,11 @@ def test_a_cut_gives_a_prefix_of_the_records(taped) -> None:
 def test_a_record_that_is_lost_doubled_or_swapped_is_found(taped) -> None:
     """The checksums are chained, so whole frames cannot be exchanged either."""
     from zograd.core.frames import frames as framed
-    from zograd.core.tape import _PREAMBLE
+    from zograd.core.tape import PREAMBLE
 
     path, _ = taped
     data = path.read_bytes()
-    ends = [len(_PREAMBLE), *(end for _, end, _ in framed(data, path, _PREAMBLE))]
+    ends = [len(PREAMBLE), *(end for _, end, _ in framed(data, path, PREAMBLE))]
     frames = [data[a:b] for a, b in itertools.pairwise(ends)]
     head, (a, b, c, d) = data[: ends[0]] + frames[0], frames[1:]
     for order in ((b, c, d), (a, a, b, c, d), (b, a, c, d), (a, c, d), (a, b, d, c)):

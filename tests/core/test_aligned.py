@@ -28,7 +28,9 @@ G /= np.linalg.norm(G)
 
 
 VARIANTS = {"sphere": (Sphere(), False), "gaussian": (Gaussian(), False), "fixed": (Gaussian(), True)}
-by_variant = pytest.mark.parametrize("variant", VARIANTS)
+by_variant = pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=pytest.mark.slow) if v == "sphere" else v for v in VARIANTS]
+)
 WRONG = np.linspace(1, -0.2, D)  # cosine 0.2 to 0.6 with G: neither aligned nor orthogonal
 N = 4_000
 
@@ -114,7 +116,7 @@ def drive(estimator: Aligned, f, x: np.ndarray, law, step: int, mu: float, store
             return stop.value
 
 
-@pytest.mark.parametrize("central", [False, True], ids=["one-sided", "central"])
+@pytest.mark.parametrize("central", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one-sided", "central"])
 def test_e_the_pilot_guide_leaves_no_bias(central: bool) -> None:
     """(e) E[estimate] = grad f on a quadratic, since the guide is frozen before the second half is drawn."""
     a = np.diag(np.linspace(0.5, 2, 6))
@@ -145,7 +147,7 @@ def test_f_critical_step_with_an_exact_guide_is_2_over_the_trace() -> None:
 # ---- the pilot at equal evaluations ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("d", "b"), [(16, 8), (16, 32)])
+@pytest.mark.parametrize(("d", "b"), [(16, 8), pytest.param(16, 32, marks=pytest.mark.slow)])
 def test_two_stages_have_the_error_of_plain_directions(d: int, b: int) -> None:
     """Total MSE within 6 % of (d - 1)/b; the second stage alone, as released, has twice that."""
     g = np.cos(np.arange(d))

@@ -54,6 +54,7 @@ def imbalance(leaves: dict[str, torch.Tensor]) -> float:
     return float((b.T @ b - a @ a.T).norm() / (b.T @ b).norm())
 
 
+@pytest.mark.slow
 def test_a_balanced_run_does_not_depend_on_the_split_and_a_plain_one_does() -> None:
     """(c B, A / c), c = 1, 3, 10: the same loss to 1 %; plain ZO keeps most of its loss at c = 10, at its best lr."""
     balanced = [trained(Balanced(SGD()), c, 600, lr=0.2)[0] for c in (1.0, 3.0, 10.0)]

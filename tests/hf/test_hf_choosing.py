@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AlbertConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     BertConfig,
     BertForSequenceClassification,
@@ -94,18 +96,17 @@ def frozen_but(model: nn.Module, part: str) -> nn.Module:
 
 
 OTHERS: dict[str, tuple[Any, str]] = {
-    "norm behind the sum": (lambda: small(OPTConfig(**OPT, do_layer_norm_before=False)), "block 0 of OPTForCausalLM"),
-    "two stacks": (
-        lambda: small(T5Config(vocab_size=64, d_model=32, d_ff=48, num_layers=2, num_heads=4), AutoModelForSeq2SeqLM),
-        "an encoder and a decoder",
-    ),
     "no blocks": (lambda: nn.Linear(2, 2), "the model has no list of blocks"),
-    "a norm behind the sum, and a head": (
-        lambda: BertForSequenceClassification(BertConfig(**PLAIN, max_position_embeddings=32)),
-        "block 0 of BertFor",
+    "blocks that run twice": (
+        lambda: small(AlbertConfig(**PLAIN, embedding_size=16, max_position_embeddings=32), AutoModelForMaskedLM),
+        "its blocks run 3 times in one forward",
     ),
     "embeddings alone": (lambda: frozen_but(llama(), "embed"), "what is trained lies outside of the blocks"),
     "embeddings and a block": (lambda: frozen_but(llama(), "e"), "model.embed_tokens.weight is trained too"),
+    "a norm behind the sum, in part": (
+        lambda: frozen_but(small(OPTConfig(**OPT, do_layer_norm_before=False)), "layers"),
+        "block 0 of OPTForCausalLM",
+    ),
 }
 
 
@@ -120,6 +121,37 @@ def test_others_are_trained_by_values_with_a_measured_rate(kind: str) -> None:
     assert isinstance(choice.method.lr, AutoRate)
     assert why in choice.why
     assert len(choice.tensors) == len(trainable(model))
+
+
+POST_NORM: dict[str, Any] = {
+    "opt": lambda: small(OPTConfig(**OPT, do_layer_norm_before=False)),
+    "bert": lambda: BertForSequenceClassification(BertConfig(**PLAIN, max_position_embeddings=32)),
+    "masked": lambda: small(BertConfig(**PLAIN, max_position_embeddings=32), AutoModelForMaskedLM),
+}
+
+
+@pytest.mark.parametrize("kind", POST_NORM)
+def test_with_a_norm_behind_the_sum_the_last_block_and_the_head_get_their_exact_gradient(kind: str) -> None:
+    model = POST_NORM[kind]()
+    choice = choose(model, trainable(model), None, None, None)
+    assert choice.method.name == "backprop"
+    assert choice.parts.numbers == [len(choice.parts.blocks) - 1]
+    assert "block 0 of" in choice.why
+    assert "the derivative of its last block is exact" in choice.line(model)
+    if kind != "opt":
+        assert choice.parts.tail
+    assert set(choice.tensors) == {*choice.parts.inside, *choice.parts.tail}
+
+
+def test_of_an_encoder_and_a_decoder_the_blocks_of_the_decoder_are_trained() -> None:
+    config = T5Config(
+        vocab_size=64, d_model=32, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0, pad_token_id=0
+    )
+    model = small(config, AutoModelForSeq2SeqLM)
+    choice = choose(model, trainable(model), None, None, None)
+    assert choice.method.name == "residual"
+    assert all(name.startswith("decoder.") for name in choice.tensors)
+    assert not any("relative_attention_bias" in name for name in choice.tensors)
 
 
 @pytest.mark.parametrize(

@@ -303,10 +303,15 @@ def test_a_classifier_with_a_norm_behind_the_sum(tmp_path: Path, capfd: Any) -> 
         BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
     )
     data = [row | {"labels": row["input_ids"][0] % 2} for row in rows()]
+    before = {name: p.clone() for name, p in model.named_parameters()}
     trainer = trained(tmp_path, model, data=data)
     line = capfd.readouterr().err
-    assert "by zo_sgd, lr auto (measured), because block 0 of BertForSequenceClassification does not add" in line
+    assert "by backprop, lr 0.0359 (for 1 blocks" in line
+    assert "because block 0 of BertForSequenceClassification does not add" in line
     assert all(np.isfinite(losses(trainer)))
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert {"classifier.weight", "bert.pooler.dense.weight"} < moved
+    assert all(name.startswith(("classifier", "bert.pooler", "bert.encoder.layer.1.")) for name in moved)
 
 
 def test_a_classifier_of_text_is_trained_with_its_head(tmp_path: Path) -> None:

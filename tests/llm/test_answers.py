@@ -163,6 +163,7 @@ def test_words_and_prompts_above_a_kept_prefix(tiny_model: Path, monkeypatch: py
         assert scorer.prefix is not None
         if not shared:
             monkeypatch.setattr(scorer, "limit", max(scorer.lengths(EXAMPLES)) - 1)
+        scorer.group([EXAMPLES])
         scorer.remember(EXAMPLES)
         assert (scorer.answers is not None) == shared
         torch.testing.assert_close(scorer.scores(EXAMPLES), plain.scores(EXAMPLES), rtol=0, atol=1e-5)

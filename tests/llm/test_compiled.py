@@ -78,9 +78,9 @@ def graphs() -> tuple[int, int]:
     [
         ("llama", torch.float32, None),
         pytest.param("llama", torch.bfloat16, None, marks=pytest.mark.slow),
-        ("llama", torch.float32, "rankone"),
-        ("gpt2", torch.float32, None),
-        ("opt", torch.float32, None),
+        pytest.param("llama", torch.float32, "rankone", marks=pytest.mark.slow),
+        pytest.param("gpt2", torch.float32, None, marks=pytest.mark.slow),
+        pytest.param("opt", torch.float32, None, marks=pytest.mark.slow),
     ],
 )
 def test_losses_are_those_of_the_model_as_it_is(name: str, dtype: torch.dtype, law: str | None) -> None:
@@ -95,6 +95,7 @@ def test_losses_are_those_of_the_model_as_it_is(name: str, dtype: torch.dtype, l
     assert breaks == 0
 
 
+@pytest.mark.slow
 def test_a_weight_read_alone_is_answered_outside_of_the_graph() -> None:
     """Gemma's 1 + w has no rows to be shown to: its points are evaluated one at a time, with the same losses."""
     model = make_model("gemma")
@@ -170,9 +171,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "variant", ["full", *(pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS if v != "full")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_goes_on_to_the_same_bits(tiny_model: Path, tmp_path: Path, variant: str) -> None:
     """Also where another batch, of another shape, is the first that its process compiles for."""
     s = TrainSettings.model_validate(

@@ -334,3 +334,33 @@ def test_a_run_records_the_digest_of_its_data(tiny_model: Path, tmp_path: Path) 
     train(s, tmp_path / "run", quiet=True)
     meta = json.loads((tmp_path / "run" / "run.json").read_text())
     assert meta["data"]["sha256"] == digest(*examples_of(s))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"split": "test"}, r"data.jsonl has no test example, but 8 train, 4 validation"),
+        ({"split": "dev"}, "--split dev: there are train, validation, test and all"),
+        ({"dtype": "bfloat16"}, "--dtype cannot be chosen for a run: its base model is loaded as it was trained"),
+        ({"quantized": True, "quantize": "nf4"}, "--quantized, --quantize cannot be chosen for a run"),
+        ({"seed": 3}, "--seed 3: the data of a run is split by its own seed, 0"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_a_model_is_loaded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], says: str
+) -> None:
+    import zograd.llm.evaluate as module
+
+    rows = [{"text": f"good {k}", "label": k % 2, "split": "train" if k < 8 else "dev"} for k in range(12)]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    s = TrainSettings(model=str(tiny_model), task=str(file), method="zo_sgd", steps=1, batch_size=2, dtype="float32")
+    train(s, tmp_path / "run", quiet=True)
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(module, "restore", load)
+    monkeypatch.setattr(module.loading, "load", load)
+    with pytest.raises((SettingsError, TaskError), match=says):
+        evaluate(None, None, tmp_path / "run", **arguments)

@@ -223,7 +223,8 @@ def kill_at(process: Child, tape: Path, size: int, number: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*last record is torn")
-@pytest.mark.parametrize("method", ["zo_sgd", pytest.param("residual", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["zo_sgd", "residual"])
 def test_killed_three_times_the_run_ends_at_the_same_bits(tiny_model: Path, tmp_path: Path, method: str) -> None:
     """kill -9 at random moments, --resume: final weights bit-identical to an uninterrupted run.
 

@@ -115,7 +115,7 @@ def test_scores_that_are_not_finite_have_no_metric() -> None:
         ("accuracy", "text", "compares classes, and this task has none: loss or perplexity"),
         ("no_such_module:f", "classification", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such"),
         ("math:no", "classification", "cannot be imported .*AttributeError"),
-        ("math:pi", "classification", "'math:pi' is a float, expected a function of labels and predictions"),
+        ("math:pi", "classification", "'math:pi' is a float, expected a function"),
     ],
 )
 def test_one_sentence_for_each_mistake(asked: str, kind: str, message: str) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
 
 from zograd import Store, methods
-from zograd.blockwise import Around, Backprop, Blockwise, Nodes, Residual, Terms
+from zograd.blockwise import Around, Backprop, Blockwise, Nodes, Residual, ResidualByValues, Terms
 from zograd.blockwise.nodes import layers_of, signs
+from zograd.blockwise.values import sums_behind
 from zograd.core.vector import Slot, Vector
 from zograd.llm import loading
 from zograd.llm.build import set_up
@@ -58,6 +59,9 @@ class Rows:
         from contextlib import nullcontext
 
         return nullcontext
+
+    def owners(self) -> Tensor | None:
+        return None
 
 
 def gradients(source: Blockwise, store: Store, batch: Any, key: int) -> dict[str, Tensor]:
@@ -126,6 +130,59 @@ def test_recentred_estimates_have_the_same_mean_and_the_variance_of_what_the_cen
     residual = gradients(Residual(blocks, store.leaves), store, batch, 0)
     for name, g in residual.items():
         torch.testing.assert_close(nothing[name], g, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "tied"])
+def test_by_values_the_mean_is_residual_feedback_without_the_derivative_of_a_block(kind: str) -> None:
+    """What is added to the output of its block, and nothing else, is exact; each layer has its path."""
+    _, blocks, store, batch = made(KINDS[kind])
+    exact = gradients(Residual(blocks, store.leaves), store, batch, 0)
+    source = ResidualByValues(blocks, store.leaves)
+    before = store.digest()
+    z = deviations(lambda key: gradients(source, store, batch, key), exact, 120)
+    writes = [name for name in exact if "down_proj" in name or "mlp.c_proj" in name]
+    assert len(writes) == (4 if kind == "gpt2" else 2)
+    one = gradients(source, store, batch, 1)
+    for name in writes:
+        torch.testing.assert_close(one[name], exact[name], rtol=1e-4, atol=1e-6)
+    noisy = torch.tensor([name not in writes for name in exact])
+    assert z[noisy].abs().max() < 4.5
+    assert z[noisy].square().mean() < 2.0
+    assert store.digest() == before
+    names = [next(n for n, m in blocks[1].named_modules() if m is node) for node in source.nodes[1]]
+    paths = {name: source._paths[1][i] for i, name in enumerate(names)}
+    if kind != "gpt2":
+        assert {n.split(".")[-1]: p for n, p in paths.items()} == {
+            "input_layernorm": "spreads", "q_proj": "stays", "k_proj": "spreads", "v_proj": "spreads",
+            "o_proj": "stays", "post_attention_layernorm": "stays", "gate_proj": "stays", "up_proj": "stays",
+            "down_proj": "adds",
+        }  # fmt: skip
+
+
+def test_by_values_estimates_of_more_draws_have_less_variance() -> None:
+    _, blocks, store, batch = made(KINDS["llama"])
+    exact = gradients(Residual(blocks, store.leaves), store, batch, 0)
+
+    def error(source: Blockwise) -> float:
+        found = [gradients(source, store, batch, key) for key in range(40)]
+        return sum(float((g[name] - exact[name]).square().sum()) for g in found for name in exact)
+
+    one, four = (error(ResidualByValues(blocks, store.leaves, draws=draws)) for draws in (1, 4))
+    assert four / one == pytest.approx(0.25, abs=0.1)
+    assert one < 0.5 * error(Nodes(blocks, store.leaves))  # slopes of tokens, not of examples
+
+
+def test_by_values_experts_are_refused_by_their_rows() -> None:
+    _, blocks, store, batch = made(KINDS["experts"])
+    with pytest.raises(ValueError, match=r"rows of shape .* for tokens of shape .*use method 'residual'"):
+        gradients(ResidualByValues(blocks, store.leaves), store, batch, 0)
+
+
+def test_sums_stay_within_a_sequence() -> None:
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0, 9.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+    owners = torch.tensor([[0, 0, 1, 1, -1], [2, 2, 2, 2, 2]])
+    assert sums_behind(values, owners).tolist() == [[3, 2, 7, 4, 0], [5, 4, 3, 2, 1]]
+    assert sums_behind(values, None).tolist() == [[19, 18, 16, 13, 9], [5, 4, 3, 2, 1]]
 
 
 class Linear(nn.Module):
@@ -207,10 +264,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "recentred": {"set": {"at": "blocks", "center": "residual", "shrink": 0.2}},
     "adapters": {"train": "lora", "layers": 2, "lr": 1e-2},
     "several draws": {"layers": 1, "set": {"draws": 2}, "steps": 40},
+    "by values": {"method": "forward_residual", "layers": 2},
+    "by values, adapters": {"method": "forward_residual", "train": "lora", "set": {"draws": 2}},
 }
 
 
-SLOW = ("blocks", "several draws")
+SLOW = ("blocks", "several draws", "recentred", "by values, adapters")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in VARIANTS])
@@ -218,7 +277,12 @@ def test_training_lowers_the_loss_and_goes_on_to_the_same_bits(tiny_model: Path,
     s = settings(tiny_model, **VARIANTS[name])
     done = train(s, tmp_path / "run", quiet=True)
     assert done["loss_last"] < done["loss_first"]
-    assert done["evaluations"] == done["steps"] * {"recentred": 3, "several draws": 4}.get(name, 2)
+    assert done["evaluations"] == done["steps"] * {
+        "recentred": 3,
+        "several draws": 4,
+        "by values": 1,
+        "by values, adapters": 1,
+    }.get(name, 2)
     train(s.model_copy(update={"steps": 12}), tmp_path / "parts", quiet=True)
     assert train(s, tmp_path / "parts", resume=True, quiet=True)["sha256"] == done["sha256"]
 
@@ -271,6 +335,38 @@ def test_causal_slopes_lower_the_variance_of_completions_and_keep_the_mean(tiny_
     values = (causal @ v).double()
     z = (values.mean() - float(torch.cat(list(exact.values())) @ v)) / (values.std() / len(values) ** 0.5)
     assert abs(float(z)) < 4
+
+
+class Twice(nn.Module):
+    """Applies a layer of a block to its own output."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(self.layer(x))
+        return found
+
+
+def test_what_runs_twice_in_one_forward_is_refused_before_a_weight_moves() -> None:
+    """A layer within a block, and a block that stands at two places of the model."""
+    ids = torch.randint(0, 16, (4, 5), generator=torch.Generator().manual_seed(0))
+    model = AutoModelForCausalLM.from_config(KINDS["llama"]).requires_grad_(False).eval()
+    attention = model.model.layers[2].self_attn
+    attention.o_proj = Twice(attention.o_proj)
+    trained = loading.select(model, r"layers\.2\.self_attn\.(o_proj|v_proj)")
+    store = Store(trained)
+    before = store.digest()
+    with pytest.raises(ValueError, match="a trained Linear of the model runs several times in one forward"):
+        Nodes(loading.blocks(model), store.leaves).observe(Rows(model, ids), 1)
+    shared = AutoModelForCausalLM.from_config(KINDS["llama"]).requires_grad_(False).eval()
+    layers = shared.model.layers
+    layers[1] = layers[2]
+    twice = Store(loading.select(shared, r"layers\.1"))
+    with pytest.raises(ValueError, match="the blocks of the model ran 4 times in 2 forwards"):
+        Nodes([layers[0], layers[2]], twice.leaves).observe(Rows(shared, ids), 1)
+    assert store.digest() == before
 
 
 def test_settings_that_do_not_fit_are_refused(tiny_model: Path, tmp_path: Path) -> None:

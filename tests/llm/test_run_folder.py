@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -27,13 +28,15 @@ from typer.testing import CliRunner
 
 import zograd.llm.train as train_module
 import zograd.runs.state as state_module
+from tests.cli.test_options import typed
 from zograd.cli import app, explain
 from zograd.core.run import Run
 from zograd.core.tape import Tape, TapeWriter, writer_lock
 from zograd.llm import loading
 from zograd.llm.build import resolve
 from zograd.llm.loop import Loop, last_merge
-from zograd.llm.restore import check_data, fixed_settings, metrics_before, replay, stored_settings
+from zograd.llm.restore import fixed_settings, replay, stored_settings
+from zograd.llm.resume import check_data, metrics_before
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
@@ -413,6 +416,121 @@ def test_the_command_line_names_what_resume_refuses_and_takes(tiny_model: Path, 
     assert taken.exit_code == 0, taken.stderr
     assert json.loads(taken.stdout)["steps"] == 7
     assert "with steps = 7 in place of 6, eval_every = 3 in place of 0" in taken.stderr
+
+
+@pytest.mark.parametrize("name", TrainSettings.model_fields)
+def test_every_setting_is_applied_or_refused_and_none_is_dropped(
+    copy: Callable[[str], Path], tiny_model: Path, name: str
+) -> None:
+    """Each option of the command, with a value that the run does not have."""
+    run, option = copy("sgd"), typed(name)
+    if name == "model":
+        option = ["--model", str(shutil.copytree(tiny_model, run.parent / "elsewhere"))]
+    elif name == "dtype":
+        option = ["--dtype", "bf16"]
+    before, key = contents(run), option[0].lstrip("-").removeprefix("no-").replace("-", "_")
+    done = zograd("train", "--out", run, "--resume", *option, "--json")
+    stored = json.loads((run / "run.json").read_text())["settings"]
+    if name in CHANGEABLE:
+        assert done.exit_code == 0, done.stderr
+        assert str(stored[key]) == option[1]
+        assert f"{key} = {option[1]} in place of" in done.stderr
+        assert json.loads(done.stdout)["steps"] == stored["steps"]
+    else:
+        assert done.exit_code == 2, done.stderr
+        assert f"cannot change {key} = " in done.stderr
+        assert contents(run) == before
+
+
+def test_fewer_steps_than_were_taken_are_refused(copy: Callable[[str], Path]) -> None:
+    run = copy("sgd")
+    before = contents(run)
+    done = zograd("train", "--out", run, "--resume", "--steps", 3)
+    assert done.exit_code == 2
+    assert "--steps 3: the run has taken 6 already" in done.stderr
+    assert contents(run) == before
+
+
+def test_another_model_is_no_base_model_of_a_resumed_run(copy: Callable[[str], Path], other_tiny_model: Path) -> None:
+    run = copy("sgd")
+    before = contents(run)
+    done = zograd("train", "--out", run, "--resume", "--model", other_tiny_model)
+    assert done.exit_code == 1
+    assert "is not the base model of this run: tensor 'model.embed_tokens.weight'" in done.stderr
+    assert contents(run) == before
+
+
+# ---- where a run cannot be -------------------------------------------------------------------------------------------
+
+
+def test_a_place_that_cannot_hold_a_run_is_named_before_a_model_is_loaded(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    monkeypatch.setattr(train_module, "set_up", lambda *_, **__: pytest.fail("a model was loaded"))
+    for out, says in [(file, "file is a file; choose another --out"), (file / "run", "and .* would be inside it")]:
+        done = zograd("train", "--out", out, "--task", "mr", "--method", "zo_sgd")
+        assert done.exit_code == 1
+        assert re.search(says, done.stderr), done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    done = zograd("train", "--out", file, "--resume")
+    assert "is a file, and here belongs the folder of a run" in done.stderr
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    done = zograd("train", "--out", tmp_path / "new", "--task", "mr", "--method", "zo_sgd")
+    assert f"{tmp_path} cannot be written in; choose another --out" in done.stderr
+    assert file.read_text() == "mine"
+    assert {p.name for p in tmp_path.iterdir()} == {"file"}
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_became_read_only_is_one_sentence(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run = copy("sgd")
+    before = contents(run)
+    real = os.open
+
+    def refused(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith(".lock"):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    done = zograd("train", "--out", run, "--resume", "--steps", 9)
+    assert done.exit_code == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "tape.zo.lock cannot be written or read (" in line
+    assert contents(run) == before
+
+
+# ---- JSON that any reader takes --------------------------------------------------------------------------------------
+
+
+def test_files_and_summaries_of_a_run_with_infinite_losses_are_strict_json(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strict(text: str) -> Any:
+        return json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+    monkeypatch.setattr(Scorer, "copy_losses", lambda self, examples, copies, most=64: torch.full((copies,), torch.inf))
+    done = zograd(
+        "train", "--model", tiny_model, "--out", tmp_path / "run", "--task", "mr", "--method", "zo_sgd", "--steps", 2,
+        "--batch-size", 2, "--train-examples", 4, "--eval-examples", 4, "--dtype", "float32", "--json",
+    )  # fmt: skip
+    assert strict(done.stdout)["refused"] == 2
+    strict((tmp_path / "run" / "run.json").read_text())
+    lines = [strict(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines[1:3]] == [None, None]
+
+
+@pytest.mark.parametrize("option", [["--lr", "inf"], ["--mu", "inf"], ["--lr", "nan"], ["--set", "lr=.inf"]])
+def test_settings_are_finite(tiny_model: Path, tmp_path: Path, option: list[str]) -> None:
+    """An infinite one would be null in run.json, which means the default."""
+    done = zograd("train", "--model", tiny_model, "--out", tmp_path / "run", "--task", "mr", *option)
+    assert done.exit_code == 2
+    assert "finite number" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

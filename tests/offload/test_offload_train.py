@@ -105,7 +105,18 @@ def settings(models: dict[str, Path], **more: Any) -> TrainSettings:
     return TrainSettings.model_validate({**COMMON, "model": str(model), **more})
 
 
-@pytest.mark.parametrize(("variant", "where"), CASES)
+QUICK = {
+    *(("full", "disk"), ("gpt-2, untied", "disk"), ("lora, another dtype", "disk"), ("top blocks", "disk")),
+    *(("rank one", "disk"), ("momentum by replay", "disk"), ("residual", "disk"), ("nearest, decay", "cpu")),
+    *(("low rank", "cpu"), ("residual, lora", "cpu")),
+}
+"""Each property once: the other cases are slow."""
+
+
+@pytest.mark.parametrize(
+    ("variant", "where"),
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_offloaded_weights_give_the_bits_of_weights_in_memory(
     models: dict[str, Path], tmp_path: Path, variant: str, where: str
 ) -> None:
@@ -128,8 +139,19 @@ def test_offloaded_weights_give_the_bits_of_weights_in_memory(
     assert not list((tmp_path / "parts").glob("weights*"))
 
 
-@pytest.mark.parametrize("where", ["disk", "cpu"])
-@pytest.mark.parametrize("variant", ["full", "lora", "gpt-2", "another dtype"])
+@pytest.mark.parametrize(
+    ("variant", "where"),
+    [
+        ("full", "cpu"),
+        ("lora", "disk"),
+        *(
+            pytest.param(variant, where, marks=pytest.mark.slow)
+            for variant in ("full", "lora", "gpt-2", "another dtype")
+            for where in ("disk", "cpu")
+            if (variant, where) not in (("full", "cpu"), ("lora", "disk"))
+        ),
+    ],
+)
 def test_saved_weights_are_those_that_a_resident_replay_saves(
     models: dict[str, Path], tmp_path: Path, variant: str, where: str
 ) -> None:

@@ -113,7 +113,10 @@ def test_formats_of_two_levels_compute_with_their_masters() -> None:
         torch.testing.assert_close(layer(x), x @ (2 * w - mins.view(6, 512)).t())
 
 
-@pytest.mark.parametrize("name", ["hozo", "qzo", "fzoo", "rank", "mezo_momentum", "zo_adam"])
+@pytest.mark.parametrize(
+    "name",
+    ["hozo", "qzo", "zo_adam", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fzoo", "rank", "mezo_momentum"))],
+)
 def test_every_kind_of_method_trains_scales(tiny_gguf: TinyGguf, name: str) -> None:
     """The loss falls, integers stay, no probe of a method on the orthant asks for a scale that is not positive."""
     model, _ = packed(tiny_gguf("Q4_1"))
@@ -354,8 +357,15 @@ def test_the_derivative_of_a_packed_product_is_that_of_its_dense_matrix(
         torch.testing.assert_close(found[1], (of_s * torch.sign(s)).view(n, groups), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["residual", "backprop"])
-@pytest.mark.parametrize("what", ["lora", "scales"])
+@pytest.mark.parametrize(
+    ("what", "method"),
+    [
+        ("lora", "residual"),
+        ("scales", "backprop"),
+        pytest.param("lora", "backprop", marks=pytest.mark.slow),
+        pytest.param("scales", "residual", marks=pytest.mark.slow),
+    ],
+)
 def test_a_packed_model_learns_from_the_derivatives_of_its_blocks(
     tiny_gguf: TinyGguf, tmp_path: Path, method: str, what: str
 ) -> None:

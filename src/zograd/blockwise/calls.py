@@ -22,7 +22,8 @@ class Call:
     arguments: what a block was called with besides, by its number: masks, positions. around: makes the context in which
     the forward ran, for parts of a block that are replaced in it.
     output: the hidden states behind the last block. signal: dL/d output, of the same shape. tail: dL/d of the trained
-    tensors behind the last block, for all forwards of a loss; in the first call of them.
+    tensors behind the last block, for all forwards of a loss; in the first call of them. owners: the sequence of each
+    token, int64 [rows, width], -1 for padding; None where each row is one sequence.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Call:
     output: Tensor | None = None
     signal: Tensor | None = None
     tail: list[Tensor] = field(default_factory=list)
+    owners: Tensor | None = None
 
     @property
     def behind(self) -> Tensor:
@@ -193,7 +195,8 @@ def adds_to_its_input(block: nn.Module, call: Call, number: int) -> bool:
 
     with ExitStack() as stack:
         for module in block.modules():
-            if not any(module.children()) and any(t.ndim >= 2 for t in (*module.parameters(), *module.buffers())):
+            own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+            if any(tensor.ndim >= 2 for tensor in own):
                 stack.callback(module.register_forward_hook(nothing).remove)
         hidden = call.inputs[number]
         found = call.run(block, number, hidden)

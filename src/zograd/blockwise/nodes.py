@@ -42,9 +42,17 @@ class Terms:
         at = self.owners * width + self.columns
         changes = torch.zeros(examples * width, device=self.values.device)
         changes.index_add_(0, at, (self.values - other.values) / (2.0 * mu))
-        behind = changes.view(examples, width).flip(1).cumsum(1).flip(1)
-        columns = torch.arange(width, device=behind.device)
-        return torch.where(self.cells >= 0, behind[self.cells.clamp(min=0), columns], 0.0)
+        return behind(changes.view(examples, width), self.cells)
+
+
+def behind(values: Tensor, owners: Tensor) -> Tensor:
+    """float32 [rows, width]: the sum at and behind the column of each token of what its owner has there; 0 for padding.
+
+    values: [owners, width]. owners: int64 [rows, width], the owner of each token, -1 for padding.
+    """
+    sums = values.flip(1).cumsum(1).flip(1)
+    columns = torch.arange(sums.shape[1], device=sums.device)
+    return torch.where(owners >= 0, sums[owners.clamp(min=0), columns], 0.0)
 
 
 @dataclass
@@ -71,6 +79,9 @@ class Nodes(Residual):
     center: whether residual feedback is the center: H + shrink (c_i - <H_i, xi_i>) xi_i in place of c_i xi_i, with
     H = dL/dh_L and the inner product over all blocks of an example. Unbiased with shrink = 1, residual feedback with
     shrink = 0. At blocks alone.
+
+    Raises ValueError, before a weight moves, where a node runs several times in one forward: one noise on all of its
+    outputs would bias the estimate.
 
     Costs 2 draws forwards (one more with center), and then a forward and the products of each trained layer, or the
     derivative of a block. Memory: the states between two blocks, and the activations of one block.
@@ -112,6 +123,11 @@ class Nodes(Residual):
             for mu in (self.mu, -self.mu):
                 with self._perturbed(one, mu):
                     terms, seen = observe(batch.terms, self.blocks, self.first, around=batch.around)
+                if len(seen) != len(terms):
+                    raise ValueError(
+                        f"the blocks of the model ran {len(seen)} times in {len(terms)} forwards, and their gradients "
+                        f"are those of one run: use a method that needs values alone, such as zo_sgd"
+                    )
                 calls = calls or seen
                 sides.append(terms)
                 losses.append(sum(float(t.values.sum()) for t in terms))
@@ -141,13 +157,22 @@ class Nodes(Residual):
     def _perturbed(self, key: int, mu: float) -> Iterator[None]:
         """Inside, every node returns y + mu xi. The noise is that of the node and of the number of the forward."""
         count = -1
+        ran: set[int] = set()
 
         def begins(*_: Any) -> None:
             nonlocal count
             count += 1
+            ran.clear()
 
         def add(node: int) -> Callable[..., Any]:
-            def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            def hook(module: nn.Module, _: Any, output: Any) -> Any:
+                if node in ran:
+                    raise ValueError(
+                        f"a trained {type(module).__name__} of the model runs several times in one forward, and node "
+                        f"perturbation gives each output one noise: train other layers (--train), or use residual, "
+                        f"backprop or zo_sgd"
+                    )
+                ran.add(node)
                 y = states_of(output)
                 return with_states(output, y + (mu * signs(key, node, count, y)).to(y.dtype))
 
@@ -164,7 +189,7 @@ class Nodes(Residual):
         nodes = self.nodes.get(number, [])
         for k, call in enumerate(self.calls):
             with requiring(trained):
-                with _cut(nodes) as outputs, torch.set_grad_enabled(bool(trained)):
+                with cut(nodes) as outputs, torch.set_grad_enabled(bool(trained)):
                     after = call.run(block, number, self._states[k])
                 if trained:
                     signals = [self._signal(node, k, call, y) for node, y in outputs]
@@ -204,7 +229,7 @@ def layers_of(block: nn.Module, trained: set[int]) -> list[nn.Module]:
 
 
 @contextmanager
-def _cut(nodes: Sequence[tuple[int, nn.Module]]) -> Iterator[list[tuple[int, Tensor]]]:
+def cut(nodes: Sequence[tuple[int, nn.Module]]) -> Iterator[list[tuple[int, Tensor]]]:
     """Inside, autograd sees each node alone: no graph leads into it or out of it. Yields (number, output)."""
     outputs: list[tuple[int, Tensor]] = []
 

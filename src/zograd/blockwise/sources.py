@@ -28,6 +28,9 @@ class Batch(Protocol):
     def around(self) -> Around:
         """The context of the forward under way: see `record`."""
 
+    def owners(self) -> Tensor | None:
+        """The sequence of each token of the forward under way, [rows, width], -1 for padding; None: a row is one."""
+
 
 class Blockwise(ABC):
     """A `zograd.stores.GradientSource` over the blocks of a model: `begin` a step with what a forward has shown.
@@ -64,6 +67,7 @@ class Blockwise(ABC):
             self.number[leaf.index] = found[0]
             self.leaves.setdefault(found[0], []).append(leaf)
         self.calls: list[Call] = []
+        self.key = 0
         self._states: list[Tensor] = []
         self._found: dict[int, Tensor] = {}
         self.combine: Callable[[Tensor], Tensor] | None = None
@@ -96,12 +100,12 @@ class Blockwise(ABC):
         loss, calls = record(
             batch.loss, self.blocks, self.first, keep=self.keeps_inputs, around=batch.around, tail=self.tail
         )
-        self.begin(calls)
+        self.begin(calls, key)
         return [loss]
 
-    def begin(self, calls: Sequence[Call]) -> None:
+    def begin(self, calls: Sequence[Call], key: int = 0) -> None:
         """The forward of a step. Its gradients are asked for once each, in the order of `order`."""
-        self.calls, self._found = list(calls), {}
+        self.calls, self.key, self._found = list(calls), key, {}
         self._rest, self._at = iter(self.visits), -1
 
     def end(self) -> None:
@@ -176,8 +180,8 @@ class Residual(Blockwise):
     def visits(self) -> range:
         return range(self.first, self.stop)
 
-    def begin(self, calls: Sequence[Call]) -> None:
-        super().begin(calls)
+    def begin(self, calls: Sequence[Call], key: int = 0) -> None:
+        super().begin(calls, key)
         self._states = [call.inputs[self.first] for call in calls]
 
     def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
@@ -200,8 +204,8 @@ class Backprop(Blockwise):
     def visits(self) -> range:
         return range(self.stop - 1, self.first - 1, -1)
 
-    def begin(self, calls: Sequence[Call]) -> None:
-        super().begin(calls)
+    def begin(self, calls: Sequence[Call], key: int = 0) -> None:
+        super().begin(calls, key)
         self._states = [call.behind for call in calls]
 
     def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:

@@ -26,7 +26,7 @@ def register() -> None:
 
 def eval_(
     given: dict[str, Any],
-    run: Annotated[Path | None, typer.Option(help="Replay this run onto the model first.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Replay this run, a folder or packed, onto the model first.")] = None,
     split: Annotated[
         str | None, typer.Option(help=r"train, validation, test or all. \[test; all of a file without splits]")
     ] = None,

@@ -12,7 +12,7 @@ from zograd.cli.output import Debug, Json, app, emit, guarded, mib
 
 PLANNED = (
     "model", "method", "method_settings", "batch_size", "dtype", "train", "quantized", "rounding", "offload", "device",
-    "layers",
+    "layers", "tokens",
 )  # fmt: skip
 
 

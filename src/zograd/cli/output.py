@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -13,6 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from zograd.errors import UsageError
+
+STARTED = time.perf_counter()
+"""About when the process started."""
 
 STYLE: dict[str, Any] = {
     "pretty_exceptions_enable": False,
@@ -99,6 +103,8 @@ def explain(e: BaseException) -> str:
     if (isinstance(e, OSError) and e.errno in full) or "os error 28" in text or "No space left on device" in text:
         where = getattr(e, "filename", None) or "no space left"
         return f"the disk is full ({where}); what was written before is intact: free some space and --resume"
+    if isinstance(e, PermissionError) or (isinstance(e, OSError) and e.errno == errno.EROFS):
+        return f"{e.filename or 'a file'} cannot be written or read ({e.strerror}); choose another place"
     lack = ("out of memory", "can't allocate memory", "not enough memory: you tried")
     if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or any(s in text.lower() for s in lack):
         remedy = "try --train lora, --dtype bf16 or a smaller --batch-size"

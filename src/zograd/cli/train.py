@@ -1,8 +1,9 @@
-"""Commands that make runs: quickstart, train, replay."""
+"""Commands that make runs: quickstart, train."""
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,16 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from zograd.cli.options import Plugins, later, with_settings
-from zograd.cli.output import Debug, Json, app, conclude, emit, guarded, mib, number, of_classes, percent, say
+from zograd.cli.output import STARTED, Debug, Json, app, conclude, guarded, mib, number, of_classes, percent, say
 
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
-Threads = Annotated[int | None, typer.Option(help=r"CPU threads. \[all]")]
 
 
 def register() -> None:
     app.command()(guarded(quickstart))
     later(app, "train", inspect.getdoc(train) or "", lambda: with_settings(train))
-    app.command()(guarded(replay))
 
 
 def set_threads(threads: int | None) -> None:
@@ -70,7 +69,9 @@ def train(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the run in --out; takes a new --steps or --eval-every."),
+        typer.Option(
+            "--resume", help="Continue the run in --out; takes a new --steps, --eval-every or place of the --model."
+        ),
     ] = False,
     plugin: Plugins = None,
     json: Json = False,
@@ -83,21 +84,25 @@ def train(
     Example: zograd train --model smollm2-135m --task trec --train lora --method fzoo --steps 500 --out runs/a
     """
     from zograd import plugins
-    from zograd.distributed import joined
-    from zograd.llm.restore import resumed
     from zograd.llm.settings import parse, read_config
-    from zograd.llm.train import train as go
+    from zograd.llm.stages import Stages
 
     plugins.load(plugin or ())
     data = read_config(config) if config else {}
     if "set" in given and isinstance(data.get("set"), dict):
         given = {**given, "set": {**data["set"], **given["set"]}}
     settings = parse({**data, **given})
+    quiet = json and not sys.stderr.isatty()
+    stages = Stages(quiet or os.environ.get("RANK", "0") != "0", STARTED)
+    with stages.stage("importing torch", STARTED):
+        from zograd.distributed import joined
+        from zograd.llm.resume import resumed
+        from zograd.llm.train import train as go
     if resume and (out / "run.json").exists():  # torchrun's other processes may not have it
         plugins.check(out, resume=True)
         settings = resumed(settings, out)
     with joined(settings.device, settings.timeout) as peers:
-        result = go(settings, out, resume=resume, quiet=json and not sys.stderr.isatty(), peers=peers)
+        result = go(settings, out, resume=resume, quiet=quiet, peers=peers, stages=stages)
     if peers.rank:
         return
     conclude(result, json, _summary(result))
@@ -124,34 +129,10 @@ def _summary(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             first,
-            f"{result['steps']} steps, {result['evaluations']} evaluations, {result['seconds']:.1f} s; peak memory "
-            f"{mib(result['peak_bytes'])}, inference alone {mib(result['inference_peak_bytes'])}",
+            f"{result['steps']} steps, {result['evaluations']} evaluations, {result['seconds']:.1f} s after a start of "
+            f"{result['start_seconds']:.1f} s",
+            f"peak memory of training {mib(result['peak_bytes'])}, of inference alone "
+            f"{mib(result['inference_peak_bytes'])}, of the whole process {mib(result['process_peak_bytes'])}",
             ("stopped early; " if result["interrupted"] else "") + f"the run: {result['run']}",
         ]
     )
-
-
-def replay(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    out: Annotated[Path, typer.Option(help="New folder for the weights.")],
-    model: Annotated[str | None, typer.Option(help=r"The base model. \[the run's]")] = None,
-    to: Annotated[int | None, typer.Option(help=r"Stop at this step. \[the end]")] = None,
-    salvage: Annotated[
-        bool, typer.Option("--salvage", help="Of a damaged tape, use the steps before the damage.")
-    ] = False,
-    plugin: Plugins = None,
-    threads: Threads = None,
-    json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Base model + tape -> weights on disk (safetensors), without a single forward pass.
-
-    Example: zograd replay runs/quickstart --out my-model
-    """
-    set_threads(threads)
-    from zograd import plugins
-    from zograd.llm.restore import replay as go
-
-    plugins.load(plugin or ())
-    plugins.check(run)
-    emit(go(run, model, out, to=to, salvage=salvage), json)

@@ -40,14 +40,14 @@ __all__ = ["TAPE_VERSION", "Tape", "TapeError", "TapeWriter", "named", "never_be
 
 TAPE_VERSION = 2
 _MAGIC = b"ZOTAPE"
-_PREAMBLE = _MAGIC + struct.pack("<H", TAPE_VERSION)
+PREAMBLE = _MAGIC + struct.pack("<H", TAPE_VERSION)
 _REMEDY = "restore the file from a copy, or `zograd replay --salvage` the steps before"
 
 
 def _frames(data: bytes, path: Path) -> Iterator[tuple[bytes, int, int]]:
     """The frames of a tape; TapeError on damage."""
     try:
-        yield from frames(data, path, _PREAMBLE)
+        yield from frames(data, path, PREAMBLE)
     except FrameError as e:
         raise TapeError(f"{e}; {_REMEDY}") from None
 
@@ -55,10 +55,10 @@ def _frames(data: bytes, path: Path) -> Iterator[tuple[bytes, int, int]]:
 def never_began(path: Path) -> bool:
     """Whether the file ends inside of its header: the disk was full, or the power went, before the first step."""
     data = path.read_bytes()
-    if not data.strip(b"\0") or _PREAMBLE.startswith(data):
+    if not data.strip(b"\0") or PREAMBLE.startswith(data):
         return True
     try:
-        return data.startswith(_PREAMBLE) and next(_frames(data, path), None) is None
+        return data.startswith(PREAMBLE) and next(_frames(data, path), None) is None
     except TapeError:
         return False
 
@@ -74,11 +74,11 @@ class Tape:
         """
         self.path = Path(path)
         data = self.path.read_bytes() if data is None else data
-        if not data.strip(b"\0") or _PREAMBLE.startswith(data):
+        if not data.strip(b"\0") or PREAMBLE.startswith(data):
             raise TapeError(f"{self.path} ends inside its header: no step was recorded; start the run again")
         if data[:6] != _MAGIC:
             raise TapeError(f"{self.path} is not a zograd tape (it does not begin with {_MAGIC.decode()})")
-        if data[:8] != _PREAMBLE:
+        if data[:8] != PREAMBLE:
             version = int.from_bytes(data[6:8], "little")
             raise TapeError(
                 f"{self.path} is a tape of version {version}; this zograd reads version {TAPE_VERSION}. "
@@ -193,7 +193,7 @@ class TapeWriter:
                 raise
             return
         full = {"noise_version": NOISE_VERSION, **header}
-        header_frame, self.crc = frame(json.dumps(full, sort_keys=True).encode(), zlib.crc32(_PREAMBLE))
+        header_frame, self.crc = frame(json.dumps(full, sort_keys=True).encode(), zlib.crc32(PREAMBLE))
         self._acquire()
         try:
             self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115
@@ -201,7 +201,7 @@ class TapeWriter:
             self._release()
             raise
         try:
-            self._write(_PREAMBLE + header_frame)
+            self._write(PREAMBLE + header_frame)
             sync_folder(self.path.parent)
         except BaseException:  # no tape without a header
             self._file.close()

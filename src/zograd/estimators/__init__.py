@@ -2,7 +2,7 @@
 
 from zograd.estimators.aligned import Aligned
 from zograd.estimators.base import Estimator
-from zograd.estimators.blockwise import FromBlocks, NodePerturbation
+from zograd.estimators.blockwise import ForwardResidual, FromBlocks, NodePerturbation
 from zograd.estimators.comparison import Compared
 from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
@@ -36,6 +36,7 @@ __all__ = [
     "Extrapolated",
     "Feasible",
     "Forward",
+    "ForwardResidual",
     "FromBlocks",
     "Geometric",
     "LooplessSVRG",

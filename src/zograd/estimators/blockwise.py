@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
 
-from zograd.blockwise import Backprop, Blockwise, Nodes, Residual
+from zograd.blockwise import Backprop, Blockwise, Nodes, Residual, ResidualByValues
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Slot, Vector
 from zograd.estimators.base import Estimator
@@ -41,6 +41,11 @@ class FromBlocks(Estimator[None]):
     def evaluations(self) -> int:
         return 1
 
+    @property
+    def adds(self) -> bool:
+        """Whether the blocks have to add to the states that enter them."""
+        return self.kind == "residual"
+
     def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> Blockwise:
         """What computes the gradients of these leaves, which are parameters of these blocks.
 
@@ -58,6 +63,32 @@ class FromBlocks(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         losses = yield [Query()] * self.evaluations
         return Estimate(Vector(((Slot("gradient"), 1.0),)), sum(losses) / len(losses), list(losses), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardResidual(FromBlocks):
+    """Residual feedback by values of each block alone: see `zograd.blockwise.ResidualByValues`.
+
+    mu: the radius, as a share of the root mean square of a layer's outputs. draws: pairs of evaluations of a block.
+
+    1 evaluation a step, and 1 + 2 draws of each block from the first trained one on. ValueError for settings that do
+    not fit.
+
+    >>> import zograd as zo
+    >>> zo.methods.forward_residual(draws=2).estimator
+    ForwardResidual(kind='residual', mu=0.01, draws=2)
+    """
+
+    kind: Literal["residual", "backprop", "nodes"] = "residual"
+    mu: float = 1e-2
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or not self.mu > 0:
+            raise ValueError(f"draws must be at least 1 and mu positive, got {self.draws} and {self.mu}")
+
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> Blockwise:
+        return ResidualByValues(blocks, leaves, tail, mu=self.mu, draws=self.draws)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +121,10 @@ class NodePerturbation(FromBlocks):
             raise ValueError("center='residual' knows the derivative behind each block alone; pass at='blocks' with it")
         if self.draws < 1 or not self.mu > 0:
             raise ValueError(f"draws must be at least 1 and mu positive, got {self.draws} and {self.mu}")
+
+    @property
+    def adds(self) -> bool:
+        return self.center == "residual"
 
     @property
     def evaluations(self) -> int:

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zograd import methods
-from zograd.blockwise import Call, adds_to_its_input, record
 from zograd.core.method import Method
 from zograd.errors import UsageError
 from zograd.estimators import FromBlocks
 from zograd.learning_rate.auto import as_controller
-from zograd.llm.loading.errors import ModelError, first_line
-from zograd.llm.loading.structure import blocks, plain_model, vocabulary
+from zograd.llm.loading.structure import plain_model
+from zograd.llm.parts import Parts, parts_of
 from zograd.methods.defaults import FULL, LORA, Shape, language_model
-
-TRIED = 8
-"""Tokens of the forward that shows what the blocks of a model do."""
 
 OF_ARGUMENTS = "learning_rate of TrainingArguments"
 
 FAR = 100.0
 """A rate of the arguments that is so many times the menu's is warned of: one for Adam in the place of another's."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Which of the trained tensors get a gradient from blocks: those inside of them, and those behind the last one.
-
-    tail: the names of the latter. outside: the names of all others.
-    """
-
-    blocks: Sequence[nn.Module] = ()
-    inside: Mapping[str, Tensor] = field(default_factory=dict)
-    tail: Sequence[str] = ()
-    outside: Sequence[str] = ()
-
-    @property
-    def numbers(self) -> list[int]:
-        """The numbers of the blocks with trained tensors."""
-        owners = {id(p): number for number, block in enumerate(self.blocks) for p in block.parameters()}
-        return sorted({owners[id(tensor)] for tensor in self.inside.values()})
 
 
 @dataclass(frozen=True)
@@ -66,11 +42,12 @@ class Choice:
         weights = sum(tensor.numel() for tensor in self.tensors.values())
         controller, outside = self.method.controller, self.parts.outside
         lr = "auto" if controller.measures else f"{controller.rate({}, 0):.3g}"
+        where = ", since not in the blocks" if self.method.name == "residual" else ""
         left = f"{', '.join(outside[:2])}{', ...' if len(outside) > 2 else ''}"
         return (
             f"training {len(self.tensors)} tensors ({weights:,} weights) of {type(plain_model(model)).__name__} by "
             f"{self.method.name}, lr {lr} ({self.rate}), because {self.why}"
-            f"{f'; not trained, since not in the blocks: {left}' if outside else ''}"
+            f"{f'; not trained{where}: {left}' if outside else ''}"
         )
 
 
@@ -92,7 +69,8 @@ def choose(
 
     method: a name of the menu, a method, or None: residual feedback where the blocks of the model add to the stream of
         hidden states and hold what is trained, but for what stands behind them and, where the whole model is trained,
-        its embeddings and its output; otherwise `zo_sgd` with lr="auto".
+        its embeddings and its output. Where the whole model is trained and blocks do not add (BERT), `backprop` on the
+        last block and what stands behind it, which is exact. Otherwise `zo_sgd` with lr="auto".
     lr: in place of the method's. of_arguments: the `learning_rate` that the user set, which names of the menu take.
 
     Raises UsageError for a method that does not fit the model. Costs, where blocks are tried: one forward of 8 tokens
@@ -102,15 +80,20 @@ def choose(
     if method is None:
         found = parts_of(model, tensors, residual=True)
         refusal = found if isinstance(found, str) else why_not_all(model, tensors, found)
-        method = "zo_sgd" if refusal else "residual"
-        why = refusal or "its blocks add to the stream of hidden states, and the loss has a derivative behind them"
-        parts = parts if isinstance(found, str) or refusal else found
+        exact = parts_of(model, tensors, residual=False) if isinstance(found, str) else found
+        if isinstance(found, Parts) and not refusal:
+            method, parts = "residual", found
+            why = "its blocks add to the stream of hidden states, and the loss has a derivative behind them"
+        elif isinstance(exact, Parts) and len(tensors) == len(list(model.parameters())):
+            method, parts, why = "backprop", exact.last(), f"{refusal}: the derivative of its last block is exact"
+        else:
+            method, why = "zo_sgd", refusal or ""
     elif needs_blocks(method):
         name = method if isinstance(method, str) else method.name
-        found = parts_of(model, tensors, residual=name == "residual")
+        found = parts_of(model, tensors, residual=name.endswith("residual"))
         if isinstance(found, str):
             raise UsageError(f"method={name!r} does not fit: {found}. Use method='zo_sgd', or None for a choice")
-        if name not in ("residual", "backprop"):
+        if name not in ("residual", "forward_residual", "backprop"):
             raise UsageError(
                 f"method={name!r} needs the loss of each example, and a Trainer gives their mean; use 'residual', or "
                 f"zograd train"
@@ -184,108 +167,8 @@ def far(method: Method[Any]) -> str | None:
     )
 
 
-def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool) -> Parts | str:
-    """The trained tensors by where they stand; or, as a clause, why gradients cannot come from the blocks.
-
-    residual: each block must add to the stream of hidden states.
-    """
-    base: Any = plain_model(model)
-    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
-        return "the model has an encoder and a decoder"
-    try:
-        found = list(blocks(base))
-    except ModelError:
-        return "the model has no list of blocks"
-    owned = {id(p) for block in found for p in block.parameters()}
-    inside = {name: tensor for name, tensor in tensors.items() if id(tensor) in owned}
-    if not inside:
-        return "what is trained lies outside of the blocks"
-    parts = Parts(found, inside, (), [name for name in tensors if name not in inside])
-    ends = {id(p) for module in _ends(base) for p in module.parameters()}
-    candidates = {name: tensors[name] for name in parts.outside if id(tensors[name]) not in ends}
-    call = _tried(model, base, parts, list(candidates.values()))
-    if isinstance(call, str):
-        return call
-    for number in range(parts.numbers[0], len(found)) if residual else ():
-        if not _adds(model, found[number], call, number):
-            return (
-                f"block {number} of {type(base).__name__} does not add to the hidden states that enter it (a norm "
-                f"behind the sum)"
-            )
-    tail = [name for name, gradient in zip(candidates, call.tail, strict=True) if bool(gradient.any())]
-    return replace(parts, tail=tail, outside=[name for name in parts.outside if name not in tail])
-
-
-def _ends(base: Any) -> list[nn.Module]:
-    """The embeddings and the output matrix of a language model, which methods that look at blocks do not train."""
-    found = []
-    for name in ("get_input_embeddings", "get_output_embeddings"):
-        with suppress(Exception):  # models without: some raise, some have none
-            found.append(getattr(base, name)())
-    return [module for module in found if isinstance(module, nn.Module)]
-
-
 def why_not_all(model: nn.Module, tensors: Mapping[str, Tensor], parts: Parts) -> str | None:
     """Why residual feedback is not the default though the blocks allow it: it would leave out what the user chose."""
     if not parts.outside or len(tensors) == len(list(model.parameters())):
         return None
     return f"{parts.outside[0]} is trained too, and has no gradient from blocks"
-
-
-@contextmanager
-def without_cache(model: nn.Module) -> Iterator[None]:
-    """Inside, forwards keep no keys and values, with which a block could not be run twice."""
-    config: Any = getattr(plain_model(model), "config", None)
-    before = getattr(config, "use_cache", None)
-    try:
-        if before is not None:
-            config.use_cache = False
-        yield
-    finally:
-        if before is not None:
-            config.use_cache = before
-
-
-@contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode, nothing requires grad, and keys and values are not kept."""
-    required, training = [p for p in model.parameters() if p.requires_grad], model.training
-    try:
-        model.requires_grad_(False).eval()
-        with without_cache(model):
-            yield
-    finally:
-        model.train(training)
-        for p in required:
-            p.requires_grad_(True)
-
-
-def _tried(model: nn.Module, base: Any, parts: Parts, tail: Sequence[Tensor]) -> Call | str:
-    """What one forward shows, or why there is none."""
-    try:
-        with _still(model):
-            _, (call, *_) = record(
-                lambda: _of_little(model, base), parts.blocks, parts.numbers[0], keep=True, tail=tail
-            )
-        return call
-    except Exception as e:  # any model may come here, with any code
-        return f"its blocks could not be tried ({type(e).__name__}: {first_line(e)[:100]})"
-
-
-def _adds(model: nn.Module, block: nn.Module, call: Call, number: int) -> bool:
-    with _still(model):
-        return adds_to_its_input(block, call, number)
-
-
-def _of_little(model: nn.Module, base: Any) -> Tensor:
-    """A number from the outputs of a model for a few tokens, or for an empty image."""
-    device = next(base.parameters()).device
-    inputs: dict[str, Any] = {}
-    if getattr(base, "main_input_name", "input_ids") == "pixel_values":
-        size = base.config.image_size
-        shape = (1, base.config.num_channels, *((size, size) if isinstance(size, int) else size))
-        inputs["pixel_values"] = torch.zeros(shape, device=device, dtype=base.dtype)
-    else:
-        ids = torch.arange(1, TRIED + 1, device=device)[None] % vocabulary(base)
-        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return model(**inputs)[0].float().mean()  # type: ignore[no-any-return]

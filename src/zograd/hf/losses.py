@@ -114,7 +114,7 @@ def from_blocks(source: Blockwise, loss: StepLoss, autocast: Callable[[], Any], 
                 )
                 for part in loss.parts
             ]
-        source.begin([call for _, calls in found for call in calls])
+        source.begin([call for _, calls in found for call in calls], key)
         return [sum(value for value, _ in found)] * len(queries)
 
     return shared(lambda part, rows=None: loss(), peers, weights=[1 / peers.world] * peers.world, oracle=lambda _: own)

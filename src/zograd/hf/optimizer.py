@@ -16,10 +16,10 @@ from zograd.core.records import Records
 from zograd.core.seeds import Seed
 from zograd.errors import UsageError
 from zograd.estimators import FromBlocks
-from zograd.hf.choosing import Parts
 from zograd.laws.inputs import OnLayerInputs
 from zograd.learning_rate import AutoRate
 from zograd.llm.inputs import InputsOfLeaves
+from zograd.llm.parts import Parts
 from zograd.stores import Store
 
 

@@ -21,10 +21,11 @@ from zograd.distributed import Peers
 from zograd.errors import needs
 from zograd.estimators import FromBlocks
 from zograd.hf import arguments, checkpoints
-from zograd.hf.choosing import OF_ARGUMENTS, Choice, choose, far, trainable, without_cache
+from zograd.hf.choosing import OF_ARGUMENTS, Choice, choose, far, trainable
 from zograd.hf.losses import StepLoss, as_tensor, by_values, fixed_mode, from_blocks
 from zograd.hf.optimizer import TrainerOptimizer
 from zograd.llm.loop import DivergenceError
+from zograd.llm.parts import without_cache
 from zograd.runs.errors import RunError
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def forward_only(trainer_class: type[Any]) -> type[Any]:
 
     The class takes three more keywords:
 
-    method: a name of `zograd.methods`, a `Method`, or None. None takes `residual` for a causal language model whose
-        blocks add to the stream of hidden states, else `zo_sgd` with lr="auto"; one line on stderr says why. `zo` is
-        another name for it.
+    method: a name of `zograd.methods`, a `Method`, or None. None takes `residual` for a model whose blocks add
+        to the stream of hidden states, `backprop` on the last block and the head where they do not (BERT), and `zo_sgd`
+        with lr="auto" where there are no such blocks; one line on stderr says why. `zo` is another name for it.
     lr: a number or "auto", in place of the method's. Without it, a method by name takes `learning_rate` of
         `TrainingArguments` if that differs from the default of its class, otherwise lr="auto", or the menu's rate where
         none can be measured.

@@ -8,6 +8,7 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
-from zograd.blockwise import Blockwise, adds_to_its_input, record
 from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
@@ -28,19 +28,25 @@ from zograd.llm import loading, lora_init
 from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.inputs import InputsOfLeaves
 from zograd.llm.loading import offloaded as offloading
-from zograd.llm.oracle import Forwards, points_of
-from zograd.llm.recipe import chosen
+from zograd.llm.loading.errors import ModelError, first_line
+from zograd.llm.oracle import points_of
+from zograd.llm.parts import parts_of
+from zograd.llm.prompts import Form
+from zograd.llm.recipe import chosen, instead
 from zograd.llm.scoring.batches import Batches
-from zograd.llm.scoring.metrics import MetricFunction, metric_of
-from zograd.llm.scoring.scorer import Scorer
+from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
+from zograd.llm.scoring.objectives import LOSS, Objective, objective_of
+from zograd.llm.scoring.others import scorer_of
+from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.llm.stages import Stages
 from zograd.methods import MENU
-from zograd.methods.defaults import FULL, LORA, SCALES, Shape, language_model
+from zograd.methods.defaults import FULL, LORA, SCALES, TOKENS, Shape, language_model
 from zograd.offload.mapped import Offloaded, Pages
 from zograd.offload.streamed import Streamed
 from zograd.rules import SGD
 from zograd.runs.identity import identity
-from zograd.runs.memory import Peak, keep_freed
+from zograd.runs.memory import keep_freed
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Store
 
@@ -57,6 +63,8 @@ class Prepared:
     run: Run[Any]
     pages: Offloaded | None = None
     """Where offloaded weights are; None without offload."""
+    why: str = ""
+    """What is trained, by which method and why, where the method was chosen."""
     replay_seconds: float = 0.0
     """Time that the replay of a tape took (`restore`)."""
 
@@ -79,10 +87,10 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
     lr = settings.pop("lr", None) if s.lr is None else s.lr
     mu = settings.pop("mu", None) if s.mu is None else s.mu
     onto_scales = loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
-    onto = LORA if s.train == "lora" else SCALES if onto_scales else FULL
+    onto = {"lora": LORA, "prompt": TOKENS, "prefix": TOKENS}.get(s.train, SCALES if onto_scales else FULL)
     looks_at_blocks = MENU[s.method].needs == "blocks"
-    shape = shape_of(model, s.layers) if looks_at_blocks and model is not None else None
-    default = language_model(s.method, onto, shape)
+    size = shape_of(model, s.layers) if looks_at_blocks and model is not None else None
+    default = language_model(s.method, onto, size)
     lr = default.get("lr") if lr is None else lr
     mu = default.get("mu") if mu is None else mu
     if mu is not None:
@@ -90,7 +98,8 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
     if s.weight_decay:
         settings["weight_decay"] = s.weight_decay
     if lr is not None:
-        schedule = Schedule(1.0 if lr == "auto" else float(lr), s.lr_schedule, s.steps, s.warmup, s.lr_end)
+        shape = "constant" if s.seconds is not None else s.lr_schedule  # the clock shapes it (`llm/clock.py`)
+        schedule = Schedule(1.0 if lr == "auto" else float(lr), shape, s.steps, s.warmup, s.lr_end)
         settings["lr"] = AutoRate(shape=schedule) if lr == "auto" else schedule
     try:
         method = methods.make(s.method, **settings)
@@ -104,26 +113,33 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
         raise SettingsError(f"method {s.method!r} does not work on positive scales: {e}") from e
 
 
-def prepare(s: TrainSettings, folder: Path) -> Prepared:
+def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = "") -> Prepared:
     """Load the base model, attach adapters, choose the trained tensors, and make the store and the run.
 
     folder: the folder of the run. Weights that are offloaded to the disk are trained in a working copy there.
+    trying: test on a few tokens whether the blocks of the model fit the method. why: the reason of a method that was
+        chosen (`llm.recipe`); where that one does not fit, another one is, and its reason is in the result.
+
     Raises SettingsError and ModelError.
     """
-    if s.train == "prefix":
-        raise SettingsError("--train prefix is not available in this release; use full, lora, scales or a pattern")
+    check_virtual(s)
     if s.lora_init != "default" and s.train != "lora":
         raise SettingsError(
             f"--lora-init {s.lora_init} is for --train lora, and here is --train {s.train}; leave it out"
         )
     estimator = build_method(s).estimator  # a mistake is said before a model is loaded
+    by_values = not isinstance(estimator, FromBlocks) or getattr(estimator, "center", "") == "none"
+    if s.objective != LOSS and not by_values:
+        raise SettingsError(
+            f"--method {s.method} needs the derivative of a loss, and the objective {s.objective} has none; use a "
+            f"method that needs values alone, such as node_perturbation, zo_sgd or rank"
+        )
     refused: tuple[str, ...] = ("offload", "compile") if estimator.watches else ()
     if isinstance(estimator, FromBlocks):
         refused = ("compile",)
     for name in refused:
         if getattr(s, name):
             raise SettingsError(f"--method {s.method} does not go with --{name} in this release; leave one out")
-    pages: Offloaded | None = None
     mapped: Pages | None = None
     if s.offload == "disk":
         model, tokenizer, mapped = offloading.load(s.model, dtype=s.dtype, scratch=folder)
@@ -135,9 +151,61 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     method = build_method(s, module)
     layers = s.layers
     if s.train == "lora":
-        spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets), s.layers)
+        spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets or ()), s.layers)
         module, layers = loading.attach_lora(model, spec, s.seed), None
-    trained = loading.select(module, s.train, layers=layers)
+    elif s.train in loading.PARTS:
+        module = loading.attach_virtual(model, s.train, s.tokens, s.seed)
+    if trying and isinstance(estimator, FromBlocks):
+        reason = misfit(s, module, estimator, layers)
+        if reason and why:
+            s, why = instead(s, reason, exact=misfit(s, module, FromBlocks("backprop"), layers) is None)
+            estimator, layers = build_method(s).estimator, s.layers if s.train != "lora" else None
+            method = build_method(s, module)
+        elif reason:
+            raise SettingsError(f"--method {s.method} does not fit: {reason}. Use --method backprop, or zo_sgd")
+    return _prepared(s, folder, module, tokenizer, method, layers, mapped, why)
+
+
+def check_virtual(s: TrainSettings) -> None:
+    """Raise SettingsError for settings that do not go with virtual tokens."""
+    if s.train not in loading.PARTS:
+        return
+    others = {
+        f"--method {s.method}, which takes gradients from blocks": MENU[s.method].needs == "blocks",
+        "--layers": s.layers is not None,
+        "--offload": s.offload is not None,
+        "--compile": bool(s.compile),
+    }
+    if found := next((name for name, given in others.items() if given), None):
+        raise SettingsError(
+            f"--train {s.train} puts {s.tokens} virtual tokens in front of a text, and does not go with {found}; leave "
+            f"that out, or use --train lora"
+        )
+
+
+def misfit(s: TrainSettings, module: nn.Module, estimator: FromBlocks, layers: int | None) -> str | None:
+    """Why a model cannot give the gradients of its blocks as this estimator takes them; None if it can.
+
+    Cost: one forward of a few tokens, and one more of each trained block.
+    """
+    if loading.is_scales(s.train):
+        return None  # they are made with the store, and the models that have them are causal and add
+    try:
+        trained = inside(module, chosen_tensors(module, s, layers), s)
+        found = parts_of(module, trained, residual=estimator.adds)
+    except ModelError as e:
+        return first_line(e)
+    return found if isinstance(found, str) else None
+
+
+def _prepared(
+    s: TrainSettings, folder: Path, module: nn.Module, tokenizer: Any, method: Method[Any], layers: int | None,
+    mapped: Pages | None, why: str,
+) -> Prepared:  # fmt: skip
+    """See `prepare`: what is trained, with its store and its run."""
+    estimator, model = method.estimator, loading.plain_model(module)
+    pages: Offloaded | None = None
+    trained = chosen_tensors(module, s, layers)
     if s.lora_init == "activations":
         trained = lora_init.without_A(trained)
     module.requires_grad_(False)
@@ -147,8 +215,13 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
                 f"--method {s.method} trains the scales of a GGUF file (--quantized); the layers of other libraries "
                 f"have no derivative in theirs: use --train lora, or --method zo_sgd"
             )
-        blocks = loading.blocks(loading.plain_model(module))
-        trained = inside(blocks, trained, s)
+        blocks = loading.blocks(model)
+        trained = inside(module, trained, s)
+        if loading.kind_of(model) == "pairs" and estimator.kind == "nodes":
+            raise SettingsError(
+                f"--method {s.method} needs the tokens on which each part of a loss depends, and an encoder reads "
+                f"those of {type(model).__name__}; use residual"
+            )
     streamed: Streamed | None = None
     if mapped is not None:
         pages = mapped
@@ -167,8 +240,8 @@ def prepare(s: TrainSettings, folder: Path) -> Prepared:
     if estimator.watches:
         store.inputs = layers_of(module, store, method)
     if isinstance(estimator, FromBlocks):
-        store.source = estimator.source(list(blocks), store.leaves)
-    return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages)
+        store.source = estimator.source(list(blocks), store.leaves, loading.head_of(module))
+    return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages, why=why)
 
 
 def shape_of(model: Any, layers: int | None) -> Shape:
@@ -189,39 +262,29 @@ def layers_of(module: nn.Module, store: Store, method: Method[Any]) -> InputsOfL
         raise SettingsError(f"--method {method.name} looks at what enters linear layers, and {e}; use lozo") from e
 
 
-def inside(blocks: nn.ModuleList, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
-    """The trained tensors that are parameters of the blocks. Raises SettingsError where their gradients are not there.
+def chosen_tensors(module: nn.Module, s: TrainSettings, layers: int | None) -> dict[str, Tensor]:
+    """The tensors that the settings train. The head of a masked model or a classifier is trained with its blocks."""
+    chosen = loading.select(module, s.train, layers=layers)
+    return chosen | loading.head_of(module) if s.train in ("full", "lora") else chosen
+
+
+def inside(module: nn.Module, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
+    """The trained tensors that are parameters of the blocks, or of the head of a masked model or a classifier.
+
+    Raises SettingsError where their gradients are not there.
 
     Of "full", embeddings and the last norm are left out; a pattern has to name tensors of the blocks alone.
     """
-    owned = {id(p) for p in blocks.parameters()}
+    owned = {id(p) for p in (*loading.blocks(module).parameters(), *loading.head_of(module).values())}
     found = {name: tensor for name, tensor in trained.items() if id(tensor) in owned}
-    if len(found) < len(trained) and s.train != "full":
+    left_out = s.train == "full" or (s.train == "lora" and s.lora_targets is None)  # adapters of an encoder, too
+    if len(found) < len(trained) and not left_out:
         other = next(name for name in trained if name not in found)
         raise SettingsError(
             f"--method {s.method} trains tensors inside of the blocks, and --train {s.train} names {other}; use "
             f"--train full, a pattern of tensors of the blocks, or --method zo_sgd"
         )
     return found
-
-
-def check_stream(source: Blockwise, scorer: Scorer, s: TrainSettings) -> None:
-    """Raise SettingsError where a block does not add to the states that enter it, so that H is no gradient there.
-
-    Cost: one forward of a few tokens, and one more of each block.
-    """
-    example = next(e for examples in scorer.task.splits.values() for e in examples)
-    prefix, scorer.prefix = scorer.prefix, None  # stored outputs of an attention would count as the stream
-    batch = Forwards(scorer, [example])
-    _, calls = record(batch.loss, source.blocks, source.first, keep=True, around=batch.around)
-    scorer.prefix = prefix
-    for number in range(source.first, len(source.blocks)):
-        if not adds_to_its_input(source.blocks[number], calls[0], number):
-            raise SettingsError(
-                f"--method {s.method} needs blocks that add to the stream of hidden states, and block {number} of "
-                f"{type(scorer.base).__name__} does not: without the outputs of its matrices it still changes what "
-                f"enters it (a norm behind the sum). Use --method backprop, or zo_sgd"
-            )
 
 
 def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offloaded) -> None:
@@ -280,7 +343,6 @@ class Work:
     held_out: list[Any]
     data: dict[str, Any]
     """Description of the examples for run.json."""
-    inference: Peak
 
 
 def examples_of(s: TrainSettings, split_by: Sequence[str] | None = None) -> tuple[Task, list[Example], list[Example]]:
@@ -352,47 +414,68 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
             )
 
 
-def set_up(s: TrainSettings, folder: Path, *, stored: bool = False, metric: MetricFunction | None = None) -> Work:
+def set_up(
+    s: TrainSettings, folder: Path, *, stored: bool = False, stages: Stages | None = None, why: str = "",
+    first: bool = True, metric: MetricFunction | None = None,
+) -> Work:  # fmt: skip
     """Load the model and the task of a run in `folder`. Raises TaskError for an example that the model cannot take.
 
-    stored: whether the folder holds this run already. metric: a function in place of the setting.
+    stored: whether the folder holds this run already. stages: shows what is done. why: see `prepare`. first: whether
+    this is the process that prints what is trained. metric: a function in place of the setting.
     """
-    task, examples, held_out = examples_of(s)
-    asked = metric_of(s.metric if metric is None else metric, task.kind, len(task.label_words))
+    stages = Stages(quiet=True) if stages is None else stages
+    with stages.stage(f"reading {s.task}"):
+        task, examples, held_out = examples_of(s)
+        asked = metric_of(s.metric if metric is None else metric, task.kind, len(task.label_words))
+        objective = objective_of(s.objective, task.kind, s.answer_tokens)
+        if objective is not None and task.kind != "classification" and MENU[s.method].needs != "values":
+            raise SettingsError(
+                f"--method {s.method} looks into one forward of each example, and an answer is written in several; use "
+                f"a method that needs values alone, such as zo_sgd or rank"
+            )
     announce(task, s, examples, held_out)
-    p = prepare(s, folder)
+    with stages.stage("importing transformers"), suppress(ImportError):  # the loader says what is missing
+        loading.silence()
+        from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
+    with stages.stage(f"loading {s.model}"):
+        p = prepare(s, folder, trying=not stored, why=why)
+    if p.why and first:
+        print(f"zograd: {p.why}", file=sys.stderr)
+    s = p.settings
+    with stages.stage(f"reading the weights and {len(examples) + len(held_out):,} examples, trying the model"):
+        return _tried(s, folder, stored, p, task, examples, held_out, asked, objective)
+
+
+def _tried(
+    s: TrainSettings, folder: Path, stored: bool, p: Prepared, task: Task, examples: list[Example],
+    held_out: list[Example], asked: Metric, objective: Objective | None,
+) -> Work:  # fmt: skip
+    """See `set_up`: the work with a model and its examples, which are encoded, and a scorer that has checked both."""
     batches = Batches(examples, s.batch_size, s.seed)
     if s.lora_init == "activations" and not (stored and lora_init.load(p.model, folder)):
         seen = [batches[k] for k in range(lora_init.BATCHES)]
-        lora_init.from_activations(p.model, Scorer(p.model, p.tokenizer, task, **s.encoding), seen)
+        lora_init.from_activations(p.model, scorer_of(p.model, p.tokenizer, task, **s.encoding), seen)
     if not s.offload:
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
-    scorer = Scorer(
-        p.model,
-        p.tokenizer,
-        task,
-        trained=list(p.trained.values()),
-        cache_prefix=s.cache_prefix,
-        metric=asked,
-        **s.encoding,
-    )
+    scorer = scorer_of(
+        p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix, metric=asked,
+        objective=objective, **s.encoding,
+    )  # fmt: skip
     for example in (*examples, *held_out):
         scorer.encode(example)
     if said := scorer.said(len(examples) + len(held_out)):
         print(f"zograd: {said}", file=sys.stderr)
     if isinstance(p.store.inputs, InputsOfLeaves):
         p.store.inputs.filled = lambda: scorer.filled
-    if isinstance(p.store.source, Blockwise) and p.store.source.adds:
-        check_stream(p.store.source, scorer, s)
-    with Peak(s.device) as inference:
-        scorer.infer(batches[0], held_out)
-    scorer.remember([*examples, *held_out])
+    parts = [part for batch in batches.first_uses() for part in scorer.parts(batch, s.shards or 1)]
+    evaluated = [[held_out[i] for i in bucket] for bucket in scorer.buckets(held_out, EVALUATION)]
+    scorer.group([*parts, *evaluated])
     data = {
         "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
-        "sha256": digest(task, examples, held_out),
+        "sha256": digest(task, examples, held_out), "asks": asdict(Form.of(task)),
     }  # fmt: skip
-    return Work(p, base, scorer, batches, held_out, data, inference)
+    return Work(p, base, scorer, batches, held_out, data)
 
 
 def choose_compiling(work: Work, s: TrainSettings) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from zograd.hub.sources import Source, is_source
 from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import OF_DATA, digest, examples_of, no_examples
-from zograd.llm.restore import merged_model, restore, stored_settings
+from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
-from zograd.llm.scoring.scorer import Scorer
+from zograd.llm.scoring.objectives import Objective, objective_of
+from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
-from zograd.runs.rundir import RunDirectory
+from zograd.runs.packed import opened
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ def evaluate(
     *,
     split: str | None = None,
     examples: int | None = None,
-    dtype: str = "auto",
-    device: str = "cpu",
-    quantized: bool = False,
+    dtype: str | None = None,
+    device: str | None = None,
+    quantized: bool | None = None,
     quantize: str | None = None,
     seed: int | None = None,
     max_length: int | None = None,
@@ -62,6 +63,8 @@ def evaluate(
     and `trained_on` counts the scored examples that it was trained on (None where that is not known). `failure` is a
     sentence where scores are not finite: then there is no metric.
 
+    run: a folder, or a packed run. device: where the model computes; None: the CPU, or where the run was trained.
+    dtype, quantized, quantize: of a model; a run has its own, so they are refused beside one.
     task: a name or data, as `load_task` takes it; None: the run's, or "trec".
     split: "train", "validation", "test", or "all". Default: "test"; all of a file that names no splits, unless it is
         the file of the run. Asked for a split, such a file is split as training with `seed` (default 0) splits it.
@@ -79,18 +82,21 @@ def evaluate(
         loaded = load_task("trec" if task is None else task, seed=seed or 0, **given)
         chosen, asked = _choose(loaded, split, examples, seed or 0), _metric(metric, loaded)
         module, tokenizer = loading.load(
-            model or "smollm2-135m", dtype=dtype, device=device, quantized=quantized, quantize=quantize
-        )
+            model or "smollm2-135m", dtype=dtype or "auto", device=device or "cpu", quantized=bool(quantized),
+            quantize=quantize,
+        )  # fmt: skip
     else:
-        directory = RunDirectory.open(run)
+        own = {"dtype": dtype, "quantized": quantized, "quantize": quantize}
+        check_own_model([name for name, value in own.items() if value is not None])
+        directory = opened(run)
         s = stored_settings(directory)
-        chosen = _of_run(s, task, given, split, examples, seed, directory.meta["data"].get("sha256"))
+        chosen = _of_run(s, task, given, split, examples, seed, directory.meta.get("data", {}).get("sha256"))
         asked = _metric(_of_settings(s.metric, chosen.task) if metric is None else metric, chosen.task)
-        p, _ = restore(run, model)
+        p, _ = restore(run, model, device=device)
         module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
     encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
     s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
-    scorer = Scorer(module, tokenizer, chosen.task, metric=asked, **s.encoding)
+    scorer = scorer_of(module, tokenizer, chosen.task, metric=asked, objective=_objective(s, chosen.task), **s.encoding)
     metrics = scorer.evaluate(chosen.examples, interval=True)
     for said in (chosen.task.said if chosen.whole and chosen.task.own else "", scorer.said(len(chosen.examples))):
         if said:
@@ -117,6 +123,11 @@ def _of_settings(metric: str | None, task: Task) -> str | None:
         return _metric(metric, task).name
     except MetricError:
         return None
+
+
+def _objective(s: TrainSettings, task: Task) -> Objective | None:
+    """The objective of a run, which its evaluation reports. Code that a run.json names is not run."""
+    return None if ":" in s.objective or task.kind == "text" else objective_of(s.objective, task.kind, s.answer_tokens)
 
 
 def _choose(

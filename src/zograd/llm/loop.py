@@ -18,11 +18,12 @@ from zograd.hub import Example
 from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import Work, ride_along
+from zograd.llm.clock import Clock, Estimate
 from zograd.llm.compiled import compiled
 from zograd.llm.inputs import watching
 from zograd.llm.oracle import TOGETHER, BatchOracle, from_blocks
 from zograd.llm.scoring.metrics import Metrics
-from zograd.llm.settings import TrainSettings
+from zograd.llm.settings import NO_END, TrainSettings
 from zograd.offload.streamed import Streamed
 from zograd.oracles import Oracle
 from zograd.quantized.infeasible import Probes
@@ -83,7 +84,8 @@ class Loop:
     run continues from the value of its last line, so neither loading nor lost work of a killed process counts.
 
     taken: the steps of the tape, if the run is resumed.
-    before: the held-out loss before the first step; None if it is unknown.
+    before: the held-out loss before the first step; None if it is unknown. The loss of the first step stands for it.
+    forward: the time of a forward pass, in seconds a token; None if it is unknown.
     """
 
     def __init__(
@@ -94,7 +96,10 @@ class Loop:
         peers: Peers,
         taken: Sequence[Record] = (),
         before: float | None = None,
+        forward: float | None = None,
     ) -> None:
+        if before is None and taken:
+            before = taken[0].loss
         self.p, self.scorer, self.batches, self.held_out = work.prepared, work.scorer, work.batches, work.held_out
         self.directory, self.quiet, self.peers = directory, quiet, peers
         self.oracles = BatchOracle(self.scorer, self.p.settings, peers, taken)
@@ -103,6 +108,7 @@ class Loop:
         self.interrupted = False
         self.last_metrics: Metrics | None = None
         self.before = math.nan if before is None else before
+        self.forward = forward
         self.away_in_a_row = 0
         self.seconds = 0.0
         self.meters: dict[str, float] = {}
@@ -110,6 +116,7 @@ class Loop:
         lines, _ = read_metrics(directory.path)
         seconds = [x for line in lines if isinstance(x := line.get("seconds"), int | float)]
         self.began, self.earlier = 0.0, max(seconds, default=0.0)
+        self.clock = Clock(self.p.settings, peers)
 
     def go(self) -> None:
         """Run to the last step, or to the step after which a signal stops it."""
@@ -118,26 +125,42 @@ class Loop:
         s, run, stopped = self.p.settings, self.p.run, False
         self.began = start = time.perf_counter()
         tokens = 0
+        self.clock.read(self.earlier)
+        estimate = Estimate(s, run, self.scorer, self.forward, self.clock)
+        estimate.say_first(self.batches, self.quiet)
         bar = tqdm(
-            total=s.steps, initial=run.step_number, desc=run.method.name, unit="step", file=sys.stderr,
-            disable=self.quiet, dynamic_ncols=True, smoothing=0.1, mininterval=0.5 if sys.stderr.isatty() else 10.0,
+            total=s.steps if s.steps < NO_END else None, initial=run.step_number, desc=run.method.name, unit="step",
+            file=sys.stderr, disable=self.quiet, dynamic_ncols=True, smoothing=0.1,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )  # fmt: skip
         compiling = compiled(self.p.model) if s.compile else nullcontext()
         with interruptible() as self.caught, bar, compiling, self._deferring(), settled_objects():
-            while run.step_number < s.steps and not stopped:
+            while run.step_number < s.steps and not self.clock.over and not stopped:
                 batch = self.batches[run.step_number]
                 self._merge(run.step_number == last_merge(s, run.step_number))
+                self.remember(batch)
                 record = self._step(batch)
+                if math.isnan(self.before):
+                    self.before = record.loss
                 self.directory.append(record)
                 tokens += self.scorer.tokens(batch) * record.evaluations
+                estimate.count(bar, self.quiet)
                 stopped = self._after(record, bar, tokens / (time.perf_counter() - start))
         self.interrupted = stopped
         self.seconds = time.perf_counter() - start
 
+    def remember(self, batch: list[Example]) -> None:
+        """Store the states of frozen blocks for a batch, outside of what a step evaluates."""
+        s, peers = self.p.settings, self.peers
+        parts = self.scorer.parts(batch, s.shards or 1)
+        own = parts[peers.rank :: peers.world] if s.parallel == "data" else parts
+        self.scorer.remember([e for part in own for e in part])
+
     def _step(self, batch: list[Example]) -> Record:
         """One step on a batch. Its record says so if fewer points share a forward from now on, in all processes."""
         limit = self.peers.limit
-        record = self.p.run.step(self._oracle(batch))
+        run = self.p.run
+        record = run.step(self._oracle(batch), self.clock.rates(run.rates()))
         if self.source is not None:
             self.source.end()
         if self.peers.limit != limit:
@@ -194,7 +217,8 @@ class Loop:
             raise DivergenceError(why)
         self.last_metrics = None
         stopped = self.peers.stopping(bool(self.caught))
-        last = run.step_number == s.steps
+        self.clock.read(self.earlier + time.perf_counter() - self.began)
+        last = run.step_number == s.steps or self.clock.over
         if not stopped and (last or (s.eval_every and run.step_number % s.eval_every == 0)):
             run.store.make_moves()
             with suppress(_Stopped):
@@ -228,7 +252,7 @@ class Loop:
             )
         return None
 
-    def _heed(self, _: int) -> None:
+    def _heed(self, _: float) -> None:
         """End an evaluation after a signal. With several processes it continues, since the others wait for this one."""
         if self.caught and self.peers.world == 1:
             raise _Stopped

@@ -72,18 +72,24 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 def load(model: nn.Module, folder: Path) -> bool:
-    """Set the matrices A to those in the folder of a run; False where it has none.
+    """Set the matrices A to those in the folder of a run; False where it has none. Raises RunError: see `set_to`."""
+    file = folder / FILE
+    if not file.exists():
+        return False
+    set_to(model, file.read_bytes(), file)
+    return True
 
-    Raises RunError for a file that does not parse, or does not fit the adapters; then nothing has been written.
+
+def set_to(model: nn.Module, data: bytes, file: Path) -> None:
+    """Set the matrices A to those that `save` wrote into `file`.
+
+    Raises RunError for contents that do not parse, or do not fit the adapters; then nothing has been written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    file = folder / FILE
-    if not file.exists():
-        return False
     try:
-        tensors: dict[str, Any] = from_bytes(file.read_bytes())
+        tensors: dict[str, Any] = from_bytes(data)
     except (SafetensorError, ValueError) as e:
         raise RunError(f"{file} does not parse ({str(e)[:80]}); delete it, and --resume computes it again") from e
     mine = {name: m.weight for name, m in adapters(model).items()}
@@ -93,4 +99,3 @@ def load(model: nn.Module, folder: Path) -> bool:
     with torch.no_grad():
         for name, weight in mine.items():
             weight.copy_(tensors[name])
-    return True

@@ -101,6 +101,9 @@ class Forwards:
     def around(self) -> Around:
         return self.scorer.around
 
+    def owners(self) -> Tensor:
+        return self.scorer.owners
+
 
 def from_blocks(source: Blockwise, scorer: Scorer, batch: Sequence[Example], peers: Peers) -> Oracle:
     """The oracle of a batch for methods whose gradients come from blocks: the losses of the source's forwards.

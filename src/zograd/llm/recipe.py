@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from zograd.llm.loading import is_scales
-from zograd.llm.settings import TrainSettings
+from zograd.llm.clock import about
+from zograd.llm.loading import PARTS, is_scales
+from zograd.llm.settings import NO_END, SettingsError, TrainSettings
+
+STEPS = TrainSettings.model_fields["steps"].default
+BUDGETS: dict[str, tuple[int, int | None]] = {"small": (1, 1000), "medium": (4, 4000), "large": (16, None)}
+"""Of each budget: by what the steps are multiplied, and how many training examples are used."""
 
 BLOCKS = 4
 """The last blocks that are trained. Residual feedback sees their gradient: cosines of 0.65 to 1 in a model of 30 blocks
@@ -17,10 +22,13 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
 
     `residual` on the last `BLOCKS` blocks of a dense model, or on their adapters in a packed, quantized or offloaded
     one, with 100 steps of 32 examples and a cosine schedule; `zo_sgd` where a setting asks for what only evaluations
-    have. Every setting that was given stays.
+    have. Every setting that was given stays. `budget` becomes steps and training examples; with `seconds`, no number of
+    steps ends the run, unless one is given.
+
+    Raises SettingsError for a budget beside a number of steps.
     """
     if s.method != "auto":
-        return s, ""
+        return s.model_copy(update=_length(s, STEPS)), ""
     asks = {
         "a batch is cut into parts": s.shards not in (None, world),
         "the processes share directions": s.parallel != "data",
@@ -29,20 +37,60 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
         "points are to share a forward": s.together is not None,
         "the learning rate is to be measured": s.lr == "auto",
         "one of its settings is given": bool(s.method_settings),
+        f"the objective {s.objective} has no derivative": s.objective != "loss",
+        "virtual tokens stand in front of all blocks": s.train in PARTS,
     }
     if reason := next((reason for reason, holds in asks.items() if holds), ""):
-        return s.model_copy(update={"method": "zo_sgd"}), f"training by zo_sgd, because {reason}"
+        new = s.model_copy(update={"method": "zo_sgd", **_length(s, STEPS)})
+        return new, f"training by zo_sgd, because {reason}"
     narrow = s.quantized or s.quantize is not None or s.offload is not None
     recipe: dict[str, Any] = {"steps": 100, "batch_size": 32, "lr_schedule": "cosine", "lr_end": 0.05}
     recipe |= {"train": "lora"} if narrow else {}
     if s.train in ("full", "lora") or is_scales(s.train):  # a pattern says itself where its tensors are
         recipe["layers"] = BLOCKS
     taken = {name: value for name, value in recipe.items() if name not in s.model_fields_set}
-    new = s.model_copy(update={"method": "residual", **taken})
+    new = s.model_copy(update={"method": "residual", **taken, **_length(s, recipe["steps"])})
     return new, (
-        f"training {_part(new)} by residual, {new.steps:,} steps of {new.batch_size} examples, because it learns more "
+        f"training {_part(new)} by residual, {_lasts(new)} of {new.batch_size} examples, because it learns more "
         f"from a forward pass than methods that need losses alone (--method, --train, --steps choose others)"
     )
+
+
+def instead(s: TrainSettings, reason: str, *, exact: bool) -> tuple[TrainSettings, str]:
+    """The settings in place of those of `chosen` for a model that residual feedback does not fit, and a sentence.
+
+    exact: whether its blocks can be differentiated: then `backprop`, which is exact. Otherwise `zo_sgd` with a measured
+    rate.
+    """
+    if exact:
+        new = s.model_copy(update={"method": "backprop"})
+        return new, (
+            f"training {_part(new)} by backprop, their exact gradient, {_lasts(new)} of {new.batch_size} "
+            f"examples, because {reason}"
+        )
+    new = s.model_copy(update={"method": "zo_sgd", "lr": "auto", "layers": None, "lr_schedule": "constant"})
+    return new, f"training {_part(new)} by zo_sgd with a measured rate, {_lasts(new)}, because {reason}"
+
+
+def _length(s: TrainSettings, steps: int) -> dict[str, Any]:
+    """What `budget` and `seconds` change, of a method that takes so many steps by default.
+
+    Raises SettingsError for a budget beside a number of steps.
+    """
+    given = s.model_fields_set
+    if s.seconds is not None:
+        return {} if "steps" in given else {"steps": NO_END}
+    if s.budget is None:
+        return {}
+    if "steps" in given:
+        raise SettingsError(f"--budget {s.budget} chooses the steps, and --steps {s.steps} is given: leave one out")
+    factor, examples = BUDGETS[s.budget]
+    found: dict[str, Any] = {"budget": None, "steps": factor * steps}
+    return found if "train_examples" in given else {**found, "train_examples": examples}
+
+
+def _lasts(s: TrainSettings) -> str:
+    return f"{s.steps:,} steps" if s.steps < NO_END else f"{about(s.seconds or 0.0)} in steps"
 
 
 def _part(s: TrainSettings) -> str:

@@ -1,30 +1,38 @@
-"""Runs from the disk: the settings of a resumed run, base model + tape -> weights, and weights as files."""
+"""Runs from the disk: base model + tape -> weights, and weights as files."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
+from zograd.core.tape import Tape
 from zograd.files import atomic_write, sync_file
 from zograd.llm import loading, lora_init
-from zograd.llm.build import Prepared, build_method, prepare, resolve, ride_along
+from zograd.llm.build import Prepared, build_method, prepare, ride_along
 from zograd.llm.loading import offloaded as offloading
-from zograd.llm.recipe import chosen
-from zograd.llm.scoring.metrics import Metrics
+from zograd.llm.merging import (
+    add_runs,
+    average_last,
+    check_average,
+    check_independent,
+    check_linear,
+    without,
+)
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.quantized import libraries
 from zograd.runs.errors import RunError
-from zograd.runs.folder import check_free
-from zograd.runs.identity import check_identity, identity
-from zograd.runs.rundir import CHANGEABLE, RunDirectory, restarted
+from zograd.runs.identity import base_digest, check_identity, identity
+from zograd.runs.packed import Packed, opened
+from zograd.runs.rundir import RunDirectory
+from zograd.stores import Store
 
 
 def stored_settings(directory: RunDirectory) -> TrainSettings:
@@ -40,93 +48,13 @@ def stored_settings(directory: RunDirectory) -> TrainSettings:
 
 def fixed_settings(s: TrainSettings) -> tuple[str, ...]:
     """Names in `CHANGEABLE` that a run with these settings may not change after all: its bits depend on them."""
-    names = ("steps",) if s.lr_schedule != "constant" else ()
+    names: tuple[str, ...] = ()
+    if s.lr_schedule != "constant":
+        names = ("seconds",) if s.seconds is not None else ("steps", "seconds")
     try:
         return (*names, "eval_every") if ride_along(build_method(s)) else names
     except ValueError:  # an edited run.json; the comparison with the tape's header names the mistake
         return names
-
-
-def continued(given: TrainSettings, stored: TrainSettings, names: Collection[str]) -> tuple[TrainSettings, list[str]]:
-    """The settings of a resumed run, and the names of those that change.
-
-    They are the stored ones, except for settings in `names` that have another value in `given`. Raises SettingsError if
-    one of those cannot be changed by --resume, or if the metric is code that is not given again.
-    """
-    if stored.metric is not None and ":" in stored.metric and given.metric != stored.metric:
-        raise SettingsError(
-            f"the run reports the metric {stored.metric!r}, which is code, so run.json may not name it alone: give "
-            f"--metric {stored.metric} again"
-        )
-    other = [name for name in TrainSettings.model_fields if name in names and differs(name, given, stored)]
-    bad = [name for name in other if name not in CHANGEABLE or name in fixed_settings(stored)]
-    if bad:
-        listed = ", ".join(f"{setting_name(n)} = {getattr(given, n)} (the run has {getattr(stored, n)})" for n in bad)
-        may = ", ".join(setting_name(name) for name in CHANGEABLE if name not in fixed_settings(stored))
-        raise SettingsError(
-            f"--resume continues a run with its own settings and cannot change {listed}: leave that out, or begin "
-            f"another run in another --out. {may} may be changed"
-        )
-    return stored.model_copy(update={name: getattr(given, name) for name in other}), other
-
-
-def differs(name: str, given: TrainSettings, stored: TrainSettings) -> bool:
-    """Whether a setting has another value than the stored one, in which "auto" has been replaced by a value."""
-    mine, its = getattr(given, name), getattr(stored, name)
-    if name in ("method", "shards", "threads", "dtype", "compile") and mine in (None, "auto"):
-        return False
-    return bool(loading.dtype_named(mine) != loading.dtype_named(its) if name == "dtype" else mine != its)
-
-
-def setting_name(name: str) -> str:
-    """The key of a setting in files and messages."""
-    return TrainSettings.model_fields[name].alias or name
-
-
-def resumed(given: TrainSettings, out: Path) -> TrainSettings:
-    """The settings with which --resume continues the run in `out` if `given` is asked for: see `continued`."""
-    return continued(given, stored_settings(RunDirectory.open(out)), given.model_fields_set)[0]
-
-
-def open_run(
-    s: TrainSettings, out: Path, resume: bool, world: int
-) -> tuple[TrainSettings, RunDirectory | None, dict[str, Any]]:
-    """Decide between a new run in `out` and one that is continued: because of `resume`, or by a restart of torchrun.
-
-    Returns the settings to run with, the run to continue (None for a new one), and name -> stored value of the settings
-    that change. Raises SettingsError, RunError for a folder that cannot be used, and LockedError.
-    """
-    found = RunDirectory.open(out, write=True) if resume else restarted(out)
-    if not resume:
-        s, why = chosen(s, world)
-    if found is None:
-        check_free(out)
-        new = resolve(s, world)
-        if why:
-            print(f"zograd: {why}", file=sys.stderr)
-        return new, None, {}
-    try:
-        stored = stored_settings(found)
-        try:
-            s, changed = continued(s, stored, s.model_fields_set if resume else TrainSettings.model_fields)
-        except SettingsError:
-            if not resume:
-                check_free(out)
-            raise
-        return resolve(s, world), found, {name: getattr(stored, name) for name in changed}
-    except BaseException:
-        found.close()
-        raise
-
-
-def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise RunError if the examples are not those that the run began with."""
-    before, now = meta.get("data", {}).get("sha256"), found.get("sha256")
-    if before is not None and now is not None and before != now:
-        raise RunError(
-            f"the examples of {found.get('task')!r} are not those that the run began with (SHA-256 {now}, then "
-            f"{before}): bring the file back as it was, or begin another run in another --out"
-        )
 
 
 def check_trained(meta: Mapping[str, Any], trained: Mapping[str, Tensor]) -> None:
@@ -140,61 +68,110 @@ def check_trained(meta: Mapping[str, Any], trained: Mapping[str, Tensor]) -> Non
         )
 
 
-def check_metric(before: Metrics, metric: str) -> None:
-    """Raise RunError if a run reports another metric than the one that is computed now."""
-    if before.metric != metric:
-        raise RunError(
-            f"the run reports {before.metric!r}, and here the metric is {metric!r}; give the metric of the run"
-        )
+def base_of(directory: RunDirectory, *, model: str | None = None, device: str | None = None) -> Prepared:
+    """The base model of a run as the run began: adapters attached, trained tensors chosen, no step taken.
+
+    Arguments: see `restore`. Raises RunError for another base model than the recorded one, ModelError.
+    """
+    s = stored_settings(directory)
+    here = {name: value for name, value in (("model", model), ("device", device)) if value is not None}
+    p = prepare(s.model_copy(update=here), directory.scratch)
+    if s.lora_init == "activations":
+        matrices = directory.attachment(lora_init.FILE)
+        if matrices is None:
+            raise RunError(
+                f"{directory.path} has no {lora_init.FILE}, the matrices A of its adapters; restore it from a copy, or "
+                f"run zograd train --resume --out {directory.path}, which computes them again"
+            )
+        lora_init.set_to(p.model, matrices, directory.path / lora_init.FILE)
+    found = identity(p.model, p.pages)
+    check_identity(directory.meta["model"], found, p.settings.model)
+    if isinstance(directory, Packed):
+        check_base(directory, found, p.settings.model)
+    check_trained(directory.meta, p.trained)
+    return p
 
 
-def metrics_before(meta: Mapping[str, Any]) -> Metrics:
-    """The evaluation before the first step. Raises RunError if run.json does not hold it."""
-    try:
-        before = Metrics(**meta["metrics_before"])
-        numbers = (before.value, before.loss, before.calibrated, before.majority)
-        if all(x is None or isinstance(x, int | float) for x in numbers) and isinstance(before.metric, str):
-            return before
-    except (KeyError, TypeError):
-        pass
-    raise RunError("run.json has no evaluation from before the first step ('metrics_before'); restore it from a copy")
+def check_base(pack: Packed, found: Sequence[Mapping[str, Any]], model: str) -> None:
+    """Raise RunError unless all digests of the base model are those of a packed run, which names only their starts."""
+    by_name = {entry["name"]: dict(entry) for entry in found}
+    if base_digest([by_name[entry["name"]] for entry in pack.meta["model"]]) != pack.base:
+        raise RunError(f"{model} is not the base model of this run: a digest of its tensors differs behind its start")
 
 
 def restore(
-    path: str | Path, model: str | None = None, *, to: int | None = None, salvage: bool = False
+    path: str | Path,
+    model: str | None = None,
+    *,
+    to: int | None = None,
+    salvage: bool = False,
+    device: str | None = None,
+    undo: Collection[int] = (),
+    average: int = 0,
 ) -> tuple[Prepared, RunDirectory]:
     """The base model with a run replayed onto it, without forward passes.
 
-    path: the folder of the run. model: where the base model is now; None: where the run found it.
+    path: the folder of the run, or a packed run. model: where the base model is now; None: where the run found it.
     to: the last step to replay; None: all of them.
     salvage: replay the steps before the damage of a damaged tape, with a warning.
+    device: where the weights are to be; None: where the run had them.
+    undo: steps that are left out, as if they had been refused; 1 is the first. See `zograd.llm.merging.without`.
+    average: the weights become their mean after each of the last `average` steps; 0: those after the last one.
 
     Cost: loading the model, and one move for each step: the time of the run without its evaluations.
     Raises RunError for a folder or a base model that does not fit, TapeError for a damaged tape, ModelError.
     """
-    directory = RunDirectory.open(path)
+    directory = opened(path)
     s = stored_settings(directory)
     tape = directory.tape(salvage=salvage, fixed=fixed_settings(s))
     if to is not None and not 0 <= to <= tape.steps:
         raise RunError(f"--to {to}: the tape of {path} has {tape.steps} steps")
-    p = prepare(s if model is None else s.model_copy(update={"model": model}), Path(path))
-    if s.lora_init == "activations" and not lora_init.load(p.model, Path(path)):
-        raise RunError(
-            f"{path} has no {lora_init.FILE}, the matrices A of its adapters; restore it from a copy, or run zograd "
-            f"train --resume --out {path}, which computes them again"
-        )
-    check_identity(directory.meta["model"], identity(p.model, p.pages), p.settings.model)
-    check_trained(directory.meta, p.trained)
+    wanted = tape.steps if to is None else to
+    records = tape.records[:wanted]
+    if undo or average:
+        method = build_method(s)
+        records = without(records, undo, method) if undo else records
+        check_average(method, average, wanted)
+    p = base_of(directory, model=model, device=device)
     start = time.perf_counter()
-    if p.run.method.estimator.replays:
-        p.run.replay(tape.records[:to])
-    elif (done := directory.load_state(p.run, tape)) != (wanted := tape.steps if to is None else to):
-        raise RunError(
-            f"a tape of {s.method} does not give the weights back, and the saved state of {path} is of step {done}, "
-            f"not {wanted}; finish the run with zograd train --resume --out {path}"
-            + (f", or pass --to {done}" if done else "")
-        )
+    if average:
+        average_last(p.run, records, average)
+    elif p.run.method.estimator.replays:
+        p.run.replay(records)
+    else:
+        load_weights(directory, p, tape, wanted)
+    if undo:
+        check_independent(p.run)
     return replace(p, replay_seconds=time.perf_counter() - start), directory
+
+
+def load_weights(directory: RunDirectory, p: Prepared, tape: Tape, wanted: int) -> None:
+    """Bring the weights to step `wanted` of a run whose tape does not give them back. Raises RunError."""
+    if isinstance(directory, Packed):
+        done = tape.steps
+        if done == wanted:
+            directory.apply_difference(p.store)
+            p.run.step_number, p.run.evaluations = done, tape.evaluations
+    else:
+        done = directory.load_state(p.run, tape)
+    if done != wanted:
+        path, here = directory.path, f", or pass --to {done}" if done else ""
+        more = (
+            "" if isinstance(directory, Packed) else f"; finish the run with zograd train --resume --out {path}{here}"
+        )
+        raise RunError(
+            f"a tape of {p.settings.method} does not give the weights back, and the saved state of {path} is of step "
+            f"{done}, not {wanted}{more}"
+        )
+
+
+def check_own_model(given: Sequence[str]) -> None:
+    """Raise SettingsError for settings of a model, given beside a run, which loads its base model as it was trained."""
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SettingsError(
+            f"{options} cannot be chosen for a run: its base model is loaded as it was trained; leave it out"
+        )
 
 
 def merged_model(model: Any) -> Any:
@@ -226,38 +203,94 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
 
 
 def replay(
-    path: str | Path, model: str | None, out: str | Path, *, to: int | None = None, salvage: bool = False
+    path: str | Path | Sequence[str | Path],
+    model: str | None,
+    out: str | Path,
+    *,
+    to: int | None = None,
+    salvage: bool = False,
+    undo: Collection[int] = (),
+    average: int = 0,
+    merge: Literal["sum", "mean"] | None = None,
 ) -> dict[str, Any]:
     """Replay a run and write the model to `out`; returns what `zograd replay --json` prints.
 
     Arguments and errors: see `restore`; format of the files: see `save`. Raises RunError, and writes nothing, if `out`
     is not empty or if the weights differ from those at the end of the run.
+
+    path: a run, or with `merge` several runs of one base model: the weights are then the base model plus the sum or the
+        mean of what the runs have changed (`zograd.llm.merging.add_runs`).
     """
-    if Path(out).exists() and any(Path(out).iterdir()):
-        raise RunError(f"{out} is not empty; choose a new folder for the weights")
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    check_out(Path(out))
+    if len(paths) > 1 and merge is None:
+        raise SettingsError(f"{len(paths)} runs give one model with --merge sum or --merge mean; choose one")
+    if merge is not None and (len(paths) < 2 or to is not None or undo or average):
+        raise SettingsError("--merge takes several runs, each whole: without --to, --undo and --average")
     start = time.perf_counter()
-    p, directory = restore(path, model, to=to, salvage=salvage)
-    sha256 = p.store.digest()
+    if merge is None:
+        p, directory = restore(paths[0], model, to=to, salvage=salvage, undo=undo, average=average)
+        sha256, recorded = p.store.digest(), directory.meta.get("result", {})
+        whole = recorded.get("steps") == p.run.step_number and not (undo or average)
+        if whole and recorded.get("sha256") != sha256:
+            raise RunError(
+                f"the replayed weights have SHA-256 {sha256}, but the run ended with {recorded.get('sha256')}: "
+                f"this machine's arithmetic or one of the files differs; nothing was written"
+            )
+        steps, evaluations = p.run.step_number, p.run.evaluations
+    else:
+        p, steps, evaluations = merged_runs(paths, model, merge, salvage)
+        sha256 = p.store.digest()
     seconds = time.perf_counter() - start
-    recorded = directory.meta.get("result", {})
-    if recorded.get("steps") == p.run.step_number and recorded.get("sha256") != sha256:
-        raise RunError(
-            f"the replayed weights have SHA-256 {sha256}, but the run ended with {recorded.get('sha256')}: "
-            f"this machine's arithmetic or one of the files differs; nothing was written"
-        )
     if p.pages is not None:
         offloading.save(p.model, p.tokenizer, p.pages, Path(out))
     else:
         save(p.model, p.tokenizer, Path(out))
-    note = {"run": str(path), "base": p.settings.model, "steps": p.run.step_number, "sha256_trained": sha256}
+    done: dict[str, Any] = {"undo": sorted(undo)} if undo else {}
+    done |= {"average": average} if average else {}
+    done |= {"merge": merge} if merge else {}
+    run: Any = str(paths[0]) if merge is None else [str(one) for one in paths]
+    note = {"run": run, "base": p.settings.model, "steps": steps, "sha256_trained": sha256, **done}
     for file in filter(Path.is_file, Path(out).rglob("*")):
         sync_file(file)
     atomic_write(Path(out) / "zograd.json", json.dumps(note, indent=1).encode())
     return {
-        "steps": p.run.step_number,
-        "evaluations": p.run.evaluations,
+        "steps": steps,
+        "evaluations": evaluations,
         "sha256": sha256,
         "seconds": seconds,
         "replay_seconds": p.replay_seconds,
+        **done,
         "out": str(out),
     }
+
+
+def check_out(out: Path) -> None:
+    """Raise RunError where weights cannot be written to a new folder `out`."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; choose a new folder for the weights")
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"{out} is not empty; choose a new folder for the weights")
+
+
+def merged_runs(
+    paths: Sequence[str | Path], model: str | None, how: Literal["sum", "mean"], salvage: bool
+) -> tuple[Prepared, int, int]:
+    """The base model of several runs with the sum or mean of their changes; their steps and evaluations in all."""
+    first = opened(paths[0])
+    for path in paths:
+        check_linear(build_method(stored_settings(opened(path))), "--merge")
+    steps = evaluations = 0
+
+    def load(path: str | Path) -> Store:
+        nonlocal steps, evaluations
+        found, directory = restore(path, model, salvage=salvage)
+        if [e["name"] for e in directory.meta["model"]] != [e["name"] for e in first.meta["model"]]:
+            raise RunError(f"--merge: {path} and {paths[0]} were trained from different base models")
+        check_identity(first.meta["model"], directory.meta["model"], f"the base model of {path}")
+        steps, evaluations = steps + found.run.step_number, evaluations + found.run.evaluations
+        return found.store
+
+    p = base_of(first, model=model)
+    add_runs(p.store, [partial(load, path) for path in paths], how)
+    return p, steps, evaluations

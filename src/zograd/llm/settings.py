@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -72,6 +73,9 @@ def setting(
     return Field(**start, description=help, json_schema_extra={k: v for k, v in shown.items() if v}, **limits)
 
 
+NO_END = 10**9
+"""The number of steps of a run that ends on the clock."""
+
 MODEL, DATA, METHOD, TRAINED = "Model", "Data", "Method", "What is trained"
 CHECKS, MACHINE = "Evaluation and saving", "Machine"
 
@@ -79,7 +83,7 @@ CHECKS, MACHINE = "Evaluation and saving", "Machine"
 class TrainSettings(BaseModel):
     """Keys are those of `zograd train`, with underscores; each is described here and nowhere else."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     model: str = setting("smollm2-135m", "Alias, folder, .gguf file, or hub name.", MODEL)
     quantized: bool = setting(False, "Keep the matrices of a .gguf packed; --train scales trains their scales.", MODEL)
@@ -105,6 +109,15 @@ class TrainSettings(BaseModel):
         alias="set",
     )
     steps: int = setting(1000, "Steps in all.", METHOD, ge=0)
+    seconds: float | None = setting(
+        None, "End after so many seconds of training; the schedule follows the time.", METHOD, unset="by --steps", gt=0
+    )
+    budget: Literal["small", "medium", "large"] | None = setting(
+        None,
+        "In place of --steps: 1, 4 or 16 times the default, with 1,000, 4,000 or all training examples.",
+        METHOD,
+        unset="small",
+    )
     batch_size: int = setting(16, "Examples per step.", METHOD, ge=1)
     lr: Annotated[float, Field(ge=0)] | Literal["auto"] | None = setting(
         None, "Learning rate; auto measures it.", METHOD, unset="by the method, the part, and the width of the model"
@@ -120,8 +133,11 @@ class TrainSettings(BaseModel):
     weight_decay: float = setting(0.0, "Decoupled weight decay; biases and norms are left out.", METHOD, ge=0)
     seed: int = setting(0, "Fixes directions, batches, rounding and adapters.", METHOD, ge=0, lt=2**63)
     train: str = setting(
-        "full", "full, lora, scales, scales:PATTERN, or a pattern (regular expression) of parameter names.", TRAINED
+        "full",
+        "full, lora, prefix, prompt, scales, scales:PATTERN, or a pattern (regular expression) of names.",
+        TRAINED,
     )
+    tokens: int = setting(10, "Virtual tokens of --train prefix and --train prompt.", TRAINED, ge=1)
     layers: int | None = setting(None, "Train only this many of the last blocks.", TRAINED, unset="all", ge=1)
     lora_r: int = setting(8, "Rank of LoRA adapters.", TRAINED, ge=1)
     lora_alpha: float = setting(16.0, "Scale of LoRA adapters: their output is multiplied by alpha / r.", TRAINED, gt=0)
@@ -131,8 +147,12 @@ class TrainSettings(BaseModel):
         "layer, fixed; B alone is trained.",
         TRAINED,
     )
-    lora_targets: list[str] = setting(
-        None, "Modules that get LoRA adapters.", TRAINED, form="name,...", factory=lambda: ["q_proj", "v_proj"]
+    lora_targets: list[str] | None = setting(
+        None,
+        "Modules that get LoRA adapters.",
+        TRAINED,
+        form="name,...",
+        unset="those that peft takes for the architecture, else all linear layers of the blocks",
     )
     rounding: Literal["stochastic", "split", "nearest"] = setting(
         "stochastic", "How 16-bit weights are updated.", TRAINED
@@ -194,6 +214,14 @@ class TrainSettings(BaseModel):
         CHECKS,
         unset="accuracy, or loss",
     )
+    objective: str = setting(
+        "loss",
+        "What training lowers: loss; accuracy, exact-match or f1 (what they lack of 1); or module:function of prompt, "
+        "answer and the answer in the data, a reward.",
+        METHOD,
+    )
+    answer_tokens: int = setting(32, "Most tokens of an answer that an objective looks at.", METHOD, ge=1)
+    baseline: bool = setting(True, "Evaluate the model before the first step.", CHECKS)
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
     save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)
     max_failures: int = setting(10, "Failed steps in a row after which the run stops.", CHECKS, ge=1)
@@ -222,7 +250,11 @@ class TrainSettings(BaseModel):
         """A number in quotes is the number: no setting of a method is a text that looks like one."""
         if not isinstance(value, Mapping):
             return value
-        return {name: read_value(v) if isinstance(v, str) else v for name, v in value.items()}
+        read = {name: read_value(v) if isinstance(v, str) else v for name, v in value.items()}
+        for name, number in read.items():
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{name} should be a finite number")
+        return read
 
     @field_validator("label_words", mode="before")
     @classmethod
@@ -241,6 +273,17 @@ class TrainSettings(BaseModel):
         if isinstance(value, Mapping):
             return {_as_text(label): _texts(word) for label, word in value.items()}
         return [_texts(word) for word in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _clock_fits(self) -> Self:
+        if self.seconds is not None and self.lr == "auto" and self.lr_schedule != "constant":
+            raise ValueError(
+                f"seconds does not go with lr = auto and lr_schedule = {self.lr_schedule}: a rate that is measured "
+                f"does not follow the clock; leave lr_schedule out, or give lr a number"
+            )
+        if self.budget is not None and self.seconds is not None:
+            raise ValueError("budget and seconds both say how long to train: choose one")
+        return self
 
     @model_validator(mode="after")
     def _one_quantization(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -20,17 +21,11 @@ from zograd.jsons import finite
 from zograd.llm import lora_init
 from zograd.llm.build import Work, choose_compiling, ride_along, set_up
 from zograd.llm.loop import Loop, last_merge, shown
-from zograd.llm.restore import (
-    check_data,
-    check_metric,
-    check_trained,
-    fixed_settings,
-    metrics_before,
-    open_run,
-    setting_name,
-)
+from zograd.llm.restore import check_trained, fixed_settings
+from zograd.llm.resume import check_data, check_metric, metrics_before, open_run, setting_name
 from zograd.llm.scoring.metrics import MetricFunction, Metrics
-from zograd.llm.settings import TrainSettings, parse
+from zograd.llm.settings import SettingsError, TrainSettings, parse
+from zograd.llm.stages import Stages
 from zograd.runs.identity import base_digest, check_identity
 from zograd.runs.memory import Peak
 from zograd.runs.rundir import Follower, RunDirectory
@@ -44,6 +39,7 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     peers: Peers | None = None,
+    stages: Stages | None = None,
     metric: MetricFunction | None = None,
 ) -> dict[str, Any]:
     """Fine-tune, and return the summary that `zograd train --json` prints.
@@ -52,6 +48,7 @@ def train(
     resume: continue the run in `out` to the bit-identical end. Of the settings that `s` sets, those in `CHANGEABLE` may
         have other values than the run's.
     quiet: no progress bar and no log on stderr.
+    stages: what shows the start, if it began before this call.
     peers: the processes that share the evaluations (`zograd.distributed.joined`). All of them call this function and
         get the same summary. Rank 0 decides on the settings and writes the run; each process begins by replaying rank
         0's tape. A process that torchrun restarts continues a run with these settings by itself.
@@ -66,15 +63,17 @@ def train(
 
         train(TrainSettings(model="smollm2-135m", task="trec", train="lora", steps=500), "runs/a")["metric_after"]
     """
-    with ExitStack() as closing:
-        return _train(s, Path(out), resume, quiet, Peers() if peers is None else peers, closing, metric)
+    peers = Peers() if peers is None else peers
+    stages = Stages(quiet or peers.rank > 0) if stages is None else stages
+    with ExitStack() as closing, Peak() as process:
+        return _train(s, Path(out), resume, quiet, peers, closing, stages, process, metric)
 
 
 def _train(
-    s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack,
-    metric: MetricFunction | None,
+    s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack, stages: Stages,
+    process: Peak, metric: MetricFunction | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """See `train`. closing: closes the run directory at the end, which releases its lock."""
+    """See `train`. closing: closes the run directory at the end, which releases its lock. process: its peak so far."""
     # Open: rank 0 finds out whether this is a new run or a stored one, and with which settings.
     opened = agree_on_run(s, out, resume, quiet, peers, closing)
     s, meta = opened.settings, opened.meta
@@ -83,28 +82,46 @@ def _train(
 
     # Load the model and the data, build the method and the store.
     with peers.together("loading the model and the task"):
-        work = set_up(s, out, stored=meta is not None, metric=metric)
+        work = set_up(
+            s, out, stored=meta is not None, stages=stages, why=opened.why, first=not peers.rank, metric=metric
+        )
         if meta is not None:
             check_identity(meta["model"], work.base, s.model)
             check_data(meta, work.data)
             check_trained(meta, work.prepared.trained)
     peers.compare(json.dumps(work.base), "the base model and adapters")
 
+    forward = None
     # Begin the run, or bring the weights to the end of its tape.
     if meta is None:
         work, compiling = decide_compiling(work, peers)
-        before = work.scorer.evaluate(work.held_out, peers=peers)
-        directory = begin(out, work, before, compiling, peers, closing)
+        directory = create(out, work, compiling, peers, closing)
+        with Peak(s.device) as inference:
+            start = time.perf_counter()
+            before = baseline(work, stages, peers)
+            if before is not None:
+                forward = peers.world * (time.perf_counter() - start) / work.scorer.tokens(work.held_out)
+            work.scorer.infer(work.batches[0], work.held_out, evaluated=before is not None)
+        begin(work, before, directory, peers)
         taken: Sequence[Record] = ()
     else:
         before = metrics_before(meta)
-        check_metric(before, work.scorer.metric.name)
+        check_metric(before, work.scorer.reports)
         directory, taken = replay_tape(out, work, opened, peers)
+        batch = work.batches[work.prepared.run.step_number]
+        with Peak(s.device) as inference:
+            if missing := work.scorer.unknown(batch):
+                with stages.counted("computing the states below the trained blocks", missing) as progress:
+                    work.scorer.remember(batch, progress)
+            work.scorer.infer(batch, work.held_out)
     run = work.prepared.run
     steps_before = run.step_number
 
     # Train and evaluate.
-    loop = Loop(work, directory, quiet or peers.rank > 0, peers, taken, before.loss)
+    loop = Loop(
+        work, directory, quiet or peers.rank > 0, peers, taken, None if before is None else before.loss, forward
+    )
+    start_seconds = stages.seconds
     with Peak(s.device) as peak:
         loop.go()
         after = loop.last_metrics
@@ -121,6 +138,11 @@ def _train(
         result: dict[str, Any] = json.loads(peers.broadcast())
         return result
     summary = summarise(work, loop, directory, before, after, peak, peers, run.step_number - steps_before, sha256)
+    summary |= {
+        "inference_peak_bytes": inference.bytes,
+        "process_peak_bytes": process.bytes,
+        "start_seconds": start_seconds,
+    }
     if not loop.interrupted:
         directory.meta["result"] = summary
         directory.save_meta()
@@ -142,6 +164,8 @@ class Opened:
     directory: RunDirectory | None
     changed: dict[str, Any]
     """Setting -> its stored value, for settings that change in the stored run."""
+    why: str
+    """The reason of the method of a new run, if it was chosen."""
 
 
 def agree_on_run(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: Peers, closing: ExitStack) -> Opened:
@@ -149,17 +173,23 @@ def agree_on_run(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: 
     found: RunDirectory | None = None
     tape: Tape | None = None
     changed: dict[str, Any] = {}
+    why = ""
     with peers.together("opening the run"):
         if peers.rank == 0:
-            s, found, changed = open_run(s, out, resume, peers.world)
+            s, found, changed, why = open_run(s, out, resume, peers.world)
             if found is not None:
                 closing.callback(found.close)
                 tape = found.tape(fixed=fixed_settings(s))
+                if "steps" in changed and s.steps < tape.steps:
+                    raise SettingsError(
+                        f"--steps {s.steps}: the run has taken {tape.steps} already, and steps are counted from its "
+                        f"beginning; give more, or take weights of an earlier step with zograd replay --to {s.steps}"
+                    )
                 if changed or not quiet:
                     print(_announced(s, tape, changed), file=sys.stderr)
-    plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta]).encode()))
+    plan = json.loads(peers.broadcast(json.dumps([s.stored(), None if found is None else found.meta, why]).encode()))
     done = peers.broadcast(b"" if tape is None else tape.bytes())
-    return Opened(parse(plan[0]), plan[1], tape, done, found, changed)
+    return Opened(parse(plan[0]), plan[1], tape, done, found, changed, plan[2])
 
 
 def _announced(s: TrainSettings, tape: Tape, changed: Mapping[str, Any]) -> str:
@@ -180,26 +210,43 @@ def decide_compiling(work: Work, peers: Peers) -> tuple[Work, dict[str, Any]]:
     return replace(work, prepared=replace(work.prepared, settings=settings)), compiling
 
 
-def begin(
-    out: Path, work: Work, before: Metrics, compiling: dict[str, Any], peers: Peers, closing: ExitStack
-) -> RunDirectory:
-    """Create the folder of a new run with its run.json, the header of its tape, and the first line of its log."""
+def create(out: Path, work: Work, compiling: dict[str, Any], peers: Peers, closing: ExitStack) -> RunDirectory:
+    """Create the folder of a new run with its run.json."""
     s, trained, directory = work.prepared.settings, list(work.prepared.trained), None
     with peers.together("beginning the run"):
-        create = RunDirectory.create if peers.rank == 0 else Follower.create
-        directory = create(
-            out, s.stored(), work.base, trained=trained, metrics_before=finite(asdict(before)), data=work.data,
+        make = RunDirectory.create if peers.rank == 0 else Follower.create
+        directory = make(
+            out, s.stored(), work.base, trained=trained, data=work.data,
             **({"compile": compiling} if compiling else {}),
             **({"plugins": used} if (used := plugins.recorded()) else {}),
         )  # fmt: skip
         closing.callback(directory.close)
         if s.lora_init == "activations" and peers.rank == 0:
             lora_init.save(work.prepared.model, out)
+    return directory
+
+
+def baseline(work: Work, stages: Stages, peers: Peers) -> Metrics | None:
+    """The evaluation before the first step; None where the settings leave it out."""
+    if not work.prepared.settings.baseline:
+        return None
+    with stages.counted("evaluating before the first step", len(work.held_out)) as progress:
+        return work.scorer.evaluate(work.held_out, progress=progress, peers=peers)
+
+
+def begin(work: Work, before: Metrics | None, directory: RunDirectory, peers: Peers) -> None:
+    """Begin the run: the evaluation before it, the header of its tape, and the first line of its log."""
+    s, trained = work.prepared.settings, list(work.prepared.trained)
+    with peers.together("beginning the run"):
+        if before is not None:
+            directory.meta["metrics_before"] = finite(asdict(before))
+            directory.save_meta()
         header = s.model_dump(mode="json", by_alias=True, exclude={"parallel", "timeout"})  # no bit depends on them
         known = {"base": base_digest(work.base), **({"data": d} if (d := work.data.get("sha256")) else {})}
         directory.start({"seed": s.seed, "method": s.method, "settings": header, "trained": trained, **known})
-        directory.log(finite({"step": 0, "evaluations": 0, **shown(before), "seconds": 0.0}))
-    return directory
+        directory.log(
+            finite({"step": 0, "evaluations": 0, **({} if before is None else shown(before)), "seconds": 0.0})
+        )
 
 
 def replay_tape(out: Path, work: Work, opened: Opened, peers: Peers) -> tuple[RunDirectory, Sequence[Record]]:
@@ -232,8 +279,8 @@ def spread(run: Run[Any], peers: Peers) -> None:
 
 
 def summarise(
-    work: Work, loop: Loop, directory: RunDirectory, before: Metrics, after: Metrics | None, peak: Peak, peers: Peers,
-    steps: int, sha256: str,
+    work: Work, loop: Loop, directory: RunDirectory, before: Metrics | None, after: Metrics | None, peak: Peak,
+    peers: Peers, steps: int, sha256: str,
 ) -> dict[str, Any]:  # fmt: skip
     """What `zograd train --json` prints. Losses are those of the whole tape, times those of this call.
 
@@ -247,23 +294,23 @@ def summarise(
         failure = "; ".join(
             [f"all {refused} steps were refused: their losses were not finite", *filter(None, [failure])]
         )
+    either = before or after
     return dict(finite({
         "steps": run.step_number,
         "evaluations": run.evaluations,
         "loss_first": _mean(losses[:10]),
         "loss_last": _mean(losses[-10:]),
-        "metric": before.metric,
-        "metric_before": before.value,
-        "metric_calibrated": before.calibrated,
+        "metric": None if either is None else either.metric,
+        "metric_before": None if before is None else before.value,
+        "metric_calibrated": None if before is None else before.calibrated,
         "metric_after": None if after is None else after.value,
-        "majority": before.majority,
+        "majority": None if either is None else either.majority,
         **_of_classes(before, after),
-        "eval_loss_before": before.loss,
+        "eval_loss_before": None if before is None else before.loss,
         "eval_loss_after": None if after is None else after.loss,
-        "eval_examples": before.examples,
+        "eval_examples": len(work.held_out),
         "trained": work.prepared.store.dim,
         "peak_bytes": peak.bytes,
-        "inference_peak_bytes": work.inference.bytes,
         "memory_method": peak.method,
         "seconds": loop.seconds,
         "steps_this_time": steps,
@@ -280,10 +327,13 @@ def summarise(
     }))  # fmt: skip
 
 
-def _of_classes(before: Metrics, after: Metrics | None) -> dict[str, Any]:
+def _of_classes(before: Metrics | None, after: Metrics | None) -> dict[str, Any]:
     """What a summary says of a classification beside its metric: F1 and MCC before and after, and the classes."""
-    if before.majority is None:
-        return {"perplexity_before": before.perplexity, "perplexity_after": after and after.perplexity}
+    either = before or after
+    if either is None:
+        return {}
+    if either.majority is None:
+        return {"perplexity_before": before and before.perplexity, "perplexity_after": after and after.perplexity}
     found = {
         f"{name}_{when}": None if m is None else getattr(m, name)
         for name in ("accuracy", "macro_f1", "mcc") for when, m in (("before", before), ("after", after))

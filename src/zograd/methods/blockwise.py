@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from zograd.core.method import Method
-from zograd.estimators.blockwise import FromBlocks, NodePerturbation
+from zograd.estimators.blockwise import ForwardResidual, FromBlocks, NodePerturbation
 from zograd.laws import Rademacher
 from zograd.methods.menu import LearningRate, entry
 from zograd.rules import Adafactor, Adam
 from zograd.rules.base import Rule
 from zograd.rules.moments import Moments
 
-__all__ = ["backprop", "node_perturbation", "residual"]
+__all__ = ["backprop", "forward_residual", "node_perturbation", "residual"]
 
 BlockMoments: TypeAlias = Moments | Literal["factored"]
 
@@ -53,6 +53,32 @@ def residual(
     place of Adam: a number a row and a column, no slots, and no momentum.
     """
     return _method(FromBlocks("residual"), lr, beta1, beta2, eps, moments, weight_decay)
+
+
+@entry(
+    source="residual feedback with node perturbation inside of a block; Fagnou et al. 2025; Ren et al., ICLR 2023",
+    extra_memory="two slots a trained weight, in float32 or bfloat16; what enters the trained layers of one block",
+    formula="Adam on d/dW sum_t <e_t, y_t>: e_t = H_t where y is added to the block's output, else s_t xi_t "
+    "(summed over t' >= t in attention), s_t = <H_t, F(y + mu xi)_t - F(y - mu xi)_t> / 2 mu",
+    needs="blocks",
+)
+def forward_residual(
+    lr: LearningRate = 2e-4,
+    mu: float = 1e-2,
+    draws: int = 1,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    eps: float = 1e-8,
+    moments: BlockMoments = "full",
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Residual feedback by forward passes alone: no derivative of any block is taken.
+
+    Each block is evaluated 1 + 2 draws times, with noise on the outputs of its trained layers and a slope for each
+    token. mu is a share of the size of these outputs.
+    """
+    estimator = ForwardResidual(mu=mu, draws=draws)
+    return replace(_method(estimator, lr, beta1, beta2, eps, moments, weight_decay), mu=mu)
 
 
 @entry(

@@ -8,6 +8,7 @@
                                             otherwise "auto", or `BLACK_BOX_LR`         the menu's
     `zograd train`, full weights            the menu's                                  the menu's
     `zograd train --train lora`             the menu's times `LORA.lr`                  `LORA.mu`
+    `zograd train --train prompt`, `prefix` the menu's times `TOKENS.lr`                `TOKENS.mu`
     `zograd train --train scales`           the menu's times `SCALES.lr`                `SCALES.mu`
     `zograd train`, gradients from blocks   `Shape.lr` times `Onto.blocks`              the menu's
 
@@ -58,6 +59,8 @@ class Onto(NamedTuple):
 FULL = Onto(1.0, None)
 LORA = Onto(100.0, 2.0**-7, 5.0)
 """MeZO's ratio of the learning rate for LoRA (1e-4) to that for full weights (1e-6); its radius for LoRA is 1e-2."""
+TOKENS = Onto(1e4, 2.0**-3)
+"""For virtual tokens: MeZO's ratio of the learning rate for prefixes (1e-2) to that for full weights, near its 1e-1."""
 SCALES = Onto(1000.0, 2.0**-7, 10.0)
 """Scales move in relative units, as `hozo` does: its learning rate (1e-3) over that of `zo_sgd` (1e-6)."""
 

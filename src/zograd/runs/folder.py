@@ -32,6 +32,16 @@ def check_free(root: Path) -> None:
         raise RunError(f"{root} already holds a run; continue it with --resume, or choose another --out")
 
 
+def check_writable(root: Path) -> None:
+    """Raise RunError where no folder of a run can be made, or written in, under this name."""
+    there = next(folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        what = f"{root} is a file" if there == root.absolute() else f"{there} is a file, and {root} would be inside it"
+        raise RunError(f"{what}; choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"{there} cannot be written in; choose another --out, or change the permissions of that folder")
+
+
 def locked(root: Path) -> FileLock:
     """Take the lock of a run folder, and remove half-written files of killed processes. Raises LockedError."""
     lock = writer_lock(root / "tape.zo", f"the run in {root}")

@@ -14,6 +14,9 @@ from zograd.offload.mapped import Offloaded, Pages
 from zograd.runs.errors import RunError
 from zograd.stores.leaf import tensor_bytes
 
+SHOWN = 16
+"""Hexadecimal digits that a packed run keeps of the SHA-256 of a tensor: enough to name one that differs."""
+
 
 def identity(model: nn.Module, pages: Offloaded | None = None) -> list[dict[str, Any]]:
     """Name, shape, dtype and SHA-256 of each tensor of a model, by which a run recognises its base model.
@@ -62,7 +65,7 @@ def plain_tensors(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 def check_identity(expected: list[dict[str, Any]], found: list[dict[str, Any]], what: str) -> None:
     """Raise RunError that names the first tensor in which the model `what` differs from the recorded base model.
 
-    expected: the recorded identity. found: that of `what`.
+    expected: the recorded identity, whose digests may be cut to `SHOWN` digits. found: that of `what`.
     """
     by_name = {entry["name"]: entry for entry in found}
     for entry in expected:
@@ -72,8 +75,11 @@ def check_identity(expected: list[dict[str, Any]], found: list[dict[str, Any]], 
                 f"{what} has no tensor {name!r}, which the run was started from; use the recorded base model"
             )
         for key in ("shape", "dtype", "sha256"):
-            if by_name[name][key] != entry[key]:
+            here, there = by_name[name][key], entry[key]
+            if key == "sha256" and isinstance(there, str) and len(there) == SHOWN:
+                here = here[:SHOWN]
+            if here != there:
                 raise RunError(
-                    f"{what} is not the base model of this run: tensor {name!r} has {key} {by_name[name][key]}, the "
-                    f"run was started from {entry[key]}. Use the recorded base model and dtype."
+                    f"{what} is not the base model of this run: tensor {name!r} has {key} {here}, the run was started "
+                    f"from {there}. Use the recorded base model and dtype."
                 )

@@ -52,9 +52,12 @@ from zograd.hub import resolve_model
 from zograd.lens.branches import FEW
 from zograd.lens.lens import TILE
 from zograd.llm.loading import (
+    PARTS,
     LoraSpec,
     ModelError,
     attach_lora,
+    attach_virtual,
+    auto_class_of,
     blocks,
     decay_groups,
     dtype_named,
@@ -98,6 +101,8 @@ class Question:
     """Whether weights stay on the disk."""
     layers: int | None = None
     """The last blocks that are trained; None: all."""
+    tokens: int = 0
+    """Virtual tokens in front of each sequence."""
     settings: tuple[tuple[str, Any], ...] = ()
     """Of the method, where they are not its defaults."""
 
@@ -118,13 +123,15 @@ def plan(
     quantized: bool = False,
     offload: Literal["disk"] | None = None,
     layers: int | None = None,
+    tokens: int = 10,
     method_settings: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Memory (bytes), evaluations and tape of a run before anything is loaded; formulas in the module's docstring.
 
     model: a directory with a config.json, or an alias. An alias that is not in the cache is fetched first, since its
         configuration comes with its weights; they are not loaded into memory.
-    train: "full", "lora", "scales" or a pattern of parameter names, as in training.
+    train: "full", "lora", "prefix", "prompt", "scales" or a pattern of parameter names, as in training.
+    tokens: virtual tokens of "prefix" and "prompt".
     quantized: a .gguf that stays packed: its header is read and its blocks are mapped, not loaded.
     offload: "disk" if the weights stay on the disk.
     method_settings: settings of the method, as in training: {"moments": "bfloat16"}.
@@ -157,9 +164,10 @@ def plan(
     except (TypeError, ValueError) as e:
         raise UsageError(f"method {method!r}: {e}") from e
     config = skeleton_of_packed(model, dtype).config if quantized else configuration(model)
+    virtual = tokens if train in PARTS else 0
     question = Question(
-        method, batch_size, seq_len, dtype_named(dtype), train, rounding, model if quantized else None, bool(offload),
-        layers, settings,
+        method, batch_size, seq_len + virtual, dtype_named(dtype), train, rounding, model if quantized else None,
+        bool(offload), layers, virtual, settings,
     )  # fmt: skip
     answer = estimate(config, question)
     available = available_bytes(device)
@@ -188,15 +196,15 @@ def configuration(model: str) -> PretrainedConfig:
 
 def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
     """The model on the meta device, which takes no memory. A packed model is mapped from its file."""
-    from transformers import AutoModelForCausalLM
-
     if question.packed is not None:
         dtype = str(question.dtype).removeprefix("torch.")
         return skeleton_of_packed(question.packed, dtype, adapters=question.train == "lora")
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=question.dtype)
+            model = auto_class_of(config).from_config(config, dtype=question.dtype)
+            if question.train in PARTS:
+                return attach_virtual(model, question.train, question.tokens, 0)
             return attach_lora(model, LoraSpec(), 0) if question.train == "lora" else model
     except ModelError:
         raise

@@ -20,6 +20,7 @@ from zograd import __version__
 from zograd.core.run import Record, Run
 from zograd.core.tape import TAPE_VERSION, Tape, TapeWriter, never_began
 from zograd.files import atomic_write
+from zograd.jsons import dumps
 from zograd.locks import FileLock
 from zograd.noise import NOISE_VERSION
 from zograd.runs.errors import RunError
@@ -27,9 +28,9 @@ from zograd.runs.folder import began, check_free, locked, read_metrics
 from zograd.runs.identity import base_digest
 from zograd.runs.state import digest, read_state, write_state
 
-CHANGEABLE = ("steps", "parallel", "timeout", "eval_every", "save_every", "max_failures")
-"""Settings that --resume may change, since no bit of a run depends on them. In some runs bits depend on `steps` or
-`eval_every` nevertheless: see `fixed` of `RunDirectory.tape`."""
+CHANGEABLE = ("model", "steps", "seconds", "parallel", "timeout", "eval_every", "save_every", "max_failures")
+"""Settings that --resume may change, since no bit of a run depends on them: the base model may lie elsewhere now. In
+some runs bits depend on `steps`, `seconds` or `eval_every` nevertheless: see `fixed` of `RunDirectory.tape`."""
 
 
 def restarted(root: Path) -> RunDirectory | None:
@@ -59,6 +60,11 @@ def _read_meta(file: Path) -> dict[str, Any]:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
         raise RunError(f"{file} does not parse ({str(e)[:80]}); restore it from a copy") from e
+    return check_meta(meta, file)
+
+
+def check_meta(meta: Any, file: Path) -> dict[str, Any]:
+    """The description of a run. Raises RunError, which names the file that holds it, for another structure."""
     if not (isinstance(meta, dict) and isinstance(meta.get("settings"), dict) and isinstance(meta.get("model"), list)):
         raise RunError(f"{file} has no settings and model of a run; restore it from a copy")
     for key, kind in {"metrics_before": dict, "result": dict, "data": dict, "compile": dict, "trained": list}.items():
@@ -123,6 +129,8 @@ class RunDirectory:
         write: open it to continue it, under the lock of the folder. Raises LockedError if another process writes it.
         """
         root = Path(path)
+        if root.is_file():
+            raise RunError(f"{root} is a file, and here belongs the folder of a run; check the path")
         if not (root / "run.json").exists():
             raise RunError(f"{root} holds no run (it has no run.json); check the path")
         run = cls(root, {}, locked(root) if write else None)
@@ -135,7 +143,17 @@ class RunDirectory:
 
     def save_meta(self) -> None:
         """Write run.json through a temporary file: a killed process leaves the old one or the new one."""
-        atomic_write(self.path / "run.json", json.dumps(self.meta, indent=1).encode())
+        atomic_write(self.path / "run.json", dumps(self.meta, indent=1).encode())
+
+    @property
+    def scratch(self) -> Path:
+        """The folder in which working copies of offloaded weights may lie."""
+        return self.path
+
+    def attachment(self, name: str) -> bytes | None:
+        """The contents of another file of the run; None without it."""
+        file = self.path / name
+        return file.read_bytes() if file.exists() else None
 
     @property
     def tape_path(self) -> Path:
@@ -172,12 +190,12 @@ class RunDirectory:
             raise RunError(
                 f"{self.tape_path} has no settings in its header: it is not a tape of this run; restore it from a copy"
             )
-        free = {"model", *CHANGEABLE} - set(fixed)  # the model is compared by its weights
+        free = {*CHANGEABLE} - set(fixed)  # the model is compared by its weights
         both = [(key, here.get(key), there.get(key)) for key in (*there, *here) if key not in free]
         both += [(key, here.get(key), header[key]) for key in ("seed", "method") if key in header]
         mine = {
             "trained": self.meta.get("trained"),
-            "base": base_digest(self.meta["model"]),
+            "base": self.meta.get("base") or base_digest(self.meta["model"]),
             "data": self.meta.get("data", {}).get("sha256"),
         }
         both += [(key, value, header[key]) for key, value in mine.items() if key in header]
@@ -212,7 +230,7 @@ class RunDirectory:
     def log(self, line: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(dict(line)) + "\n")
+            f.write(dumps(line) + "\n")
 
     def _trim_metrics(self, steps: int) -> None:
         """Drop lines of steps that are not on the tape, and a torn last line."""
@@ -220,7 +238,7 @@ class RunDirectory:
         if path.exists():
             lines, _ = read_metrics(self.path)
             kept = [line for line in lines if isinstance(k := line.get("step", 0), int) and k <= steps]
-            atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            atomic_write(path, "".join(dumps(line) + "\n" for line in kept).encode())
 
     # ---- d-sized state: a shortcut over replaying from the first step ---------------------------------------------
 

@@ -35,7 +35,8 @@ class Auto:
        variables.
     5. Otherwise: the two-point method, whose radius follows the noise.
 
-    Where pycma is not installed, `cr_fm_nes` of the menu takes the place of CMA-ES.
+    Where pycma is not installed, `cr_fm_nes` of the menu takes the place of CMA-ES; with bounds, which it does not
+    take, the two-point method does.
     """
 
     @property
@@ -120,4 +121,4 @@ def evolution(problem: Problem) -> Strategy:
     """CMA-ES, without restarts where the first minimum is enough, or what the menu has in its place."""
     if available():
         return CMA(restarts=10**9 if problem.thorough else 0)
-    return OfMenu(black_box("cr_fm_nes", problem.dim))
+    return OfMenu(black_box("cr_fm_nes" if problem.lower is None else "zo_sgd", problem.dim))

@@ -15,6 +15,7 @@ from zograd.hub.gguf_header import GGUFError, check_header
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zograd.llm.loading.errors import ModelError, UnknownDtypeError, extra, first_line
+from zograd.llm.loading.structure import kind_named
 
 DTYPES = {
     "float32": torch.float32,
@@ -54,7 +55,7 @@ def load(
     quantized: bool = False,
     quantize: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in eval mode and its tokenizer.
+    """A language model in eval mode and its tokenizer: a causal one, or of the kind that its configuration names.
 
     name_or_path: an alias (fetched on first use), a directory, a .gguf file, or a name of the Hugging Face hub.
     dtype: of the weights; see `dtype_named`.
@@ -69,7 +70,7 @@ def load(
         model, tokenizer = load("smollm2-135m", dtype="float32")
     """
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
     except ImportError as e:
         raise ModelError(extra("llm")) from e
     path = resolve_model(name_or_path)
@@ -86,14 +87,13 @@ def load(
         path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **file)
+        auto = auto_class(path)
         if (Path(path) / "qmodel.pt").exists():
             model = quantizing.from_hqq(path, kind, device)
         elif config is not None:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=kind, quantization_config=config, device_map={"": device}
-            )
+            model = auto.from_pretrained(path, dtype=kind, quantization_config=config, device_map={"": device})
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, **file)
+            model = auto.from_pretrained(path, dtype=kind, **file)
     except ImportError as e:  # the library of a quantized checkpoint is missing
         raise ModelError(f"cannot load {path}: {first_line(e)}; {extra('quantized')}") from e
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, SafetensorError ... for bad files
@@ -111,6 +111,29 @@ def load(
     except libraries.LibraryError as e:
         raise ModelError(f"{path}: {e}") from e
     return (model if model.device == torch.device(device) else model.to(device)).eval(), tokenizer
+
+
+def auto_class(path: str) -> Any:
+    """The class of transformers that builds the model of a folder: of causal ones unless its configuration says."""
+    import transformers
+
+    if not (Path(path) / "config.json").exists() and Path(path).is_dir():
+        return transformers.AutoModelForCausalLM  # a folder with a .gguf alone
+    return auto_class_of(transformers.AutoConfig.from_pretrained(path))
+
+
+def auto_class_of(config: Any) -> Any:
+    """The same for a configuration."""
+    import transformers
+
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    name = {
+        "causal": "AutoModelForCausalLM",
+        "masked": "AutoModelForMaskedLM",
+        "classes": "AutoModelForSequenceClassification",
+        "pairs": "AutoModelForSeq2SeqLM",
+    }[kind_named(architecture, bool(getattr(config, "is_encoder_decoder", False)))]
+    return getattr(transformers, name)
 
 
 def check_gguf(path: Path) -> None:

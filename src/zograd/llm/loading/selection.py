@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     pass
 from zograd.llm.loading.errors import ModelError
 from zograd.llm.loading.structure import blocks
+from zograd.llm.loading.virtual import PARTS
 
 
 def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
     """The tensors to train, name -> tensor.
 
-    train: "full": all parameters. "lora": adapters, which have been attached before. "scales": the scales of quantized
+    train: "full": all parameters. "lora": adapters, "prompt" and "prefix": virtual tokens, which have been attached
+        before. "scales": the scales of quantized
         matrices (not of embeddings) of a packed GGUF or of another library, as float32 masters, which are made here.
         "scales:PATTERN": those of layers in whose names the regular expression is found ("scales:mlp"). Anything else
         is a pattern of parameter names: with letters, dots, "*" and "?" only, a shell pattern for whole names
@@ -38,11 +40,13 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
         chosen = named
     elif train == "lora":
         chosen = {k: p for k, p in named.items() if "lora_" in k}
+    elif train in PARTS:
+        chosen = {k: p for k, p in named.items() if k.startswith("prompt_encoder.")}
     else:
         try:
             names = matching(train, named)
         except PatternError as e:
-            raise ModelError(f"--train is neither full, lora nor a valid pattern: {e}") from e
+            raise ModelError(f"--train is neither full, lora, prefix, prompt nor a valid pattern: {e}") from e
         chosen = {k: p for k, p in named.items() if k in names}
     if layers is not None:
         kept = {id(p) for block in list(blocks(model))[-layers:] for p in block.parameters()} if layers else set()

@@ -1,22 +1,78 @@
-"""The parts of a causal language model: the model inside peft's wrapper, its blocks, its vocabulary."""
+"""The parts of a language model: the model inside peft's wrapper, its blocks, its vocabulary."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
 from zograd.llm.loading.errors import ModelError
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of transformer blocks: the longest ModuleList of the model. Raises ModelError if it has none."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    """The list of transformer blocks: the longest ModuleList of the model that is in no other one.
+
+    Of a model with an encoder and a decoder, that of the decoder.
+
+    Raises ModelError if it has none.
+    """
+    base = plain_model(model)
+    within = base.get_decoder() if has_encoder_and_decoder(base) else model
+    lists = list(_outermost(within))
     if not lists:
         raise ModelError(f"{type(model).__name__} has no list of blocks; select by pattern instead of by layers")
     return max(lists, key=len)
+
+
+def _outermost(module: nn.Module) -> Iterator[nn.ModuleList]:
+    """The ModuleLists that are in no other one: a block may have lists of its own, of experts or of sublayers."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _outermost(child)
+
+
+Kind = Literal["causal", "masked", "classes", "pairs"]
+"""What a model predicts: the next token, masked tokens, a class of a text, or an answer that a decoder writes."""
+
+ENDINGS: dict[str, Kind] = {
+    "ForMaskedLM": "masked", "ForSequenceClassification": "classes", "ForConditionalGeneration": "pairs",
+}  # fmt: skip
+
+
+def kind_of(base: Any) -> Kind:
+    """The kind of a transformers model, by the name of its class."""
+    return kind_named(type(base).__name__, has_encoder_and_decoder(base))
+
+
+def kind_named(architecture: str, two_parts: bool) -> Kind:
+    """The kind by the name of an architecture; two_parts: whether it has an encoder and a decoder."""
+    found: Kind = next((kind for ending, kind in ENDINGS.items() if architecture.endswith(ending)), "causal")
+    return "causal" if found == "pairs" and not two_parts else found
+
+
+def head_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a masked model or a classifier behind its backbone, with its pooler, by their names in `model`.
+
+    Embeddings that are also the output matrix are not among them. Empty for other kinds.
+    """
+    base = plain_model(model)
+    if kind_of(base) not in ("masked", "classes"):
+        return {}
+    backbone = getattr(base, base.base_model_prefix)
+    pooler = getattr(backbone, "pooler", None)
+    inside = {id(p) for p in backbone.parameters()} - {id(p) for p in (pooler.parameters() if pooler else ())}
+    output = base.get_output_embeddings() if kind_of(base) == "masked" else None
+    inside |= {id(output.weight)} if output is not None else set()
+    own = {id(p) for p in base.parameters()} - inside
+    return {name: p for name, p in model.named_parameters() if id(p) in own and "lora_" not in name}
+
+
+def has_encoder_and_decoder(base: Any) -> bool:
+    """Whether a model reads its input with an encoder and writes with a decoder (T5, BART)."""
+    return bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False)) and hasattr(base, "get_decoder")
 
 
 def vocabulary(base: Any) -> int:

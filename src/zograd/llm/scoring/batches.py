@@ -36,6 +36,12 @@ class Batches:
         n, first = len(self.examples), step * self.size
         return [self.examples[self._order(k // n)[k % n]] for k in range(first, first + self.size)]
 
+    def first_uses(self) -> list[list[Example]]:
+        """The examples by the step that takes them first: a list a step, until all have been taken."""
+        n = len(self.examples)
+        order = [self.examples[k] for k in self._order(0)]
+        return [order[first : first + self.size] for first in range(0, n, self.size)]
+
     def _order(self, epoch: int) -> Any:
         if getattr(self, "_kept", (None,))[0] != epoch:
             rng = np.random.Generator(np.random.Philox(fold(self.seed, epoch)))

@@ -55,9 +55,10 @@ class Encoder:
     def text(self, text: str) -> Tokens:
         """The ids of a text with the tokens that the tokenizer puts in front of it, and without those it appends."""
         ids = self._ids(text)
-        return self._known(ids[: len(ids) - self._appended])
+        return self.known(ids[: len(ids) - self._appended])
 
-    def _known(self, ids: Tokens) -> Tokens:
+    def known(self, ids: Tokens) -> Tokens:
+        """The ids, where the model has a row for each of them; otherwise ModelError."""
         if ids and max(ids) >= self.rows:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise ModelError(
@@ -89,6 +90,13 @@ class Encoder:
             ids, front = ((first, *ids), 1) if first is not None else (ids, front)
         return ids, min(max(front, 1), len(ids))
 
+    def asked(self, example: Example) -> Tokens:
+        """The ids of what stands before the answer of an example."""
+        if example.chat and self.chat:
+            turns = [{"role": role, "content": text} for role, text in example.chat[:-1]]
+            return self.known(self._ids(self._rendered(turns, add_generation_prompt=True), add_special_tokens=False))
+        return self.text(example.prompt.rstrip(" "))
+
     def _turns(self, example: Example) -> tuple[Tokens, int]:
         """The ids of a conversation as the chat template writes it, and the first one of its last turn.
 
@@ -109,7 +117,7 @@ class Encoder:
         whole = whole if follows else before + turns[-1]["content"]
         start = self._ids(before, add_special_tokens=False)
         ids = self._ids(whole, add_special_tokens=False)
-        return self._known(ids), _common(start, ids)
+        return self.known(ids), _common(start, ids)
 
     def _rendered(self, turns: list[dict[str, str]], **options: Any) -> str:
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
@@ -120,7 +128,7 @@ class Encoder:
         ids, whole = self.text(start), self.text(prompt + completion)
         common = _common(ids, whole)
         if not common:  # no token from which the first one is predicted
-            return (*ids, *self._known(self._ids(completion, add_special_tokens=False))), len(ids)
+            return (*ids, *self.known(self._ids(completion, add_special_tokens=False))), len(ids)
         return whole, common
 
     def check_ends(self, examples: Iterable[Example]) -> None:
@@ -163,7 +171,7 @@ class Encoder:
         whole = self.text(start + word)
         if len(whole) > len(ids) and whole[: len(ids)] == ids:
             return whole[len(ids) :]
-        alone = self._known(self._ids(word, add_special_tokens=False))
+        alone = self.known(self._ids(word, add_special_tokens=False))
         if not alone:
             raise TaskError(f"label word {word!r} has no tokens in this tokenizer; use another word")
         warnings.warn(

@@ -155,7 +155,7 @@ def metric_of(asked: str | MetricFunction | None, kind: str, classes: int) -> Me
     if not isinstance(asked, str):
         found = Metric(getattr(asked, "__name__", type(asked).__name__), asked, own=True)
     elif ":" in asked:
-        found = Metric(asked, _imported(asked), own=True)
+        found = Metric(asked, imported(asked), own=True)
     elif asked in NAMED or asked in OF_LOSSES:
         found = Metric(asked, NAMED.get(asked))
     else:
@@ -172,8 +172,8 @@ def metric_of(asked: str | MetricFunction | None, kind: str, classes: int) -> Me
     return found
 
 
-def _imported(name: str) -> MetricFunction:
-    """The function of `module:function`; modules of the current folder are found too."""
+def imported(name: str, what: str = "metric") -> Callable[..., Any]:
+    """The function of `module:function`; modules of the current folder are found too. what: names it in a message."""
     module, _, path = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
@@ -181,14 +181,12 @@ def _imported(name: str) -> MetricFunction:
         for part in path.split("."):
             found = getattr(found, part)
     except Exception as e:
-        raise MetricError(f"metric = {name!r} cannot be imported ({type(e).__name__}: {e})") from e
+        raise MetricError(f"{what} = {name!r} cannot be imported ({type(e).__name__}: {e})") from e
     finally:
         sys.path.remove(os.getcwd())
     if not callable(found):
-        raise MetricError(
-            f"metric = {name!r} is a {type(found).__name__}, expected a function of labels and predictions"
-        )
-    function: MetricFunction = found
+        raise MetricError(f"{what} = {name!r} is a {type(found).__name__}, expected a function")
+    function: Callable[..., Any] = found
     return function
 
 

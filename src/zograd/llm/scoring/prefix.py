@@ -34,7 +34,8 @@ def first_trained_block(model: nn.Module, trained: Iterable[Tensor]) -> int:
             break
         below += 1
     inside = {id(p) for p in layers.parameters()}
-    outside = ids - inside
+    behind = {id(p) for p in model.parameters()} - {id(p) for p in backbone_of(model).parameters()}
+    outside = ids - inside - behind
     return min(below, len(layers) - 1) if below and outside <= _after_blocks(model) else 0
 
 
@@ -42,14 +43,14 @@ def first_trained_block(model: nn.Module, trained: Iterable[Tensor]) -> int:
 def _after_blocks(model: Any) -> set[int]:
     """Ids of the parameters that only modules after the last block use (the final norm). Cost: one forward."""
     layers = blocks(model)
-    owner = next(m for m in model.modules() if any(child is layers for child in m.children()))
+    within = set(layers.modules())
     called: list[nn.Module] = []
     with ExitStack() as stack:
-        for module in (*owner.children(), *layers):
+        for module in (*(m for m in backbone_of(model).modules() if not any(m.children())), *layers):
             stack.callback(module.register_forward_pre_hook(lambda module, _: called.append(module)).remove)
         device = next(layers.parameters()).device
         backbone_of(model)(input_ids=torch.ones(1, 2, dtype=torch.int64, device=device), use_cache=False)
-    last = max((k for k, module in enumerate(called) if module in set(layers)), default=len(called))
+    last = max((k for k, module in enumerate(called) if module in within), default=len(called))
     before = {id(p) for module in called[: last + 1] for p in module.parameters()}
     return {id(p) for module in called[last + 1 :] for p in module.parameters()} - before
 

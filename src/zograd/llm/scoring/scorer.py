@@ -10,7 +10,7 @@ Completion: mean negative log-likelihood of the tokens of the completion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from zograd.llm.scoring.batches import length_buckets
 from zograd.llm.scoring.encoding import Encoder, ScoredTokens, Tokens
 from zograd.llm.scoring.loss import token_losses
 from zograd.llm.scoring.metrics import Metric, Metrics, losses_of, metric_of, metrics_of, why_not_finite
+from zograd.llm.scoring.objectives import Objective
 from zograd.llm.scoring.packing import TAILS, Layout, packed_layout, padded_layout, supports_packing
 from zograd.llm.scoring.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.llm.scoring.shared_answers import Answers
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+TOGETHER = 64
+"""Largest number of examples in one forward of a batch."""
 EVALUATION = 32
 """Largest number of examples in one forward of an evaluation."""
 SAMPLE = 16
@@ -50,20 +53,27 @@ SATURATED = 512
 class Scorer:
     """Computes scores, losses and metrics of examples of a task with one model.
 
+    `scorer_of` (`llm/scoring/others.py`) makes the one that fits a model; this one is for causal models.
+
     model: a causal language model of transformers, with or without peft adapters, on any device.
     task: the task. Its examples are encoded when they are first used, and kept.
     trained: the trained tensors. If all of them are in upper blocks, `cache_prefix=True` stores the activations of the
-        frozen lower blocks of each example after its first forward.
+        frozen lower blocks of each example after its first forward (`group`).
     max_length: the longest sequence; None: the limit of the model. A longer one raises TaskError, or with `truncate`
         ("left", "middle", "right") its longest columns are cut there (`llm/scoring/truncation.py`).
     chat: write conversations with the tokenizer's chat template, where it has one.
     metric: what `evaluate` reports, see `zograd.llm.scoring.metrics.metric_of`.
+    objective: what `losses` are in place of the loss, see `zograd.llm.scoring.objectives.objective_of`. Where the model
+        writes its answers, `evaluate` reports their mean reward, and no states are stored.
 
     Cost: some forwards of at most 50 tokens, which check the model. Raises ModelError for a model that is not causal,
     or whose logits cannot be computed from its hidden states; TaskError for label words with equal tokens.
 
         Scorer(model, tokenizer, load_task("trec")).evaluate(examples).value
     """
+
+    causal = True
+    """Whether a token sees no later ones."""
 
     def __init__(
         self,
@@ -77,8 +87,14 @@ class Scorer:
         truncate: str | None = None,
         chat: bool = True,
         metric: Metric | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.task = model, tokenizer, task
+        self.model, self.tokenizer, self.task, self.objective, self.chat = model, tokenizer, task, objective, chat
+        self.writes = objective is not None and task.kind != "classification"
+        """Whether the model writes the answers that training looks at."""
+        if self.writes and not self.causal:
+            raise TaskError(f"an objective of what the model writes needs a causal model, not {type(model).__name__}")
+        cache_prefix = cache_prefix and not self.writes
         self.metric = metric_of(None, task.kind, len(task.label_words)) if metric is None else metric
         self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
@@ -91,9 +107,7 @@ class Scorer:
         """The examples that were cut."""
         prompts = (e.prompt for examples in task.splits.values() for e in examples)
         self.label_words, owners = flat_words(task.label_words)
-        ways = self.encoder.words(prompts, self.label_words) if task.kind == "classification" else [[]]
-        if task.kind == "completion":
-            self.encoder.check_ends(e for examples in task.splits.values() for e in examples)
+        ways = self._ways(prompts)
         self.words = ways[0]
         """The tokens of the label words, of all classes."""
         self.members = [[k for k, owner in enumerate(owners) if owner == c] for c in range(len(task.label_words))]
@@ -103,24 +117,39 @@ class Scorer:
         self.single = task.kind == "classification" and self.alike and all(len(w) == 1 for w in self.words)
         self.label_ids = torch.tensor([w[0] for w in self.words], device=self.device) if self.single else None
         self.prefix: Prefix | None = None
+        self.virtual: loading.Virtual | None = None
+        """The virtual tokens in front of each sequence; None without any."""
         self._numbers: dict[ScoredTokens, int] = {}
+        self._groups: list[list[ScoredTokens]] = []
+        self._group: dict[ScoredTokens, int] = {}
         self._encoded: dict[Example, list[ScoredTokens]] = {}
         self.packs, self.answers = False, None
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         """Makes the context of the forward under way, in which stored states stand for modules."""
         self._shape = padded_layout([1])  # of the last forward
         self._check()
+        self.virtual = loading.virtual_of(model)
+        self.max_length -= 0 if self.virtual is None else self.virtual.count
+        behind = self.virtual is not None and self.virtual.part == "prefix"
         below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
         if below:
             last = loading.blocks(self.base)[-1]
-            last_only = self.single and below == len(loading.blocks(self.base)) - 1
+            last_only = self.causal and self.single and below == len(loading.blocks(self.base)) - 1
             self.prefix = self._prefix(below, last_only and trained_after_attention(last, trained))
-        self.packs = supports_packing(self.base, self.device)
+        self.packs = self.causal and not behind and supports_packing(self.base, self.device)
         """Whether several sequences may share a row of a batch."""
         several = self.packs and task.kind == "classification" and self.alike and not self.single
         shares = several and supports_packing(self.base, self.device, TAILS)
         self.answers = Answers(self.words, self.device) if shares else None
         """The label words if they share the keys and values of a prompt, else None."""
+
+    def _ways(self, prompts: Iterable[str]) -> list[list[Tokens]]:
+        """The tokens of the label words, as many times as they differ after these prompts."""
+        if self.task.kind == "classification":
+            return self.encoder.words(prompts, self.label_words)
+        if self.task.kind == "completion":
+            self.encoder.check_ends(e for examples in self.task.splits.values() for e in examples)
+        return [[]]
 
     # ---- checks of the model -------------------------------------------------------------------------------------
 
@@ -140,11 +169,12 @@ class Scorer:
         ids, name = self._sample(), type(self.base).__name__
         seen = heads.observe(self.base, ids, self.device)
         exact = self.base.dtype in (torch.float32, torch.float64) and not libraries.is_quantized(self.model)
-        if not heads.nearly_equal(*seen.states, 1e-4 if exact else 1e-2):
+        if self.causal and not heads.nearly_equal(*seen.states, 1e-4 if exact else 1e-2):
             raise loading.ModelError(
                 f"{name} is not a causal language model as configured: its states at a token depend on later tokens "
                 f"(a bidirectional or masked language model), so it does not predict the next one; choose a causal "
-                f"model, or set is_decoder or the like in its config.json where it was trained as one"
+                f"model, set is_decoder or the like in its config.json where it was trained as one, or save it with "
+                f"the head that it has (AutoModelForMaskedLM, AutoModelForSequenceClassification)"
             )
         hidden, _ = self._hidden([ScoredTokens(tuple(ids), len(ids))])
         some = torch.arange(2, device=self.device) if self.label_ids is None else self.label_ids
@@ -161,7 +191,7 @@ class Scorer:
         """The cache that stores as much as this model allows, checked against a full forward; None if nothing works."""
         ids = self._sample()
         sequence = [ScoredTokens(tuple(ids), len(ids))]
-        expected, _ = self._hidden(sequence)
+        expected, whole = self._hidden(sequence)
         for only in (True, False) if last_only else (False,):
             self.prefix = Prefix(self.base, below, last_only=only)
             try:
@@ -171,14 +201,21 @@ class Scorer:
             finally:
                 self.prefix = None
                 self._numbers.clear()
-            if heads.nearly_equal(found[0, layout.lengths[0] - 1], expected[0, -1], heads.rounding(self.base.dtype)):
+            if heads.nearly_equal(
+                self._last(found, layout), self._last(expected, whole), heads.rounding(self.base.dtype)
+            ):
                 return Prefix(self.base, below, last_only=only)
         return None
+
+    def _last(self, found: Tensor, layout: Layout) -> Tensor:
+        """What a forward of one sequence (`_run`) gives at its end."""
+        return found[0, layout.lengths[0] - 1]
 
     def encode(self, example: Example) -> list[ScoredTokens]:
         """The sequences whose forwards score this example. They are kept, since each epoch needs them again."""
         if example not in self._encoded:
-            self._encoded[example] = self._encode(example)
+            found, front = self._encode(example), () if self.virtual is None else self.virtual.ids
+            self._encoded[example] = [ScoredTokens((*front, *s.ids), len(front) + s.scored_from) for s in found]
         return self._encoded[example]
 
     def _encode(self, example: Example) -> list[ScoredTokens]:
@@ -281,30 +318,39 @@ class Scorer:
 
     def _hidden(self, sequences: Sequence[ScoredTokens], copies: int = 1) -> tuple[Tensor, Layout]:
         """Last hidden states [copies rows, width, d] of a batch, and its layout."""
-        backbone = heads.backbone_of(self.base)
         tails = self._tails(sequences)
         behind = sum(map(len, tails))
         self._shape = layout = self.layout([len(s.ids) + behind for s in sequences])
         if self.prefix is None:
-            return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
-        numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in sequences]
-        if any(n not in self.prefix.kept for n in numbers):
-            with torch.no_grad(), self.prefix.record(numbers, layout):
-                backbone(**self._inputs(sequences, layout, 1, tails))
+            return self._run(self._inputs(sequences, layout, copies, tails)), layout
+        self._store(sequences)
+        numbers = [self._numbers[s] for s in sequences]
         if self.prefix.last_only:  # one position with any token: its states are recalled
             layout = padded_layout([1] * len(sequences))
             sequences = [ScoredTokens((1,), 1)] * len(sequences)
         self.around, self._shape = partial(self.prefix.recall, numbers, layout, copies), layout
         try:
             with self.around():
-                return backbone(**self._inputs(sequences, layout, copies, tails)).last_hidden_state, layout
+                return self._run(self._inputs(sequences, layout, copies, tails)), layout
         finally:
             self.around = nullcontext
+
+    def _run(self, inputs: dict[str, Any]) -> Tensor:
+        """What a forward gives for each token: the last hidden states."""
+        if self.virtual is not None and self.virtual.part == "prefix":
+            inputs = self.virtual.past(inputs)
+        hidden: Tensor = heads.backbone_of(self.base)(**inputs).last_hidden_state
+        return hidden
 
     @property
     def filled(self) -> Tensor:
         """bool [rows, width]: the positions that hold tokens in the forward under way, or in the last one."""
-        return (self._shape.owners >= 0).to(self.device)
+        return self.owners >= 0
+
+    @property
+    def owners(self) -> Tensor:
+        """int64 [rows, width]: the sequence of each token in the forward under way, or in the last one; -1: padding."""
+        return self._shape.owners.to(self.device)
 
     def _inputs(
         self, sequences: Sequence[ScoredTokens], layout: Layout, copies: int, tails: Sequence[Sequence[int]]
@@ -313,23 +359,60 @@ class Scorer:
         inputs = layout.inputs([s.ids for s in sequences], self.pad, self.device, self.base.dtype, tails)
         return {k: v if isinstance(v, bool) else torch.cat([v] * copies) for k, v in inputs.items()}
 
-    def _remembered(self, examples: Sequence[Example]) -> bool:
-        assert self.prefix is not None
-        return all(self._numbers.get(s, -1) in self.prefix.kept for e in examples for s in self.encode(e))
+    def group(self, groups: Iterable[Sequence[Example]]) -> None:
+        """Say which examples share forwards when the states of the frozen prefix are stored: those of a group.
 
-    @torch.no_grad()
-    def remember(self, examples: Sequence[Example]) -> None:
-        """Store the activations of the frozen prefix of all examples, in an order that depends on the examples alone.
+        All of a group are stored when the first of them is needed. The last bits of an activation depend on the batch
+        in which it is computed; so they depend on the groups, and not on the step at which a run was interrupted. An
+        example belongs to the first of its groups, and one without a group to whatever is stored with it.
+        """
+        if self.prefix is None:
+            return
+        groups = list(groups)
+        if self.answers is not None and not all(self._tails(self.encode(e)) for group in groups for e in group):
+            self.answers = None  # what is stored for an example may not depend on others
+            self._encoded.clear()
+        for group in groups:
+            new = dict.fromkeys(s for e in group for s in self.encode(e) if s not in self._group)
+            self._group |= dict.fromkeys(new, len(self._groups))
+            self._groups.append(list(new))
 
-        The last bits of an activation depend on the batch in which it is computed. Since all are computed beforehand,
-        they do not depend on the step at which a run was interrupted.
+    def remember(self, examples: Sequence[Example], progress: Callable[[float], object] | None = None) -> None:
+        """Store the states of the frozen prefix of these examples, and of their groups, that are not stored yet.
+
+        progress: called after each forward with its number of sequences.
         """
         if self.prefix is not None:
-            if self.answers is not None and not all(self._tails(self.encode(e)) for e in examples):
-                self.answers = None  # what is stored for an example may not depend on others
-                self._encoded.clear()
-            for bucket in self.buckets(examples):
-                self._hidden([s for i in bucket for s in self.encode(examples[i])])
+            self._store([s for e in examples for s in self.encode(e)], progress)
+
+    def unknown(self, examples: Sequence[Example]) -> int:
+        """How many sequences `remember` would run forward for these examples."""
+        if self.prefix is None:
+            return 0
+        return sum(map(len, self._missing([s for e in examples for s in self.encode(e)])))
+
+    def _missing(self, sequences: Sequence[ScoredTokens]) -> list[list[ScoredTokens]]:
+        """Those without stored states, with all of their groups."""
+        assert self.prefix is not None
+        kept = self.prefix.kept
+        missing = [s for s in dict.fromkeys(sequences) if self._numbers.get(s, -1) not in kept]
+        groups = dict.fromkeys(self._group[s] for s in missing if s in self._group)
+        alone = [s for s in missing if s not in self._group]
+        return [*(self._groups[n] for n in groups), *([alone] if alone else [])]
+
+    @torch.no_grad()
+    def _store(self, sequences: Sequence[ScoredTokens], progress: Callable[[float], object] | None = None) -> None:
+        assert self.prefix is not None
+        for part in self._missing(sequences):
+            behind = sum(map(len, self._tails(part)))
+            lengths = [len(s.ids) + behind for s in part]
+            for bucket in length_buckets(lengths, TOGETHER, packs=self.packs):
+                some, layout = [part[i] for i in bucket], self.layout([lengths[i] for i in bucket])
+                numbers = [self._numbers.setdefault(s, len(self._numbers)) for s in some]
+                with self.prefix.record(numbers, layout):
+                    heads.backbone_of(self.base)(**self._inputs(some, layout, 1, self._tails(some)))
+                if progress is not None:
+                    progress(len(some))
 
     def _logits(self, hidden: Tensor, ids: Tensor | None, copies: int = 1) -> Tensor:
         """float32 logits of rows of hidden states; with `ids`, of these tokens only."""
@@ -357,7 +440,8 @@ class Scorer:
             sequences = [ScoredTokens((*s.ids, *word), len(s.ids)) for s in sequences for word in self.words]
         hidden, layout = self._hidden(sequences, copies)
         if self.single:
-            rows, columns = layout.places([n - 1 for n in layout.lengths], copies)
+            at = layout.lengths if self._last_only else [s.scored_from for s in sequences]
+            rows, columns = layout.places([n - 1 for n in at], copies)
             return self._logits(hidden[rows.to(self.device), columns.to(self.device)], self.label_ids, copies)
         picked, owner, _ = self._completions(hidden, layout, sequences, copies)
         total = torch.zeros(copies * len(sequences), device=self.device).index_add_(0, owner, picked)
@@ -386,7 +470,12 @@ class Scorer:
         return answers.means(picked.view(len(states), -1))
 
     def losses(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
-        """float32 [copies examples]: cross-entropy over the label words, or negative mean log-likelihood."""
+        """float32 [copies examples]: cross-entropy over the label words, or negative mean log-likelihood.
+
+        With an objective, what the rewards lack of its `top`.
+        """
+        if self.objective is not None:
+            return self.objective.top - self.objective.rewards(self, examples, copies)
         return losses_of(self.scores(examples, copies), self._labels(examples))
 
     def _labels(self, examples: Sequence[Example]) -> Tensor | None:
@@ -395,7 +484,7 @@ class Scorer:
             return None
         return torch.tensor([e.label for e in examples], device=self.device)
 
-    def loss(self, examples: Sequence[Example], most: int = 64) -> Tensor:
+    def loss(self, examples: Sequence[Example], most: int = TOGETHER) -> Tensor:
         """Mean loss of a batch. It is cut into buckets of similar lengths, so that little is spent on padding.
 
         most: examples in one forward.
@@ -403,7 +492,7 @@ class Scorer:
         return self.copy_losses(examples, 1, most)[0]
 
     @torch.no_grad()
-    def terms(self, examples: Sequence[Example], most: int = 64) -> list[Terms]:
+    def terms(self, examples: Sequence[Example], most: int = TOGETHER) -> list[Terms]:
         """What `loss` sums up, for each of its forwards: token by token in completions, else one term an example."""
         buckets = self.buckets(examples, most)
         return [self._terms([examples[i] for i in bucket], len(examples)) for bucket in buckets]
@@ -426,33 +515,37 @@ class Scorer:
         """int64 [rows, width]: the example of each token, of which each has so many sequences; -1 for padding."""
         return (layout.owners // each).to(self.device)  # -1 // each is -1
 
-    def copy_losses(self, examples: Sequence[Example], copies: int, most: int = 64) -> Tensor:
+    def copy_losses(self, examples: Sequence[Example], copies: int, most: int = TOGETHER) -> Tensor:
         """float32 [copies]: mean loss of a batch on each branch."""
         buckets = self.buckets(examples, most)
         parts = [self.losses([examples[i] for i in bucket], copies).view(copies, -1) for bucket in buckets]
         return torch.cat(parts, 1).mean(1)
 
     @torch.no_grad()
-    def infer(self, batch: Sequence[Example], held_out: Sequence[Example]) -> None:
-        """Run the full forwards of inference, to measure them: a training batch, and the largest evaluation batch."""
-        prefix, self.prefix = self.prefix, None
-        self.loss(batch)
-        if held_out:
-            parts = [[held_out[i] for i in bucket] for bucket in self.buckets(held_out, EVALUATION)]
-            self.scores(max(parts, key=lambda part: self.layout(self.lengths(part)).tokens))
-        self.prefix = prefix
+    def infer(self, batch: Sequence[Example], held_out: Sequence[Example], *, evaluated: bool = False) -> None:
+        """Run the largest forward of inference on a training batch and in an evaluation, to measure its memory.
 
-    def _recalled(self, examples: Sequence[Example]) -> bool:
-        """Whether a forward of these examples computes their last position alone."""
-        return self.prefix is not None and self.prefix.last_only and self._remembered(examples)
+        evaluated: the forwards of the evaluation have been made. What is stored in these forwards is not computed
+        again.
+        """
+        candidates = [[batch[i] for i in bucket] for bucket in self.buckets(batch)]
+        evaluations = [[held_out[i] for i in bucket] for bucket in self.buckets(held_out, EVALUATION)]
+        largest = max([*candidates, *evaluations], key=lambda part: self.layout(self.lengths(part)).tokens)
+        if not (evaluated and largest in evaluations):
+            self.scores(largest)
+
+    @property
+    def _last_only(self) -> bool:
+        """Whether a forward computes the last position of each example alone."""
+        return self.prefix is not None and self.prefix.last_only
 
     def longest(self, examples: Sequence[Example]) -> list[int]:
         """Number of tokens that a forward computes of each example: 1 if the states of the others are stored."""
-        if self._recalled(examples):
+        if self._last_only:
             return [1] * len(examples)
         return [max(self.lengths([e])) for e in examples]
 
-    def buckets(self, examples: Sequence[Example], most: int = 64) -> list[list[int]]:
+    def buckets(self, examples: Sequence[Example], most: int = TOGETHER) -> list[list[int]]:
         """Positions sorted by length and cut into batches of at most `most`, at the least total cost.
 
         See `zograd.llm.scoring.batches.length_buckets`. Batches of one token an example may hold 1024 of them.
@@ -465,9 +558,10 @@ class Scorer:
 
         With more tokens a matrix product gets no faster, and activations no longer fit the processor's cache.
         """
+        if self.writes:
+            return 1
         parts = [self.lengths([examples[i] for i in bucket]) for bucket in self.buckets(examples)]
-        recalled = self._recalled(examples)
-        widest = max(len(part) if recalled else self.layout(part).tokens for part in parts)
+        widest = max(len(part) if self._last_only else self.layout(part).tokens for part in parts)
         return max(1, SATURATED // widest)
 
     def parts(self, examples: Sequence[Example], count: int) -> list[list[Example]]:
@@ -477,6 +571,11 @@ class Scorer:
         order = sorted(range(len(examples)), key=lambda i: (-self.tokens([examples[i]]), i))
         return [[examples[i] for i in order[part::count]] for part in range(count)]
 
+    @property
+    def reports(self) -> str:
+        """The name of what `evaluate` reports."""
+        return self.objective.name if self.objective is not None and self.writes else self.metric.name
+
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -484,35 +583,74 @@ class Scorer:
         self,
         examples: Sequence[Example],
         *,
-        progress: Callable[[int], object] | None = None,
+        progress: Callable[[float], object] | None = None,
         peers: Peers | None = None,
         interval: bool = False,
     ) -> Metrics:
         """Metrics over examples; interval: with a confidence interval.
 
-        progress: called after each forward with its number of examples. peers: the forwards are dealt to them.
+        progress: called after each forward with the number of examples that it has done, or the share of them where it
+            stores their states. peers: the forwards are dealt to them.
         Cost: one forward of each example, or of each of its classes. Raises TaskError without examples.
         """
-        peers = Peers() if peers is None else peers
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
-        classes = len(self.members) if self.task.kind == "classification" else 1
-        scores = torch.zeros(len(examples), classes)
-        for number, bucket in enumerate(self.buckets(examples, EVALUATION)):
-            if number % peers.world == peers.rank:
-                scores[torch.tensor(bucket)] = self.scores([examples[i] for i in bucket]).cpu()
-            if progress is not None:
-                progress(len(bucket))
         tokens = [] if self.task.kind == "classification" else [self._learned(e) for e in examples]
-        return metrics_of(
-            peers.total(scores), self._labels(examples), metric=self.metric, names=self.task.classes, tokens=tokens,
-            interval=interval,
+        found = metrics_of(
+            self.all_scores(examples, progress=progress, peers=peers), self._labels(examples), metric=self.metric,
+            names=self.task.classes, tokens=tokens, interval=interval,
         )  # fmt: skip
+        if self.objective is None or not self.writes or found.not_finite:
+            return found
+        value = float(self.objective.rewards(self, examples).double().mean())
+        return replace(found, metric=self.objective.name, value=value, low=None, high=None)
 
     def _learned(self, example: Example) -> int:
         """The number of tokens of an example without label that are learned."""
         (sequence,) = self.encode(example)
         return len(sequence.ids) - sequence.scored_from
+
+    @torch.no_grad()
+    def all_scores(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress: Callable[[float], object] | None = None,
+        peers: Peers | None = None,
+    ) -> Tensor:
+        """float32 [examples, classes] on the CPU: `scores` of any number of examples, some of them in each forward.
+
+        progress, peers: see `evaluate`. All examples are encoded before the first forward.
+        """
+        peers = Peers() if peers is None else peers
+        classes = len(self.members) if self.task.kind == "classification" else 1
+        scores = torch.zeros(len(examples), classes)
+        for number, bucket in enumerate(self.buckets(examples, EVALUATION)):
+            part, left = [examples[i] for i in bucket], float(len(bucket))
+            if number % peers.world == peers.rank:
+                left -= self._stored_for(part, progress)
+                scores[torch.tensor(bucket)] = self.scores(part).cpu()
+            if progress is not None:
+                progress(left)
+        return peers.total(scores)
+
+    def _stored_for(self, part: Sequence[Example], progress: Callable[[float], object] | None) -> float:
+        """Store the states of a part of an evaluation; what `progress` was told of it: its share in the forwards."""
+        told = 0.0
+        if self.prefix is not None and progress is not None:
+            below, sequences = (
+                self.prefix.below / len(loading.blocks(self.base)),
+                sum(len(self.encode(e)) for e in part),
+            )
+
+            def tell(count: float) -> None:
+                nonlocal told
+                done = min(count * len(part) / sequences, len(part) - told) * below
+                told += done
+                progress(done)
+
+            self.remember(part, tell)
+        return told
 
     def why_not_finite(self, metrics: Metrics) -> str | None:
         """One sentence for metrics of scores that are not finite; None where all are finite."""

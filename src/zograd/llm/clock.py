@@ -1,0 +1,115 @@
+"""A run that ends on the clock: --seconds, a schedule that follows the elapsed time, and estimates of the time."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from zograd.core.run import Run
+from zograd.core.schedules import Schedule
+from zograd.distributed import Peers
+from zograd.llm.settings import TrainSettings
+from zograd.stores import Rate
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from zograd.llm.scoring import Batches, Scorer
+
+PARTS = 1 << 20
+"""The share of the time that has passed is rounded to one in so many parts."""
+MEASURED = 3
+"""Steps after which the time of a step is said."""
+
+
+class Clock:
+    """Ends a run after `seconds` of training, and gives each step the learning rate of the share that has passed.
+
+    The time is that of rank 0, in steps and the evaluations between them, over all sessions of a run. The rates stand
+    on the tape, so a replay has the same bits, and a resumed run goes on with the time that is left. Another run of the
+    same settings takes another number of steps.
+    """
+
+    def __init__(self, s: TrainSettings, peers: Peers) -> None:
+        self.limit, self.peers = s.seconds, peers
+        self.shape = Schedule(1.0, s.lr_schedule, PARTS, 0, s.lr_end) if s.seconds else None
+        self.elapsed = 0.0
+
+    def read(self, elapsed: float) -> None:
+        """Take the time of rank 0, in seconds since the first step."""
+        if self.limit is not None:
+            (self.elapsed,) = struct.unpack("<d", self.peers.broadcast(struct.pack("<d", elapsed)))
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.limit is not None and self.elapsed >= self.limit
+
+    def rates(self, rates: Sequence[Rate]) -> tuple[Rate, ...] | None:
+        """The rates of the next step, made of those at the peak; None where the method's own schedule holds."""
+        if self.shape is None or self.shape.shape == "constant":
+            return None
+        assert self.limit is not None
+        factor = self.shape(min(PARTS, round(PARTS * self.elapsed / self.limit)))
+        return tuple(Rate(rate.lr * factor, rate.weight_decay) for rate in rates)
+
+
+class Estimate:
+    """Says how long a run will take: before the first step, and again when the time of a step is known.
+
+    forward: the time of a forward pass, in seconds a token; None if it is unknown.
+    """
+
+    def __init__(self, s: TrainSettings, run: Run[Any], scorer: Scorer, forward: float | None, clock: Clock) -> None:
+        self.s, self.run, self.scorer, self.forward, self.clock = s, run, scorer, forward, clock
+        self.taken, self.start = 0, 0.0
+
+    @property
+    def _left(self) -> int:
+        return max(self.s.steps - self.run.step_number, 0)
+
+    def say_first(self, batches: Batches, quiet: bool) -> None:
+        """What the evaluation before the first step tells; moves and derivatives come on top."""
+        if quiet or self.forward is None or not self._left or self.clock.over:
+            return
+        seconds = self.forward * self.scorer.tokens(batches[self.run.step_number]) * self.run.most_evaluations
+        print(f"zograd: {self._length(seconds)}, by the forward passes of a step alone", file=sys.stderr)
+
+    def count(self, bar: tqdm[Any], quiet: bool) -> None:
+        """After a step; says how long the rest will take when `MEASURED` steps are taken."""
+        self.taken += 1
+        if self.taken == 1:
+            self.start = time.perf_counter()  # the first one also pays for what is made once
+        elif self.taken == MEASURED and self._left and not quiet:
+            seconds = (time.perf_counter() - self.start) / (MEASURED - 1)
+            bar.write(f"zograd: {seconds:.2g} s a step: {self._length(seconds)}", file=sys.stderr)
+
+    def _length(self, step: float) -> str:
+        """How long the rest takes, or how many steps the time allows, where a step takes so many seconds."""
+        if self.clock.limit is None or step * self._left < self.clock.limit - self.clock.elapsed:
+            return f"about {about(step * self._left)} for {self._left:,} steps"
+        time_left = self.clock.limit - self.clock.elapsed
+        return f"about {max(1, round(time_left / step)):,} steps in the {about(time_left)} that are left"
+
+
+def about(seconds: float) -> str:
+    """A length of time in words, to two digits.
+
+    >>> about(7.31), about(80), about(4000), about(200_000)
+    ('7 s', '1 min 20 s', '1 h 6 min', '2 days 7 h')
+    """
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s" if seconds >= 1 else f"{seconds:.1g} s"
+    for unit, larger, smaller, part in (
+        (60, 3600, "s", "min"),
+        (3600, 86400, "min", "h"),
+        (86400, 1 << 60, "h", "days"),
+    ):
+        if s < larger:
+            rest = (s % unit) // {60: 1, 3600: 60, 86400: 3600}[unit]
+            return f"{s // unit} {part}" + (f" {rest} {smaller}" if rest else "")
+    raise AssertionError(seconds)

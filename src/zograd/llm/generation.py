@@ -1,0 +1,151 @@
+"""Text from a causal language model, by the `generate` of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zograd.hub import Example, TaskError
+from zograd.llm.loading import plain_model, vocabulary
+from zograd.llm.scoring.encoding import Encoder
+from zograd.llm.settings import SettingsError
+
+TOGETHER = 16
+"""Prompts in one call of `generate`."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model writes behind a prompt.
+
+    tokens: how many it wrote. ended: "stop" where the model or a stop text ended it, "length" where the limit did.
+    """
+
+    prompt: str
+    text: str
+    tokens: int
+    ended: str
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str | Example],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    progress: Callable[[float], object] | None = None,
+    chat: bool = True,
+) -> list[Generated]:
+    """The continuation of each prompt. Prompts have the tokens that they have in training.
+
+    prompts: texts, or examples, whose prompts they are. chat: write conversations with the tokenizer's chat template.
+
+    temperature: 0 takes the most likely token each time; above, tokens are drawn, by `seed`, from the whole vocabulary.
+    stop: texts at which to stop; they are left out of the answer.
+    progress: called after each forward batch with its number of prompts.
+
+    Memory: keys and values of up to `TOGETHER` prompts, which share forwards. Raises TaskError for a prompt that
+    leaves no room for `max_new_tokens`, before the first forward.
+    """
+    check_sampling(max_new_tokens, temperature, stop)
+    base = plain_model(model)
+    encoder = Encoder(tokenizer, vocabulary(base), chat=chat)
+    encoded = [encoder.text(p.rstrip(" ")) if isinstance(p, str) else encoder.asked(p) for p in prompts]
+    texts = [p if isinstance(p, str) else p.prompt for p in prompts]
+    longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    for prompt, ids in zip(texts, encoded, strict=True):
+        if not ids:
+            raise TaskError(f"the prompt {prompt[:40]!r} has no tokens; write more")
+        if longest is not None and len(ids) + max_new_tokens > longest:
+            raise TaskError(
+                f"the prompt {prompt[:40]!r}... has {len(ids)} tokens, and with --max-new-tokens {max_new_tokens} it "
+                f"is longer than the {longest} that the model takes; shorten it, or lower --max-new-tokens"
+            )
+    order = sorted(range(len(texts)), key=lambda i: (len(encoded[i]), i))
+    found: dict[int, Generated] = {}
+    options = _options(max_new_tokens, temperature, encoder.padding)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        for start in range(0, len(order), TOGETHER):
+            part = order[start : start + TOGETHER]
+            rows, mask = _padded([encoded[i] for i in part], encoder.padding)
+            if stop:
+                options["stopping_criteria"] = _stopping(tokenizer, [encoded[i] for i in part], rows.shape[1], stop)
+            whole = model.generate(input_ids=rows.to(device), attention_mask=mask.to(device), **options)
+            for i, row in zip(part, whole[:, rows.shape[1] :].tolist(), strict=True):
+                found[i] = _written(texts[i], encoded[i], row, base, tokenizer, stop, encoder.padding)
+            if progress is not None:
+                progress(len(part))
+    return [found[i] for i in range(len(texts))]
+
+
+def check_sampling(max_new_tokens: int, temperature: float, stop: Sequence[str]) -> None:
+    """Raise SettingsError for a setting of `generate` that is out of range."""
+    if max_new_tokens < 1:
+        raise SettingsError(f"--max-new-tokens {max_new_tokens}: at least 1 is needed")
+    if not 0 <= temperature < float("inf"):
+        raise SettingsError(f"--temperature {temperature}: it is 0 (the most likely token) or a positive number")
+    if not all(stop):
+        raise SettingsError("--stop is empty; give the text at which to stop")
+
+
+def _options(limit: int, temperature: float, pad: int) -> dict[str, Any]:
+    """The arguments of transformers' generate: a model's own settings of sampling do not count."""
+    drawn = bool(temperature)
+    return {
+        "do_sample": drawn, "temperature": temperature or None, "top_k": 0 if drawn else None,
+        "top_p": 1.0 if drawn else None, "num_beams": 1, "max_new_tokens": limit, "pad_token_id": pad,
+    }  # fmt: skip
+
+
+def _stopping(tokenizer: Any, asked: Sequence[Sequence[int]], width: int, stop: Sequence[str]) -> Any:
+    """Ends a row when its new text holds one of these; transformers' own search does not know every tokenizer."""
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Stops(StoppingCriteria):  # type: ignore[misc]  # to mypy it is Any
+        def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            texts = [
+                _behind(tokenizer, ids, row) for ids, row in zip(asked, input_ids[:, width:].tolist(), strict=True)
+            ]
+            return torch.tensor([any(s in text for s in stop) for text in texts], device=input_ids.device)
+
+    return StoppingCriteriaList([Stops()])
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """int64 [rows, width] of token ids with padding on the left, and the mask of the tokens."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _written(
+    prompt: str, asked: Sequence[int], row: list[int], base: Any, tokenizer: Any, stop: Sequence[str], pad: int
+) -> Generated:
+    """The answer in the new tokens of one row, which end with an end of sequence, a stop text, or the limit."""
+    ends = base.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    cut = next((k for k, token in enumerate(row) if token in ends), len(row))
+    ended = "stop" if cut < len(row) else "length"
+    text = _behind(tokenizer, asked, row[:cut])
+    if places := [at for s in stop if (at := text.find(s)) >= 0]:
+        text, ended = text[: min(places)], "stop"
+        while cut and cut == len(row) and row[-1] == pad:  # the other prompts went on
+            row, cut = row[:-1], cut - 1
+    return Generated(prompt, text, min(cut + 1, len(row)), ended)
+
+
+def _behind(tokenizer: Any, asked: Sequence[int], row: list[int]) -> str:
+    """The text of the new tokens, with the space that a tokenizer leaves out at the beginning of a text."""
+    before: str = tokenizer.decode(asked, skip_special_tokens=True)
+    whole: str = tokenizer.decode([*asked, *row], skip_special_tokens=True)
+    return whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(row, skip_special_tokens=True))

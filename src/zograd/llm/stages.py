@@ -1,0 +1,52 @@
+"""The stages of a start: each is shown with its time, and those that take long with a progress bar."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Stages:
+    """Shows on stderr what is done before the first step, and how long it took.
+
+    quiet: show nothing. since: `time.perf_counter()` when the start began; None: now.
+    """
+
+    def __init__(self, quiet: bool = False, since: float | None = None) -> None:
+        self.quiet = quiet
+        self.since = time.perf_counter() if since is None else since
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start began."""
+        return time.perf_counter() - self.since
+
+    @contextmanager
+    def stage(self, what: str, since: float | None = None) -> Iterator[None]:
+        """Shows "zograd: what ..." at once, and the seconds inside of the block at its end."""
+        since = time.perf_counter() if since is None else since
+        self._write(f"zograd: {what} ...")
+        try:
+            yield
+        except BaseException:
+            self._write("\n")
+            raise
+        self._write(f" {time.perf_counter() - since:.1f} s\n")
+
+    @contextmanager
+    def counted(self, what: str, total: int, unit: str = "examples") -> Iterator[Callable[[float], object]]:
+        """Shows a bar, and a line each ten seconds where stderr is no terminal. Yields what moves it by a count."""
+        from tqdm import tqdm
+
+        left = "{desc}: {percentage:3.0f}%|{bar}| of {total} {unit} [{elapsed}<{remaining}]"
+        with tqdm(
+            total=total, desc=f"zograd: {what}", unit=unit, file=sys.stderr, disable=self.quiet, dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0, bar_format=left,
+        ) as bar:  # fmt: skip
+            yield bar.update
+
+    def _write(self, text: str) -> None:
+        if not self.quiet:
+            print(text, end="", file=sys.stderr, flush=True)

@@ -1,0 +1,172 @@
+"""A model, or a run on its base model, that answers prompts: with labels and their probabilities, or with text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zograd.hub import Example, Task
+from zograd.hub.labels import LabelWords
+from zograd.llm import loading
+from zograd.llm.build import examples_of
+from zograd.llm.generation import Generated, generate
+from zograd.llm.prompts import Form, form_of_task
+from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
+from zograd.llm.scoring.others import scorer_of
+from zograd.llm.settings import SettingsError
+from zograd.runs.packed import holds_run, opened
+
+Inputs = Iterable[str | Mapping[str, Any]]
+Progress = Callable[[float], object]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to a prompt: the label with the highest probability, and the probability of each label.
+
+    The probabilities are those of the label words, which add up to 1; other words of the vocabulary do not count.
+    label and probability are None, and probabilities empty, where a score is not finite.
+    """
+
+    prompt: str
+    label: str | None
+    probability: float | None
+    probabilities: dict[str, float]
+
+
+class Tuned:
+    """A model, or a run on its base model, that answers prompts. The model is loaded with the first answer.
+
+    source: the folder of a run, a packed run, or a model as `zograd.llm.loading.load` takes it.
+    base: where the base model of a run is now; None: where the run found it.
+    task, prompt_template, label_words: how a prompt is made of an input, and the word of each label. A run knows its
+        own; what is given replaces it. Without any, an input is the prompt.
+    text_column: of records, the column that {text} stands for.
+    device: where the model computes; None: the CPU, or where the run was trained.
+    dtype, quantized, quantize: of a model, as `loading.load` takes them; a run has its own.
+
+    Raises SettingsError and TaskError for what does not fit, before anything is loaded.
+
+        Tuned("runs/a").predict(["Who wrote Hamlet ?"])[0].label
+        Tuned("smollm2-135m").generate(["The capital of France is"], max_new_tokens=8)[0].text
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        base: str | None = None,
+        task: str | None = None,
+        prompt_template: str | None = None,
+        label_words: LabelWords | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+        device: str | None = None,
+        **loaded: Any,
+    ) -> None:
+        self.source, self.base, self.device, self.loaded = str(source), base, device, loaded
+        self.is_run = holds_run(source)
+        columns = {"text_column": text_column, "label_column": label_column} if task and Path(task).suffix else {}
+        if not self.is_run:
+            if base is not None:
+                raise SettingsError(
+                    f"--model {base} is the base model of a run, and {source} is no run; check "
+                    f"the path, or leave --model out"
+                )
+            self.form = form_of_task(task, prompt_template, label_words, **columns)
+            return
+        check_own_model([name for name, value in loaded.items() if value is not None])
+        if task is None:
+            self.form = self._form_of_run().changed(prompt_template, label_words)
+        else:
+            self.form = form_of_task(task, prompt_template, label_words, **columns)
+
+    def _form_of_run(self) -> Form:
+        """What run.json says; of a run of an earlier release, what its task says."""
+        directory = opened(self.source)
+        stored = Form.read(directory.meta.get("data", {}).get("asks"))
+        return stored if stored is not None else Form.of(examples_of(stored_settings(directory))[0])
+
+    @cached_property
+    def _ready(self) -> tuple[Any, Any, int | None]:
+        """The model without adapters beside it, its tokenizer, and the steps of the run."""
+        if not self.is_run:
+            model, tokenizer = loading.load(self.source, device=self.device or "cpu", **self.loaded)
+            return model, tokenizer, None
+        p, _ = restore(self.source, self.base, device=self.device)
+        return merged_model(p.model), p.tokenizer, p.run.step_number
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the run that answers; None for a model. Loads the model."""
+        return self._ready[2]
+
+    def check_labels(self) -> None:
+        """Raise SettingsError where there are no labels to choose from."""
+        if self.form.classes:
+            return
+        what = (
+            f"the run {self.source} was trained to write" if self.is_run else f"the model {self.source} has no labels"
+        )
+        raise SettingsError(
+            f"{what}: choose the labels with --task, or with --prompt-template and --label-words; `zograd generate` "
+            f"answers with text"
+        )
+
+    def predict(self, inputs: Inputs, *, calibrate: bool = False, progress: Progress | None = None) -> list[Prediction]:
+        """The label of each input, with probabilities. Cost: one forward an input, or one of each of its classes.
+
+        calibrate: subtract the mean log-probability of each label over all inputs before probabilities are taken, as
+            the metric `calibrated` of `zograd eval` does: it removes a preference for one label. It needs two inputs.
+        progress: called after each forward with its number of inputs.
+
+        Raises TaskError for an input that does not fit the template or the model, before the first forward.
+        """
+        self.check_labels()
+        prompts = self.form.prompts(inputs)
+        if calibrate and len(prompts) < 2:
+            raise SettingsError("--calibrate subtracts the mean score of the inputs, and here is one; give several")
+        model, tokenizer, _ = self._ready
+        examples = [Example(prompt, 0) for prompt in prompts]
+        scores = scorer_of(model, tokenizer, self._as_task(examples)).all_scores(examples, progress=progress)
+        logp = torch.log_softmax(scores.double(), 1)
+        if calibrate:
+            logp = torch.log_softmax(logp - logp.mean(0), 1)
+        return [self._prediction(prompt, row.exp()) for prompt, row in zip(prompts, logp, strict=True)]
+
+    def _as_task(self, examples: Sequence[Example]) -> Task:
+        """The inputs as the test split of a task."""
+        form, licence = self.form, "the user's own data"
+        return Task(
+            "predict", form.template, form.label_words, {"test": examples}, self.source, licence, classes=form.classes
+        )
+
+    def _prediction(self, prompt: str, row: torch.Tensor) -> Prediction:
+        if not bool(row.isfinite().all()):
+            return Prediction(prompt, None, None, {})
+        found = dict(zip(self.form.classes, row.tolist(), strict=True))
+        label = max(found, key=found.__getitem__)
+        return Prediction(prompt, label, found[label], found)
+
+    def generate(
+        self,
+        inputs: Inputs,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> list[Generated]:
+        """The text with which each input goes on: see `zograd.llm.generation.generate`."""
+        prompts = self.form.prompts(inputs)
+        model, tokenizer, _ = self._ready
+        return generate(
+            model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed,
+            progress=progress,
+        )  # fmt: skip
