@@ -18,7 +18,7 @@ import zograd.distributed
 import zograd.llm.train
 from zograd.cli import app
 from zograd.cli.bench import MEASUREMENTS
-from zograd.llm.settings import TrainSettings, accepts, parse
+from zograd.llm.settings import SettingsError, TrainSettings, accepts, parse
 
 FIELDS = list(TrainSettings.model_fields)
 SOURCES = Path(__file__).parents[2] / "src" / "zograd"
@@ -123,12 +123,12 @@ def test_a_template_that_is_typed_has_new_lines(tmp_path: Path, trained: list[Tr
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--steps", "many"], "steps = 'many': Input should be integer"),
-        (["--lr", "fast"], "lr = 'fast': Input should be number|auto"),
-        (["--lr", "-1"], "lr = '-1': Input should be greater than or equal to 0"),
-        (["--draw", "last"], "draw = 'last': Input should be stratified|random|first"),
-        (["--compile", "maybe"], "compile = 'maybe': Input should be on|off|auto"),
-        (["--text-column", "x", "--seed", "none"], "seed = 'none': Input should be integer"),
+        (["--steps", "many"], "steps = 'many': expected an integer"),
+        (["--lr", "fast"], "lr = 'fast': expected a number or auto"),
+        (["--lr", "-1"], "lr = '-1': expected a number of at least 0"),
+        (["--draw", "last"], "draw = 'last': expected stratified, random or first"),
+        (["--compile", "maybe"], "compile = 'maybe': expected on, off or auto"),
+        (["--text-column", "x", "--seed", "none"], "seed = 'none': expected an integer"),
         (["--label-words", "x"], "'x' is not of the form label=word"),
     ],
 )
@@ -185,3 +185,19 @@ def test_the_package_does_not_import_the_benchmarks() -> None:
 
 def test_no_file_of_the_command_line_is_long() -> None:
     assert not [f.name for f in (SOURCES / "cli").glob("*.py") if len(f.read_text(encoding="utf-8").splitlines()) > 400]
+
+
+BAD = {"integer": "1.5", "number": "a lot", "on|off": "perhaps"}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_bad_value_of_every_setting_is_one_plain_sentence(name: str) -> None:
+    """No setting shows what pydantic says of its types."""
+    form = accepts(name)
+    if form in ("text", "name,...", "key=value", "label=word,..."):
+        return  # any text is one; what it names is looked up later
+    with pytest.raises(SettingsError) as error:
+        parse({TrainSettings.model_fields[name].alias or name: BAD.get(form, "perhaps not")})
+    text = str(error.value)
+    assert ": expected " in text
+    assert not re.search(r"\b(input|valid|literal|bool|float|pydantic|type)\b", text.lower())

@@ -614,3 +614,23 @@ def test_moves_with_weight_decay_do_not_ride_along(dtype: torch.dtype, together:
             records = [run.step(oracle) for _ in range(6)]
         ends.append(([r.losses for r in records], store.digest()))
     assert ends[0] == ends[1]
+
+
+def test_blocks_of_experts_fall_back_with_a_sentence_that_users_understand() -> None:
+    """Their weights of three axes are transposed before they meet an input."""
+    experts = nn.Parameter(torch.randn(2, 3, 4))
+    x = torch.randn(5, 3)
+
+    def loss(n: int) -> torch.Tensor:
+        rows = x.repeat(n, 1)
+        out = rows @ experts.transpose(1, 2)[0].T + rows @ experts.transpose(1, 2)[1].T
+        return out.square().view(n, -1).mean(1)
+
+    run = Run(Store({"experts": experts}), methods.zo_sgd(lr=1e-3), seed=0)
+    says = (
+        r"^points are evaluated one at a time, not in one forward of this model: its forward calls torch's transpose "
+        r"of a trained weight without an input beside it, as blocks of experts do\. The losses are the same, and a "
+        r"step takes longer$"
+    )
+    with pytest.warns(UserWarning, match=says):
+        run.step(batched(loss))

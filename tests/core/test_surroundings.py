@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -521,3 +522,39 @@ def test_a_callback_stops_with_anything_true(value: Any) -> None:
 @pytest.mark.parametrize("value", [False, np.False_, None, 0, ""], ids=repr)
 def test_a_callback_goes_on_otherwise(value: Any) -> None:
     assert minimize(smooth, start(), methods.zo_sgd(lr=1e-2), budget=100, callback=lambda record: value).nit > 10
+
+
+def test_the_outputs_of_a_model_are_their_loss(tiny_model: Path) -> None:
+    """What a transformers model returns that was given labels; without labels there is a sentence."""
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(2, 10)[None]
+    ends = []
+    for closure in (
+        lambda model: model(input_ids=ids, labels=ids),
+        lambda model: model(input_ids=ids, labels=ids).loss,
+    ):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model)
+        opt = ZOOptimizer(model.parameters(), methods.zo_sgd(lr=1e-3), seed=3)
+        losses = [float(opt.step(lambda model=model, closure=closure: closure(model))) for _ in range(2)]
+        ends.append((losses, opt.store.digest()))
+    assert ends[0] == ends[1]
+    before = opt.store.digest()
+    with pytest.raises(TypeError, match="got CausalLMOutputWithPast without a loss; give the model labels"):
+        opt.step(lambda: model(input_ids=ids))
+    assert opt.store.digest() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"lr": 0.1}, r"ZOOptimizer has no lr: .* ZOOptimizer\(params, method=zograd.methods.zo_sgd\(lr=0.1\)\)"),
+        ({"method": "fzoo", "lr": 0.1, "n": 4}, r"has no lr, n: .* method=zograd.methods.fzoo\(lr=0.1, n=4\)\)"),
+        ({"method": methods.mezo(), "momentum": 0.9}, r"has no momentum: .*=zograd.methods.mezo\(momentum=0.9\)"),
+        ({"method": 1e-3}, r"method is 0.001, and expected is a name or a Method: .*zo_sgd\(lr=0.001\)"),
+        ({"method": None}, r"method is None, and expected is a name or a Method"),
+    ],
+)
+def test_settings_of_steps_belong_to_the_method(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        ZOOptimizer([torch.nn.Parameter(torch.ones(3))], **arguments)

@@ -146,8 +146,8 @@ def test_a_budget_becomes_steps_and_examples(given: dict[str, Any], steps: int, 
     [
         (["--budget", "large", "--steps", "5"], "--budget large chooses the steps, and --steps 5 is given"),
         (["--budget", "small", "--seconds", "5"], "budget and seconds both say how long to train: choose one"),
-        (["--budget", "huge"], "budget = 'huge': Input should be small|medium|large"),
-        (["--seconds", "0"], "seconds = '0': Input should be greater than 0"),
+        (["--budget", "huge"], "budget = 'huge': expected small, medium or large"),
+        (["--seconds", "0"], "seconds = '0': expected a number above 0"),
         (
             ["--seconds", "9", "--lr", "auto", "--lr-schedule", "cosine"],
             "a rate that is measured does not follow the clock",

@@ -52,13 +52,22 @@ KINDS: dict[str, dict[str, Any]] = {
 DIFFERENCE = {"residual", "split", "nodes"}
 
 
+class Runs(dict[str, Path]):
+    """Finished runs by kind, each trained when it is first asked for."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self.model, self.folder = model, folder
+
+    def __missing__(self, kind: str) -> Path:
+        s = {k: v for k, v in {**COMMON, **KINDS[kind], "model": str(self.model)}.items() if v is not None}
+        train(TrainSettings.model_validate(s), self.folder / kind, quiet=True)
+        self[kind] = self.folder / kind
+        return self[kind]
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("runs")
-    for kind, more in KINDS.items():
-        s = {k: v for k, v in {**COMMON, **more, "model": str(tiny_model)}.items() if v is not None}
-        train(TrainSettings.model_validate(s), folder / kind, quiet=True)
-    return {kind: folder / kind for kind in KINDS}
+    return Runs(tiny_model, tmp_path_factory.mktemp("runs"))
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -74,7 +83,10 @@ def zograd(*arguments: object) -> tuple[int, str, str]:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW = {"other seed", "spread", "momentum", "slots", "nodes"}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in KINDS])
 def test_a_packed_run_gives_the_bits_of_the_folder(runs: dict[str, Path], tmp_path: Path, kind: str) -> None:
     made = pack(runs[kind], tmp_path / "run.zopack")
     assert made["kind"] == ("difference" if kind in DIFFERENCE else "tape")

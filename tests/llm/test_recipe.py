@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from zograd.llm.build import prepare, resolve
 from zograd.llm.recipe import chosen
+from zograd.llm.resume import open_run
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
 from zograd.methods.defaults import Shape
@@ -74,3 +76,22 @@ def test_the_rate_follows_the_width_and_the_number_of_trained_blocks(tiny_model:
     assert full.controller.peak == pytest.approx(Shape(32, 1).lr)
     assert lora.controller.peak == pytest.approx(5 * Shape(32, 1).lr)
     assert own.controller.peak == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"lora_r": 4}, "--lora-r does nothing here: it is for --train lora, and here is --train full"),
+        ({"lora_targets": ["x"], "train": "mlp"}, "--lora-targets does nothing here: it is for --train lora"),
+        ({"lr_end": 0.1, "lr": 1e-3}, "--lr-end does nothing here: it is for a linear or cosine --lr-schedule"),
+        ({"lora_r": 4, "train": "lora", "lr_schedule": "cosine", "lr_end": 0.1}, None),
+        ({"lora_r": 8}, None),
+    ],
+)
+def test_a_setting_that_does_nothing_is_said(tmp_path: Path, given: dict[str, Any], says: str | None) -> None:
+    s = TrainSettings.model_validate({"method": "zo_sgd", "dtype": "float32", **given})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        open_run(s, tmp_path / "run", False, 1)
+    assert [str(w.message).startswith(says) for w in caught if says] == ([True] if says else [])
+    assert bool(caught) == (says is not None)

@@ -914,7 +914,7 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "data of another type": (lambda meta: meta | {"data": 5}, "'data' is int, not dict"),
     "a setting that there is not": (lambda meta: meta | {"settings": {"a": 1}}, "no setting 'a'"),
-    "a setting of another type": (lambda meta: meta | {"settings": {"lr": []}}, "= []: Input should be"),
+    "a setting of another type": (lambda meta: meta | {"settings": {"lr": []}}, "= []: expected"),
     "an empty object for settings": (lambda meta: meta | {"settings": {}}, "and its tape was recorded with"),
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,25 @@ TRAINER = (
 )
 
 
+def _instead(method: Any, settings: Mapping[str, Any]) -> str:
+    """What to write where settings of a method, or torch's learning rate, were given to the optimizer."""
+    if not isinstance(method, str | Method):
+        given = {"lr": method} if isinstance(method, int | float) else {}
+        return (
+            f"method is {method!r}, and expected is a name or a Method: "
+            f"ZOOptimizer(params, method={_made('zo_sgd', {**given, **settings})})"
+        )
+    name = method if isinstance(method, str) else method.name
+    return (
+        f"ZOOptimizer has no {', '.join(settings)}: settings of the steps belong to the method. Write "
+        f"ZOOptimizer(params, method={_made(name, settings)})"
+    )
+
+
+def _made(name: str, settings: Mapping[str, Any]) -> str:
+    return f"zograd.methods.{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
+
+
 class ZOOptimizer(torch.optim.Optimizer):
     """Zeroth-order steps in a torch training loop.
 
@@ -37,6 +56,7 @@ class ZOOptimizer(torch.optim.Optimizer):
     method: a menu name or a `Method`. Its lr and weight_decay are the defaults of the groups. A schedule inside of the
         method's lr is followed unless a torch scheduler is attached: set it in one place only.
         With lr="auto" the groups show the rate that was measured; setting theirs has no effect.
+    settings: none; a TypeError says how a learning rate or another setting is given to the method.
     seed: see `zograd.Run`; the attribute `seed` holds the number. frozen: also train what does not require grad.
     rounding: see `zograd.stores.Store`. record: called with the `Record` of each step.
 
@@ -68,7 +88,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         rounding: Rounding = "stochastic",
         frozen: bool = False,
         record: Callable[[Record], object] | None = None,
+        **settings: Any,
     ) -> None:
+        if settings or not isinstance(method, str | Method):
+            raise TypeError(_instead(method, settings))
         self.method = methods.make(method) if isinstance(method, str) else method
         self.seed, self.rounding, self.frozen, self.record = as_seed(seed), rounding, frozen, record
         self.run: Run[Any] | None = None

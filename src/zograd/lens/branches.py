@@ -139,7 +139,9 @@ class Branches(Lens):
         if func in ELEMENTWISE or func in POINTWISE or of_vector:
             return self._stack(func, args, kwargs)
         name = getattr(func, "__name__", func)
-        raise Unbranchable(f"torch function {name} reads a trained weight, and no argument of it has {self.n} branches")
+        raise Unbranchable(
+            f"its forward calls torch's {name} of a trained weight without an input beside it, as blocks of experts do"
+        )
 
     def _apart(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """func for one branch after the other, results below each other.

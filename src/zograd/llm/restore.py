@@ -155,7 +155,7 @@ def load_weights(directory: RunDirectory, p: Prepared, tape: Tape, wanted: int) 
     else:
         done = directory.load_state(p.run, tape)
     if done != wanted:
-        path, here = directory.path, f", or pass --to {done}" if done else ""
+        path, here = directory.path, f"; zograd replay takes --to {done}" if done else ""
         more = (
             "" if isinstance(directory, Packed) else f"; finish the run with zograd train --resume --out {path}{here}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ def continued(given: TrainSettings, stored: TrainSettings, names: Collection[str
     """The settings of a resumed run, and the names of those that change.
 
     They are the stored ones, except for settings in `names` that have another value in `given`. Raises SettingsError if
-    one of those cannot be changed by --resume, or if the run has a metric or an objective that is code (`module:name`)
-    and `given` does not name it: a run.json alone decides on no import.
+    one of those cannot be changed by --resume, or if the metric or objective is code that is not given again.
     """
     for name in ("metric", "objective"):
         code = getattr(stored, name) or ""
@@ -71,12 +71,15 @@ def open_run(
     used, and LockedError.
     """
     found, why = RunDirectory.open(out, write=True) if resume else restarted(out), ""
+    given = s.model_fields_set
     if not resume:
         s, why = chosen(s, world)
     if found is None:
         check_free(out)
         check_writable(out)
-        return resolve(s, world), None, {}, why
+        new = resolve(s, world)
+        warn_of_unused(given, new)
+        return new, None, {}, why
     try:
         stored = stored_settings(found)
         try:
@@ -91,6 +94,19 @@ def open_run(
         raise
 
 
+def warn_of_unused(given: Collection[str], s: TrainSettings) -> None:
+    """Warn of settings that were given and that do nothing in a run with these settings."""
+    adapters = {"lora_r", "lora_alpha", "lora_targets"} if s.train != "lora" else set()
+    of = {name: f"--train lora, and here is --train {s.train}" for name in adapters}
+    if s.lr_schedule == "constant":
+        of["lr_end"] = "a linear or cosine --lr-schedule, and here the learning rate is constant"
+    for name, why in of.items():
+        if name in given and getattr(s, name) != TrainSettings.model_fields[name].get_default(
+            call_default_factory=True
+        ):
+            warnings.warn(f"--{name.replace('_', '-')} does nothing here: it is for {why}", stacklevel=2)
+
+
 def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise RunError if the examples are not those that the run began with."""
     before, now = meta.get("data", {}).get("sha256"), found.get("sha256")
@@ -101,9 +117,9 @@ def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         )
 
 
-def check_metric(before: Metrics | None, metric: str) -> None:
+def check_metric(before: Metrics, metric: str) -> None:
     """Raise RunError if a run reports another metric than the one that is computed now."""
-    if before is not None and before.metric != metric:
+    if before.metric != metric:
         raise RunError(
             f"the run reports {before.metric!r}, and here the metric is {metric!r}; give the metric of the run"
         )

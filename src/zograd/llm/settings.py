@@ -253,7 +253,7 @@ class TrainSettings(BaseModel):
         read = {name: read_value(v) if isinstance(v, str) else v for name, v in value.items()}
         for name, number in read.items():
             if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"{name} should be a finite number")
+                raise ValueError(f"expected a finite number for {name}")
         return read
 
     @field_validator("label_words", mode="before")
@@ -358,6 +358,25 @@ def accepts(name: str) -> str:
     return "|".join(found)
 
 
+_LIMITS = {
+    "greater_than_equal": "of at least {ge:g}",
+    "greater_than": "above {gt:g}",
+    "less_than_equal": "of at most {le:g}",
+    "less_than": "below {lt:g}",
+}
+
+
+def _expected(name: str, error: Any) -> str:
+    """What a setting may be, in words, where pydantic found this error in its value."""
+    if error["type"] in _LIMITS:
+        return "a number " + _LIMITS[error["type"]].format(**error["ctx"])
+    if error["type"] == "finite_number":
+        return "a finite number"
+    articles = {"integer": "an integer", "number": "a number", "text": "a text"}
+    words = [articles.get(word, word) for word in accepts(name).split("|")]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
 def parse(data: dict[str, Any]) -> TrainSettings:
     """Validated settings; SettingsError with one line that names the first mistake."""
     try:
@@ -371,8 +390,8 @@ def parse(data: dict[str, Any]) -> TrainSettings:
         known = {field.alias or name: name for name, field in TrainSettings.model_fields.items()}
         if key not in known:
             raise SettingsError(f"there is no setting {key!r}; there are {', '.join(known)}") from None
-        if first["type"].endswith(("_parsing", "_type", "literal_error")):
-            text = f"Input should be {accepts(known[key])}"
+        if not first["type"].endswith("value_error"):
+            text = f"expected {_expected(known[key], first)}"
         raise SettingsError(f"{key} = {data[key]!r}: {text}") from None
 
 

@@ -106,7 +106,8 @@ def _train(
         taken: Sequence[Record] = ()
     else:
         before = metrics_before(meta)
-        check_metric(before, work.scorer.reports)
+        if before is not None:
+            check_metric(before, work.scorer.reports)
         directory, taken = replay_tape(out, work, opened, peers)
         batch = work.batches[work.prepared.run.step_number]
         with Peak(s.device) as inference:

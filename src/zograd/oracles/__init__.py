@@ -38,7 +38,10 @@ class Oracle(Protocol):
 
 
 def as_number(value: Any) -> float:
-    """A loss as a Python float, for every entry point. The TypeError says what was returned and what to return."""
+    """A loss as a Python float, for every entry point. The TypeError says what was returned and what to return.
+
+    The outputs of a model of transformers that was given labels are their `loss`.
+    """
     if isinstance(value, float):  # also NumPy's
         return float(value)
     if isinstance(value, Tensor):
@@ -47,6 +50,8 @@ def as_number(value: Any) -> float:
     elif isinstance(value, np.ndarray):
         if value.size == 1 and value.dtype.kind in "fiub":
             return float(value.item())
+    elif isinstance(value, Mapping) and getattr(value, "loss", None) is not None:
+        return as_number(value.loss)  # type: ignore[attr-defined]
     elif not isinstance(value, str | bytes | bytearray | complex | np.complexfloating):
         try:
             return float(value)
@@ -60,6 +65,8 @@ def _described(value: Any) -> str:
     if value is None:
         return "None; end the function with a return of the loss"
     if isinstance(value, Mapping):
+        if hasattr(value, "loss"):
+            return f"{type(value).__name__} without a loss; give the model labels, or compute a loss from its logits"
         keys = ", ".join(map(repr, list(value)[:4]))
         return f"{type(value).__name__} with the keys {keys}; return the loss in it, such as outputs['loss']"
     shape = getattr(value, "shape", None)
@@ -258,7 +265,11 @@ class Batched:
         return list(self.alone(store, queries, key))
 
     def _give_up(self, why: object) -> None:
-        warnings.warn(f"points are evaluated one at a time, not in one forward of this model: {why}", stacklevel=4)
+        warnings.warn(
+            f"points are evaluated one at a time, not in one forward of this model: {why}. The losses are the same, "
+            f"and a step takes longer",
+            stacklevel=4,
+        )
         self.given_up = True
 
     def _as_usual(self, store: Store, queries: Sequence[Query]) -> bool:

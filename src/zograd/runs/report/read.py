@@ -106,6 +106,8 @@ class Recorded:
         """One phrase: finished, or how far the run is."""
         if self.finished:
             return "finished"
+        if seconds := self.settings.get("seconds"):
+            return f"stopped or under way: {self.steps:,} steps, of {seconds:g} s"
         planned = max(int(self.settings.get("steps") or 0), self.steps)
         return f"stopped or under way: {self.steps:,} of {planned:,} steps"
 
