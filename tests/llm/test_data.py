@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-import zograd.llm.evaluate as evaluation
 from zograd import Tape, TapeWriter
 from zograd.hub import Example, TaskError, load_task, select
 from zograd.llm.build import digest, examples_of
 from zograd.llm.evaluate import evaluate
+from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
 
@@ -36,13 +36,13 @@ def rows(n: int, column: str = "text", **more: Any) -> list[dict[str, Any]]:
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[Example]:
     """The examples that are scored from now on."""
     seen: list[Example] = []
-    old = evaluation.Scorer.evaluate
+    old = Scorer.evaluate
 
     def recorded(self: Any, examples: Any, **options: Any) -> Any:
         seen.extend(examples)
         return old(self, examples, **options)
 
-    monkeypatch.setattr(evaluation.Scorer, "evaluate", recorded)
+    monkeypatch.setattr(Scorer, "evaluate", recorded)
     return seen
 
 

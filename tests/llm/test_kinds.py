@@ -18,6 +18,7 @@ from zograd.llm.restore import replay
 from zograd.llm.scoring.others import ClassScorer, MaskedScorer, PairScorer, scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
+from zograd.methods.defaults import Shape
 from zograd.runs.plan import plan
 
 EXAMPLES = [Example(f"{'very ' * k}good {'maybe ' * (k // 2)}It was", k % 2) for k in range(1, 9)]
@@ -109,12 +110,16 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pairs": ("t5", PAIRS, {}),
     "shared blocks": ("albert", MASKED, {}),
     "causal classes": ("qwen2", CLASSES, {}),
+    "no head": ("bert", "AutoModel", {}),
 }
 
 
-@pytest.mark.parametrize("part", ["full", "lora"])
-@pytest.mark.parametrize("kind", ["masked", "classes", "pairs", *(
-    pytest.param(k, marks=pytest.mark.slow) for k in ("shared blocks", "causal classes"))])  # fmt: skip
+QUICK = [("masked", "lora"), ("classes", "full"), ("pairs", "full"), ("no head", "full")]
+
+
+@pytest.mark.parametrize(("kind", "part"), [
+    pytest.param(kind, part, marks=() if (kind, part) in QUICK else pytest.mark.slow)
+    for kind in KINDS for part in ("full", "lora")])  # fmt: skip
 def test_the_default_recipe_learns(
     tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, part: str
 ) -> None:
@@ -123,7 +128,7 @@ def test_the_default_recipe_learns(
     model, data = saved(tmp_path / "model", name, tokenizer, auto, **more), reviews(tmp_path / "mine.jsonl")
     rate: dict[str, Any] = {} if kind == "shared blocks" else {"lr": 4e-3 if part == "full" else 2e-2}
     s = TrainSettings(model=str(model), task=str(data), train=part, dtype="float32", threads=1,
-                      steps=400 if kind == "shared blocks" else 80, batch_size=16, **rate)  # fmt: skip
+                      steps=400 if kind == "shared blocks" else 60, batch_size=16, **rate)  # fmt: skip
     done = train(s, tmp_path / "run", quiet=True)
     said = capsys.readouterr().err
     if kind == "shared blocks":
@@ -137,6 +142,25 @@ def test_the_default_recipe_learns(
     replay(tmp_path / "run", None, tmp_path / "saved")
     scored = evaluate(str(tmp_path / "saved"), str(data), None, split="validation", dtype="float32", seed=0)
     assert scored["loss"] == pytest.approx(done["eval_loss_after"], rel=1e-3, abs=1e-5)
+
+
+def test_an_encoder_without_a_head_predicts_nothing_until_it_gets_one(tokenizer: Any, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "bert", tokenizer, "AutoModel")
+    with pytest.raises(loading.ModelError, match=r"BertModel has no head.*zograd train puts a head of classes on it"):
+        evaluate(str(model), "mr", None, examples=4)
+    one, two, other = (loading.load(str(model), dtype="float32", classes=3, seed=k)[0] for k in (5, 5, 6))
+    assert one.classifier.weight.shape[0] == 3
+    assert torch.equal(one.classifier.weight, two.classifier.weight)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    assert plan(str(model), batch_size=2, seq_len=16)["params"] == sum(p.numel() for p in one.parameters()) - 33
+
+
+def test_the_rate_of_blocks_that_do_not_add_is_a_tenth_and_is_recorded(tokenizer: Any, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "bert", tokenizer, CLASSES)
+    s = TrainSettings(model=str(model), task="mr", dtype="float32", steps=2, train_examples=16, eval_examples=8)
+    train(s, tmp_path / "run", quiet=True)
+    stored = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert (stored["method"], stored["lr"]) == ("backprop", pytest.approx(0.1 * Shape(32, 2).lr, rel=0.02))
 
 
 def test_a_head_is_trained_with_the_last_blocks(tokenizer: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from zograd.cli.options import Plugins, later, with_settings
-from zograd.cli.output import Debug, Json, app, conclude, emit, guarded, of_classes
+from zograd.cli.output import Debug, Json, app, conclude, emit, guarded, of_classes, say
 from zograd.cli.train import set_threads
 
 SETTINGS = (
@@ -71,6 +71,9 @@ def report(
         "report.html"
     ),
     png: Annotated[bool, typer.Option("--png", help="Also save the figures as a picture beside the page.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Keep the page up to date until the runs end; it loads itself again.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -78,8 +81,12 @@ def report(
 
     Example: zograd report runs/a runs/b --out report.html --png
     """
+    from zograd.runs.report import live as follow
     from zograd.runs.report import report as go
 
-    result = go(runs, out, image=png)
+    if live:
+        result = follow(runs, out, image=png, say=lambda address: say(f"zograd: open {address}; Ctrl-C ends it"))
+    else:
+        result = go(runs, out, image=png)
     files = " and ".join(result[key] for key in ("html", "png") if key in result)
     emit(result, json, f"{len(result['runs'])} run{'s' * (len(result['runs']) > 1)}: {files}")

@@ -76,7 +76,7 @@ def choose(
     Raises UsageError for a method that does not fit the model. Costs, where blocks are tried: one forward of 8 tokens
     or one image, and one more of each block.
     """
-    why, parts = "you asked for it", Parts()
+    why, parts, adds = "you asked for it", Parts(), True
     if method is None:
         found = parts_of(model, tensors, residual=True)
         refusal = found if isinstance(found, str) else why_not_all(model, tensors, found)
@@ -86,20 +86,24 @@ def choose(
             why = "its blocks add to the stream of hidden states, and the loss has a derivative behind them"
         elif isinstance(exact, Parts) and len(tensors) == len(list(model.parameters())):
             method, parts, why = "backprop", exact.last(), f"{refusal}: the derivative of its last block is exact"
+            adds = False
         else:
             method, why = "zo_sgd", refusal or ""
     elif needs_blocks(method):
         name = method if isinstance(method, str) else method.name
-        found = parts_of(model, tensors, residual=name.endswith("residual"))
+        estimator = methods.make(method).estimator if isinstance(method, str) else method.estimator
+        assert isinstance(estimator, FromBlocks)
+        found = parts_of(model, tensors, residual=estimator.adds)
         if isinstance(found, str):
             raise UsageError(f"method={name!r} does not fit: {found}. Use method='zo_sgd', or None for a choice")
-        if name not in ("residual", "forward_residual", "backprop"):
+        if estimator.kind == "nodes":
             raise UsageError(
                 f"method={name!r} needs the loss of each example, and a Trainer gives their mean; use 'residual', or "
                 f"zograd train"
             )
         parts = found
-    made, rate = built(method, tensors, lr, of_arguments, shape_of(model, parts))
+    shape = shape_of(model, parts)
+    made, rate = built(method, tensors, lr, of_arguments, shape if shape is None else shape._replace(adds=adds))
     if not parts.blocks:
         return Choice(made, tensors, why, rate)
     kept = {name: tensor for name, tensor in tensors.items() if name not in parts.outside}

@@ -21,7 +21,7 @@ from zograd.core.run import Method, Run
 from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import FromBlocks
-from zograd.hub import Example, Task, TaskError, load_task, select
+from zograd.hub import Example, Task, TaskError, load_task, resolve_model, select
 from zograd.laws import OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
 from zograd.llm import loading, lora_init
@@ -145,8 +145,9 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
         model, tokenizer, mapped = offloading.load(s.model, dtype=s.dtype, scratch=folder)
     else:
         model, tokenizer = loading.load(
-            s.model, dtype=s.dtype, device="cpu" if s.offload else s.device, quantized=s.quantized, quantize=s.quantize
-        )
+            s.model, dtype=s.dtype, device="cpu" if s.offload else s.device, quantized=s.quantized, quantize=s.quantize,
+            classes=s.classes, seed=s.seed,
+        )  # fmt: skip
     module: nn.Module = model
     method = build_method(s, module)
     layers = s.layers
@@ -159,6 +160,10 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
         reason = misfit(s, module, estimator, layers)
         if reason and why:
             s, why = instead(s, reason, exact=misfit(s, module, FromBlocks("backprop"), layers) is None)
+            if s.method == "backprop" and s.lr is None:
+                onto = LORA if s.train == "lora" else FULL
+                shape = shape_of(module, s.layers)._replace(adds=False)
+                s = s.model_copy(update={"lr": float(f"{language_model(s.method, onto, shape)['lr']:.2g}")})
             estimator, layers = build_method(s).estimator, s.layers if s.train != "lora" else None
             method = build_method(s, module)
         elif reason:
@@ -247,7 +252,8 @@ def _prepared(
 def shape_of(model: Any, layers: int | None) -> Shape:
     """The width of a model, and the number of its blocks that are trained."""
     depth = len(loading.blocks(model))
-    return Shape(model.config.get_text_config().hidden_size, depth if layers is None else min(layers, depth))
+    width = loading.plain_model(model).config.get_text_config().hidden_size
+    return Shape(width, depth if layers is None else min(layers, depth))
 
 
 def layers_of(module: nn.Module, store: Store, method: Method[Any]) -> InputsOfLeaves:
@@ -437,6 +443,7 @@ def set_up(
     with stages.stage("importing transformers"), suppress(ImportError):  # the loader says what is missing
         loading.silence()
         from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
+    s = with_head(s, task)
     with stages.stage(f"loading {s.model}"):
         p = prepare(s, folder, trying=not stored, why=why)
     if p.why and first:
@@ -444,6 +451,17 @@ def set_up(
     s = p.settings
     with stages.stage(f"reading the weights and {len(examples) + len(held_out):,} examples, trying the model"):
         return _tried(s, folder, stored, p, task, examples, held_out, asked, objective)
+
+
+def with_head(s: TrainSettings, task: Task) -> TrainSettings:
+    """The settings with the number of classes of a new head, where the model is an encoder without one."""
+    if s.classes is not None or s.quantized or task.kind != "classification":
+        return s
+    try:
+        bare = loading.is_bare(loading.configuration_of(resolve_model(s.model)))
+    except Exception:  # the loader says what is wrong with it
+        return s
+    return s.model_copy(update={"classes": len(task.label_words)}) if bare else s
 
 
 def _tried(

@@ -68,12 +68,14 @@ def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool)
     call = _tried(model, base, parts, list(candidates.values()))
     if isinstance(call, str):
         return call
-    for number in range(parts.numbers[0], len(found)) if residual else ():
-        if not _adds(model, found[number], call, number):
-            return (
-                f"block {number} of {type(base).__name__} does not add to the hidden states that enter it (a norm "
-                f"behind the sum)"
-            )
+    with _still(model):
+        numbers = range(parts.numbers[0], len(found)) if residual else ()
+        other = next((k for k in numbers if not adds_to_its_input(found[k], call, k)), None)
+    if other is not None:
+        return (
+            f"block {other} of {type(base).__name__} does not add to the hidden states that enter it (a norm behind "
+            f"the sum, for example)"
+        )
     tail = [name for name, gradient in zip(candidates, call.tail, strict=True) if bool(gradient.any())]
     return replace(parts, tail=tail, outside=[name for name in parts.outside if name not in tail])
 
@@ -128,11 +130,6 @@ def _tried(model: nn.Module, base: Any, parts: Parts, tail: Sequence[Tensor]) ->
         return calls[0]
     except Exception as e:  # any model may come here, with any code
         return f"its blocks could not be tried ({type(e).__name__}: {first_line(e)[:100]})"
-
-
-def _adds(model: nn.Module, block: nn.Module, call: Call, number: int) -> bool:
-    with _still(model):
-        return adds_to_its_input(block, call, number)
 
 
 def _of_little(model: nn.Module, base: Any) -> Tensor:

@@ -90,6 +90,13 @@ class TrainSettings(BaseModel):
     quantize: Literal["nf4", "int8-bnb", "int8-torchao", "int4-torchao", "hqq4"] | None = setting(
         None, "Quantize a dense model first.", MODEL
     )
+    classes: int | None = setting(
+        None,
+        "Classes of a new head, for an encoder that has none.",
+        MODEL,
+        unset="those of the task",
+        ge=2,
+    )
     task: str = setting(
         "trec",
         "Name of a task (`zograd tasks`), a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder, or hf:NAME.",

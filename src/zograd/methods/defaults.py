@@ -65,11 +65,17 @@ SCALES = Onto(1000.0, 2.0**-7, 10.0)
 """Scales move in relative units, as `hozo` does: its learning rate (1e-3) over that of `zo_sgd` (1e-6)."""
 
 
+POST_NORM = 0.1
+"""Adam's rate where a norm stands behind the sum, over that where blocks add. At the whole rate MiniLM-L6 ends at
+chance on `mr`."""
+
+
 class Shape(NamedTuple):
-    """What Adam's learning rate depends on in a model: its width, and how many of its blocks are trained."""
+    """What Adam's learning rate depends on in a model: its width, how many of its blocks are trained, if they add."""
 
     width: int
     blocks: int
+    adds: bool = True
 
     @property
     def lr(self) -> float:
@@ -78,7 +84,7 @@ class Shape(NamedTuple):
         Fitted in SmolLM2-135M (width 576) to the best rates of one block (2e-3), four (1e-3) and all 30 (2e-4); the
         width as in Yang et al. 2022 (arXiv 2203.03466): Adam's rate of a matrix falls with its inputs.
         """
-        return 1.15 / (self.width * math.sqrt(self.blocks))
+        return (1.0 if self.adds else POST_NORM) * 1.15 / (self.width * math.sqrt(self.blocks))
 
 
 def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:

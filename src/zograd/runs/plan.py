@@ -202,7 +202,7 @@ def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
 
     try:
         with torch.device("meta"):
-            model = auto_class_of(config).from_config(config, dtype=question.dtype)
+            model = auto_class_of(config, classes=2).from_config(config, dtype=question.dtype)
             if question.train in PARTS:
                 return attach_virtual(model, question.train, question.tokens, 0)
             return attach_lora(model, LoraSpec(), 0) if question.train == "lora" else model

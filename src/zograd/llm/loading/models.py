@@ -54,6 +54,8 @@ def load(
     device: str = "cpu",
     quantized: bool = False,
     quantize: str | None = None,
+    classes: int | None = None,
+    seed: int = 0,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model in eval mode and its tokenizer: a causal one, or of the kind that its configuration names.
 
@@ -63,6 +65,7 @@ def load(
         de-quantizing them on loading. `dtype` is then the dtype of activations.
     quantize: quantize a dense model through another library, to one of `zograd.quantized.quantizing.QUANTIZE`. A
         checkpoint that such a library has quantized needs no option.
+    classes: an encoder without a head gets a new one of so many classes, drawn from `seed`.
 
     Memory: the weights in `dtype`; with `quantized`, mapped blocks of the file.
     Raises ModelError for a name that cannot be resolved and for files that do not parse, FetchError for a download.
@@ -87,13 +90,18 @@ def load(
         path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **file)
-        auto = auto_class(path)
+        config_ = configuration_of(path)
+        auto, head = auto_class_of(config_, classes), {"num_labels": classes} if is_bare(config_) else {}
         if (Path(path) / "qmodel.pt").exists():
             model = quantizing.from_hqq(path, kind, device)
         elif config is not None:
             model = auto.from_pretrained(path, dtype=kind, quantization_config=config, device_map={"": device})
         else:
-            model = auto.from_pretrained(path, dtype=kind, **file)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)  # of a new head
+                model = auto.from_pretrained(path, dtype=kind, **file, **head)
+    except ModelError:
+        raise
     except ImportError as e:  # the library of a quantized checkpoint is missing
         raise ModelError(f"cannot load {path}: {first_line(e)}; {extra('quantized')}") from e
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, SafetensorError ... for bad files
@@ -113,20 +121,42 @@ def load(
     return (model if model.device == torch.device(device) else model.to(device)).eval(), tokenizer
 
 
-def auto_class(path: str) -> Any:
-    """The class of transformers that builds the model of a folder: of causal ones unless its configuration says."""
-    import transformers
+def configuration_of(path: str) -> Any:
+    """The configuration of a folder or hub name; None for a folder that holds a .gguf alone."""
+    from transformers import AutoConfig
 
     if not (Path(path) / "config.json").exists() and Path(path).is_dir():
-        return transformers.AutoModelForCausalLM  # a folder with a .gguf alone
-    return auto_class_of(transformers.AutoConfig.from_pretrained(path))
+        return None
+    return AutoConfig.from_pretrained(path)
 
 
-def auto_class_of(config: Any) -> Any:
-    """The same for a configuration."""
+def architecture_of(config: Any) -> str:
+    """The class of the model that a configuration describes; "" where it does not say."""
+    return str((getattr(config, "architectures", None) or [""])[0])
+
+
+def is_bare(config: Any) -> bool:
+    """Whether a configuration describes an encoder without a head (BertModel, as sentence encoders are saved)."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    return architecture_of(config).endswith("Model") and getattr(config, "model_type", None) in MASKED
+
+
+def auto_class_of(config: Any, classes: int | None = None) -> Any:
+    """The class of transformers that builds a model: of causal ones unless the configuration says otherwise.
+
+    Raises ModelError for an encoder without a head, unless it is to get one of so many classes.
+    """
     import transformers
 
-    architecture = (getattr(config, "architectures", None) or [""])[0]
+    architecture = architecture_of(config)
+    if is_bare(config):
+        if classes is None:
+            raise ModelError(
+                f"{architecture} has no head, so it predicts nothing: zograd train puts a head of classes on it for a "
+                f"task with labels; score the model that the run saves"
+            )
+        return transformers.AutoModelForSequenceClassification
     name = {
         "causal": "AutoModelForCausalLM",
         "masked": "AutoModelForMaskedLM",

@@ -36,7 +36,8 @@ def first_trained_block(model: nn.Module, trained: Iterable[Tensor]) -> int:
     inside = {id(p) for p in layers.parameters()}
     behind = {id(p) for p in model.parameters()} - {id(p) for p in backbone_of(model).parameters()}
     outside = ids - inside - behind
-    return min(below, len(layers) - 1) if below and outside <= _after_blocks(model) else 0
+    frozen = below and (not outside or outside <= _after_blocks(model))
+    return min(below, len(layers) - 1) if frozen else 0
 
 
 @torch.no_grad()

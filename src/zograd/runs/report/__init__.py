@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zograd.core.tape import never_began
 from zograd.files import atomic_write
 from zograd.runs.errors import RunError
 from zograd.runs.report.figures import MARK, png, require_matplotlib
-from zograd.runs.report.page import page
+from zograd.runs.report.page import page, waiting
 from zograd.runs.report.panels import panels_of
 from zograd.runs.report.read import read
 
-__all__ = ["report"]
+__all__ = ["live", "report"]
 
 
 def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, image: bool = False) -> dict[str, Any]:
@@ -44,6 +46,51 @@ def report(runs: Sequence[str | Path], out: str | Path = "report.html", *, image
         atomic_write(file, contents)
     result = {"html": str(target), "bytes": target.stat().st_size, "runs": [run.summary() for run in data]}
     return result | ({"png": str(picture)} if picture is not None else {})
+
+
+def live(
+    runs: Sequence[str | Path],
+    out: str | Path = "report.html",
+    *,
+    image: bool = False,
+    every: float = 5.0,
+    pause: Callable[[float], object] = time.sleep,
+    say: Callable[[str], object] = lambda _: None,
+) -> dict[str, Any]:
+    """Keep the page of `report` up to date while runs are under way, and return what `report` returns at the end.
+
+    The file loads itself again in a browser, also from a disk, and needs no server. A run may not have begun yet. Ends
+    when all runs have finished, or by Ctrl-C; the last page stays as it is.
+
+    every: seconds between two pages. pause: waits so long. say: told the address of the page.
+
+    Raises as `report` does, but for a run that has not begun.
+
+        live(["runs/a"], "a.html")
+    """
+    require_matplotlib()
+    target, paths = Path(out), list(dict.fromkeys(map(Path, runs)))
+    _check_free(target)
+    said = False
+    try:
+        while True:
+            begun = all(_began(path / "tape.zo") for path in paths)
+            data = [read(path) for path in paths] if begun else []
+            if begun and all(run.finished for run in data):
+                break
+            text = page(data, panels_of(data), every) if begun else waiting([str(path) for path in paths], every)
+            atomic_write(target, text.encode("utf-8", "backslashreplace"))
+            if not said:
+                say(target.resolve().as_uri())
+            said = True
+            pause(every)
+    except KeyboardInterrupt:
+        pass
+    return report(runs, out, image=image)
+
+
+def _began(tape: Path) -> bool:
+    return tape.exists() and not never_began(tape)
 
 
 def _check_free(file: Path) -> None:

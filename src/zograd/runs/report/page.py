@@ -14,8 +14,8 @@ from zograd.runs.report.read import Margin, Recorded
 NONE = "–"
 
 
-def page(runs: Sequence[Recorded], panels: Sequence[Panel]) -> str:
-    """The whole page as text."""
+def page(runs: Sequence[Recorded], panels: Sequence[Panel], refresh: float | None = None) -> str:
+    """The whole page as text. refresh: seconds after which a browser loads the file again; None: never."""
     figures = "\n".join(_figure(panel, number) for number, panel in enumerate(panels))
     notes = [(i, note) for i, run in enumerate(runs) for note in run.notes]
     return "\n".join(
@@ -26,9 +26,11 @@ def page(runs: Sequence[Recorded], panels: Sequence[Panel]) -> str:
             # the browser loads nothing, whatever the name of a task or a prompt holds
             """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            *_refreshing(refresh),
             f"<title>{escape(', '.join(run.path for run in runs))}</title>",
             f"<style>{_css()}</style></head><body>",
             "<h1>zograd report</h1>",
+            *([] if refresh is None else [f"<p>{_loads_again(refresh)}</p>"]),
             _legend(runs),
             *(f"<p>{letter(i)}: {escape(note)}</p>" for i, note in notes),
             "<h2>Summary</h2>",
@@ -43,6 +45,30 @@ def page(runs: Sequence[Recorded], panels: Sequence[Panel]) -> str:
             "</body></html>\n",
         ]
     )
+
+
+def waiting(paths: Sequence[str], refresh: float) -> str:
+    """The page before the first step of a run, which loads itself again."""
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            f'<meta name="generator" content="{MARK}">',
+            *_refreshing(refresh),
+            f"<title>{escape(', '.join(paths))}</title></head><body>",
+            "<h1>zograd report</h1>",
+            f"<p>Waiting for the first step of {escape(', '.join(paths))}. {_loads_again(refresh)}</p>",
+            "</body></html>\n",
+        ]
+    )
+
+
+def _refreshing(seconds: float | None) -> list[str]:
+    return [] if seconds is None else [f'<meta http-equiv="refresh" content="{seconds:g}">']
+
+
+def _loads_again(seconds: float) -> str:
+    return f"This page loads itself again every {seconds:g} seconds."
 
 
 def _css() -> str:
