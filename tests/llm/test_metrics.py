@@ -211,6 +211,8 @@ def test_what_people_see_of_an_unbalanced_task(tiny_model: Path, tmp_path: Path,
     assert lines[1].startswith("macro-F1: ")
     assert lines[2].split() == ["class", "examples", "predicted", "precision", "recall", "F1"]
     assert lines[3].split()[:2] == ["0", "32"]
+    as_json = CliRunner().invoke(app, ["eval", *given, "--split", "validation", "--json"])
+    assert json.loads(as_json.output.splitlines()[-1])["examples"] == 40  # remarks come before it
     shown = CliRunner().invoke(app, ["eval", *given, "--split", "validation"])
     assert shown.exit_code == 0, shown.output
     assert "(95 % interval 0." in shown.stdout

@@ -102,7 +102,7 @@ def evaluate(
     metrics = scorer.evaluate(chosen.examples, interval=True)
     for said in (chosen.task.said if chosen.whole and chosen.task.own else "", scorer.said(len(chosen.examples))):
         if said:
-            print(f"zograd: {said}", file=sys.stderr)
+            print(f"zograd: {said}", file=sys.stderr, flush=True)
     seen = None if chosen.trained is None else sum(_text_of(e) in chosen.trained for e in chosen.examples)
     if chosen.whole and seen:
         warnings.warn(
