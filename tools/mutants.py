@@ -228,8 +228,8 @@ MUTANTS = (
     Mutant(
         "all of a conversation is learned",
         "src/zograd/llm/scoring/encoding.py",
-        "return self._known(ids), _common(start, ids)",
-        "return self._known(ids), min(1, _common(start, ids))",
+        "return self.known(ids), _common(start, ids)",
+        "return self.known(ids), min(1, _common(start, ids))",
         ("tests/llm/test_records.py::test_the_chat_template_writes_a_conversation",),
     ),
     Mutant(
@@ -243,9 +243,9 @@ MUTANTS = (
     ),
     Mutant(
         "what run.json names as a metric is imported",
-        "src/zograd/llm/restore.py",
-        'if stored.metric is not None and ":" in stored.metric and given.metric != stored.metric:',
-        "if stored.metric is not None and len(stored.metric) < 0:",
+        "src/zograd/llm/resume.py",
+        'if ":" in code and getattr(given, name) != code:',
+        "if len(code) < 0:",
         ("tests/llm/test_metrics.py::test_code_is_named_again",),
     ),
     Mutant(

@@ -115,7 +115,7 @@ def test_scores_that_are_not_finite_have_no_metric() -> None:
         ("accuracy", "text", "compares classes, and this task has none: loss or perplexity"),
         ("no_such_module:f", "classification", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such"),
         ("math:no", "classification", "cannot be imported .*AttributeError"),
-        ("math:pi", "classification", "'math:pi' is a float, expected a function of labels and predictions"),
+        ("math:pi", "classification", "'math:pi' is a float, expected a function"),
     ],
 )
 def test_one_sentence_for_each_mistake(asked: str, kind: str, message: str) -> None:
@@ -211,6 +211,8 @@ def test_what_people_see_of_an_unbalanced_task(tiny_model: Path, tmp_path: Path,
     assert lines[1].startswith("macro-F1: ")
     assert lines[2].split() == ["class", "examples", "predicted", "precision", "recall", "F1"]
     assert lines[3].split()[:2] == ["0", "32"]
+    as_json = CliRunner().invoke(app, ["eval", *given, "--split", "validation", "--json"])
+    assert json.loads(as_json.output.splitlines()[-1])["examples"] == 40  # remarks come before it
     shown = CliRunner().invoke(app, ["eval", *given, "--split", "validation"])
     assert shown.exit_code == 0, shown.output
     assert "(95 % interval 0." in shown.stdout

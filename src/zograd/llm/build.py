@@ -390,7 +390,7 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
         return
     words = ", ".join(map(repr, task.label_words))
     scored = f", scored by {words}" if s.label_words is None and task.classes else ""
-    print(f"zograd: {task.said}{scored}", file=sys.stderr)
+    print(f"zograd: {task.said}{scored}", file=sys.stderr, flush=True)
     known = {e.prompt + e.completion for e in examples}
     if shared := sum(e.prompt + e.completion in known for e in held_out):
         warnings.warn(
@@ -477,7 +477,7 @@ def _tried(
     for example in (*examples, *held_out):
         scorer.encode(example)
     if said := scorer.said(len(examples) + len(held_out)):
-        print(f"zograd: {said}", file=sys.stderr)
+        print(f"zograd: {said}", file=sys.stderr, flush=True)
     if isinstance(p.store.inputs, InputsOfLeaves):
         p.store.inputs.filled = lambda: scorer.filled
     parts = [part for batch in batches.first_uses() for part in scorer.parts(batch, s.shards or 1)]

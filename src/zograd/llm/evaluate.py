@@ -20,6 +20,7 @@ from zograd.llm.restore import check_own_model, merged_model, restore, stored_se
 from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
 from zograd.llm.scoring.objectives import Objective, objective_of
 from zograd.llm.scoring.others import scorer_of
+from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.runs.packed import opened
 
@@ -96,11 +97,12 @@ def evaluate(
         module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
     encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
     s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
-    scorer = scorer_of(module, tokenizer, chosen.task, metric=asked, objective=_objective(s, chosen.task), **s.encoding)
+    objective = _objective(s, chosen.task)
+    scorer: Scorer = scorer_of(module, tokenizer, chosen.task, metric=asked, objective=objective, **s.encoding)
     metrics = scorer.evaluate(chosen.examples, interval=True)
     for said in (chosen.task.said if chosen.whole and chosen.task.own else "", scorer.said(len(chosen.examples))):
         if said:
-            print(f"zograd: {said}", file=sys.stderr)
+            print(f"zograd: {said}", file=sys.stderr, flush=True)
     seen = None if chosen.trained is None else sum(_text_of(e) in chosen.trained for e in chosen.examples)
     if chosen.whole and seen:
         warnings.warn(
