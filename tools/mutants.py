@@ -230,7 +230,7 @@ MUTANTS = (
         "src/zograd/llm/scoring/encoding.py",
         "return self.known(ids), _common(start, ids)",
         "return self.known(ids), min(1, _common(start, ids))",
-        ("tests/llm/test_records.py::test_the_chat_template_writes_a_conversation",),
+        ("tests/llm/test_record_shapes.py::test_the_chat_template_writes_a_conversation",),
     ),
     Mutant(
         "a long example loses the end of its prompt",

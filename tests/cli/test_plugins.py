@@ -199,6 +199,7 @@ def installed(folder: Path, text: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_found(tiny_model: Path, tmp_path: Path) -> None:
     packages = tmp_path / "packages"
     packages.mkdir()

@@ -97,7 +97,14 @@ def test_the_same_points_until_they_are_told(case) -> None:
 
 @vanishing
 @by_case
-@pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "bfloat16-split", "float16-split"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "float32",
+        "bfloat16-split",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("float64", "bfloat16", "float16-split")),
+    ],
+)
 def test_a_run_goes_on_from_its_state_at_any_step(case, kind: str) -> None:
     """state_dict of the run and of the store, pickled, at a step drawn from the case's name."""
     dtype, rounding = DTYPES[kind]

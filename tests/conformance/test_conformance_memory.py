@@ -77,7 +77,7 @@ def four_layers(dtype: torch.dtype, positive: bool = False):
 
 @native
 @pytest.mark.filterwarnings("ignore:this step changed")
-@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", HEAVY_ARE_SLOW, ids=lambda c: c.id)
 def test_a_step_allocates_no_more_than_a_tile(case, kind: str, small_blocks) -> None:
     """d = 2^20: after slots are there, no new storage is larger than a chunk or tile in float32, Python's included."""
@@ -111,7 +111,14 @@ def test_the_guard_sees_a_copy_of_the_weights() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:this step changed")
-@pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "bfloat16-split", "float16"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "float32",
+        "bfloat16-split",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("float64", "bfloat16", "float16")),
+    ],
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_the_size_of_blocks_does_not_matter(case, kind: str, monkeypatch) -> None:
     """CHUNK in {1, 7, 64, all}: the same records, bit for bit the same weights and slots."""

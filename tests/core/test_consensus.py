@@ -26,6 +26,7 @@ def rastrigin(x: np.ndarray) -> float:
     return float(np.sum(z**2 - 10 * np.cos(2 * np.pi * z) + 10))
 
 
+@pytest.mark.slow
 def test_it_finds_the_minimum_of_rastrigin() -> None:
     """d = 4, from each of 3 seeds: every coordinate within 0.25 of it, where all other minima lie 1 away."""
     method, found = methods.cbo(mu=2.0, n=80, alpha=10.0, sigma=3.0), 0

@@ -512,9 +512,9 @@ def test_groups_may_be_added_before_the_first_step_only() -> None:
     ("dtype", "rounding"),
     [
         (torch.float64, "stochastic"),
-        (torch.bfloat16, "stochastic"),
         (torch.bfloat16, "split"),
-        (torch.float16, "split"),
+        pytest.param(torch.bfloat16, "stochastic", marks=pytest.mark.slow),
+        pytest.param(torch.float16, "split", marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -48,7 +48,7 @@ def test_keys_are_made_in_one_place() -> None:
     below_a_key_of_their_own = {
         "laws/factors.py", "laws/coordinate.py", "laws/lowrank.py", "laws/cosine.py",  # of a direction or a shared key
         "estimators/coordinate.py", "core/query.py", "distributed/shared.py", "api/batches.py", "api/workers.py",
-        "blockwise/nodes.py",  # of the evaluation of a step: by draw and forward
+        "blockwise/nodes.py", "blockwise/values.py",  # of the evaluation of a step: by draw and forward
         "rules/moments.py",  # of the rounding of a step
         "llm/scoring/batches.py",  # NumPy's Philox, of 64-bit words: the order of examples
     }  # fmt: skip

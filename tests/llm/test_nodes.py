@@ -99,8 +99,17 @@ def made(config: Any) -> tuple[nn.Module, list[nn.Module], Store, Rows]:
     return model, blocks, Store(trained), Rows(model, torch.randint(0, 16, (4, 5)))
 
 
-@pytest.mark.parametrize("at", ["layers", "blocks"])
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = (("llama", "layers"), ("llama", "blocks"), ("gpt2", "layers"), ("experts", "blocks"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [
+        (kind, at) if (kind, at) in QUICK else pytest.param(kind, at, marks=pytest.mark.slow)
+        for kind in KINDS
+        for at in ("layers", "blocks")
+    ],
+)
 def test_the_mean_of_the_estimates_is_the_gradient(kind: str, at: Any) -> None:
     _, blocks, store, batch = made(KINDS[kind])
     exact = gradients(Backprop(blocks, store.leaves), store, batch, 0)
