@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_said(tokenizer: Any, tmp_path: Path) -> None:
             scorer_of(model, tokenizer, what)
     with pytest.raises(TaskError, match="has 2 masks <mask>, and one is filled"):
         scorer_of(masked, tokenizer, task()).encode(Example("<mask> or <mask>", 0))
-    with pytest.raises(TaskError, match="and the model takes 1 to 128"):
+    with pytest.raises(TaskError, match="but the model takes 128: cut such examples with --truncate"):
         scorer_of(masked, tokenizer, task()).encode(Example("very " * 200, 0))
     pairs = saved(tmp_path / "t5", "t5", tokenizer, PAIRS)
     with pytest.raises(SettingsError, match="an encoder reads those of T5ForConditionalGeneration; use residual"):
