@@ -11,8 +11,9 @@ import pytest
 
 from zograd.llm.build import prepare, resolve
 from zograd.llm.recipe import chosen
+from zograd.llm.restore import replay
 from zograd.llm.resume import open_run
-from zograd.llm.settings import TrainSettings
+from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
 from zograd.methods.defaults import Shape
 
@@ -95,3 +96,25 @@ def test_a_setting_that_does_nothing_is_said(tmp_path: Path, given: dict[str, An
         open_run(s, tmp_path / "run", False, 1)
     assert [str(w.message).startswith(says) for w in caught if says] == ([True] if says else [])
     assert bool(caught) == (says is not None)
+
+
+def test_adapters_outside_of_the_blocks_are_trained_by_values(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe gives way; a method that was named is an error."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.tie_word_embeddings = False
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "untied")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "untied")
+    asked = {"model": str(tmp_path / "untied"), "task": "mr", "train_examples": 8, "eval_examples": 8, "steps": 2}
+    asked["train"] = "lora"
+    s = TrainSettings.model_validate({**asked, "lora_targets": ["q_proj", "lm_head"]})
+    done = train(s, tmp_path / "run")
+    assert "by zo_sgd with a measured rate" in (said := capsys.readouterr().err)
+    assert "lm_head.lora_A.default.weight lies outside of the blocks" in said
+    assert replay(tmp_path / "run", None, tmp_path / "weights")["sha256"] == done["sha256"]
+    named = TrainSettings.model_validate({**asked, "lora_targets": ["q_proj", "lm_head"], "method": "residual"})
+    with pytest.raises(SettingsError, match="trains tensors inside of the blocks"):
+        train(named, tmp_path / "other", quiet=True)

@@ -157,7 +157,15 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
     elif s.train in loading.PARTS:
         module = loading.attach_virtual(model, s.train, s.tokens, s.seed)
     if trying and isinstance(estimator, FromBlocks):
-        reason = misfit(s, module, estimator, layers)
+        try:
+            reason = misfit(s, module, estimator, layers)
+        except OutsideError as e:
+            if not why:  # the user named the method
+                raise
+            reason = f"{e.name} lies outside of the blocks"
+            s, why = instead(s, reason, exact=False)
+            layers = s.layers if s.train != "lora" else None
+            return _prepared(s, folder, module, tokenizer, build_method(s, module), layers, mapped, why)
         if reason and why:
             s, why = instead(s, reason, exact=misfit(s, module, FromBlocks("backprop"), layers) is None)
             if s.method == "backprop" and s.lr is None:
@@ -268,10 +276,18 @@ def layers_of(module: nn.Module, store: Store, method: Method[Any]) -> InputsOfL
         raise SettingsError(f"--method {method.name} looks at what enters linear layers, and {e}; use lozo") from e
 
 
+class OutsideError(SettingsError):
+    """A method on blocks is to train the tensor `name`, which is in no block."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 def inside(module: nn.Module, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
     """The trained tensors that are parameters of the blocks, or of the head of a masked model or a classifier.
 
-    Raises SettingsError where their gradients are not there.
+    Raises OutsideError where their gradients are not there.
 
     Of "full", embeddings and the last norm are left out; a pattern has to name tensors of the blocks alone.
     """
@@ -280,9 +296,10 @@ def inside(module: nn.Module, trained: Mapping[str, Tensor], s: TrainSettings) -
     left_out = s.train == "full" or (s.train == "lora" and s.lora_targets is None)  # adapters of an encoder, too
     if len(found) < len(trained) and not left_out:
         other = next(name for name in trained if name not in found)
-        raise SettingsError(
+        raise OutsideError(
             f"--method {s.method} trains tensors inside of the blocks, and --train {s.train} names {other}; use "
-            f"--train full, a pattern of tensors of the blocks, or --method zo_sgd"
+            f"--train full, a pattern of tensors of the blocks, or --method zo_sgd",
+            other,
         )
     return found
 

@@ -68,7 +68,8 @@ def instead(s: TrainSettings, reason: str, *, exact: bool) -> tuple[TrainSetting
             f"training {_part(new)} by backprop, their exact gradient, {_lasts(new)} of {new.batch_size} "
             f"examples, because {reason}"
         )
-    new = s.model_copy(update={"method": "zo_sgd", "lr": "auto", "layers": None, "lr_schedule": "constant"})
+    layers = s.layers if s.train == "lora" else None  # adapters are there already
+    new = s.model_copy(update={"method": "zo_sgd", "lr": "auto", "layers": layers, "lr_schedule": "constant"})
     return new, f"training {_part(new)} by zo_sgd with a measured rate, {_lasts(new)}, because {reason}"
 
 
