@@ -46,6 +46,11 @@ class FromBlocks(Estimator[None]):
         """Whether the blocks have to add to the states that enter them."""
         return self.kind == "residual"
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether the loss must have a derivative in the hidden states behind the last block."""
+        return True
+
     def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> Blockwise:
         """What computes the gradients of these leaves, which are parameters of these blocks.
 
@@ -124,6 +129,10 @@ class NodePerturbation(FromBlocks):
 
     @property
     def adds(self) -> bool:
+        return self.center == "residual"
+
+    @property
+    def differentiates(self) -> bool:
         return self.center == "residual"
 
     @property

@@ -128,8 +128,7 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
             f"--lora-init {s.lora_init} is for --train lora, and here is --train {s.train}; leave it out"
         )
     estimator = build_method(s).estimator  # a mistake is said before a model is loaded
-    by_values = not isinstance(estimator, FromBlocks) or getattr(estimator, "center", "") == "none"
-    if s.objective != LOSS and not by_values:
+    if s.objective != LOSS and isinstance(estimator, FromBlocks) and estimator.differentiates:
         raise SettingsError(
             f"--method {s.method} needs the derivative of a loss, and the objective {s.objective} has none; use a "
             f"method that needs values alone, such as node_perturbation, zo_sgd or rank"
@@ -159,21 +158,18 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
     if trying and isinstance(estimator, FromBlocks):
         try:
             reason = misfit(s, module, estimator, layers)
+            exact = bool(reason and why) and misfit(s, module, FromBlocks("backprop"), layers) is None
         except OutsideError as e:
             if not why:  # the user named the method
                 raise
-            reason = f"{e.name} lies outside of the blocks"
-            s, why = instead(s, reason, exact=False)
-            layers = s.layers if s.train != "lora" else None
-            return _prepared(s, folder, module, tokenizer, build_method(s, module), layers, mapped, why)
+            reason, exact = f"{e.name} lies outside of the blocks", False
         if reason and why:
-            s, why = instead(s, reason, exact=misfit(s, module, FromBlocks("backprop"), layers) is None)
+            s, why = instead(s, reason, exact=exact)
             if s.method == "backprop" and s.lr is None:
                 onto = LORA if s.train == "lora" else FULL
                 shape = shape_of(module, s.layers)._replace(adds=False)
                 s = s.model_copy(update={"lr": float(f"{language_model(s.method, onto, shape)['lr']:.2g}")})
-            estimator, layers = build_method(s).estimator, s.layers if s.train != "lora" else None
-            method = build_method(s, module)
+            method, layers = build_method(s, module), s.layers if s.train != "lora" else None
         elif reason:
             raise SettingsError(f"--method {s.method} does not fit: {reason}. Use --method backprop, or zo_sgd")
     return _prepared(s, folder, module, tokenizer, method, layers, mapped, why)

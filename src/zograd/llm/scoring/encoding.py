@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zograd.hub import Example, TaskError
+from zograd.hub.examples import Chat
 from zograd.llm.loading import ModelError
 
 if TYPE_CHECKING:
@@ -93,14 +94,7 @@ class Encoder:
     def asked(self, example: Example) -> Tokens:
         """The ids of what stands before the answer of an example."""
         if example.chat and self.chat:
-            turns = [{"role": role, "content": text} for role, text in example.chat[:-1]]
-            try:
-                text = self._rendered(turns, add_generation_prompt=True)
-            except Exception as e:  # of jinja, which the template may raise on purpose
-                raise TaskError(
-                    f"the chat template of the tokenizer refuses the conversation that begins "
-                    f"{turns[0]['content'][:40]!r} ({e}); change its roles"
-                ) from e
+            text = self._rendered(example.chat[:-1], "change its roles", add_generation_prompt=True)
             return self.known(self._ids(text, add_special_tokens=False))
         return self.text(example.prompt.rstrip(" "))
 
@@ -111,23 +105,25 @@ class Encoder:
         before an answer (<think>). Where earlier turns are written otherwise once another follows, the text of the last
         one stands behind what asks for it.
         """
-        turns = [{"role": role, "content": text} for role, text in example.chat]
-        try:
-            whole = self._rendered(turns)
-            before = self._rendered(turns[:-1], add_generation_prompt=True)
-            follows = whole.startswith(before) or whole.startswith(self._rendered(turns[:-1]))
-        except Exception as e:  # of jinja, which the template may raise on purpose
-            raise TaskError(
-                f"the chat template of the tokenizer refuses the conversation that begins {turns[0]['content'][:40]!r} "
-                f"({e}); change its roles, or use --no-chat-template"
-            ) from e
-        whole = whole if follows else before + turns[-1]["content"]
+        turns, remedy = example.chat, "change its roles, or use --no-chat-template"
+        whole = self._rendered(turns, remedy)
+        before = self._rendered(turns[:-1], remedy, add_generation_prompt=True)
+        follows = whole.startswith(before) or whole.startswith(self._rendered(turns[:-1], remedy))
+        whole = whole if follows else before + turns[-1][1]
         start = self._ids(before, add_special_tokens=False)
         ids = self._ids(whole, add_special_tokens=False)
         return self.known(ids), _common(start, ids)
 
-    def _rendered(self, turns: list[dict[str, str]], **options: Any) -> str:
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+    def _rendered(self, turns: Chat, remedy: str, **options: Any) -> str:
+        """A conversation as the chat template writes it. Raises TaskError, with a remedy, where it refuses."""
+        said = [{"role": role, "content": text} for role, text in turns]
+        try:
+            return str(self.tokenizer.apply_chat_template(said, tokenize=False, **options))
+        except Exception as e:  # of jinja, which the template may raise on purpose
+            raise TaskError(
+                f"the chat template of the tokenizer refuses the conversation that begins {turns[0][1][:40]!r} ({e}); "
+                f"{remedy}"
+            ) from e
 
     def completed(self, prompt: str, completion: str) -> tuple[Tokens, int]:
         """The ids of prompt + completion, and the index of the first token that the prompt alone does not have."""
