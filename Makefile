@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-gpu test-matrix mutants lint format coverage files docs docs-check bench bench-check bench-gpu bench-methods release-check clean
+.PHONY: quickstart test examples test-slow test-gpu test-matrix mutants lint format coverage files docs docs-check bench bench-check bench-gpu bench-methods release-check clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/zograd quickstart
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not slow and not gpu"
+
+# Every example in full: each claim holds, and the numbers are those of its page. Minutes.
+examples: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/examples -m slow -k full_run
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from timeit import Timer
 from typing import Annotated, Any
 
 import numpy as np
@@ -203,6 +204,49 @@ def large(seed: int, budget: int = 200, d: int = 1_000_000) -> Found:
     }
 
 
+def overhead(seed: int, evaluations: int = 600, repeats: int = 30) -> Found:
+    """Milliseconds an evaluation on top of f, with one pair a step: of `minimize`, and of a plain loop in NumPy.
+
+    The lowest of the repeats, without what a call costs once.
+    """
+    import zograd as zo
+
+    method = zo.methods.zo_sgd(lr=1e-4, mu=1e-3)
+
+    def f(x: Any) -> float:
+        return float(x[0])
+
+    def loop(x0: Any, budget: int) -> None:
+        rng, x = np.random.default_rng(seed), x0.copy()
+        for _ in range(budget // 2):
+            v = 2.0 * rng.integers(0, 2, x.size) - 1.0
+            x -= 1e-4 * (f(x + 1e-3 * v) - f(x - 1e-3 * v)) / 2e-3 * v
+
+    def lowest(run: Callable[[Any, int], Any], x0: Any, budget: int) -> float:
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run(x0, budget)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    runs: dict[str, Callable[[Any, int], Any]] = {
+        "minimize": lambda x0, budget: zo.minimize(f, x0, method, budget=budget, seed=seed), "loop": loop,
+    }  # fmt: skip
+    found: Found = {name: {} for name in runs}
+    for d in (100, 1000):
+        x0 = np.ones(d)
+        for name, each in runs.items():
+            spent = lowest(each, x0, evaluations + 20) - lowest(each, x0, 20)
+            found[name][f"ms on top of f, d = {d:,}"] = 1e3 * (spent / evaluations - timeit(lambda x0=x0: f(x0)))
+    return found
+
+
+def timeit(run: Callable[[], object], number: int = 2000) -> float:
+    """Seconds of a call."""
+    return min(Timer(run).repeat(5, number)) / number
+
+
 def peak_bytes() -> int:
     """The most memory that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -210,7 +254,7 @@ def peak_bytes() -> int:
 
 PARTS: dict[str, Callable[[int], Found]] = {
     "quadratic": quadratic, "digits-same": digits_same, "digits-fresh": digits_fresh, "stiefel": stiefel, "l1": l1,
-    "attack": attack, "large": large,
+    "attack": attack, "large": large, "overhead": overhead,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from benchmarks.results import load
+from benchmarks.results import load, whole
 from zograd.cli.options import script
 from zograd.cli.output import say
 
@@ -91,14 +91,14 @@ def run(task: str, part: str, method: str, lr: float, seed: int, steps: int) -> 
 
     settings = TrainSettings.model_validate({
         "model": "smollm2-135m", "task": task, "method": method, "lr": lr, "seed": seed, "steps": steps,
-        "lr_schedule": "cosine", "lr_end": 0.05, "dtype": "float32", "threads": 1, "train_examples": 600,
+        "lr_schedule": "cosine", "lr_end": 0.05, "warmup": 0, "dtype": "float32", "threads": 1, "train_examples": 600,
         "eval_split": "test", "eval_examples": 300, "eval_every": max(steps // 10, 1), **PARTS[part],
-        **({"mu": 2.0**-11} if method == "zo_sgd" else {}),
+        **({"mu": 2.0**-11} if method == "zo_sgd" else {}), "eos": False,
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         if task == COMPLETIONS:
             settings = settings.model_copy(update={"task": str(halves(Path(folder)))})
-        done = train(settings, Path(folder) / "run", quiet=True)
+        done = whole(train(settings, Path(folder) / "run", quiet=True))
         log = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())
         curve = [
             (line["step"], math.exp(line["eval_loss"]) if task == COMPLETIONS else line["value"], line["eval_loss"])

@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from benchmarks.language import LANGUAGE
 from benchmarks.needs import SCORES_SHARE, method_of, need_of, settings_of
 from benchmarks.results import Line, Results, versions
 from zograd import methods
@@ -31,6 +30,7 @@ from zograd.core.run import Run
 from zograd.core.vector import Query
 from zograd.errors import UsageError
 from zograd.laws import sensitivity
+from zograd.llm.problems import LANGUAGE
 from zograd.problems.base import half_decades
 from zograd.problems.problem import ComparedProblem, Session
 from zograd.problems.small import METHOD_PROBLEMS, method_problem

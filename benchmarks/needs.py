@@ -8,7 +8,9 @@ from typing import Any
 
 from zograd import methods
 from zograd.core.run import Method
+from zograd.estimators import Central
 from zograd.problems.problem import ComparedProblem, L1Projection
+from zograd.rules import EuclideanMap
 from zograd.sets import Box, L1Ball
 
 DENSITY = 0.1
@@ -76,6 +78,15 @@ NEEDS: dict[str, Need] = {
     "frank_wolfe": Need(
         lambda p: {"set": _ball(p)}, tuned=False, only="e", constrained=True, why=SET, note="lr = 1, its own step"
     ),
+    "frank_wolfe_page": Need(
+        lambda p: {"set": _ball(p)},
+        tuned=False,
+        sums=True,
+        only="e",
+        constrained=True,
+        why=SET,
+        note="lr = 1, its own step",
+    ),
     "frank_wolfe_vr": Need(
         lambda p: {"set": _ball(p)},
         tuned=False,
@@ -86,6 +97,14 @@ NEEDS: dict[str, Need] = {
         note="lr = 1, its own step",
     ),
     "hozo": Need(only="g", own_mu=True, why=POSITIVE),
+    "optimistic_mirror": Need(
+        lambda p: {"map": EuclideanMap(L1Projection(p.radius or 1.0)), "diameter": 2 * (p.radius or 1.0)},
+        tuned=False,
+        only="e",
+        constrained=True,
+        why=SET,
+        note="lr = 1, its own rate",
+    ),
     "qzo": Need(
         only="g",
         own_mu=True,
@@ -107,8 +126,17 @@ NEEDS: dict[str, Need] = {
         only="",
         why="it looks at vertices of a box only, and these problems are least elsewhere",
     ),
+    "zo_halpern": Need(
+        lambda p: {"batch": _batch(p), "full": Central(16)}, sums=True, note=EIGHTH + ", 16 directions for all terms"
+    ),
     "zo_lsvrg": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),
     "zo_prox": Need(lambda p: {"prox": L1Projection(p.radius or 1.0)}, only="e", constrained=True, why=SET),
+    "zo_saddle": Need(
+        lambda p: {"ascend": ("*",), "inner": Central(1), "lr": 1e-4},
+        tuned=False,
+        only="",
+        why="it looks for a saddle, and these problems are minimised",
+    ),
     "zo_richardson": Need(lambda p: {"mu": 16 * p.mu}, note="16 times the mu of the others, as on the menu"),
     "zo_svrg": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),
     "zpdvr": Need(lambda p: {"batch": _batch(p)}, sums=True, note=EIGHTH),

@@ -79,3 +79,10 @@ class Results:
 
     def of(self, problem: str, name: str) -> list[Line]:
         return [line for line in self.lines if line["problem"] == problem and line["method"] == name]
+
+
+def whole(done: dict[str, Any]) -> dict[str, Any]:
+    """What `train` returned. SystemExit where a signal ended the run: no file is to hold such a run."""
+    if done["metric_after"] is None:
+        raise SystemExit(f"stopped after {done['steps']} steps, so nothing of this run is kept")
+    return done

@@ -85,6 +85,7 @@ def run(page: Path, small: Small | None) -> None:
             )
             assert agree, f"{where}: the page shows\n{block.code}\nbut its code prints\n{printed}"
         elif block.title is not None and "." in block.title:
+            Path(block.title).parent.mkdir(parents=True, exist_ok=True)
             Path(block.title).write_text(shrunk_text(block.code, small), encoding="utf-8")
         elif block.language == "python":
             padded = "\n" * (block.line - 1) + shrunk_text(block.code, small)  # tracebacks show the line of the page
@@ -194,10 +195,14 @@ SMALL = {
     "--train-examples": "12",
     "--eval-examples": "12",
     "--examples": "12",
+    "--calibration": "12",
     "--rounds": "1",
     "--seq-len": "8",
 }
 """The most that options of a command may ask for at the small size."""
+READING = ("eval", "compress", "robustness")
+LOADING = ("train", "plan", "protect", *READING)
+"""Commands that read examples with a model, and all that load one."""
 
 
 def shrunk(arguments: list[str], small: Small | None) -> list[str]:
@@ -218,10 +223,10 @@ def shrunk(arguments: list[str], small: Small | None) -> list[str]:
         for option in ("--train-examples", "--eval-examples", "--batch-size", "--steps"):
             words += [option, SMALL[option]] if option not in words else []
         words += ["--dtype", "float32"] if "--dtype" not in words and "--quantized" not in words else []
-    if name == "eval":
+    if name in READING:
         words += ["--examples", SMALL["--examples"]] if "--examples" not in words else []
     fresh = "--resume" not in words and "--run" not in words
-    if name in ("train", "eval", "plan") and fresh:
+    if name in LOADING and fresh:
         words += ["--model", model] if "--model" not in words else []
         words += ["--task", "mr"] if "--task" not in words and name != "plan" else []
     return words

@@ -50,7 +50,7 @@ def test_the_page_is_what_the_table_gives() -> None:
 def test_rows_of_the_page_have_as_many_columns_as_their_head() -> None:
     """A stray | in a formula would shift what follows."""
     tables = [block.splitlines() for block in tool.page(TABLE).split("\n\n") if block.startswith("|")]
-    assert [len(rows) - 2 for rows in tables] == [4, 66, len(TABLE["also"])]
+    assert [len(rows) - 2 for rows in tables] == [5, 66, len(TABLE["also"])]
     for rows in tables:
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in rows}) == 1
 
@@ -106,8 +106,12 @@ SPOILT = {
     "not compared": (lambda t: row(t, 2).pop("compared"), "MeZO: it was compared with nothing"),
     "no note": (lambda t: row(t, 8).pop("note"), "no note"),
     "extent": (lambda t: row(t, 2).update(extent="most"), "unknown extent 'most'"),
-    "nothing and more": (lambda t: row(t, 8)["has"].append({"method": "mezo"}), "there cannot be more beside"),
-    "nothing, tested": (lambda t: row(t, 8).update(tests=["tests/x.py::test_x"]), "nothing yet, but there are tests"),
+    "what is missing": (lambda t: row(t, 12).update(note="A coarse solver."), "it is a mechanism, and its note has no"),
+    "nothing and more": (lambda t: row(t, 2)["has"].insert(0, "nothing yet"), "there cannot be more beside"),
+    "nothing, tested": (lambda t: row(t, 2).update(has=["nothing yet"]), "nothing yet, but there are tests"),
+    "example": (add("has", {"example": "perpetual_motion"}), "there is no example 'perpetual_motion'"),
+    "design": (add("has", {"design": "intelligent"}), "there is no design 'intelligent'"),
+    "solver": (add("compared", {"solver": "scipy.optimize.oracle"}), "there is no solver reference"),
     "field": (lambda t: row(t, 2).update(score=11), "unknown field 'score'"),
 }
 

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import zograd as zo
+from zograd.core.slots import PerRow
+from zograd.core.vector import Vector
 from zograd.runs import memory
 from zograd.runs.memory import Peak, available_bytes, resident_bytes
+from zograd.stores.leaf import by_row
 
 MIB = 1 << 20
 
@@ -96,3 +100,26 @@ def test_available_memory_is_a_size_or_unknown():
 def test_importing_does_not_import_torch():
     code = "import sys, zograd.runs.memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@needs_reset
+def test_a_rule_that_reads_rows_as_rows_does_not_expand_them():
+    """Adafactor takes a workspace of one float32 a weight; expanding its numbers of rows took three more."""
+    x = torch.zeros(4096, 576)
+    run = zo.Run(zo.Store({"w": x}), zo.methods.zo_adafactor())
+    first = lambda store, queries, key: [1.0 + 0.1 * i for i in range(len(queries))]  # noqa: E731
+    before = idle()
+    with Peak() as peak:
+        run.step(first)
+    assert peak.bytes - before < 2.5 * 4 * x.numel()
+
+
+def test_slots_by_row_are_shown_by_element():
+    store = zo.Store({"w": torch.zeros(3, 4)})
+    store.require({"row": PerRow(1.0), "each": 0.0})
+    store.leaves[0].slots["row"].copy_(torch.tensor([[1.0], [2.0], [3.0]]))
+    (block,) = store.blocks(Vector())
+    assert block.slots["row"].tolist() == [1.0] * 4 + [2.0] * 4 + [3.0] * 4
+    assert list(block.slots) == ["each", "row"]
+    assert len(block.slots) == 2
+    assert by_row(torch.tensor([1.0, 2.0, 3.0]), 4, 3, 6).tolist() == [1.0, 2.0, 2.0]

@@ -14,8 +14,8 @@ WITH_CODE = sorted(page for page in (*DOCS.rglob("*.md"), ROOT / "README.md") if
 
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 
-NOT_RUN = 13
-"""Blocks that are not run, on all pages together. Each says why."""
+NOT_RUN = 19
+"""Blocks that are not run, on all pages together but those of the gallery, which has its own tests. Each says why."""
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def test_a_tutorial_runs_as_it_stands(page: Path, tmp_path: Path, monkeypatch: p
 
 def test_few_blocks_are_not_run_and_each_says_why() -> None:
     left = [block for page in WITH_CODE for block in blocks(source(page)) if block.reason is not None]
-    assert len(left) == NOT_RUN
+    assert sum("the tests of the gallery run" not in str(block.reason) for block in left) == NOT_RUN
     assert all(len(block.reason.split()) >= 4 for block in left if block.reason)
 
 

@@ -75,7 +75,8 @@ def test_every_method_on_the_menu_can_be_planned(folder: str, name: str):
     if len(whole) + len(masks) == len(slots):
         assert out["slot_bytes"] == least
     else:
-        assert least < out["slot_bytes"] < least + 4 * out["trainable"]
+        parts = len(slots) - len(whole) - len(masks)  # each has less than a number for each weight
+        assert least < out["slot_bytes"] < least + 4 * parts * out["trainable"]
     extra = out["method_peak_bytes"] - out["inference_peak_bytes"]
     if line["needs"] == "values":  # forwards as inference makes them
         assert extra == out["workspace_bytes"] + out["slot_bytes"] + out["low_bytes"]

@@ -18,7 +18,7 @@ from tools import site_check, site_hooks
 
 PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
 REFERENCE = {page.stem: source(page) for page in (DOCS / "reference").glob("*.md")}
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)", re.S)
+LINK = re.compile(r"(?<![!\\])\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)", re.S)
 
 
 def nav() -> list[str]:
@@ -31,7 +31,7 @@ def nav() -> list[str]:
         items = part if isinstance(part, list) else part.values()  # type: ignore[attr-defined]
         return [page for item in items for page in pages(item)]
 
-    return pages(yaml.safe_load(text)["nav"])
+    return pages(site_hooks.with_scripts(yaml.safe_load(text)["nav"], DOCS))
 
 
 def test_the_navigation_names_each_page_once() -> None:
@@ -65,9 +65,10 @@ def test_every_public_name_has_a_page_with_an_example(name: str) -> None:
 
 
 TYPES = {
-    "Ball", "Check", "Controller", "Curvatures", "Draw", "Estimator", "Extent", "Law", "Levels", "LinearMinimizer",
-    "Measurement", "Mixture", "Moments", "NoiseFloor", "Penalty", "Place", "Problem", "Projection", "Prox",
-    "Restricted", "Rule", "Space", "SpaceReport", "Spread", "Trial", "Tried", "Unit",
+    "Attack", "Ball", "BatchCurvature", "Calibration", "Check", "Controller", "Curvatures", "Draw", "Estimator",
+    "Extent", "Law", "Levels", "LinearMinimizer", "Measurement", "MirrorMap", "Mixture", "Moments", "NoiseFloor",
+    "Penalty", "Place", "Problem", "Projection", "Prox", "Restricted", "Robustness", "Rule", "Space",
+    "SpaceReport", "Spread", "Trial", "Tried", "Unit",
 }  # fmt: skip
 """Public names that nobody makes by hand: base classes, and what functions return."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -24,13 +25,20 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE, PAGE = ROOT / "docs" / "coverage.yaml", ROOT / "docs" / "coverage.md"
 SYSTEMS = 66
 NOTHING, CITATION = "nothing yet", "citation"
+LACKS = "Missing: "
+"""How the sentence of a note begins that says what keeps a row from being whole."""
 FIELDS = {"number", "name", "source", "extent", "has", "tests", "compared", "note"}
 EXTENTS = {
     "whole": "what the work proposes can be run",
     "part": "a piece of it, which the last column names",
+    "mechanism": "what it proposes runs at a size where it can be checked against an exact answer; nothing is said "
+    "about the setting of the work itself",
     CITATION: "outside of what zograd is for; named here and nowhere else",
     NOTHING: "where the last column says more, it says where it would belong",
 }
+
+RUNS = ("whole", "part", "mechanism")
+"""Extents of rows of which something can be run."""
 
 Row = Mapping[str, Any]
 
@@ -74,10 +82,23 @@ def interface(name: str) -> bool:
     return name in zograd.__all__ and callable(getattr(zograd, name))
 
 
+def script(package: str) -> Callable[[str], bool]:
+    """Whether a gallery has a script of this name."""
+    return lambda name: name in importlib.import_module(package).GALLERY.names()
+
+
 def menu(name: str) -> bool:
     from zograd import methods
 
     return name in methods.MENU
+
+
+def problem(name: str) -> bool:
+    """A name of `zograd bench geometry`, or a public name of a module of `zograd.problems`."""
+    import zograd.problems as problems
+
+    modules = (f"zograd.problems.{m.name}" for m in pkgutil.iter_modules(problems.__path__))
+    return name in problems.PROBLEMS or exported(*modules)(name)
 
 
 THINGS: dict[str, Callable[[str], bool]] = {
@@ -94,7 +115,11 @@ THINGS: dict[str, Callable[[str], bool]] = {
     "oracle": exported("zograd.oracles", "zograd.oracles.feature_reuse"),
     "command": command,
     "benchmark": benchmark,
-    "problem": exported("zograd.problems.small"),
+    "problem": problem,
+    "example": script("zograd.examples"),
+    "figure": script("zograd.figures"),
+    "objective": exported("zograd.objectives"),
+    "design": exported("zograd.design"),
 }
 """Kinds of what a row may have, and whether a name of that kind exists."""
 
@@ -139,13 +164,14 @@ def dotted(name: str) -> bool:
 COMPARED: dict[str, Callable[[str], bool]] = {
     "numpy": lambda reference: reference.startswith("tests/reference/") and in_file(reference),
     "torch": lambda name: name.startswith("torch.") and dotted(name),
+    "solver": dotted,
     "autograd": bool,
     "closed form": bool,
     "exact": bool,
     "measured": bool,
 }
-"""What a row may have been compared with: a recurrence in NumPy, an implementation of torch, or in words the gradient
-of autograd, a formula, an exact solution, a measurement."""
+"""What a row may have been compared with: a recurrence in NumPy, an implementation of torch, a solver of another
+library, or in words the gradient of autograd, a formula, an exact solution, a measurement."""
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -188,8 +214,10 @@ def faults_of(row: Row) -> list[str]:
         found += [f"{empty[0]}, but there are {field}" for field in ("extent", "tests", "compared") if row.get(field)]
     else:
         found += [] if row.get("tests") else ["no test proves it"]
-        found += [] if row.get("extent", "whole") in ("whole", "part") else [f"unknown extent {row['extent']!r}"]
+        found += [] if row.get("extent", "whole") in RUNS else [f"unknown extent {row['extent']!r}"]
         found += [] if compared else ["it was compared with nothing"]
+    if row.get("extent", "whole") != "whole" and LACKS not in (row.get("note") or ""):
+        found.append(f"it is a {row['extent']}, and its note has no sentence {LACKS + '...'!r}")
     for kind, name in has:
         if kind in THINGS and not THINGS[kind](name):
             found.append(f"there is no {kind} {name!r}")
@@ -255,7 +283,7 @@ def cells(row: Row) -> str:
     )
     tests = "<br>".join(linked(test) for test in row.get("tests") or ())
     compared = "<br>".join(
-        {"numpy": f"NumPy {linked(what)}", "torch": f"`{what}`"}.get(kind, f"{kind}: {what}")
+        {"numpy": f"NumPy {linked(what)}", "torch": f"`{what}`", "solver": f"`{what}`"}.get(kind, f"{kind}: {what}")
         for kind, what in pairs(row.get("compared"))
     )
     columns = (name, extent(row), has, tests, compared, " ".join(row["note"].split()))

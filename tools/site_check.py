@@ -47,6 +47,8 @@ VIEWS = (
     View("home", "index.html", "Train from forward evaluations alone"),
     View("reference", "reference/minimize.html", "evaluations of f, at most"),
     View("menu", "reference/methods.html", "Algorithm 1"),
+    View("examples", "examples.html", "balanced_router"),
+    View("example", "examples/balanced_router.html", "What it found"),
     View("search", "index.html?q=ZOOptimizer", "matching documents", height=900),
     View("search-in-files", "index.html?q=ZOOptimizer", "matching documents", served=False, height=900),
     View("phone", "start/black-box.html", "takes a function of a NumPy array", width=420, height=900),

@@ -9,8 +9,30 @@ from pathlib import Path
 from posixpath import join, normpath
 from typing import Any
 
+GALLERIES = {"Examples": "examples", "Figures": "figures"}
+"""Entry of the navigation -> the list of a gallery; the page of each script is added below it."""
+
 OUTSIDE = re.compile(r"\[([^\]\n]+)\]\(((?:\.\./)+[^)\s#]+|(?:src|tests|tools|benchmarks)/[^)\s#]+)(?:#[^)\s]*)?\)")
 """A link whose target may lie outside of docs/."""
+
+
+def on_config(config: Any) -> Any:
+    """The navigation with the pages of the scripts below the list of their gallery."""
+    config["nav"] = with_scripts(config["nav"], Path(config["docs_dir"]))
+    return config
+
+
+def with_scripts(nav: list[Any], docs: Path) -> list[Any]:
+    """The navigation, in which the entry of a gallery holds its list and the page of each script."""
+    found = []
+    for entry in nav:
+        ((title, pages),) = entry.items()
+        kind = GALLERIES.get(title)
+        if kind is not None:
+            scripts = sorted(p.stem for p in (docs / kind).glob("*.md"))
+            pages = [{"All": pages}, *({name: f"{kind}/{name}.md"} for name in scripts)]
+        found.append({title: pages})
+    return found
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

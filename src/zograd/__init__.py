@@ -15,7 +15,9 @@ __version__ = "0.1.0.dev0"
 
 _NAMES = {
     "zograd.api.ask_tell": ("AskTell",),
+    "zograd.api.black_box": ("black_box",),
     "zograd.api.constraints": ("Constraints",),
+    "zograd.api.gradient": ("gradient",),
     "zograd.api.hybrid": ("Hybrid",),
     "zograd.api.minimize": ("Result", "minimize"),
     "zograd.api.scipy_method": ("scipy_method",),
@@ -35,9 +37,10 @@ _MODULES = {
     **{
         name: f"zograd.{name}"
         for name in (
-            "api", "bench", "cli", "control", "core", "diagnostics", "distributed", "errors", "estimators", "hf", "hub",
-            "kernels", "laws", "learning_rate", "lens", "llm", "methods", "noise", "offload", "oracles", "problems",
-            "quantized", "rules", "runs", "serve", "sets", "spaces", "stores",
+            "api", "bench", "cli", "compress", "control", "core", "design", "diagnostics", "distributed",
+            "errors", "estimators", "hf", "hub", "kernels", "laws", "learning_rate", "lens", "llm", "methods",
+            "noise", "objectives", "offload", "oracles", "problems", "quantized", "rules", "runs", "serve",
+            "sets", "spaces", "stores",
         )
     },
     **{name: f"zograd.core.{name}" for name in ("schedules", "tape", "vector")},
@@ -47,7 +50,9 @@ _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 if TYPE_CHECKING:
     from zograd import (
+        compress,
         control,
+        design,
         diagnostics,
         distributed,
         estimators,
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
         learning_rate,
         methods,
         noise,
+        objectives,
         oracles,
         problems,
         rules,
@@ -63,7 +69,9 @@ if TYPE_CHECKING:
         stores,
     )
     from zograd.api.ask_tell import AskTell
+    from zograd.api.black_box import black_box
     from zograd.api.constraints import Constraints
+    from zograd.api.gradient import gradient
     from zograd.api.hybrid import Hybrid
     from zograd.api.minimize import Result, minimize
     from zograd.api.scipy_method import scipy_method
@@ -81,11 +89,12 @@ if TYPE_CHECKING:
     from zograd.stores import Store
 
 __all__ = [
-    "Ask", "AskTell", "Basis", "Constraints", "Estimate", "Hybrid", "Method", "Query", "Record", "Result",
-    "Routine", "Run", "Store", "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis", "batched",
-    "check_space", "combination", "control", "diagnostics", "distributed", "estimators", "laws", "learning_rate",
-    "methods", "minimize", "noise", "oracles", "pairs", "problems", "rules", "schedules", "scipy_method", "sets",
-    "slopes", "spaces", "stores", "tape", "vector",
+    "Ask", "AskTell", "Basis", "Constraints", "Estimate", "Hybrid", "Method", "Query", "Record",
+    "Result", "Routine", "Run", "Store", "Tape", "TapeWriter", "Vector", "ZOOptimizer", "__version__", "basis",
+    "batched", "black_box", "check_space", "combination", "compress", "control", "design", "diagnostics",
+    "distributed", "estimators", "gradient", "laws", "learning_rate", "methods", "minimize", "noise",
+    "objectives", "oracles", "pairs", "problems", "rules", "schedules", "scipy_method", "sets", "slopes",
+    "spaces", "stores", "tape", "vector",
 ]  # fmt: skip
 
 

@@ -285,7 +285,8 @@ def test_every_name_ends_at_a_finite_point_where_a_corner_has_no_values(name: st
     assert math.isfinite(result.fun)
     assert result.fun == corner(result.x)
     assert result.nfev <= 600
-    assert result.success or "pass a" in result.message or "start where" in result.message
+    said = "an equilibrium" if name == "zo_saddle" else "pass a"
+    assert result.success or said in result.message or "start where" in result.message
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -100,6 +100,10 @@ def test_interpolation_walks_to_the_right_triangle() -> None:
         u = rng.normal(size=len(nodes))
         at_once = interpolate(mesh, nodes, u, points, start)
         assert interpolate(mesh, nodes, u, points, start, steps=0) == pytest.approx(at_once, abs=1e-7)
+        several = np.stack([[u, -u], [2 * u, u + 1]])
+        for steps in (200, 0):
+            each = [[interpolate(mesh, nodes, f, points, start, steps) for f in pair] for pair in several]
+            assert np.array_equal(interpolate(mesh, nodes, several, points, start, steps), each)
         if sd < 1:
             theirs = skfem.MeshTri(nodes.T.copy(), mesh.triangles.T.copy())
             basis = skfem.Basis(theirs, skfem.ElementTriP1())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import forwards
+from benchmarks import defaults, forwards
 from benchmarks.forwards import Line, measure, read, written
 
 
@@ -46,6 +47,18 @@ def test_what_is_in_the_file_is_not_run_again(tmp_path: Path, monkeypatch: pytes
     assert [of for of in dict.fromkeys(ran) if of[2] == 1] == [
         ("residual", 2e-3, 1, 50), ("backprop", 2e-3, 1, 50), ("zo_sgd", 3e-2, 1, 1500),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("measure", [forwards.measure, defaults.measure])
+def test_a_run_that_was_stopped_early_is_not_kept(
+    measure: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train` ends between two steps on SIGTERM, and returns as usual, without a last evaluation."""
+    monkeypatch.setattr("zograd.llm.train.train", lambda *_, **__: {"metric_after": None, "steps": 5})
+    file = tmp_path / "results.jsonl"
+    with pytest.raises(SystemExit, match="stopped after 5 steps, so nothing of this run is kept"):
+        measure(tasks="trec", out=str(file), progress=lambda text: None)
+    assert not file.exists()
 
 
 def test_the_page_in_docs_is_that_of_the_file() -> None:

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from benchmarks import methods as bench
 from benchmarks import needs
-from benchmarks.language import LoraTask
 from benchmarks.methods import (
     Comparison,
     Meter,
@@ -30,6 +29,7 @@ from benchmarks.needs import NEEDS, need_of
 from benchmarks.results import Results, load
 from zograd import methods
 from zograd.estimators import Estimator
+from zograd.llm.problems import LoraTask
 from zograd.problems.base import half_decades
 from zograd.problems.problem import Problem, Session
 from zograd.problems.small import METHOD_PROBLEMS, method_problem
@@ -56,9 +56,11 @@ def test_what_the_table_says_of_entries_is_what_they_are() -> None:
     for name in methods.names():
         need = need_of(name)
         method = methods.make(name, **needs.settings_of(sparse, name))
-        own = type(method.estimator).most_evaluations is not Estimator.most_evaluations
+        estimator = getattr(method.estimator, "inner", method.estimator)  # a wrapper asks what it has inside
+        own = type(estimator).most_evaluations is not Estimator.most_evaluations
         assert need.sums == own, name
-        assert need.constrained == (hasattr(method.rule, "set") or hasattr(method.rule, "prox")), name
+        rule = getattr(method.rule, "map", method.rule)  # the set of a mirror map is the rule's
+        assert need.constrained == (hasattr(rule, "set") or hasattr(rule, "prox")), name
         accepts = methods.describe(name)["defaults"]
         assert "lr" in accepts if need.tuned else True, f"{name} has no lr; declare it as not tuned"
 

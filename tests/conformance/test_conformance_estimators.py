@@ -35,8 +35,10 @@ from zograd.estimators import (
     Richardson,
     Unbiased,
 )
+from zograd.estimators.elementwise import Power, Product
 from zograd.estimators.vertices import Sides
 from zograd.laws import Draw, Rademacher, Unit
+from zograd.laws.masked import Ones
 from zograd.oracles import sequential
 from zograd.stores import Store
 
@@ -65,6 +67,12 @@ def written(v: Vector, x: np.ndarray) -> np.ndarray:
             total[e.element] += c
         elif isinstance(e, Sides):  # both bounds are 0
             total -= c * x
+        elif isinstance(e, Product):
+            total += c * written(Vector(e.terms), x) * written(Vector(((e.by, 1.0),)), x)
+        elif isinstance(e, Power):
+            total += c * (np.abs(x if e.slot == "x" else 0.0 * x) + e.floor) ** e.exponent
+        elif isinstance(e, Ones):
+            total += c
         else:
             total += c * (x if e.name == "x" else 0.0)
     return total

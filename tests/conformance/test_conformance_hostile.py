@@ -21,7 +21,8 @@ from zograd.core.frames import frame as one_frame
 from zograd.core.run import Record, Run
 from zograd.core.tape import PREAMBLE, Tape, TapeError, pack_record, unpack_record
 from zograd.core.vector import BASES, Address, Noise, Slot, Vector
-from zograd.estimators.population import Product
+from zograd.estimators.elementwise import Power, Product
+from zograd.estimators.games import OnLeaves
 from zograd.estimators.vertices import Sides
 from zograd.laws.coordinate import Unit
 from zograd.laws.cosine import DCT, Waves
@@ -29,7 +30,9 @@ from zograd.laws.inputs import OnInputs
 from zograd.laws.lowrank import MOST, Components, Lifted, LowRank, Outer, Sandwich, Trilinear
 from zograd.laws.masked import Ones, OnMask, OnScatter, OnSmall
 from zograd.laws.orthogonal import WalshSigns
+from zograd.laws.protected import OffMemory
 from zograd.laws.rank_one import SignOuter
+from zograd.laws.rows import RowSigns
 from zograd.noise import NOISE_VERSION, Kind
 from zograd.patterns import PatternError, matching, searching
 from zograd.stores import Rate, Store
@@ -50,6 +53,10 @@ EVERY = [
     OnMask(Ones()),
     OnScatter(NOISE, 9),
     WalshSigns(3, 5),
+    RowSigns(3, 0, 1),
+    OffMemory(1, 2, 3),
+    Power("x", -1.0, 0.5),
+    OnLeaves(((NOISE, 0.5),), (0,), -1.0, 1.0),
     SignOuter(8),
     Product(((NOISE, 0.5), (Slot("x"), 1.0)), Ones()),
     Sides(NOISE, 0.5, 0, 1),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from small_problems import CASES, DTYPES, digest, records_of, tensors, values_oracle
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.turns import in_turn
 from zograd import noise
 from zograd.core.run import Run
 from zograd.lens import lens as stores_lens
@@ -46,7 +47,9 @@ class LargestNewStorage(TorchDispatchMode):
 
 native = pytest.mark.skipif(noise.backend() != "native", reason="the torch backend makes noise in tensors of its own")
 
-HEAVY = ("fd_fista", "cr_fm_nes-from-x0", "sep_cma-from-x0", "dap-momentum")
+HEAVY = (
+    "fd_fista", "cr_fm_nes-from-x0", "cr_fm_nes", "sep_cma-from-x0", "dap-momentum", "aro-wide", "eggroll-unshaped",
+)  # fmt: skip
 """Cases that take many seconds at 2^20 weights."""
 HEAVY_ARE_SLOW = [pytest.param(case, marks=pytest.mark.slow) if case.id in HEAVY else case for case in CASES]
 SIDE = 512
@@ -112,14 +115,9 @@ def test_the_guard_sees_a_copy_of_the_weights() -> None:
 
 @pytest.mark.filterwarnings("ignore:this step changed")
 @pytest.mark.parametrize(
-    "kind",
-    [
-        "float32",
-        "bfloat16-split",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("float64", "bfloat16", "float16")),
-    ],
+    ("case", "kind"),
+    in_turn(CASES, ("float32", "bfloat16-split", "float64", "bfloat16", "float16"), (lambda c: c.id, str)),
 )
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_the_size_of_blocks_does_not_matter(case, kind: str, monkeypatch) -> None:
     """CHUNK in {1, 7, 64, all}: the same records, bit for bit the same weights and slots."""
     dtype, rounding = DTYPES[kind]

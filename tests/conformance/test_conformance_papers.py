@@ -28,6 +28,7 @@ from small_problems import (
     values_oracle,
 )
 
+from tests.turns import in_turn
 from zograd.core import keys
 from zograd.core.query import Estimate
 from zograd.core.run import Run
@@ -86,8 +87,13 @@ def test_weight_decay_is_decoupled(case: Case) -> None:
 
 
 # A law with slots gives directions that depend on the weights: those are held to a paper by cases of their own.
-@pytest.mark.parametrize("law", [law for law in LAWS if not law.slots], ids=lambda law: type(law).__name__)
-@pytest.mark.parametrize("case", [c for c in CASES if c.has_law], ids=lambda c: c.id)
+FREE_LAWS = [law for law in LAWS if not law.slots]
+
+
+@pytest.mark.parametrize(
+    ("case", "law"),
+    in_turn([c for c in CASES if c.has_law], FREE_LAWS, (lambda c: c.id, lambda law: type(law).__name__), each=2),
+)
 def test_follows_its_paper_under_every_law(case: Case, law) -> None:
     method = case.method(law=law)
     assert_same_path(trajectory(method, 11, 10, case.terms, case.shapes), paper_trajectory(case, method, 11, 10))

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from small_problems import CASES, DTYPES, digest, loss_of, records_of, tensors, values_oracle
 
+from tests.turns import in_turn
 from zograd import methods
 from zograd.core.run import Method, Record, Run
 from zograd.core.tape import Tape, TapeError, TapeWriter, pack_record, unpack_record
@@ -45,8 +46,7 @@ def through_a_file(records: list[Record], path) -> list[Record]:
 
 
 @vanishing
-@pytest.mark.parametrize("kind", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize(("case", "kind"), in_turn(CASES, list(DTYPES), (lambda c: c.id, str), each=3))
 def test_replay_is_bit_identical(case, kind: str, tmp_path) -> None:
     """Weights, low halves, slots and the state of the rule, from the records in memory and from a file."""
     dtype, rounding = DTYPES[kind]

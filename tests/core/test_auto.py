@@ -15,8 +15,10 @@ from zograd import AskTell, Method, Run, Store, ZOOptimizer, methods, minimize
 from zograd.core.schedules import linear
 from zograd.estimators import Central, Forward, OneSided
 from zograd.laws import Gaussian, Rademacher
-from zograd.learning_rate import AutoRate, Measured, lr_bounds
-from zograd.rules import SGD, Adam, ReplayMomentum
+from zograd.learning_rate import AutoRate, Measured, TrustRate, lr_bounds
+from zograd.methods.defaults import BLACK_BOX_LR, black_box
+from zograd.oracles import sequential
+from zograd.rules import SGD, Adam, AMSGrad, ReplayMomentum
 
 
 def quadratic(lam: np.ndarray):
@@ -132,9 +134,10 @@ def test_the_rate_falls_at_a_noise_floor_and_not_before() -> None:
     assert shares[1e-2] < 0.25
 
 
-def test_replay_and_a_saved_state_continue_the_same_rates() -> None:
+@pytest.mark.parametrize("make", [methods.zo_sgd, methods.zo_adam], ids=["sgd", "adam"])
+def test_replay_and_a_saved_state_continue_the_same_rates(make: Any) -> None:
     """Bit-equal weights and rates after replay of the tape, and after a state_dict in the middle."""
-    method = methods.zo_sgd(lr="auto", n=2)
+    method = make(lr="auto", n=2)
     whole = Run(Store(tensors(torch.float64)), method, 5)
     records = [whole.step(values_oracle) for _ in range(30)]
     replayed = Run(Store(tensors(torch.float64)), method, 5)
@@ -177,10 +180,45 @@ def test_the_torch_door_shows_the_rate() -> None:
 
 
 def test_a_rule_without_a_known_edge_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"lr='auto' knows the edge .* Adam makes another move"):
-        Method(Central(1), Rademacher(), Adam(), lr="auto")
+    with pytest.raises(ValueError, match=r"lr='auto' knows the edge .* AMSGrad makes another move"):
+        Method(Central(1), Rademacher(), AMSGrad(), lr="auto")
+    with pytest.raises(ValueError, match=r"TrustRate judges moves along the estimate, and Adam makes another move"):
+        Method(Central(1), Rademacher(), Adam(), lr=TrustRate())
     with pytest.raises(ValueError, match="share of the largest stable learning rate"):
         AutoRate(safety=1.5)
+
+
+@pytest.mark.parametrize("moments", ["full", "bfloat16"])
+def test_with_adam_the_curvature_is_that_of_its_own_variables(moments: Any) -> None:
+    """tr(P^-1 H), P = sqrt(s^) + eps of the moments in the slots, exact for signs and a diagonal H."""
+    lam, q = np.array([3.0, 1.0, 0.3, 0.1]), 2
+    x = torch.ones(4, dtype=torch.float64)
+    run = Run(Store({"x": x}), Method(Central(q), Rademacher(), Adam(moments=moments), mu=1e-3, lr="auto"), 0)
+    oracle = sequential(lambda: float(0.5 * (x * torch.from_numpy(lam) * x).sum()))
+    traces: list[float] = []
+    for k in range(1, 12):
+        assert run.rates()[0].lr == 0.0 or k > 1, "without moments nothing moves"
+        second = run.store.leaves[0].slots["exp_avg_sq"].double().numpy() / (1 - 0.999 ** (k - 1)) if k > 1 else lam
+        slope = lam * x.numpy()
+        record = run.step(oracle)
+        meters = dict(record.meters)
+        assert ("trace" in meters) == (1 < k < 9 or (k % 4 == 1 and k > 1)), k
+        if "trace" not in meters:
+            assert record.evaluations == 2 * q
+            continue
+        assert record.evaluations == 4 * q + 1
+        found = float((lam / (np.sqrt(second) + 1e-8)).sum())
+        assert meters["trace"] == pytest.approx(found, rel=1e-5 if moments == "full" else 5e-3)
+        assert meters["slope2"] <= 4 * float((slope**2 / np.sqrt(second)).sum()) * (1 + 1e-5)  # Cauchy-Schwarz, d = 4
+        traces.append(meters["trace"])
+        expected = AutoRate().rate({**AutoRate().initial(), "seen": [(t, t * t) for t in traces]}, 0, q)
+        assert record.rates[0].lr == pytest.approx(expected, rel=1e-2)
+
+
+def test_adam_by_its_name_alone_keeps_a_number() -> None:
+    """Its rate is measured by points of their own, so on request."""
+    assert black_box("zo_adam", 10).controller.rate({}, 0) == BLACK_BOX_LR
+    assert black_box("zo_adam", 10, lr="auto").controller.measures
 
 
 def test_an_estimate_without_the_length_of_the_gradient_is_refused() -> None:
@@ -268,3 +306,10 @@ def test_auto_is_within_a_factor_two_of_a_grid_over_five_decades() -> None:
     result = measure()
     assert result["within_factor_2"] >= 8, result["rows"]
     assert result["diverged"] == 0
+
+
+@pytest.mark.parametrize("name", sorted(set(methods.names(blocks=True)) - set(methods.names())))
+def test_a_gradient_without_directions_has_no_measured_rate(name):
+    """A Trainer then takes the entry's own rate; since Adam can be measured, these were given a rate of nothing."""
+    with pytest.raises(ValueError, match=r"along random directions, and [A-Za-z]+ has a gradient without"):
+        methods.make(name, lr="auto")

@@ -10,10 +10,10 @@ import torch
 from small_problems import directions
 
 from zograd.core.run import Method, Run
-from zograd.estimators import Central
+from zograd.estimators import Central, Coordinates
 from zograd.laws import Gaussian, Rademacher
 from zograd.oracles import sequential
-from zograd.rules import SGD, Adam, Balanced, Momentum, ReplayMomentum
+from zograd.rules import SGD, Adam, Balanced, BalancedNorms, Lion, Momentum, ReplayMomentum
 from zograd.spaces import PositiveOrthant
 from zograd.stores import Leaf, Store
 
@@ -205,3 +205,109 @@ def test_what_the_inner_rule_says_of_itself_passes_through() -> None:
     assert rule.momentum == 0.0
     assert rule.units(None) == 1.0
     assert Method(Central(), Gaussian(), rule, lr="auto").lr is not None
+
+
+# ---- the preconditioner of RefLoRA, and its scalar form --------------------------------------------------------------
+
+
+def power(x: np.ndarray, p: float) -> np.ndarray:
+    e, q = np.linalg.eigh(x)
+    return q @ np.diag(e**p) @ q.T
+
+
+def test_descent_on_balanced_factors_is_the_preconditioned_recurrence(monkeypatch) -> None:
+    """B <- B - lr G A^T S, A <- A - lr S^-1 B^T G (RefLoRA, Algorithm 1) has the same product B A, for 50 steps.
+
+    The loss is of degree two in each element, so differences along all coordinates are its gradient.
+    """
+    monkeypatch.setattr("zograd.rules.balanced.BALANCED", 0.0)  # pairs within 1e-6 of balance are left alone otherwise
+    leaves, lr = factors(3.0), 2.0
+    method = Method(Coordinates(RANK * (M + N), central=True), Rademacher(), Balanced(SGD()), mu=0.5, lr=lr)
+    A, B = (x.numpy().copy() for x in leaves.values())
+    goal = target().numpy()
+    run = Run(Store(leaves), method, 7)
+    for _ in range(50):
+        run.step(sequential(loss_of(leaves)))
+        G = 2 * (B @ A - goal) / np.sum(goal**2)
+        aa, bb = A @ A.T, B.T @ B
+        S = power(aa, -0.5) @ power(power(aa, 0.5) @ bb @ power(aa, 0.5), 0.5) @ power(aa, -0.5)
+        A, B = A - lr * np.linalg.inv(S) @ B.T @ G, B - lr * G @ A.T @ S
+        a, b = (x.numpy() for x in leaves.values())
+        np.testing.assert_allclose(b @ a, B @ A, rtol=0, atol=1e-10)
+    assert np.linalg.norm(B @ A - goal) < 0.9 * np.linalg.norm(goal), "it descends"
+    assert np.abs(A - leaves["q.lora_A.weight"].numpy()).max() > 0.1, "the factors themselves differ"
+
+
+@pytest.mark.parametrize("rule", [Momentum(0.8), Adam(0.8, 0.9, eps=0.0)], ids=["momentum", "adam"])
+def test_balanced_norms_carry_the_moments_along(rule) -> None:
+    """The recurrences in NumPy, with the moments of A over c and c^2, those of B times c and c^2, for 60 steps."""
+    leaves, lr, mu = factors(3.0), 0.01, 1e-4
+    goal = target().numpy()
+
+    def f(A: np.ndarray, B: np.ndarray) -> float:
+        return float(np.sum((B @ A - goal) ** 2) / np.sum(goal**2))
+
+    x = [x.numpy().copy() for x in leaves.values()]
+    first, second = [0 * y for y in x], [0 * y for y in x]
+
+    def balance() -> None:
+        c = np.sqrt(np.linalg.norm(x[1]) / np.linalg.norm(x[0]))
+        for k, by in enumerate((c, 1 / c)):
+            x[k], first[k], second[k] = by * x[k], first[k] / by, second[k] / by**2
+
+    balance()
+    method = Method(Central(2), Gaussian(), BalancedNorms(rule), mu=mu, lr=lr)
+    run = Run(Store(leaves), method, 7)
+    for t, V in enumerate(directions(method, 2, ((RANK, M), (N, RANK)), 7, 60), 1):
+        run.step(sequential(loss_of(leaves)))
+        pairs = [(v[: RANK * M].reshape(RANK, M), v[RANK * M :].reshape(N, RANK)) for v in V]
+        A, B = x
+        slopes = [(f(A + mu * v, B + mu * w) - f(A - mu * v, B - mu * w)) / (2 * mu) for v, w in pairs]
+        for k in (0, 1):
+            g = sum(s * p[k] for s, p in zip(slopes, pairs, strict=True)) / 2
+            if isinstance(rule, Adam):
+                first[k], second[k] = 0.8 * first[k] + 0.2 * g, 0.9 * second[k] + 0.1 * g**2
+                x[k] = x[k] - lr * first[k] / (1 - 0.8**t) / np.sqrt(second[k] / (1 - 0.9**t))
+            else:
+                first[k] = 0.8 * first[k] + g
+                x[k] = x[k] - lr * first[k]
+        balance()
+    np.testing.assert_allclose(leaves["q.lora_A.weight"], x[0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(leaves["q.lora_B.weight"], x[1], rtol=1e-5, atol=1e-7)
+
+
+def test_runs_with_balanced_norms_do_not_depend_on_the_split() -> None:
+    """(c B, A / c), c = 1, 10: the same factors to rounding after 100 steps of Adam; without it they part."""
+
+    def product(rule, c: float) -> torch.Tensor:
+        a, b = trained(rule, c, 100, lr=0.01)[1].values()
+        return b @ a
+
+    torch.testing.assert_close(
+        product(BalancedNorms(Adam()), 10.0), product(BalancedNorms(Adam()), 1.0), rtol=1e-6, atol=1e-8
+    )
+    assert (product(Adam(), 10.0) - product(Adam(), 1.0)).abs().max() > 0.1
+
+
+def test_balanced_norms_replay_and_leave_a_zero_start_alone() -> None:
+    method = Method(Central(2), Gaussian(), BalancedNorms(Lion(), warmup=5), mu=1e-4, lr=1e-3)
+    leaves = factors(3.0, torch.float32)
+    leaves["q.lora_B.weight"].zero_()
+    run = Run(Store(leaves), method, 2)
+    records = [run.step(sequential(loss_of(leaves))) for _ in range(5)]
+    assert float(leaves["q.lora_A.weight"].norm()) > 10 * float(leaves["q.lora_B.weight"].norm())
+    records.append(run.step(sequential(loss_of(leaves))))
+    a, b = (float(x.double().norm()) for x in leaves.values())
+    assert a == pytest.approx(b, rel=1e-5)
+    again = factors(3.0, torch.float32)
+    again["q.lora_B.weight"].zero_()
+    other = Run(Store(again), method, 2)
+    other.replay(records)
+    assert all(torch.equal(again[name], x) for name, x in leaves.items())
+
+
+def test_moments_of_another_kind_are_refused() -> None:
+    with pytest.raises(TypeError, match="keeps 'exp_avg' for each weight, which BalancedNorms does not know"):
+        Method(Central(), Gaussian(), BalancedNorms(Adam(moments="bfloat16")))
+    with pytest.raises(ValueError, match=r"BalancedNorms\(rule, factors="):
+        Run(Store({"w": torch.ones(3, 2)}), Method(Central(), Gaussian(), BalancedNorms(SGD())), 0)

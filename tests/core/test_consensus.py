@@ -12,7 +12,7 @@ from zograd import AskTell, methods
 from zograd.core.run import Method, Run
 from zograd.core.vector import Address, Noise, Slot, Vector, fill_
 from zograd.estimators import Consensus
-from zograd.estimators.population import Product
+from zograd.estimators.elementwise import Product
 from zograd.laws import Gaussian
 from zograd.noise import Kind
 from zograd.rules import SGD

@@ -71,8 +71,15 @@ def test_every_name_descends_with_the_defaults_of_a_black_box(name: str) -> None
 
 
 def test_a_name_alone_needs_defaults() -> None:
-    with pytest.raises(ValueError, match=r"zo_prox has no default for 'prox'; pass methods.zo_prox\(prox=...\)"):
+    with pytest.raises(
+        ValueError, match=r"zo_prox has no default for 'prox'; pass methods.zo_prox\(prox=..., lr='auto'"
+    ):
         minimize(smooth, start(), "zo_prox")
+    said = minimize(smooth, start(), "zo_prox", options={"prox": L1Ball(2.0)}, budget=3000)
+    assert "lr='auto'" not in said.message
+    own = minimize(smooth, start(), methods.zo_prox(L1Ball(2.0)), budget=3000)
+    assert said.fun < own.fun
+    assert "which zo_prox has for the weights of language models, or lr='auto'" in own.message
 
 
 def test_frank_wolfe_descends_inside_of_its_ball() -> None:

@@ -47,6 +47,7 @@ def test_keys_are_made_in_one_place() -> None:
     """Elsewhere `fold` only numbers the children of a key that one part alone knows."""
     below_a_key_of_their_own = {
         "laws/factors.py", "laws/coordinate.py", "laws/lowrank.py", "laws/cosine.py",  # of a direction or a shared key
+        "compress/factors.py",  # of the batches of a measurement
         "estimators/coordinate.py", "core/query.py", "distributed/shared.py", "api/batches.py", "api/workers.py",
         "blockwise/nodes.py", "blockwise/values.py",  # of the evaluation of a step: by draw and forward
         "rules/moments.py",  # of the rounding of a step

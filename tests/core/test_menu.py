@@ -68,3 +68,19 @@ def test_a_law_is_known_by_its_name() -> None:
         methods.register_law(laws.Sphere)
     with pytest.raises(ValueError, match=r"there is no law 'other'; use one of .*, mine"):
         methods.law_named("other")
+
+
+@pytest.mark.parametrize("name", ["backprop", "forward_residual", "node_perturbation", "residual"])
+def test_methods_on_blocks_take_the_settings_of_adam_as_their_own(name: str) -> None:
+    """The menu lists them behind the others, and they reach the rule; other names are refused."""
+    shared = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "moments": "full", "weight_decay": 0.0}
+    assert list(methods.describe(name)["defaults"].items())[-5:] == list(shared.items())
+    build = getattr(methods, name)
+    made = build(beta1=0.5, weight_decay=0.1)
+    assert (made.rule.beta1, made.rule.beta2, made.weight_decay) == (0.5, 0.99, 0.1)
+    with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument 'beta3'"):
+        build(beta3=0.1)
+
+
+def test_a_method_on_blocks_takes_its_settings_by_place() -> None:
+    assert methods.residual(1e-3, 0.5) == methods.residual(lr=1e-3, beta1=0.5)

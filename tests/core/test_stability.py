@@ -110,6 +110,53 @@ def test_runs_of_the_library_grow_and_shrink_as_the_map_says(law, name: str, q: 
         assert (second_moment_radius(lam, eta, q=q, law=name, beta=beta) > 1) == (share > 1)
 
 
+def preconditioned_map(lam: np.ndarray, p: np.ndarray, eta: float, beta: float) -> np.ndarray:
+    """Second moments (x x, x m, m m) of m <- beta m + (1 - beta) g^, x <- x - eta m / p; Gaussian, q = 1."""
+    d = lam.size
+    m = np.zeros((3 * d, 3 * d))
+    noise = np.tile(lam**2, (d, 1)) + np.diag(lam**2)  # E[(g^_i - g_i)^2] = sum_j lam_j^2 s_j + lam_i^2 s_i
+    for i in range(d):
+        e = np.eye(d)[i]
+        # x' = a x - b m - k xi,  m' = beta m + c x + (1 - beta) xi,  with xi of variance `noise` in s
+        c, k = (1 - beta) * lam[i], eta * (1 - beta) / p[i]
+        a, b = 1 - k * lam[i], eta * beta / p[i]
+        m[i] = np.r_[a * a * e + k * k * noise[i], -2 * a * b * e, b * b * e]
+        m[d + i] = np.r_[a * c * e - k * (1 - beta) * noise[i], (a * beta - b * c) * e, -b * beta * e]
+        m[2 * d + i] = np.r_[c * c * e + (1 - beta) ** 2 * noise[i], 2 * beta * c * e, beta**2 * e]
+    return m
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+def test_adam_with_frozen_second_moments_has_its_edge(beta: float) -> None:
+    """The map, written from the recurrence with P, has spectral radius 1 at eta*, and the sum of the paper is 1."""
+    p = np.logspace(-1, 1, 12)
+    lam = 1 / np.arange(1, 13)
+    eta = critical_lr(lam / p, beta=beta, averaged=True)
+    assert np.sum(eta * lam / p / (2 * (1 - eta * lam / p / (1 + beta)))) == pytest.approx(1.0, abs=1e-9)
+    for share in (0.98, 1.0, 1.02):
+        radius = np.abs(np.linalg.eigvals(preconditioned_map(lam, p, share * eta, beta))).max()
+        assert radius == pytest.approx(1.0, abs=1e-9) if share == 1.0 else (radius > 1) == (share > 1)
+    low, high = lr_bounds(float(np.sum(lam / p)), float(np.max(lam / p)), beta=beta, averaged=True)
+    assert low <= eta <= high
+
+
+def test_simulated_adam_with_frozen_second_moments_follows_the_map() -> None:
+    """E[x^2] over 40,000 runs of 8 steps follows the map, on both sides of the edge."""
+    rng, lam, p, beta = np.random.default_rng(0), np.array([1.0, 0.4, 0.1]), np.array([2.0, 0.5, 1.0]), 0.5
+    eta = critical_lr(lam / p, beta=beta, averaged=True)
+    for share in (0.9, 1.1):
+        matrix = preconditioned_map(lam, p, share * eta, beta)
+        x, m = np.ones((40_000, 3)), np.zeros((40_000, 3))
+        for _ in range(8):
+            v = rng.standard_normal(x.shape)
+            g = v * np.sum(v * lam * x, axis=1, keepdims=True)
+            m = beta * m + (1 - beta) * g
+            x = x - share * eta * m / p
+        expected = (np.linalg.matrix_power(matrix, 8) @ np.r_[np.ones(3), np.zeros(6)])[:3]
+        error = (x**2).std(0) / 200
+        assert np.all(np.abs((x**2).mean(0) - expected) < 5 * error)
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="no moments are known for the law 'cauchy'; use one of gaussian"):
         critical_lr(HARMONIC, law="cauchy")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from tests.turns import in_turn
 from zograd import methods, minimize
 from zograd.core.run import Method
 from zograd.estimators import Central
@@ -50,8 +51,7 @@ REASONS = (
 )
 
 
-@pytest.mark.parametrize("problem", STARTS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "problem"), in_turn(NAMES, list(STARTS), (str, str), each=3))
 def test_every_name_descends_or_says_why_not(name: str, problem: str) -> None:
     make, x0 = STARTS[problem]
     if isinstance(methods.make(name).space, PositiveOrthant):
@@ -203,8 +203,10 @@ def test_names_take_a_measured_rate_where_it_can_be_measured() -> None:
     for name in NAMES:
         method = black_box(name, 5)
         try:
-            methods.make(name, lr="auto")
+            measured = not methods.make(name, lr="auto").rule.preconditions  # Adam's rate is measured on request
         except ValueError:
+            measured = False
+        if not measured:
             assert not isinstance(method.lr, AutoRate)
             if "lr" in methods.describe(name)["defaults"]:
                 assert method.lr.peak == BLACK_BOX_LR

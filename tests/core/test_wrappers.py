@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,17 @@ from small_problems import smooth, start
 from zograd import AskTell, methods
 from zograd.core.query import Query
 from zograd.core.run import Method, Run
-from zograd.estimators import SAM, Central, Conservative, OneSided, Recentred, Spread
+from zograd.estimators import (
+    SAM,
+    AdaptiveSAM,
+    Central,
+    Conservative,
+    Coordinates,
+    InfoSAM,
+    OneSided,
+    Recentred,
+    Spread,
+)
 from zograd.laws import Gaussian, Rademacher
 from zograd.rules import SGD, Momentum, SpreadSGD
 from zograd.stores import Store
@@ -152,3 +163,85 @@ def test_a_flat_loss_has_no_ascent() -> None:
     np.testing.assert_array_equal(trained(methods.zo_sam(), lambda x: 1.0, 3)[-1], start())
     with pytest.raises(ValueError, match=r"rho .* > 0, got 0"):
         SAM(rho=0.0)
+
+
+# ---- SAM with a preconditioner ---------------------------------------------------------------------------------------
+
+
+class One:
+    """f(x) = |x|^2 / 2 on 8 weights, whose gradient has noise in the last four, drawn anew each step."""
+
+    def __init__(self, estimator: Any, rounds: int, scale: float = 3.0) -> None:
+        x = torch.ones(8, dtype=torch.float64)
+        noise = np.random.default_rng(0)
+        self.asked: list[np.ndarray] = []
+        run = Run(Store({"x": x}), Method(estimator, Rademacher(), SGD(), mu=1e-3, lr=1e-3), 0)
+        for _ in range(rounds):
+            tilt = np.r_[np.zeros(4), scale * noise.normal(size=4)]
+            points: list[np.ndarray] = []
+
+            def oracle(store, queries, key, tilt=tilt, points=points):
+                found = []
+                for query in queries:
+                    y = store.point_(torch.empty(8, dtype=torch.float64), store.leaves[0], query.at).numpy()
+                    points.append(y.copy())
+                    found.append(float(y @ y / 2 + tilt @ y))
+                return found
+
+            before = x.numpy().copy()
+            run.step(oracle)
+            there = np.mean(points[len(points) // 2 :], axis=0)  # the centre of the second round
+            self.asked.append(there - before)
+
+
+def test_infosam_ascends_in_the_coordinates_whose_gradient_is_known() -> None:
+    """With all coordinates differenced, at least 95 % of the squared ascent lies in the quiet half after 20 steps."""
+    quiet = One(InfoSAM(Coordinates(8, central=True), rho=0.1), 30).asked[-1]
+    assert np.linalg.norm(quiet) == pytest.approx(0.1, rel=1e-6)
+    assert np.sum(quiet[:4] ** 2) > 0.95 * np.sum(quiet**2)
+    plain = One(SAM(Coordinates(8, central=True), rho=0.1), 30).asked
+    assert np.mean([np.sum(a[:4] ** 2) / np.sum(a**2) for a in plain]) < 0.5
+
+
+def test_infosam_from_one_random_direction_is_sam() -> None:
+    """(g - m)^2 of an estimate c v with signs v is c^2 in each coordinate but for m: the ascent is along g itself."""
+    ascents = One(InfoSAM(Central(1), rho=0.1, beta=0.99, eps=1e-8), 300).asked
+    plain = One(SAM(Central(1), rho=0.1), 300).asked
+    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(ascents, plain, strict=True)]
+    assert cosines[0] == pytest.approx(1.0)
+    assert np.mean(np.abs(cosines[100:])) > 0.95
+
+
+def test_a_preconditioner_of_ones_is_sam() -> None:
+    """AdaptiveSAM where all |x| + floor are 1: the points that SAM asks for, to rounding."""
+
+    def points(estimator: Any) -> list[np.ndarray]:
+        x = torch.full((6,), 0.99, dtype=torch.float64)
+        found: list[np.ndarray] = []
+
+        def oracle(store, queries, key):
+            for query in queries:
+                found.append(
+                    store.point_(torch.empty(6, dtype=torch.float64), store.leaves[0], query.at).numpy().copy()
+                )
+            return [float(np.sum(np.sin(3 * p + np.arange(6)))) for p in found[-len(queries) :]]
+
+        Run(Store({"x": x}), Method(estimator, Rademacher(), SGD(), mu=1e-3, lr=0.0), 0).step(oracle)
+        return found
+
+    ours, theirs = points(AdaptiveSAM(Central(3), 0.2, floor=0.01)), points(SAM(Central(3), 0.2))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdaptiveSAM(floor=0.0), "floor is added"),
+        (lambda: InfoSAM(beta=1.0), "beta must lie in"),
+        (lambda: InfoSAM(eps=0.0), "eps is added"),
+        (lambda: InfoSAM(rho=0.0), "rho is the length"),
+    ],
+)
+def test_a_preconditioner_that_means_nothing_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -14,8 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def ended(folder: Path, method: str, lr: str, ranks: int) -> list[dict[str, Any]]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "accelerate": [  # without GPUs this starts its processes by torchrun only where it is told of several GPUs
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    ],
+}  # fmt: skip
+
+
+def ended(folder: Path, method: str, lr: str, ranks: int, how: str = "torchrun") -> list[dict[str, Any]]:
+    launcher = LAUNCHERS[how] if ranks > 1 else []
     script = str(Path(__file__).with_name("hf_processes.py"))
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
@@ -39,3 +48,15 @@ def test_two_processes_end_with_the_same_bits(tmp_path: Path, method: str, lr: s
     assert {found["wrapped"] for found in two} == {"LlamaForCausalLM"}  # no DDP
     assert two[0]["losses"][0] == pytest.approx(one[0]["losses"][0], rel=1e-5)
     assert two[0]["losses"] == pytest.approx(one[0]["losses"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_same_training(tmp_path: Path) -> None:
+    """To the bit: the processes are those of torchrun, and no model is wrapped."""
+    launched = ended(tmp_path / "a", "fzoo", "1e-3", 2, "accelerate")
+    two = ended(tmp_path / "b", "fzoo", "1e-3", 2)
+    assert sorted((found["rank"], found["resume"]) for found in launched) == [
+        (0, False), (0, True), (1, False), (1, True),
+    ]  # fmt: skip
+    assert {found["digest"] for found in launched} == {found["digest"] for found in two}
+    assert {found["wrapped"] for found in launched} == {"LlamaForCausalLM"}

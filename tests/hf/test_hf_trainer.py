@@ -397,3 +397,30 @@ def test_blocks_that_do_not_fit_are_refused_before_training(tmp_path: Path, meth
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"no list of blocks\. Use method='zo_sgd'"):
         trained(tmp_path, model, method=method, data=[{"x": torch.zeros(2)}])
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [
+        ("DeepSpeed", {"is_deepspeed_enabled": True}),
+        ("FSDP", {"is_fsdp_enabled": True}),
+        ("DataParallel", {"n_gpu": 2}),
+        ("torch_compile", {"torch_compile": True}),
+    ],
+)
+def test_engines_that_shard_or_copy_the_model_are_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, settings: dict[str, Any]
+) -> None:
+    """As the Trainer tells of them, when it has set its engine up."""
+    set_up = transformers.Trainer.create_accelerator_and_postprocess
+
+    def engaged(self: Any) -> None:
+        set_up(self)
+        for name, value in settings.items():
+            on = self.args if name in ("n_gpu", "torch_compile") else self
+            setattr(on, "_n_gpu" if name == "n_gpu" else name, value)
+
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", engaged)
+    monkeypatch.setattr(transformers.Trainer, "_wrap_model", lambda self, model, **_: model)
+    with pytest.raises(ValueError, match=rf"^forward_only does not go with {engine}: [^.]*$"):
+        Forward(model=llama(), args=arguments(tmp_path), train_dataset=rows())

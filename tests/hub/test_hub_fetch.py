@@ -356,7 +356,7 @@ def test_models_says_what_is_cached(toy: Toy) -> None:
 def test_every_row_is_complete(entry) -> None:
     assert entry.recipe in RECIPES
     assert entry.licence
-    assert entry.kind in {"causal-lm", "encoder", "vision", "data"}
+    assert entry.kind in {"causal-lm", "encoder", "vision", "speech", "data"}
     assert (entry.params is None) == (entry.kind == "data")
     for wheel in entry.wheels:
         assert len(wheel.sha256) == 64

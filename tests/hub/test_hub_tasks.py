@@ -26,10 +26,18 @@ PINNED = {
     ("trec", "train"): ("815f679db7805d59e951fe4149c97304", (76, 1038, 1129, 1101, 746, 775)),
     ("trec", "validation"): ("54276a65c7eb34348cde2052d0784076", (8, 107, 116, 113, 77, 79)),
     ("trec", "test"): ("1236b7e1a148b6dc2854498315142272", (9, 138, 94, 65, 81, 113)),
-    ("sms", "train"): ("ad53123b024f365fcf3b5848d1a4e07c", (2623, 363)),
-    ("sms", "validation"): ("9537f9cf3e36c4ca95f8d077a9b835f3", (439, 61)),
-    ("sms", "test"): ("c43c50668d448965f803a5ef99c3c6d7", (879, 121)),
+    ("sms", "train"): ("c046e21bdb70159d36f4f541df37296a", (3185, 443)),
+    ("sms", "validation"): ("16ac1ce0188d90039c6817d1c7460278", (439, 61)),
+    ("sms", "test"): ("6cc4b636c3d5a6adc97c2c9650e763b7", (878, 122)),
 }
+
+
+def test_a_message_of_sms_is_one_message() -> None:
+    """The source holds eight texts with messages that a quote had swallowed; the longest message has 910 letters."""
+    texts = [e.prompt for part in load_task("sms", prompt_template="{text}").splits.values() for e in part]
+    assert len(texts) == 5128
+    assert max(map(len, texts)) == 910
+    assert any(text.startswith('"Happy valentines day"') for text in texts)
 
 
 def digest(examples) -> str:

@@ -166,12 +166,12 @@ def test_the_time_is_estimated_before_the_first_step_and_after_three(
 ) -> None:
     train(settings(tiny_model, steps=6), tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("for 6 steps, by the forward passes of a step alone") == 1
+    assert said.count("for 6 steps, counting forward passes alone") == 1
     assert said.count(" s a step: about ") == 1
     assert "for 3 steps" in said
     train(settings(tiny_model, seconds=1.0, lr=1e-6), tmp_path / "timed")
     said = capsys.readouterr().err
-    assert said.count("steps in the 1 s that are left, by the forward passes of a step alone") == 1
+    assert said.count("steps in the 1 s that are left, counting forward passes alone") == 1
     train(settings(tiny_model, steps=6), tmp_path / "quiet", quiet=True)
     assert "steps" not in capsys.readouterr().err
 

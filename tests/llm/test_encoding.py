@@ -86,17 +86,32 @@ def test_words_of_llama_2_are_not_encoded_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("eos", [True, False])
 @torch.no_grad()
-def test_completions_are_scored_on_the_text_itself(kind: str) -> None:
+def test_completions_are_scored_on_the_text_itself(kind: str, eos: bool) -> None:
+    """And on the token that ends them, once, also where the tokenizer appends it unasked."""
     made, network = tokenizer(kind), model()
     pairs = [("a fine film It was", " great"), ("Answer:\n", "No"), ("very bad, not", " good: No")]
     examples = [Example(p, -1, c) for p, c in pairs]
-    scorer = Scorer(network, made, Task("t", "{prompt}", (), {"train": examples}, "made", "none", kind="completion"))
+    task = Task("t", "{prompt}", (), {"train": examples}, "made", "none", kind="completion")
+    scorer = Scorer(network, made, task, eos=eos)
     for e, loss in zip(examples, scorer.losses(examples), strict=True):
-        whole = torch.tensor([[i for i in made.encode(e.prompt + e.completion) if i != 3]])
+        whole = torch.tensor([[*(i for i in made.encode(e.prompt + e.completion) if i != 3), *[3] * eos]])
         first = len([i for i in made.encode(e.prompt) if i != 3])
         expected = F.cross_entropy(network(whole).logits[0, first - 1 : -1], whole[0, first:])
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_a_completion_has_an_end() -> None:
+    """Label words, choices, texts and conversations have none; neither has a completion that ends with it."""
+    encoder, bare = Encoder(tokenizer("bytes"), 400), Encoder(tokenizer("bytes"), 400, eos=False)
+    e = Example("It was", -1, " great")
+    assert encoder.learned(e) == (bare.learned(e)[0] + (3,), bare.learned(e)[1])
+    assert encoder.learned(Example("It was", -1, " great</s>")) == encoder.learned(e)
+    assert encoder.learned(Example("", -1, "It was great")) == bare.learned(Example("", -1, "It was great"))
+    assert encoder.completed("It was", " great") == bare.completed("It was", " great")
+    assert encoder.words(["It was"], [" great"]) == bare.words(["It was"], [" great"])
+    assert Encoder(tokenizer("bytes"), 3).end == ()  # the model has no row for it
 
 
 def test_a_completion_that_merges_with_its_prompt_begins_where_the_tokens_part() -> None:

@@ -14,6 +14,7 @@ from tests.families import family, saved, with_marks
 from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
+from zograd.llm.generation import generate
 from zograd.llm.restore import replay
 from zograd.llm.scoring.others import ClassScorer, MaskedScorer, PairScorer, scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -94,6 +95,25 @@ def test_a_completion_of_a_decoder_has_the_loss_of_the_model(tokenizer: Any) -> 
         **tokenizer(e.prompt, return_tensors="pt"), labels=tokenizer(e.completion, return_tensors="pt").input_ids
     )
     torch.testing.assert_close(scorer.losses([e])[0], own.loss, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_decoder_writes_its_answer(tokenizer: Any) -> None:
+    """Token by token the most likely one, from the model's own forwards; prompts of other lengths change nothing."""
+    model = family("t5", len(tokenizer), PAIRS)
+    model.generation_config.eos_token_id = None
+    prompts = ["very good", "It was a bad maybe yes no"]
+    for prompt, found in zip(prompts, generate(model, tokenizer, prompts, max_new_tokens=5), strict=True):
+        ids, written = tokenizer(prompt, return_tensors="pt").input_ids, [model.config.decoder_start_token_id]
+        for _ in range(5):
+            logits = model(input_ids=ids, decoder_input_ids=torch.tensor([written])).logits[0, -1]
+            written.append(int(logits.argmax()))
+        assert found.text == tokenizer.decode(written[1:], skip_special_tokens=True)
+        assert (found.prompt, found.tokens, found.ended) == (prompt, 5, "length")
+    stopped = generate(model, tokenizer, prompts[:1], max_new_tokens=5, stop=[found.text.split()[0]])
+    assert len(stopped) == 1
+    with pytest.raises(TaskError, match="writes no text"):
+        generate(family("bert", len(tokenizer), MASKED), tokenizer, prompts)
 
 
 def reviews(path: Path) -> Path:
@@ -184,7 +204,7 @@ def gradient(model: Any, scorer: Any, names: list[str]) -> list[Tensor]:
 @pytest.mark.parametrize("kind", ["masked", "classes"])
 def test_backprop_of_an_encoder_is_its_gradient(tokenizer: Any, tmp_path: Path, kind: str) -> None:
     """One step of SGD by the blocks moves each tensor, those of the head too, by -lr times autograd's gradient."""
-    from zograd.blockwise import Backprop
+    from zograd.blockwise import Backprop, Ends
     from zograd.llm.oracle import Forwards
     from zograd.stores import Store
 
@@ -193,7 +213,7 @@ def test_backprop_of_an_encoder_is_its_gradient(tokenizer: Any, tmp_path: Path, 
     trained = loading.select(model, "full", layers=2)
     scorer = scorer_of(model, tokenizer, task(), trained=list(trained.values()))
     store = Store(trained)
-    source = Backprop(list(loading.blocks(model)), store.leaves, loading.head_of(model))
+    source = Backprop(list(loading.blocks(model)), store.leaves, Ends(loading.head_of(model)))
     source.observe(Forwards(scorer, EXAMPLES), 0)
     found = {leaf.name: source.gradient(leaf).view(leaf.shape) for leaf in source.order(store.leaves)}
     source.end()
@@ -202,12 +222,34 @@ def test_backprop_of_an_encoder_is_its_gradient(tokenizer: Any, tmp_path: Path, 
         torch.testing.assert_close(found[name], own, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_models_of_images_and_of_speech_are_refused_by_what_they_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alias before it is downloaded, a folder by its configuration."""
+
+    def download(*_: Any) -> None:
+        raise AssertionError("a model was fetched")
+
+    monkeypatch.setattr("zograd.llm.loading.models.resolve_model", download)
+    for name, reads in (("whisper-tiny.en", "speech"), ("efficientnet-lite0", "images")):
+        with pytest.raises(loading.ModelError, match=f"{name} is a model of {reads}, and prompts are text: train it"):
+            loading.load(name)
+    monkeypatch.undo()
+    for kind, architecture, reads in (
+        ("vit", "ViTForImageClassification", "images"), ("whisper", "WhisperForConditionalGeneration", "speech"),
+        ("wav2vec2", "Wav2Vec2ForCTC", "speech"),
+    ):  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
+        with pytest.raises(loading.ModelError, match=f"is a model of {reads}"):
+            loading.load(str(tmp_path))
+
+
 def test_what_does_not_fit_is_said(tokenizer: Any, tmp_path: Path) -> None:
     masked, classes = (family("bert", len(tokenizer), auto) for auto in (MASKED, CLASSES))
     for model, what, match in (
         (masked, task((" very good", " bad")), "the label word ' very good' has 2 tokens"),
         (masked, task((" good", " good")), "label words ' good' and ' good' have the same tokens"),
-        (masked, task((), "completion", [Example("a", -1, "b")]), "fills masks and writes no completions"),
+        (masked, task((), "completion", [Example("a", -1, "b")]), "fills masks and scores no longer answers"),
         (classes, task((" a", " b", " c")), "has a head of 2 classes, and the task has 3 classes"),
         (classes, task((), "completion", [Example("a", -1, "b")]), "the task has completions"),
     ):

@@ -172,7 +172,7 @@ def test_select_says_what_names_look_like(tiny_model: Path) -> None:
     assert set(loading.select(model, "*.q_proj.weight", layers=1)) == {"model.layers.3.self_attn.q_proj.weight"}
     with pytest.raises(loading.ModelError, match="selects no parameter; names look like model"):
         loading.select(model, "nonsense")
-    with pytest.raises(loading.ModelError, match="neither full, lora, prefix, prompt nor a valid pattern"):
+    with pytest.raises(loading.ModelError, match="neither full, lora, polar, prefix, prompt nor a valid pattern"):
         loading.select(model, "(")
 
 

@@ -112,7 +112,7 @@ def test_scores_that_are_not_finite_have_no_metric() -> None:
         ),
         ("f1", "classification", "'f1' is for 2 classes, and this task has 3; use macro-f1"),
         ("perplexity", "classification", "is for completions and texts, and this task has classes; use loss"),
-        ("accuracy", "text", "compares classes, and this task has none: loss or perplexity"),
+        ("accuracy", "text", "compares classes, and this task has none: choose one of loss, perplexity"),
         ("no_such_module:f", "classification", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such"),
         ("math:no", "classification", "cannot be imported .*AttributeError"),
         ("math:pi", "classification", "'math:pi' is a float, expected a function"),

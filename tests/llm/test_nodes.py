@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
 
+from tests.estimates import deviations, gradients
+from tests.families import family
 from zograd import Store, methods
 from zograd.blockwise import Around, Backprop, Blockwise, Nodes, Residual, ResidualByValues, Terms
 from zograd.blockwise.nodes import layers_of, signs
 from zograd.blockwise.values import sums_behind
-from zograd.core.vector import Slot, Vector
 from zograd.llm import loading
 from zograd.llm.build import set_up
 from zograd.llm.oracle import Forwards
@@ -64,30 +65,6 @@ class Rows:
         return None
 
 
-def gradients(source: Blockwise, store: Store, batch: Any, key: int) -> dict[str, Tensor]:
-    source.observe(batch, key)
-    store.source = source
-    found: dict[str, list[Tensor]] = {}
-    for block in store.blocks(Vector(((Slot("gradient"), 1.0),))):
-        found.setdefault(block.leaf.name, []).append(block.v[0].clone())
-    source.end()
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def deviations(draw: Callable[[int], dict[str, Tensor]], exact: dict[str, Tensor], n: int) -> Tensor:
-    """(mean - exact) / standard error of n estimates, along one fixed random direction a tensor, and of each element
-    of a sample of them."""
-    generator = torch.Generator().manual_seed(5)
-    along = {name: torch.randn(g.shape, generator=generator) for name, g in exact.items()}
-    seen: list[Tensor] = []
-    for key in range(n):
-        found = draw(key)
-        seen.append(torch.stack([found[name] @ along[name] for name in exact]))
-    values = torch.stack(seen).double()
-    expected = torch.stack([g @ along[name] for name, g in exact.items()]).double()
-    return (values.mean(0) - expected) / (values.std(0) / n**0.5)
-
-
 def made(config: Any) -> tuple[nn.Module, list[nn.Module], Store, Rows]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -120,6 +97,21 @@ def test_the_mean_of_the_estimates_is_the_gradient(kind: str, at: Any) -> None:
     assert z.square().mean() < 2.0
     assert store.digest() == before
     assert not any(t.requires_grad for t in store.tensors)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_checkpointed_blocks_give_the_bits_of_others() -> None:
+    """Blocks in training mode that drop their activations and run again for a derivative, which autograd decides."""
+    for kind in (Nodes, Residual, Backprop, ResidualByValues):
+        found = []
+        for checkpointing in (False, True):
+            model, blocks, store, batch = made(KINDS["llama"])
+            if checkpointing:
+                model.train()
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            found.append(gradients(kind(blocks, store.leaves), store, batch, 3))
+        for name, g in found[0].items():
+            assert torch.equal(found[1][name], g), (kind, name)
 
 
 def test_recentred_estimates_have_the_same_mean_and_the_variance_of_what_the_center_misses() -> None:
@@ -168,6 +160,7 @@ def test_by_values_the_mean_is_residual_feedback_without_the_derivative_of_a_blo
         }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_by_values_estimates_of_more_draws_have_less_variance() -> None:
     _, blocks, store, batch = made(KINDS["llama"])
     exact = gradients(Residual(blocks, store.leaves), store, batch, 0)
@@ -262,7 +255,8 @@ def test_noise_is_of_the_key_the_node_and_the_forward() -> None:
 def settings(model: Path, **more: Any) -> TrainSettings:
     common = {
         "model": str(model), "task": "mr", "method": "node_perturbation", "dtype": "float32", "threads": 1,
-        "batch_size": 16, "steps": 40, "train_examples": 32, "eval_examples": 10, "lr": 1e-2, "save_every": 7,
+        "batch_size": 16, "steps": 40, "warmup": 0, "train_examples": 32, "eval_examples": 10, "lr": 1e-2,
+        "save_every": 7,
     }  # fmt: skip
     return TrainSettings.model_validate({**common, **more})
 
@@ -278,7 +272,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-SLOW = ("blocks", "several draws", "recentred", "by values, adapters")
+SLOW = ("blocks", "several draws", "recentred", "adapters", "by values, adapters")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in VARIANTS])
@@ -344,6 +338,28 @@ def test_causal_slopes_lower_the_variance_of_completions_and_keep_the_mean(tiny_
     values = (causal @ v).double()
     z = (values.mean() - float(torch.cat(list(exact.values())) @ v)) / (values.std() / len(values) ** 0.5)
     assert abs(float(z)) < 4
+
+
+def test_dropout_of_a_model_is_off_and_leaves_the_estimate_unbiased(tiny_model: Path, tmp_path: Path) -> None:
+    """A configuration that drops half of everything, as `zograd train` loads it."""
+    model = family("gpt2", len(loading.load(str(tiny_model), dtype="float32")[1]))
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        setattr(model.config, name, 0.5)
+    for file in tiny_model.glob("*token*"):
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    model.save_pretrained(tmp_path / "model")
+    work = set_up(settings(tmp_path / "model", layers=1, batch_size=4), tmp_path / "run")
+    assert any(m.p == 0.5 for m in work.prepared.model.modules() if isinstance(m, nn.Dropout))
+    store, source = work.prepared.store, work.prepared.store.source
+    assert isinstance(source, Nodes)
+    batch = Forwards(work.scorer, work.batches[0])
+    exact = gradients(Backprop(source.blocks, store.leaves), store, batch, 0)
+    assert all(torch.equal(g, exact[n]) for n, g in gradients(
+        Backprop(source.blocks, store.leaves), store, batch, 0).items())  # fmt: skip
+    z = deviations(lambda key: gradients(source, store, batch, key), exact, 80)
+    assert z.abs().max() < 4
+    assert z.square().mean() < 2.0
 
 
 class Twice(nn.Module):

@@ -172,7 +172,7 @@ def test_what_people_see(runs: dict[str, Path], tmp_path: Path) -> None:
     assert "bytes (the tape of 5 steps of zo_sgd, without loss; base model" in out
     _, out, _ = zograd("pack", runs["residual"], "--out", tmp_path / "b.zopack")
     assert "(the exact difference of" in out
-    assert "since residual leaves no numbers from which they follow" in out
+    assert "since the tape of residual does not give them back" in out
 
 
 def rewritten(file: Path, **changes: Any) -> None:

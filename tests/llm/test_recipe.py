@@ -22,17 +22,27 @@ from zograd.methods.defaults import Shape
     ("given", "expected", "why"),
     [
         ({}, {"method": "residual", "train": "full", "layers": 4, "steps": 100, "batch_size": 32}, "the last 4 blocks"),
+        ({}, {"lr_schedule": "cosine", "warmup": 10}, "100 steps"),
+        ({"seconds": 60}, {"warmup": 10}, "residual"),
+        ({"budget": "medium"}, {"steps": 400, "warmup": 10}, "400 steps"),
+        ({"steps": 30, "warmup": 5}, {"warmup": 5}, "30 steps"),
+        ({"steps": 30}, {"warmup": 3}, "30 steps"),
+        ({"lr_schedule": "table:0.5,1,0"}, {"warmup": 0}, "100 steps"),
         ({"quantized": True}, {"method": "residual", "train": "lora", "layers": 4}, "adapters of the last 4 blocks"),
         ({"offload": "disk"}, {"method": "residual", "train": "lora", "layers": 4}, "LoRA adapters"),
         ({"steps": 7, "lr_end": 0.5}, {"steps": 7, "lr_end": 0.5, "lr_schedule": "cosine"}, "7 steps of 32 examples"),
         ({"train": "lora"}, {"train": "lora", "layers": 4}, "LoRA adapters of the last 4"),
         ({"train": "mlp"}, {"train": "mlp", "layers": None}, "training 'mlp' by residual"),
-        ({"layers": 1}, {"train": "full", "layers": 1}, "of the last 1 blocks"),
+        ({"layers": 1}, {"train": "full", "layers": 1}, "the weights of the last block by"),
         ({"mu": 1e-3}, {"method": "zo_sgd", "steps": 1000, "layers": None}, "zo_sgd, because a radius is given"),
         ({"set": {"n": 4}}, {"method": "zo_sgd"}, "one of its settings is given"),
         ({"lr": "auto"}, {"method": "zo_sgd"}, "is to be measured"),
         ({"shards": 2}, {"method": "zo_sgd"}, "cut into parts"),
-        ({"method": "fzoo"}, {"method": "fzoo", "steps": 1000, "batch_size": 16}, ""),
+        ({"method": "fzoo"}, {"method": "fzoo", "steps": 1000, "batch_size": 16, "warmup": 0}, ""),
+        ({"method": "backprop"}, {"method": "backprop", "steps": 1000, "warmup": 10}, ""),
+        ({"method": "residual", "steps": 50}, {"warmup": 5}, ""),
+        ({"method": "residual", "warmup": 0}, {"warmup": 0}, ""),
+        ({"method": "residual", "lr_schedule": "table:0.5,1,0"}, {"warmup": 0}, ""),
     ],
 )  # fmt: skip
 def test_what_is_not_given_is_chosen(given: dict[str, Any], expected: dict[str, Any], why: str) -> None:
@@ -82,7 +92,7 @@ def test_the_rate_follows_the_width_and_the_number_of_trained_blocks(tiny_model:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"lora_r": 4}, "--lora-r does nothing here: it is for --train lora, and here is --train full"),
+        ({"lora_r": 4}, "--lora-r does nothing here: it is for --train lora or polar, and here is --train full"),
         ({"lora_targets": ["x"], "train": "mlp"}, "--lora-targets does nothing here: it is for --train lora"),
         ({"lr_end": 0.1, "lr": 1e-3}, "--lr-end does nothing here: it is for a linear or cosine --lr-schedule"),
         ({"lora_r": 4, "train": "lora", "lr_schedule": "cosine", "lr_end": 0.1}, None),

@@ -136,7 +136,11 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"x": 1}, {"records": "chat"}, "no column 'messages'; its columns are x. Name the one that holds the turns"),
     ({"x": 1}, {"records": "instruction"}, "no column 'instruction'; its columns are x. Name the columns so"),
     ({"x": 1}, {"records": "text"}, "no column 'text'; its columns are x. Name the right one with text_column"),
-    ({"x": 1}, {"records": "dialogue"}, "records = 'dialogue': choose one of auto, classification, completion, chat"),
+    (
+        {"x": 1},
+        {"records": "dialogue"},
+        "records = 'dialogue': choose one of auto, classification, choice, completion, chat",
+    ),
 ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from zograd.cli import app
+from zograd.llm.restore import replay
 from zograd.llm.scoring.prefix import Prefix
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import TrainSettings
-from zograd.llm.stages import Stages
+from zograd.llm.stages import Stages, importing
 from zograd.llm.train import train
 from zograd.runs.folder import began
 
@@ -110,3 +113,24 @@ def test_stages_have_their_times_on_one_line(capsys: pytest.CaptureFixture[str])
     assert "zograd: loading ... 0.0 s\n" in said
     assert "zograd: evaluating: 100%" in said
     assert said.endswith("zograd: reading ...\n")
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_garbage_collector_waits_for_imports_and_is_as_before_behind_them(on: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if on else gc.disable)()
+        with suppress(ImportError), importing():
+            assert not gc.isenabled()
+            raise ImportError("no such module")
+        assert gc.isenabled() is on
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_no_step_is_a_run_too(tiny_model: Path, tmp_path: Path) -> None:
+    """Without a method, too, whose schedule has nothing to do: the model is evaluated and the run replayed as it is."""
+    s = TrainSettings(model=str(tiny_model), task="mr", steps=0, train_examples=8, eval_examples=8, dtype="float32")
+    done = train(s, tmp_path / "run", quiet=True)
+    assert (done["steps"], done["evaluations"], done["metric_after"]) == (0, 0, done["metric_before"])
+    assert replay(tmp_path / "run", None, tmp_path / "weights")["sha256"] == done["sha256"]

@@ -50,8 +50,13 @@ def parsed(text: str) -> Any:
 
 
 def test_a_run_answers_as_the_weights_that_replay_writes(run: Path, tmp_path: Path) -> None:
-    """The probabilities are the softmax of the label words' logits, as transformers computes them."""
+    """The probabilities are the softmax of the label words' logits, as transformers computes them.
+
+    The folder is complete: `lm_eval --model hf` and servers read configuration, tokenizer and safetensors from it.
+    """
     replay(run, None, tmp_path / "weights")
+    files = {file.name for file in (tmp_path / "weights").iterdir()}
+    assert files >= {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "weights")
     texts = ["a good film", "very bad", "it is good , not great", "terrible"]
@@ -168,7 +173,7 @@ def test_templates_of_several_columns_take_records() -> None:
     assert form.examples([{"passage": "It rains.", "question": "wet", "id": 3}])[0].prompt == "It rains. wet?"
     assert form.examples(['{"passage": "It rains.", "question": 1}'])[0].prompt == "It rains. 1?"
     for bad, says in [
-        ("It rains.", "input 2 is one text, and the prompt template has the columns passage, question: write"),
+        ("It rains.", "input 2 is one text, and an input has the columns passage, question: write"),
         ({"passage": "x"}, "input 2 has no column 'question', which the prompt template"),
         ({"passage": "x", "question": None}, "input 2: the column 'question' holds nothing"),
         (3, "input 2 is int, and expected is a text"),
@@ -222,7 +227,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     done, out, err = zograd(*[names.get(str(a), a) for a in arguments], stdin="")
     assert (done, out) == (code, "")
     assert re.search(says, err), err
-    assert len(err.splitlines()) == 1
+    assert len([line for line in err.splitlines() if "zograd: importing torch ..." not in line]) == 1
     assert file.read_text() == '{"sentence": "x"}\n'
 
 
@@ -247,6 +252,45 @@ def test_scores_that_are_not_finite_have_no_label_and_strict_json(tiny_model: Pa
         {"prompt": "good It was", "label": None, "probability": None, "probabilities": {}}
     ]
     assert "1 of 1 inputs have scores that are not finite, and so no label" in err
+
+
+def test_each_stage_is_shown_with_a_bar(run: Path, tiny_model: Path) -> None:
+    """As `zograd train` shows them; nothing with --json, where stderr is no terminal."""
+    of_a_run = [f"zograd: loading {tiny_model} ... ", "zograd: replaying 3 steps ... "]
+    for arguments, stages, bar in [
+        (("predict", run, "a film", "bad"), of_a_run, "zograd: answering: 100%|"),
+        (("generate", run, "a film", "--max-new-tokens", 3), of_a_run, "zograd: writing: 100%|"),
+        (("eval", "--run", run, "--examples", 5), ["zograd: reading mr ... ", *of_a_run], "zograd: evaluating: 100%|"),
+        (("eval", "--model", tiny_model, "--task", "mr", "--examples", 5), ["zograd: reading mr ... ", of_a_run[0]],
+         "zograd: evaluating: 100%|"),
+    ]:  # fmt: skip
+        code, _, err = zograd(*arguments)
+        assert code == 0, err
+        places = [err.index(what) for what in ("zograd: importing torch ... ", "importing transformers", *stages, bar)]
+        assert places[0] == 0
+        assert places[2:] == sorted(places[2:])
+        assert zograd(*arguments, "--json")[2] == ""
+
+
+def test_replay_shows_its_stages(run: Path, tmp_path: Path) -> None:
+    code, _, err = zograd("replay", run, "--out", tmp_path / "weights")
+    assert code == 0
+    for stage in ("importing torch ... ", "replaying 3 steps ... ", f"writing {tmp_path / 'weights'} ... "):
+        assert f"zograd: {stage}" in err
+
+
+@pytest.mark.parametrize("stop", [(), ("film",)])
+def test_progress_is_told_after_each_token_and_adds_up_to_the_prompts(tiny_model: Path, stop: tuple[str, ...]) -> None:
+    from zograd.llm import loading
+    from zograd.llm.generation import generate
+
+    told: list[float] = []
+    model, tokenizer = loading.load(str(tiny_model))
+    found = generate(model, tokenizer, ["good"] * 20, max_new_tokens=4, stop=stop, progress=told.append)
+    longest = max(g.tokens for g in found)
+    assert len(told) == 2 * (longest + 1)  # two groups of prompts, and what is left of each
+    assert sum(told) == pytest.approx(20)
+    assert max(told[:longest]) == pytest.approx(16 / 4)
 
 
 def test_what_people_see(run: Path) -> None:

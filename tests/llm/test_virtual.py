@@ -13,11 +13,13 @@ from peft import AutoPeftModelForCausalLM, PromptTuningConfig, get_peft_model
 
 from tests.families import family, saved
 from tests.hf.helpers import Forward, arguments, llama, losses, rows
+from zograd.blockwise import Ends, Lookup, Nodes
 from zograd.core.vector import Noise, Vector
 from zograd.hub import Example, Task
 from zograd.lens.branches import Branches
 from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
+from zograd.llm.oracle import Forwards
 from zograd.llm.restore import replay, restore
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -140,8 +142,14 @@ def test_without_a_method_values_are_taken(
 
 @pytest.mark.parametrize("part", PARTS)
 def test_what_does_not_fit_is_refused_before_a_model_is_loaded(tmp_path: Path, part: str) -> None:
+    blocks = "residual feedback knows no derivative at virtual tokens.* Use --method node_perturbation"
     for more, match in (
-        ({"method": "residual", "lr": None}, "does not go with --method residual, which takes gradients from blocks"),
+        ({"method": "residual", "lr": None}, f"does not go with --method residual, as {blocks}"),
+        ({"method": "forward_residual", "lr": None}, f"does not go with --method forward_residual, as {blocks}"),
+        (
+            {"method": "node_perturbation", "lr": None, "set": {"at": "blocks", "center": "residual"}},
+            f"--method node_perturbation with center=residual, as {blocks} alone",
+        ),
         ({"layers": 2}, "does not go with --layers"),
         ({"offload": "disk"}, "does not go with --offload"),
     ):
@@ -174,3 +182,101 @@ def test_a_trainer_takes_a_soft_prompt_of_peft(tmp_path: Path) -> None:
     trainer = Forward(model=model, args=arguments(tmp_path, max_steps=20), train_dataset=rows(4), lr=0.1, method="fzoo")
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+# ---- node perturbation -----------------------------------------------------------------------------------------------
+
+
+def front_of(model: Any) -> Ends:
+    virtual = loading.virtual_of(model)
+    assert virtual is not None
+    return Ends(front=list(loading.select(model, virtual.part)), lookup=virtual.lookup)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "words"),
+    [
+        ("prompt", "llama", ONE),
+        ("prompt", "gemma", ()),  # its embeddings are scaled behind the lookup; completions
+        ("prefix", "gpt2", ()),
+        ("prefix", "llama", SEVERAL),
+    ],
+    ids=["prompt, one token", "scaled prompt, completions", "prefix, completions", "prefix, words of several tokens"],
+)
+def test_the_mean_of_node_perturbation_is_the_gradient(
+    tokenizer: Any, part: str, name: str, words: tuple[str, ...]
+) -> None:
+    """Against autograd, along random directions and along the gradient; packed rows, and rows with padding."""
+    model = loading.attach_virtual(family(name, len(tokenizer)), part, 3, 0).requires_grad_(False)
+    scorer = Scorer(model, tokenizer, task(words, "classification" if words else "completion"))
+    store = Store(loading.select(model, part))
+    weight, examples = store.tensors[0], scorer.task.splits["train"][::2]  # of one label, so that they agree
+    weight.requires_grad_(True)
+    (exact,) = torch.autograd.grad(scorer.loss(examples), weight)
+    weight.requires_grad_(False)
+    source = Nodes(loading.blocks(model), store.leaves, front_of(model))
+    before = store.digest()
+
+    def draw(key: int) -> torch.Tensor:
+        assert len(source.observe(Forwards(scorer, examples), key)) == 2
+        found = source.gradient(store.leaves[0])
+        source.end()
+        return found
+
+    found = torch.stack([draw(key) for key in range(80)]).double()
+    assert torch.equal(draw(7).double(), found[7])
+    generator = torch.Generator().manual_seed(3)
+    along = [torch.randn(weight.shape, generator=generator) for _ in range(5)] + [exact / exact.norm()]
+    values = found @ torch.stack(along).flatten(1).T.double()
+    expected = torch.tensor([float((exact * v).sum()) for v in along], dtype=torch.float64)
+    error = values.std(0) / len(values) ** 0.5
+    assert float(((values.mean(0) - expected) / error).abs().max()) < 3.5
+    assert float(values.mean(0)[-1] / error[-1]) > 4  # it is told from 0
+    assert store.digest() == before
+
+
+def test_each_example_has_noise_of_its_own(tokenizer: Any) -> None:
+    """On one example it is one direction for the batch; on twelve alike the variance is a part of that."""
+    model = loading.attach_virtual(family("llama", len(tokenizer)), "prompt", 3, 0).requires_grad_(False)
+    store = Store(loading.select(model, "prompt"))
+    scorer = Scorer(model, tokenizer, task(ONE))
+    variances = []
+    for copies in (1, 12):
+        source = Nodes(loading.blocks(model), store.leaves, front_of(model))
+        found = []
+        for key in range(60):
+            source.observe(Forwards(scorer, EXAMPLES[:1] * copies), key)
+            found.append(source.gradient(store.leaves[0]))
+            source.end()
+        variances.append(float(torch.stack(found).var(0).sum()))
+    assert variances[1] / variances[0] == pytest.approx(1 / 12, rel=0.3)
+
+
+def test_a_front_that_is_not_one_lookup_is_refused(tokenizer: Any) -> None:
+    model = loading.attach_virtual(family("llama", len(tokenizer)), "prompt", 3, 0)
+    store, blocks = Store(loading.select(model, "prompt")), loading.blocks(model)
+    front = front_of(model)
+    assert front.lookup is not None
+    with pytest.raises(ValueError, match=r"reaches one embedding in front of the blocks, given as ends\.lookup"):
+        Nodes(blocks, store.leaves, front._replace(lookup=None))
+    other = Lookup(torch.nn.Embedding(3, 32), front.lookup.used)
+    with pytest.raises(ValueError, match=r"reaches one embedding in front of the blocks, given as ends\.lookup"):
+        Nodes(blocks, store.leaves, front._replace(lookup=other))
+    with pytest.raises(ValueError, match="not known in front of the blocks; leave center out"):
+        Nodes(blocks, store.leaves, front, at="blocks", center=True)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks for it
+@pytest.mark.parametrize("part", PARTS)
+def test_node_perturbation_learns_and_goes_on_to_the_same_bits(tiny_model: Path, tmp_path: Path, part: str) -> None:
+    s = settings(
+        tiny_model, part, method="node_perturbation", lr=0.1, warmup=0, steps=20, save_every=4, set={"draws": 2}
+    )
+    done = train(s, tmp_path / "run", quiet=True)
+    assert done["loss_last"] < done["loss_first"] - 0.005
+    assert done["evaluations"] == 4 * done["steps"]
+    train(s.model_copy(update={"steps": 13}), tmp_path / "parts", quiet=True)
+    assert train(s, tmp_path / "parts", resume=True, quiet=True)["sha256"] == done["sha256"]
+    assert replay(tmp_path / "run", None, tmp_path / "saved")["sha256"] == done["sha256"]
+    answer = plan(str(tiny_model), train=part, method="node_perturbation", tokens=4, seq_len=16)
+    assert answer["trainable"] == done["trained"]

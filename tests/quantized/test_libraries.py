@@ -370,12 +370,13 @@ def test_replay_onto_other_integers_is_refused(tiny_model: Path, other_tiny_mode
         restore(tmp_path / "run", str(other_tiny_model))
 
 
-def test_lora_trains_on_a_quantized_base_and_is_saved_as_an_adapter(
-    tiny_model: Path, kind: str, tmp_path: Path
+@pytest.mark.parametrize("part", ["lora", "polar"])
+def test_adapters_train_on_a_quantized_base_and_are_saved_as_those_of_peft(
+    tiny_model: Path, kind: str, tmp_path: Path, part: str
 ) -> None:
     if LIBRARY[kind] == "torchao" and version("peft").startswith("0.18."):
         pytest.skip("peft 0.18 imports names that torchao 0.18 no longer has")
-    s = settings(tiny_model, kind, train="lora", method="zo_sgd", lr=None)
+    s = settings(tiny_model, kind, train=part, method="zo_sgd", lr=None)
     whole = train(s, tmp_path / "a", quiet=True)
     assert replay(tmp_path / "a", None, tmp_path / "out")["sha256"] == whole["sha256"]
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()

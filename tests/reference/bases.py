@@ -64,6 +64,36 @@ def _(e, shapes, slots):
     return by_leaf(shapes, lambda leaf, shape: np.eye(1, numel(shape), e.element) * (leaf == e.leaf))
 
 
+@expansion("OffMemory")
+def _(e, shapes, slots):
+    def element(leaf, shape):
+        rows = slots["memory"][leaf]
+        columns = numel(shape) // shape[0]
+        rows = rows[np.any(rows != 0, axis=1)]
+        free = columns - len(rows)
+        r = min(e.rank, free)
+        n = gaussian(e.right, leaf, columns, max(r, 1))
+        q, t = np.linalg.qr(n - rows.T @ (rows @ n))
+        q = q * np.sign(np.diag(t))
+        return np.sqrt(free / r) * gaussian(e.key, leaf, shape[0], r) @ q.T
+
+    return by_leaf(shapes, element)
+
+
+@expansion("Power")
+def _(e, shapes, slots):
+    return (np.abs(slots[e.slot]) + e.floor) ** e.exponent
+
+
+@expansion("RowSigns")
+def _(e, shapes, slots):
+    def signs(leaf, shape):
+        rows = noise(SIGN, e.key, leaf, numel(shape)).reshape(shape[0] if shape else 1, -1)
+        return rows * (np.arange(len(rows)) == e.row)[:, None] * (leaf == e.leaf)
+
+    return by_leaf(shapes, signs)
+
+
 @expansion("WalshSigns")
 def _(e, shapes, slots):
     def signs(leaf, shape):
@@ -166,6 +196,14 @@ def _(e, shapes, slots):
     changes[before + e.element] = True
     x, low, high = slots["x"], slots["low"], slots["high"]
     return np.where((x > (low + high) / 2) != changes, high, low) - x
+
+
+@expansion("OnLeaves")
+def _(e, shapes, slots):
+    whole = sum(c * expand(of, shapes, slots) for of, c in e.terms)
+    sizes = [numel(shape) for shape in shapes]
+    scales = [e.inside if leaf in e.leaves else e.outside for leaf in range(len(shapes))]
+    return whole * np.repeat(scales, sizes)
 
 
 # ---- masks -----------------------------------------------------------------------------------------------------------

@@ -251,6 +251,18 @@ def zo_adamu(
         yield x
 
 
+def zo_saddle(f: Loss, x0: Array, directions: Directions, *, lr: float, mu: float, ascend: Any) -> Iterator[Array]:
+    """z <- z - lr (2 F_t - F_{t-1}), F = (g_x, -g_y), F_{-1} = 0; y are the last 8 elements (leaf "b")."""
+    assert ascend == ("[!a]*",)
+    sign = np.where(np.arange(x0.size) < 12, 1.0, -1.0)
+    x, last = x0, np.zeros_like(x0)
+    for V in directions:
+        field = sign * two_point(f, x, V, mu)
+        x = x - lr * (2 * field - last)
+        last = field
+        yield x
+
+
 def cbo(
     f: Loss,
     x0: Array,
@@ -307,4 +319,114 @@ def frank_wolfe_vr(
             rows = draw.choice(terms, batch, replace=False)
             g = (D(x, u, rows) - D(w, u, rows)) * u + G
         x = x + lr * 2 / (t + 2) * (minimizer(set, g) - x)
+        yield x
+
+
+def page(
+    f: Callable[..., float], mu: float, rng: Callable[[int], np.random.Generator], batch: int, p: float | None,
+    terms: int, full: Callable[[Array, Array], Array], ahead: int,
+) -> Callable[[int, Array, Array], Array]:  # fmt: skip
+    """g <- full(x, rest of V) with probability p or at t = 0, else g + mean_j (D f_B(x) - D f_B(x')) v_j (PAGE).
+
+    The first `ahead` directions are those of increments. p is batch / (terms + batch) where it is None.
+    """
+    p = batch / (terms + batch) if p is None else p
+    held: dict[str, Array] = {}
+
+    def estimate(t: int, x: Array, V: Array) -> Array:
+        draw = rng(t)
+        if draw.random() < p or t == 0:
+            held["g"] = full(x, V[ahead:])
+        else:
+            B, old = draw.choice(terms, batch, replace=False), held["x"]
+            D = lambda at, v: (f(at + mu * v, B) - f(at - mu * v, B)) / (2 * mu)  # noqa: E731
+            held["g"] = held["g"] + np.mean([(D(x, v) - D(old, v)) * v for v in V[:ahead]], axis=0)
+        held["x"] = x
+        return held["g"]
+
+    return estimate
+
+
+def frank_wolfe_page(
+    f: Callable[..., float],
+    x0: Array,
+    directions: Directions,
+    *,
+    set: Any,
+    lr: float = 1.0,
+    mu: float,
+    rng: Callable[[int], np.random.Generator],
+    batch: int = 8,
+    p: float | None = None,
+    refine: int = 1,
+    terms: int = 6,
+) -> Iterator[Array]:
+    """PAGE whose full gradient is h <- h + sum_j (D_uj f - uj.h) uj / (refine + d + 1), then Frank-Wolfe's step."""
+    h = np.zeros_like(x0)
+
+    def tracked(x: Array, U: Array) -> Array:
+        nonlocal h
+        slopes = [(f(x + mu * u) - f(x - mu * u)) / (2 * mu) for u in U]
+        h = h + np.sum([(D - u @ h) * u for D, u in zip(slopes, U, strict=True)], axis=0) / (refine + x.size + 1)
+        return h
+
+    x, estimate = x0, page(f, mu, rng, batch, p, terms, tracked, 1)
+    for t, V in enumerate(directions):
+        x = x + lr * 2 / (t + 2) * (minimizer(set, estimate(t, x, V)) - x)
+        yield x
+
+
+def zo_halpern(
+    f: Callable[..., float],
+    x0: Array,
+    directions: Directions,
+    *,
+    lr: float,
+    mu: float,
+    rng: Callable[[int], np.random.Generator],
+    batch: int = 1,
+    p: float | None = None,
+    full: Any,
+    weight: float = 2.0,
+    offset: float = 4.0,
+    terms: int = 6,
+    weight_decay: float = 0.0,
+) -> Iterator[Array]:
+    """x <- b_k x_0 + (1 - b_k)((1 - lr w) x - lr g), b_k = weight / (k + offset), g of PAGE."""
+    x, estimate = x0, page(f, mu, rng, batch, p, terms, lambda x, V: two_point(f, x, V, mu), 2)
+    for t, V in enumerate(directions):
+        assert len(V) == 2 + full.n
+        b = weight / (t + offset)
+        x = b * x0 + (1 - b) * ((1 - lr * weight_decay) * x - lr * estimate(t, x, V))
+        yield x
+
+
+def optimistic_mirror(
+    f: Loss,
+    x0: Array,
+    directions: Directions,
+    *,
+    map: Any,
+    lr: float = 1.0,
+    mu: float,
+    diameter: float = 1.0,
+    floor: float = 1.0,
+) -> Iterator[Array]:
+    """y <- argmin <g_t, z> + D(z, y) / eta_t, x <- argmin <g_t, z> + D(z, y) / eta_{t+1}, M_t = g_{t-1}."""
+    radius = map.set.radius if hasattr(map, "set") else None
+
+    def moved(y: Array, g: Array) -> Array:
+        if radius is not None:  # the projection onto the Euclidean ball
+            z = y - lr * g
+            return z * min(1.0, radius / np.linalg.norm(z))
+        parts = [a * np.exp(-lr * b) for a, b in zip(np.split(y, [12]), np.split(g, [12]), strict=True)]
+        return np.concatenate([map.total * part / part.sum() for part in parts])
+
+    x, y, hint, wrong = x0, x0, np.zeros_like(x0), 0.0
+    for V in directions:
+        g = two_point(f, x, V, mu)
+        y = moved(y, g * diameter / np.sqrt(floor + wrong))
+        wrong += float((g - hint) @ (g - hint))
+        x = moved(y, g * diameter / np.sqrt(floor + wrong))
+        hint = g
         yield x

@@ -106,6 +106,7 @@ class Minimization:
         if self.warned or method is None or self.problem.shared or self.problem.terms:
             return
         if len(start) < 2 or min(start) == max(start):
+            self.warned = True  # there will be nothing to warn of
             return
         estimator = method.estimator
         while isinstance(estimator, Wrapper):
@@ -131,7 +132,7 @@ class Minimization:
             self.stopped = End(Ending.TARGET)
         elif objective.replaying:
             return
-        elif time.monotonic() >= self.ends:
+        elif self.seconds is not None and time.monotonic() >= self.ends:
             self.stopped = End(Ending.TIME)
         elif self.call is not None:
             record = search.tape[-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from typing import Any, NoReturn
 
 import numpy as np
@@ -111,15 +110,17 @@ class Objective:
     def evaluated(self, points: Points, first: tuple[Any, ...], named: dict[str, Any]) -> list[float]:
         """The values of f, now."""
         values: list[float] = []
+        results = self.evaluate(self.calls(points, first, named))
         try:
-            with closing(self.evaluate(self.calls(points, first, named))) as results:
-                for found in results:
-                    values.append(self.value(found, begun=self.nfev > 0 or len(values) > 0))
+            for found in results:
+                values.append(self.value(found, begun=self.nfev > 0 or len(values) > 0))
         except _Ends as ends:
             self.stop(points, values, ends.failure)
         except KeyboardInterrupt:
             self.count(points, values)
             raise
+        finally:
+            results.close()
         return values
 
     def value(self, found: float | Failure, *, begun: bool) -> float:

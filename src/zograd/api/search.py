@@ -32,6 +32,7 @@ class Search:
         self.trace.on_step = self.tape.append
         self._routine = strategy(self.trace)
         self._points: Points | None = None
+        self._cost = 0
         self.evaluations = 0
         self._advance(None)
 
@@ -43,9 +44,8 @@ class Search:
         """The values of `ask`, in its order; NaN or infinity is a failed evaluation."""
         if self._points is None:
             raise RuntimeError("tell() after the end: there are no points whose values could be told")
-        cost = self._points.cost(self.problem.terms)
-        self.evaluations += cost
-        self.trace.left -= cost
+        self.evaluations += self._cost
+        self.trace.left -= self._cost
         self._advance(values)
 
     def _advance(self, values: Sequence[float] | None) -> None:
@@ -55,7 +55,8 @@ class Search:
             self._points, self.ended = None, stop.value
             return
         self._points = wanted
-        if wanted.cost(self.problem.terms) > self.trace.left:
+        self._cost = wanted.cost(self.problem.terms)
+        if self._cost > self.trace.left:
             self.stop(End(Ending.BUDGET))
 
     def stop(self, end: End) -> None:

@@ -12,13 +12,16 @@ import numpy.typing as npt
 import torch
 
 from zograd import noise
-from zograd.core.vector import Vector, noise_terms
+from zograd.core.vector import Noise, Vector, noise_terms
 from zograd.methods.defaults import LARGE
 from zograd.spaces import Space
 from zograd.stores import Store
 
 Flat: TypeAlias = npt.NDArray[Any]
 """All variables in one array of one axis, in the order of x0."""
+
+KEPT = 1024
+"""Up to so many variables the points of a request are made together, and kept until their values are known."""
 
 CATEGORIES = (
     "for categories use Optuna (pip install optuna): optuna.create_study().optimize(lambda t: "
@@ -47,6 +50,8 @@ class Variables:
         if sum(part.size for part in parts) == 0:
             raise ValueError("x0 is empty; pass an array with at least one element")
         self.shapes = [part.shape for part in parts]
+        self.plain = self.names is None and self.likes == [None] and len(self.shapes[0]) == 1
+        """Whether x0 is one array of one axis."""
         self.dtypes = [part.dtype for part in parts]
         self.sizes = [part.size for part in parts]
         dtype = np.result_type(*self.dtypes)
@@ -60,6 +65,8 @@ class Variables:
 
     def shaped(self, flat: Flat) -> Any:
         """The form of x0; arrays are views of `flat` where their dtype is its own."""
+        if self.plain:
+            return flat
         if self.names is None:
             return _as(self.likes[0], flat.reshape(self.shapes[0]))
         found, start = {}, 0
@@ -109,6 +116,11 @@ class ArrayStore(Store):
             start += size
         super().__init__(tensors, space=space)
         self._last: npt.NDArray[Any] | None = None
+        self._rows: tuple[npt.NDArray[Any], list[torch.Tensor]] | None = None
+        """The points of the last request, as one matrix and as the tensors of its rows."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_last": None, "_rows": None}
 
     @property
     def array(self) -> npt.NDArray[Any]:
@@ -135,6 +147,30 @@ class ArrayStore(Store):
     def let_go(self) -> None:
         """Drop the array that is kept for the next point."""
         self._last = None
+
+    def points(self, ats: Sequence[Vector]) -> npt.NDArray[Any] | None:
+        """The rows Retr_x(at) of a matrix, which the next call overwrites. None where points are better made singly.
+
+        It is for pairs x + v, x - v along noise in few variables: noise is computed once a pair, and no tensor is made.
+        """
+        leaf = self.leaves[0]
+        if len(self.leaves) > 1 or self.dim > KEPT or not leaf.space.flat or not ats or len(ats) % 2:
+            return None
+        pairs = []
+        for plus, minus in zip(ats[::2], ats[1::2], strict=True):
+            if len(plus.terms) != 1 or (-plus).terms != minus.terms:
+                return None
+            e, c = plus.terms[0]
+            if type(e) is not Noise:
+                return None
+            pairs.append(noise.Term(e.kind, e.key, c))
+        self.make_moves()
+        if self._rows is None or len(self._rows[1]) != len(ats):
+            matrix = torch.empty((len(ats), self.dim), dtype=leaf.dtype, device=leaf.tensor.device)
+            self._rows = matrix.numpy(), list(matrix.unbind())
+        found, rows = self._rows
+        noise.shifted_pairs(rows, leaf.flat, pairs, leaf=leaf.index)
+        return found
 
     def point(self, at: Vector) -> npt.NDArray[Any]:
         """An array at Retr_x(at); the caller may keep or overwrite it. With several leaves it is flat."""

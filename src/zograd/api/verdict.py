@@ -13,7 +13,9 @@ from zograd.core.method import Method
 from zograd.core.record import Record
 from zograd.core.records import Records
 from zograd.core.schedules import as_schedule
+from zograd.estimators import Players, Saddle
 from zograd.methods.defaults import BLACK_BOX_LR
+from zograd.methods.menu import MENU, describe
 
 CLEAR = 3.0
 """Standard errors by which two noisy values have to differ."""
@@ -89,10 +91,22 @@ def _failure(
         down, up = final < f0, final > f0
         if down and f0 - final < 0.01 * max(abs(f0), abs(final)) and _too_short(taken, f0 - final):
             lr = taken[-1].rates[0].lr
-            return f"f hardly came down, {values}: steps are too short; pass a larger lr than {lr:.3g}"
+            return f"f hardly came down, {values}: steps are too short; {_longer(method, lr)}"
+    if up and isinstance(method.estimator, (Players, Saddle)):
+        return (
+            f"f rose, {values}: {type(method.estimator).__name__} looks for an equilibrium, not a minimum; use AskTell"
+        )
     if up:
         return f"f rose, {values}: steps were too long; {_shorter(method, taken, f0)}"
     return None if down else f"f is as it was, {final:.6g} at x0 and at the result; pass another mu or lr"
+
+
+def _longer(method: Method[Any], lr: float) -> str:
+    """The remedy for short steps. A method that was made without a rate has the menu's, for language models."""
+    larger = f"pass a larger lr than {lr:.3g}"
+    if method.name not in MENU or method.controller.peak != describe(method.name)["defaults"].get("lr"):
+        return larger
+    return f"{larger}, which {method.name} has for the weights of language models, or lr='auto'"
 
 
 def _without_method(at_start: Sequence[float], final: float, *, moved: bool) -> str | None:
@@ -116,21 +130,20 @@ def too_few(steps: int) -> End:
     return End(Ending.EARLY, f"the budget ended after {steps} iterations, which are too few; pass a larger budget")
 
 
-def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, final: float, noise: float) -> End | None:
+def unfinished(method: Method[Any] | None, tape: Records, f0: float, final: float, noise: float) -> End | None:
     """Why the end of the budget came too early: f was still falling. None where it was not.
 
     The last quarter of the evaluations brought more than a tenth of the whole drop, and more than the noise explains,
     which is also read off the differences of successive losses. A strategy that is not of the menu (method None) and
     ends within `FEW` iterations has only begun.
     """
-    losses = [(r.evaluations, r.loss) for r in tape if not r.refused and math.isfinite(r.loss)]
+    evaluations, values = tape.losses()
     total = f0 - final
     if not total > 0:
         return None
-    if len(losses) < FEW:
-        return too_few(len(losses)) if method is None else None
-    spent = np.cumsum([n for n, _ in losses])
-    values = np.array([f for _, f in losses])
+    if len(values) < FEW:
+        return too_few(len(values)) if method is None else None
+    spent = np.cumsum(evaluations)
     if method is None and not noise:  # the best point is kept, and a restart begins high
         values = np.minimum.accumulate(values)
     late = values[spent >= 0.75 * spent[-1]]
@@ -140,10 +153,12 @@ def unfinished(method: Method[Any] | None, tape: Sequence[Record], f0: float, fi
     if noise > 0 and len(late) > FEW:
         noise = max(noise, 1.5 * float(np.std(np.diff(late))))
     if drop > 0.1 * total and drop > CLEAR * noise / math.sqrt(part):
+        crawls = total < 0.01 * max(abs(f0), abs(final))  # at this rate it takes for ever
+        remedy = _longer(method, tape[-1].rates[0].lr) if method is not None and crawls else "pass a larger budget"
         return End(
             Ending.EARLY,
             f"the budget ended while f was falling: about {100 * min(drop / total, 1):.0f} % of the drop, from "
-            f"{f0:.6g} to {final:.6g}, came in its last quarter; pass a larger budget",
+            f"{f0:.6g} to {final:.6g}, came in its last quarter; {remedy}",
         )
     return None
 

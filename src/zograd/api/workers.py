@@ -76,7 +76,7 @@ class Valued:
 
 def as_value(value: Any) -> float:
     """A value of f as a float. TypeError for what is no single number, and for True and False."""
-    if isinstance(value, Evaluated):
+    if type(value) is float or isinstance(value, Evaluated):
         return value
     kind = value.dtype if isinstance(value, np.ndarray | torch.Tensor) else None
     if isinstance(value, bool | np.bool_) or kind in (np.bool_, torch.bool):

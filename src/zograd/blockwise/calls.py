@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -22,8 +23,9 @@ class Call:
     arguments: what a block was called with besides, by its number: masks, positions. around: makes the context in which
     the forward ran, for parts of a block that are replaced in it.
     output: the hidden states behind the last block. signal: dL/d output, of the same shape. tail: dL/d of the trained
-    tensors behind the last block, for all forwards of a loss; in the first call of them. owners: the sequence of each
-    token, int64 [rows, width], -1 for padding; None where each row is one sequence.
+    tensors behind the last block, by number, for all forwards of a loss; in the first call of them.
+    front: the states that enter the first block, with their graph, where tensors in front of it are trained.
+    owners: the sequence of each token, int64 [rows, width], -1 for padding; None where each row is one sequence.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
@@ -31,7 +33,8 @@ class Call:
     around: Around = nullcontext
     output: Tensor | None = None
     signal: Tensor | None = None
-    tail: list[Tensor] = field(default_factory=list)
+    tail: dict[int, Tensor] = field(default_factory=dict)
+    front: Tensor | None = None
     owners: Tensor | None = None
 
     @property
@@ -39,6 +42,15 @@ class Call:
         """The signal, which a call has once it was recorded."""
         assert self.signal is not None
         return self.signal
+
+    def before(self, front: Sequence[Tensor], signal: Tensor) -> list[Tensor]:
+        """d<signal, h_0>/d front for the states h_0 that entered the first block; then their graph is let go."""
+        if self.front is None:
+            return [torch.zeros_like(tensor) for tensor in front]
+        with requiring(front):
+            found = torch.autograd.grad(self.front, front, signal.to(self.front.dtype), materialize_grads=True)
+        self.front = None
+        return list(found)
 
     def run(self, block: nn.Module, number: int, hidden: Tensor) -> Tensor:
         """The hidden states behind a block."""
@@ -68,10 +80,10 @@ def _watched(
     """
     calls: list[Call] = []
 
-    def enters(number: int) -> Callable[..., None]:
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enters(number: int) -> Callable[..., Any]:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if graph and not torch.is_grad_enabled():
-                return
+                return None
             if number == first:
                 calls.append(Call(around=around()))
             rest = dict(kwargs)
@@ -79,6 +91,10 @@ def _watched(
             calls[-1].arguments[number] = (args[1:], rest)
             if number == first or keep:
                 calls[-1].inputs[number] = hidden.detach()
+            if number > first or not hidden.requires_grad:
+                return None
+            calls[-1].front, hidden = hidden, hidden.detach()  # the blocks run without a graph
+            return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
 
         return enter
 
@@ -103,7 +119,8 @@ def record(
     *,
     keep: bool = False,
     around: Callable[[], Around] = lambda: nullcontext,
-    tail: Sequence[Tensor] = (),
+    tail: Mapping[int, Tensor] = MappingProxyType({}),
+    front: Sequence[Tensor] = (),
 ) -> tuple[float, list[Call]]:
     """(loss, a `Call` for each forward of the model in it), with the derivative of the loss behind the last block.
 
@@ -111,12 +128,13 @@ def record(
     model may require a gradient, so that no graph is kept in front of the last block's output.
     first: the first block with trained weights; what enters it is kept. keep: what enters all later ones too. around:
     tells, when a forward enters that block, the context that it runs in. tail: trained tensors behind the last block
-    (the last norm, a head of classes), whose derivatives are taken too; 0 for a tensor that is not there.
+    (the last norm, a head of classes) by any number, whose derivatives are taken too; 0 for one that is not there.
+    front: trained tensors in front of the first block (embeddings), whose graph is kept for `Call.before`.
 
     Costs one forward, and the derivative of what stands behind the last block: norm, rows of the output matrix, loss.
     Raises TypeError for a loss without a derivative there.
     """
-    with requiring(tail):
+    with requiring([*tail.values(), *front]):
         with _watched(blocks, first, keep, around) as entered, torch.enable_grad():
             value = loss()
         calls = [call for call in entered if call.output is not None]  # others stopped on their way
@@ -125,11 +143,11 @@ def record(
                 "the loss has no derivative in the hidden states behind the last block: it is a metric, or computed "
                 "under no_grad. Use a method that needs values of the loss alone, such as 'zo_sgd'"
             )
-        wanted: Any = [*(call.output for call in calls), *tail]
+        wanted: Any = [*(call.output for call in calls), *tail.values()]
         found = torch.autograd.grad(value, wanted, materialize_grads=True)
     for call, signal in zip(calls, found, strict=False):
         call.output, call.signal = None, signal
-    calls[0].tail = list(found[len(calls) :])
+    calls[0].tail = dict(zip(tail, found[len(calls) :], strict=True))
     return float(value.detach()), calls
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zograd import noise
 from zograd.blockwise.calls import Call, observe, record, requiring, states_of, with_states
-from zograd.blockwise.sources import Batch, Residual
+from zograd.blockwise.sources import FRONT, NO_ENDS, Batch, Blockwise, Ends, Residual
 from zograd.stores import Leaf
 
 At: TypeAlias = Literal["layers", "blocks"]
@@ -63,6 +63,14 @@ class _Draw:
     slopes: list[Tensor]
 
 
+@dataclass
+class _Seen:
+    """What a lookup was asked for in a forward: its ids, and where they count (`Lookup.used`); None: for each row."""
+
+    ids: Tensor
+    used: Tensor | None
+
+
 class Nodes(Residual):
     """g = d/dW sum_i <c_i xi_i, y_i(W)>, c_i = (L_i(y + mu xi) - L_i(y - mu xi)) / 2 mu, the input of y held fixed.
 
@@ -72,6 +80,12 @@ class Nodes(Residual):
     counts outputs times positions in place of weights, and each example has its own slope. For losses that are sums
     over tokens, a slope counts those at and behind its own position (`Terms.slopes`).
 
+    A trained embedding in front of the blocks (`Ends.lookup`: a soft prompt, a prefix of keys and values) has noise on
+    what it returns for each example, where that counts; its estimate costs nothing beside the forwards. There mu is a
+    share of the root mean square of its weights, whose size differs much. With D weights and gradients g_i of B
+    examples, of mean g, the mean squared error is about D / B^2 sum_i |g_i|^2; that of one direction of the weights is
+    D |g|^2, which is more where the examples agree, and less where they cancel out.
+
     Williams 1992 (node perturbation); Ren, Kornblith, Liao and Hinton, ICLR 2023, arXiv 2210.03310 (activity-perturbed
     forward gradient).
 
@@ -80,17 +94,20 @@ class Nodes(Residual):
     H = dL/dh_L and the inner product over all blocks of an example. Unbiased with shrink = 1, residual feedback with
     shrink = 0. At blocks alone.
 
-    Raises ValueError, before a weight moves, where a node runs several times in one forward: one noise on all of its
-    outputs would bias the estimate.
+    Raises ValueError for a front without its lookup, or with center, as H is not known there; and, before a weight
+    moves, where a node runs several times in one forward: one noise on all of its outputs would bias the estimate.
 
     Costs 2 draws forwards (one more with center), and then a forward and the products of each trained layer, or the
     derivative of a block. Memory: the states between two blocks, and the activations of one block.
     """
 
+    reaches_front = True
+
     def __init__(
         self,
         blocks: Sequence[nn.Module],
         leaves: Sequence[Leaf],
+        ends: Ends = NO_ENDS,
         *,
         mu: float = 1e-2,
         at: At = "layers",
@@ -98,21 +115,37 @@ class Nodes(Residual):
         center: bool = False,
         shrink: float = 1.0,
     ) -> None:
-        super().__init__(blocks, leaves)
+        super().__init__(blocks, leaves, Ends((), ends.front))
         self.mu, self.draws, self.center, self.shrink = mu, draws, center, shrink
         self.adds = center
         trained = {id(leaf.tensor) for leaf in leaves}
         self.nodes: dict[int, list[tuple[int, nn.Module]]] = {}
         """The perturbed modules of each block that has trained weights, with their numbers."""
         count = 0
-        for number in sorted(self.leaves):
+        for number in sorted(n for n in self.leaves if n != FRONT):
             found = [blocks[number]] if at == "blocks" else layers_of(blocks[number], trained)
             self.nodes[number] = list(enumerate(found, count))
             count += len(found)
+        self.lookup = ends.lookup if FRONT in self.leaves else None
+        if FRONT in self.leaves:
+            if self.lookup is None or [id(t) for t in self.front] != [id(self.lookup.module.weight)]:
+                raise ValueError(
+                    f"node perturbation reaches one embedding in front of the blocks, given as ends.lookup; got "
+                    f"front={list(ends.front)}"
+                )
+            if center:
+                raise ValueError("residual feedback is not known in front of the blocks; leave center out")
+        self._lookup_node = count
+        self._looked_up: list[_Seen] = []
+        self._cells: list[Tensor] = []
         self._drawn: list[_Draw] = []
 
+    @property
+    def visits(self) -> range:
+        return range(self.start, self.stop)
+
     def observe(self, batch: Batch, key: int) -> list[float]:
-        self._drawn, losses = [], []
+        self._drawn, self._looked_up, losses = [], [], []
         calls: list[Call] = []
         if self.center:
             loss, calls = record(batch.loss, self.blocks, self.first, around=batch.around)
@@ -122,7 +155,7 @@ class Nodes(Residual):
             sides: list[list[Terms]] = []
             for mu in (self.mu, -self.mu):
                 with self._perturbed(one, mu):
-                    terms, seen = observe(batch.terms, self.blocks, self.first, around=batch.around)
+                    terms, seen = self._forwards(batch)
                 if len(seen) != len(terms):
                     raise ValueError(
                         f"the blocks of the model ran {len(seen)} times in {len(terms)} forwards, and their gradients "
@@ -136,12 +169,27 @@ class Nodes(Residual):
                 slopes = [s - self._seen_by_center(one, k, plus, calls[k]) for k, (s, plus) in enumerate(
                     zip(slopes, sides[0], strict=True))]  # fmt: skip
             self._drawn.append(_Draw(one, slopes))
+            self._cells = [plus.cells for plus in sides[0]]
         self.begin(calls)
         return losses
 
+    def _forwards(self, batch: Batch) -> tuple[list[Terms], list[Call]]:
+        """What `observe` gives; where no block is visited, its calls are empty."""
+        if self.nodes:
+            return observe(batch.terms, self.blocks, self.first, around=batch.around)
+        with torch.no_grad():
+            terms = batch.terms()
+        return terms, [Call() for _ in terms]
+
+    def begin(self, calls: Sequence[Call], key: int = 0) -> None:
+        if self.nodes:
+            super().begin(calls, key)
+        else:
+            Blockwise.begin(self, calls, key)
+
     def end(self) -> None:
         super().end()
-        self._drawn = []
+        self._drawn, self._looked_up, self._cells = [], [], []
 
     def _seen_by_center(self, key: int, k: int, terms: Terms, call: Call) -> Tensor:
         """[rows, width]: <H_i, xi_i> of the example of each token, over all of its positions and all blocks."""
@@ -157,6 +205,7 @@ class Nodes(Residual):
     def _perturbed(self, key: int, mu: float) -> Iterator[None]:
         """Inside, every node returns y + mu xi. The noise is that of the node and of the number of the forward."""
         count = -1
+        looked_up = -1  # the forward in which the lookup ran last
         ran: set[int] = set()
 
         def begins(*_: Any) -> None:
@@ -178,8 +227,25 @@ class Nodes(Residual):
 
             return hook
 
+        size = 1.0 if self.lookup is None else _size(self.lookup.module.weight)
+
+        def look_up(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            nonlocal looked_up
+            if looked_up == count + 1:
+                raise ValueError(
+                    f"a trained {type(module).__name__} in front of the blocks runs several times in one forward, and "
+                    f"node perturbation gives each output one noise: use zo_sgd"
+                )
+            looked_up = count + 1  # it runs in front of the block at which a forward is counted
+            if self.lookup is not None and len(self._looked_up) == looked_up:
+                used = self.lookup.used
+                self._looked_up.append(_Seen(args[0], None if used is None else used()))
+            return y + (mu * size * signs(key, self._lookup_node, looked_up, y)).to(y.dtype)
+
         with ExitStack() as stack:
             stack.callback(self.blocks[self.first].register_forward_pre_hook(begins).remove)
+            if self.lookup is not None:
+                stack.callback(self.lookup.module.register_forward_hook(look_up).remove)
             for nodes in self.nodes.values():
                 for node, module in nodes:
                     stack.callback(module.register_forward_hook(add(node)).remove)
@@ -188,14 +254,34 @@ class Nodes(Residual):
     def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
         nodes = self.nodes.get(number, [])
         for k, call in enumerate(self.calls):
-            with requiring(trained):
-                with cut(nodes) as outputs, torch.set_grad_enabled(bool(trained)):
+            with requiring(trained), cut(nodes) as outputs:
+                with torch.set_grad_enabled(bool(trained)):
                     after = call.run(block, number, self._states[k])
                 if trained:
                     signals = [self._signal(node, k, call, y) for node, y in outputs]
                     ys = [y for _, y in outputs]
                     self._add(number, torch.autograd.grad(ys, trained, signals, materialize_grads=True))
             self._states[k] = after.detach()
+
+    def _visit_end(self, number: int) -> None:
+        for k in range(len(self.calls)):
+            self._add(number, [self._of_lookup(k, weight) for weight in self.front])
+
+    def _of_lookup(self, k: int, weight: Tensor) -> Tensor:
+        """The estimate of d/dW of what one forward looked up: for each row of W, the sum of its signals."""
+        seen = self._looked_up[k]
+        total = torch.zeros(*seen.ids.shape, weight.shape[1], device=weight.device)
+        for draw in self._drawn:
+            slopes = draw.slopes[k]
+            if seen.used is None:  # in front of each row: all of its example follows
+                first = (self._cells[k] >= 0).int().argmax(1, keepdim=True)
+                slopes = slopes.gather(1, first).expand(seen.ids.shape)
+            else:
+                slopes = torch.where(seen.used, slopes, 0.0)
+            total += signs(draw.key, self._lookup_node, k, total) * slopes[..., None]
+        total /= self.draws * _size(weight)
+        found = torch.zeros(weight.shape, device=weight.device)
+        return found.index_add_(0, seen.ids.reshape(-1), total.view(-1, weight.shape[1]))
 
     def _signal(self, node: int, k: int, call: Call, y: Tensor) -> Tensor:
         """The estimate of dL/dy, in the shape and the dtype of y."""
@@ -210,6 +296,11 @@ class Nodes(Residual):
             total += signs(draw.key, node, k, y) * slopes.reshape(*y.shape[:-1], 1)
         total *= (self.shrink if self.center else 1.0) / self.draws
         return (total + call.behind if self.center else total).to(y.dtype)
+
+
+def _size(weight: Tensor) -> float:
+    """The root mean square of a tensor, or 1 where that is 0: the unit of mu on what is looked up in it."""
+    return float(weight.detach().float().square().mean().sqrt()) or 1.0
 
 
 def signs(key: int, node: int, forward: int, like: Tensor) -> Tensor:
@@ -230,7 +321,10 @@ def layers_of(block: nn.Module, trained: set[int]) -> list[nn.Module]:
 
 @contextmanager
 def cut(nodes: Sequence[tuple[int, nn.Module]]) -> Iterator[list[tuple[int, Tensor]]]:
-    """Inside, autograd sees each node alone: no graph leads into it or out of it. Yields (number, output)."""
+    """Inside, autograd sees each node alone: no graph leads into it or out of it. Yields (number, output).
+
+    Derivatives are taken inside too: a block with checkpoints runs again for them, and has to be cut in the same way.
+    """
     outputs: list[tuple[int, Tensor]] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -14,6 +15,37 @@ from zograd.stores import Leaf
 
 if TYPE_CHECKING:
     from zograd.blockwise.nodes import Terms
+
+
+FRONT = -1
+"""The number of what stands in front of the blocks."""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """An embedding of trained vectors that runs once in a forward, in front of the blocks.
+
+    used: after it ran, bool [rows, width]: the tokens of the forward at which its output counts. None: its output is
+    not of the tokens of the forward, and stands in front of each row (keys and values of a prefix).
+    """
+
+    module: nn.Embedding
+    used: Callable[[], Tensor] | None = None
+
+
+class Ends(NamedTuple):
+    """The names of trained tensors outside of the blocks.
+
+    tail: behind the last block; a forward gives their gradients. front: in front of the first one. A matrix that is
+    embedding and output is in both. lookup: the embedding that the front consists of, where it is known.
+    """
+
+    tail: Collection[str] = ()
+    front: Collection[str] = ()
+    lookup: Lookup | None = None
+
+
+NO_ENDS = Ends()
 
 
 class Batch(Protocol):
@@ -35,29 +67,33 @@ class Batch(Protocol):
 class Blockwise(ABC):
     """A `zograd.stores.GradientSource` over the blocks of a model: `begin` a step with what a forward has shown.
 
-    blocks: of the model, in order. leaves: those of the store; each of them is a parameter of one block, or stands
-    behind the last one. tail: the names of the latter, whose gradients the recorded forward gives.
-    Raises ValueError for another leaf that is in no block, or in several.
+    blocks: of the model, in order. leaves: those of the store; each of them is a parameter of one block, or one of
+    `ends`. Raises ValueError for another leaf that is in no block, or in several.
     """
 
     keeps_inputs = False
     """Whether what enters each block has to be kept by the forward."""
     adds = False
     """Whether the blocks have to add to the states that enter them (`adds_to_its_input`)."""
+    reaches_front = False
+    """Whether it knows the gradient of what stands in front of the blocks."""
 
-    def __init__(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> None:
+        tail, front, _ = ends
+        if front and not self.reaches_front:
+            raise ValueError(f"{type(self).__name__} has no gradient in front of the blocks; got front={list(front)}")
         self.blocks = blocks
         self.leaves: dict[int, list[Leaf]] = {}
         self.number: dict[int, int] = {}
-        """The block of a leaf, by the leaf's index; the number of blocks, for a leaf behind them."""
+        """The block of a leaf, by its index; for leaves behind the blocks their number, for those in front `FRONT`."""
         owners: dict[int, list[int]] = {}
         for number, block in enumerate(blocks):
             for parameter in block.parameters():
                 owners.setdefault(id(parameter), []).append(number)
         for leaf in leaves:
             found = owners.get(id(leaf.tensor), [])
-            if leaf.name in tail and not found:
-                found = [len(blocks)]
+            if not found and (leaf.name in front or leaf.name in tail):
+                found = [FRONT if leaf.name in front else len(blocks)]
             if len(found) != 1:
                 where = "in no block of the model" if not found else f"in the blocks {found}"
                 raise ValueError(
@@ -66,6 +102,7 @@ class Blockwise(ABC):
                 )
             self.number[leaf.index] = found[0]
             self.leaves.setdefault(found[0], []).append(leaf)
+        self._tail = [leaf for leaf in leaves if leaf.name in tail and self.number[leaf.index] in (FRONT, len(blocks))]
         self.calls: list[Call] = []
         self.key = 0
         self._states: list[Tensor] = []
@@ -74,39 +111,53 @@ class Blockwise(ABC):
         """Makes of the gradient of a leaf, flat, that of all processes: their sum or mean, as their losses are."""
         self._warned = False
         self._rest: Iterator[int] = iter(())
-        self._at = -1
+        self._at: int | None = None
         """The block that was visited last: its gradients are there."""
 
     @property
-    def first(self) -> int:
-        """The first block with trained weights; the last block where there is none."""
+    def start(self) -> int:
+        """The lowest number that is visited; what stands in front of the blocks is visited as one more block."""
         return min(*self.leaves, len(self.blocks) - 1)
 
     @property
-    def tail(self) -> list[Tensor]:
-        """The trained tensors behind the last block."""
-        return [leaf.tensor for leaf in self.leaves.get(len(self.blocks), ())]
+    def first(self) -> int:
+        """The first block that is visited."""
+        return max(self.start, 0)
+
+    @property
+    def tail(self) -> dict[int, Tensor]:
+        """The trained tensors behind the last block, by the index of their leaf."""
+        return {leaf.index: leaf.tensor for leaf in self._tail}
+
+    @property
+    def front(self) -> list[Tensor]:
+        """The trained tensors in front of the first block."""
+        return [leaf.tensor for leaf in self.leaves.get(FRONT, ())]
 
     @property
     def stop(self) -> int:
-        """The number behind that of the last visit; what stands behind the blocks is visited as one more block."""
-        return len(self.blocks) + bool(self.tail)
+        """The number behind the highest that is visited; what stands behind the blocks is visited as one more block."""
+        return len(self.blocks) + (len(self.blocks) in self.leaves)
+
+    def recorded(self, loss: Callable[[], Tensor], around: Callable[[], Around]) -> tuple[float, list[Call]]:
+        """`record` of a loss, with all that this source needs."""
+        return record(
+            loss, self.blocks, self.first, keep=self.keeps_inputs, around=around, tail=self.tail, front=self.front
+        )
 
     def observe(self, batch: Batch, key: int) -> list[float]:
         """Run the forwards of a step on a batch, and `begin`; returns the losses that they gave.
 
         key: of this step, for directions.
         """
-        loss, calls = record(
-            batch.loss, self.blocks, self.first, keep=self.keeps_inputs, around=batch.around, tail=self.tail
-        )
+        loss, calls = self.recorded(batch.loss, batch.around)
         self.begin(calls, key)
         return [loss]
 
     def begin(self, calls: Sequence[Call], key: int = 0) -> None:
         """The forward of a step. Its gradients are asked for once each, in the order of `order`."""
         self.calls, self.key, self._found = list(calls), key, {}
-        self._rest, self._at = iter(self.visits), -1
+        self._rest, self._at = iter(self.visits), None
 
     def end(self) -> None:
         """Let go of everything of this step."""
@@ -133,13 +184,12 @@ class Blockwise(ABC):
                 "does not replay them; go on from the state that the run has saved"
             )
         while self._at != self.number[leaf.index]:
-            self._found, self._at = {}, next(self._rest)
-            if self._at == len(self.blocks):
-                for call in self.calls:
-                    if call.tail:
-                        self._add(self._at, call.tail)
-                continue
-            self._visit(self.blocks[self._at], self._at, [leaf.tensor for leaf in self.leaves.get(self._at, ())])
+            number = self._at = next(self._rest)
+            self._found = {}
+            if FRONT < number < len(self.blocks):
+                self._visit(self.blocks[number], number, [leaf.tensor for leaf in self.leaves.get(number, ())])
+            else:
+                self._visit_end(number)
         found = self._found.pop(leaf.index)
         if self.combine is not None:
             found = self.combine(found)
@@ -154,13 +204,25 @@ class Blockwise(ABC):
             found.zero_()
         return found
 
+    def _visit_end(self, number: int) -> None:
+        """The derivatives of what stands in front of the blocks, or behind them."""
+        for k, call in enumerate(self.calls):
+            for leaf in self._tail:
+                if self.number[leaf.index] == number and leaf.index in call.tail:
+                    self._sum(leaf, call.tail.pop(leaf.index))
+            if number == FRONT:
+                self._add(number, call.before(self.front, self._states[k]))
+
     def _add(self, number: int, gradients: Sequence[Tensor]) -> None:
         """Add the gradients of the leaves of a block in one call to those in the calls before."""
         for leaf, gradient in zip(self.leaves.get(number, ()), gradients, strict=True):
-            if leaf.index in self._found:
-                self._found[leaf.index].add_(gradient.reshape(-1))
-            else:
-                self._found[leaf.index] = gradient.reshape(-1)
+            self._sum(leaf, gradient)
+
+    def _sum(self, leaf: Leaf, gradient: Tensor) -> None:
+        if leaf.index in self._found:
+            self._found[leaf.index].add_(gradient.reshape(-1))
+        else:
+            self._found[leaf.index] = gradient.reshape(-1)
 
 
 class Residual(Blockwise):
@@ -196,13 +258,17 @@ class Backprop(Blockwise):
     Chen et al. 2016 (checkpoints), Lv et al. 2023 (LOMO: the update within the backward pass). Costs a forward and a
     backward of each block from the first trained one on, beside the forward that is recorded. Memory: what enters each
     of these blocks, and the activations of one block.
+
+    It goes on in front of the first block: to embeddings, and to the embeddings of virtual tokens. A matrix that is
+    embedding and output gets the sum of both derivatives, and moves last.
     """
 
     keeps_inputs = True
+    reaches_front = True
 
     @property
     def visits(self) -> range:
-        return range(self.stop - 1, self.first - 1, -1)
+        return range(self.stop - 1, self.start - 1, -1)
 
     def begin(self, calls: Sequence[Call], key: int = 0) -> None:
         super().begin(calls, key)
@@ -211,7 +277,7 @@ class Backprop(Blockwise):
     def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
         for k, call in enumerate(self.calls):
             _, gradients, before = derivative(
-                block, call, number, call.inputs.pop(number), self._states[k], trained, of_input=number > self.first
+                block, call, number, call.inputs.pop(number), self._states[k], trained, of_input=number > self.start
             )
             if before is not None:
                 self._states[k] = before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, TypeAlias
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zograd import noise
-from zograd.blockwise.calls import record, requiring, states_of, with_states
+from zograd.blockwise.calls import requiring, states_of, with_states
 from zograd.blockwise.nodes import behind, cut, layers_of, signs
-from zograd.blockwise.sources import Batch, Residual
+from zograd.blockwise.sources import NO_ENDS, Batch, Ends, Residual
 from zograd.stores import Leaf
 
 Path: TypeAlias = Literal["adds", "stays", "spreads"]
@@ -47,12 +47,12 @@ class ResidualByValues(Residual):
         self,
         blocks: Sequence[nn.Module],
         leaves: Sequence[Leaf],
-        tail: Collection[str] = (),
+        ends: Ends = NO_ENDS,
         *,
         mu: float = 1e-2,
         draws: int = 1,
     ) -> None:
-        super().__init__(blocks, leaves, tail)
+        super().__init__(blocks, leaves, ends)
         self.mu, self.draws = mu, draws
         trained = {id(leaf.tensor) for leaf in leaves}
         numbers = (number for number in sorted(self.leaves) if number < len(blocks))
@@ -66,7 +66,7 @@ class ResidualByValues(Residual):
             owners.append(batch.owners())
             return batch.around()
 
-        loss, calls = record(batch.loss, self.blocks, self.first, around=around, tail=self.tail)
+        loss, calls = self.recorded(batch.loss, around)
         for call, owner in zip(calls, owners, strict=True):
             call.owners = owner
         self.begin(calls, key)
@@ -75,8 +75,8 @@ class ResidualByValues(Residual):
     def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
         nodes = list(enumerate(self.nodes.get(number, [])))
         for k, call in enumerate(self.calls):
-            with requiring(trained):
-                with cut(nodes) as outputs, torch.set_grad_enabled(bool(trained)):
+            with requiring(trained), cut(nodes) as outputs:
+                with torch.set_grad_enabled(bool(trained)):
                     after = call.run(block, number, self._states[k]).detach()
                 if trained:
                     ys = dict(outputs)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from zograd.cli.options import Plugins, later, with_settings
-from zograd.cli.output import Debug, Json, app, conclude, say
-from zograd.cli.train import set_threads
+from zograd.cli.output import STARTED, Debug, Json, app, conclude, say
+from zograd.cli.train import set_threads, stages_for
 
 SETTINGS = (
     "model", "task", "prompt_template", "label_words", "text_column", "dtype", "quantized", "quantize", "device",
@@ -58,13 +57,13 @@ def predict(
     Example: zograd predict runs/quickstart "Who wrote Hamlet ?"
     """
 
-    def go(tuned: Any, inputs: list[Any], progress: Callable[[float], object]) -> tuple[list[Any], dict[str, Any]]:
-        found = tuned.predict(inputs, calibrate=calibrate, progress=progress)
+    def go(tuned: Any, inputs: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+        found = tuned.predict(inputs, calibrate=calibrate)
         bad = sum(p.label is None for p in found)
         failure = f"{bad} of {len(found)} inputs have scores that are not finite, and so no label" if bad else None
         return found, {"calibrated": calibrate, "failure": failure}
 
-    result = _answered(given, source, texts, file, out, plugin, go, lambda tuned: tuned.check_labels())
+    result = _answered(given, source, texts, file, out, plugin, json, go, lambda tuned: tuned.check_labels())
     found = result["predictions"]
     if len(found) == 1 and found[0]["label"] is not None:
         rows = sorted(found[0]["probabilities"].items(), key=lambda item: -item[1])
@@ -106,11 +105,11 @@ def generate(
 
         check_sampling(max_new_tokens, temperature, stops)
 
-    def go(tuned: Any, inputs: list[Any], progress: Callable[[float], object]) -> tuple[list[Any], dict[str, Any]]:
+    def go(tuned: Any, inputs: list[Any]) -> tuple[list[Any], dict[str, Any]]:
         sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": int(seed or 0)}
-        return tuned.generate(inputs, **sampling, stop=stops, progress=progress), {**sampling, "stop": stops}
+        return tuned.generate(inputs, **sampling, stop=stops), {**sampling, "stop": stops}
 
-    result = _answered(given, source, texts, file, out, plugin, go, check)
+    result = _answered(given, source, texts, file, out, plugin, json, go, check)
     found = result["predictions"]
     each = "{text}" if len(found) == 1 else "> {prompt}\n{text}\n"
     text = "\n".join(each.format(**p) for p in found) if out is None else f"{len(found)} answers: {out}"
@@ -124,7 +123,8 @@ def _answered(
     file: Path | None,
     out: Path | None,
     plugin: Sequence[Path] | None,
-    go: Callable[[Any, list[Any], Callable[[float], object]], tuple[list[Any], dict[str, Any]]],
+    json: bool,
+    go: Callable[[Any, list[Any]], tuple[list[Any], dict[str, Any]]],
     check: Callable[[Any], None],
 ) -> dict[str, Any]:
     """What both commands do: read the inputs, open the source, answer, write the file."""
@@ -133,25 +133,26 @@ def _answered(
     from zograd import plugins
     from zograd.llm.prompts import read_inputs
     from zograd.llm.settings import parse
+    from zograd.llm.stages import importing
 
     settings = parse(dict(given))
     chosen = {name: getattr(settings, name) for name in given if name != "seed"}
-    set_threads(chosen.pop("threads", None))
     plugins.load(plugin or ())
-    from zograd.runs.packed import holds_run
-
+    _check_out(out, file)
+    stages = stages_for(json)
+    with stages.stage("importing torch", STARTED), importing():
+        from zograd.llm.tuned import Tuned
+        from zograd.runs.packed import holds_run
+    set_threads(chosen.pop("threads", None))
     if holds_run(source):
         plugins.check(source)
-    _check_out(out, file)
-    from zograd.llm.tuned import Tuned
 
     base, text_column = chosen.pop("model", None), chosen.pop("text_column", None)
-    tuned = Tuned(source, base=base, text_column=text_column, **chosen)
+    tuned = Tuned(source, base=base, text_column=text_column, stages=stages, **chosen)
     check(tuned)
     inputs: list[Any] = [*(texts or ()), *([] if file is None else read_inputs(file, text_column))]
     inputs = inputs if texts or file is not None else _piped()
-    with _progress(len(inputs)) as progress:
-        found, more = go(tuned, inputs, progress)
+    found, more = go(tuned, inputs)
     predictions = [asdict(p) for p in found]
     result = {"source": source, "steps": tuned.steps, **more, "predictions": predictions}
     if out is not None:
@@ -184,15 +185,6 @@ def _piped() -> list[str]:
     if sys.stdin.isatty():
         raise UsageError("there is nothing to answer: give a text, a --file, or lines on standard input")
     return lines_of(sys.stdin.read())
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[float], object]]:
-    """A progress bar on stderr; none for few inputs."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="input", file=sys.stderr, disable=total < 32, dynamic_ncols=True) as bar:
-        yield bar.update
 
 
 def _share(x: float | None) -> str:

@@ -16,10 +16,18 @@ PLANNED = (
 )  # fmt: skip
 
 
+OF_TASK = (
+    "task", "prompt_template", "label_words", "text_column", "label_column", "completion_column", "records",
+    "eval_file", "test_file", "train_examples", "eval_split", "max_length", "chat_template", "eos", "seed",
+)  # fmt: skip
+"""Settings on which the length of a batch depends."""
+UNSET = {"task": "none: --seq-len says it"}
+
+
 def register() -> None:
     for function in (methods, models, tasks, fetch):
         app.command()(guarded(function))
-    later(app, "plan", inspect.getdoc(plan) or "", lambda: with_settings(plan, PLANNED, {"dtype": "float32"}))
+    later(app, "plan", inspect.getdoc(plan) or "", lambda: with_settings(plan, (*PLANNED, *OF_TASK), UNSET))
 
 
 def methods(
@@ -66,13 +74,14 @@ def models(json: Json = False, debug: Debug = False) -> None:
 
 
 def tasks(plugin: Plugins = None, json: Json = False, debug: Debug = False) -> None:
-    """Tasks that have a name: sizes, classes, prompt, source.
+    """Tasks that have a name: sizes, classes, prompt, source. Then the tasks of MeZO, for data that you have.
 
     Example: zograd tasks
     """
     from dataclasses import asdict
 
     from zograd import hub, plugins
+    from zograd.hub.suite import SUITE
 
     plugins.load(plugin or ())
     entries = [asdict(t) for t in hub.tasks()]
@@ -80,7 +89,9 @@ def tasks(plugin: Plugins = None, json: Json = False, debug: Debug = False) -> N
     for e in entries:
         sizes = " / ".join(str(e["sizes"].get(k, "?")) for k in ("train", "validation", "test"))
         lines.append(f"{e['name']:<8} {sizes:<20} {len(e['classes'])} classes  {e['description']} ({e['source']})")
-    emit({"tasks": entries}, json, "\n".join(lines))
+    suite = [{k: getattr(d, k) for k in ("name", "files", "description", "template")} for d in SUITE.values()]
+    lines += ["", *(f"{d['name'] + ':DATA':<13} {d['description']} ({d['files']})" for d in suite)]
+    emit({"tasks": entries, "suite": suite}, json, "\n".join(lines))
 
 
 def fetch(
@@ -100,37 +111,93 @@ def fetch(
 
 def plan(
     given: dict[str, Any],
-    seq_len: Annotated[int, typer.Option(help="Tokens per example.")] = 64,
+    seq_len: Annotated[
+        int | None, typer.Option(help=r"Tokens per example. \[64, or those of the largest batch of --task]")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Say how many steps fit into so many seconds of training: some are taken."),
+    ] = None,
     plugin: Plugins = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Memory and cost before anything is loaded: inference, this method, Adam; and what fits if this does not.
 
+    With --task, tokens are those of its largest batch: the data is read and tokenized. With --seconds, the model is
+    loaded and some steps are taken, in a temporary folder.
+
     Example: zograd plan --model smollm2-135m --batch-size 8 --seq-len 512
+
+    Example: zograd plan --task trec --seconds 600
     """
+    import math
+    from dataclasses import asdict
+
     from zograd import plugins
+    from zograd.errors import UsageError
     from zograd.llm.recipe import chosen as recipe
     from zograd.llm.settings import TrainSettings, parse
 
     settings, why = recipe(parse(given))
     names = {field.alias or name: name for name, field in TrainSettings.model_fields.items()}
-    chosen = {name: getattr(settings, name) for name in {*(names[key] for key in given), *(PLANNED if why else ())}}
+    asked = {*(names[key] for key in given), *(PLANNED if why else ())} & {*PLANNED}
+    chosen = {name: getattr(settings, name) for name in asked}
     plugins.load(plugin or ())
+    if seconds is not None and "task" not in given:
+        raise UsageError("--seconds measures steps on the data of --task, and none is given: add --task NAME")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UsageError(f"--seconds {seconds:g}: expected a number above 0, such as 600")
+    lengths: dict[str, int] = {}
+    if "task" in given:
+        if seq_len is not None:
+            raise UsageError(f"--seq-len {seq_len} and --task {settings.task} both say how long examples are: give one")
+        from zograd.llm.lengths import lengths_of
+
+        lengths = asdict(lengths_of(settings))
+        seq_len = lengths["seq_len"]
+    elif other := [name for name in OF_TASK if name in given]:
+        raise UsageError(f"--{other[0].replace('_', '-')} is about the data of --task, and none is given")
     from zograd.runs.plan import plan as go
 
     model = chosen.pop("model", TrainSettings.model_fields["model"].default)
-    chosen |= {"dtype": "float32"} if chosen.get("dtype") == "auto" else {}
-    result = go(model, seq_len=seq_len, **chosen)
+    chosen.setdefault("dtype", "auto")  # as training takes it
+    result = go(model, seq_len=64 if seq_len is None else seq_len, **chosen)
+    result |= {"lengths": lengths} if lengths else {}
+    data = (
+        f"{lengths['examples']:,} training examples of {settings.task}: the longest has {lengths['longest']:,} tokens, "
+        f"the largest batch {lengths['batch']:,} ({lengths['seq_len']} an example)"
+        + (f"; {lengths['cut']:,} are cut at {settings.max_length}" if lengths["cut"] else "")
+        if lengths else ""
+    )  # fmt: skip
+    time = ""
+    if seconds is not None:
+        from zograd.llm.rehearsal import STEPS, rehearse
+
+        found = rehearse(parse(given))
+        result["time"] = {"seconds": seconds, "steps": found.steps(seconds), **asdict(found)}
+        energy = "" if found.joules is None else f", about {found.joules * found.steps(seconds):,.0f} J"
+        time = (
+            f"{found.steps(seconds):,} steps in {seconds:g} s: {found.step:.2g} s a step, measured on {STEPS}{energy}; "
+            f"loading takes {found.loading:.0f} s more"
+        )
+    passes = result["evaluations_per_step"]
+    peaks = {
+        "inference, all logits at once": result["inference_peak_bytes"],
+        "training by Adam": result["adam_peak_bytes"],
+        "training by backprop, block by block": result["backprop_peak_bytes"],
+        f"training by {settings.method}": result["method_peak_bytes"],
+        "that, with Python and its libraries": result["process_peak_bytes"],
+    }
+    if settings.method == "backprop":
+        del peaks["training by backprop, block by block"]
     text = "\n".join(
         [
-            f"{result['params'] / 1e6:,.1f}M parameters, {result['evaluations_per_step']} forward passes per step, "
-            f"{result['tape_bytes_per_step']} bytes of tape per step",
-            f"  inference        {mib(result['inference_peak_bytes']):>14}",
-            f"  {settings.method:<16} {mib(result['method_peak_bytes']):>14}",
-            *([f"  the whole process{mib(whole):>14}"] if (whole := result["process_peak_bytes"]) else []),
-            f"  Adam (backprop)  {mib(result['adam_peak_bytes']):>14}",
-            f"  checkpointed     {mib(result['backprop_peak_bytes']):>14}",
+            *([data] if data else []),
+            *([time] if time else []),
+            f"{result['params'] / 1e6:,.1f}M parameters in {result['dtype']}; a step takes {passes} forward "
+            f"pass{'es' * (passes != 1)} and {result['tape_bytes_per_step']} bytes of tape; peak memory of",
+            *(f"  {what:<37} {mib(peak):>12}" for what, peak in peaks.items() if peak),
             *(f"  {line}" for line in result["advice"]),
         ]
     )

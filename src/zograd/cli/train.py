@@ -6,12 +6,15 @@ import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zograd.cli.options import Plugins, later, with_settings
 from zograd.cli.output import STARTED, Debug, Json, app, conclude, guarded, mib, number, of_classes, percent, say
+
+if TYPE_CHECKING:
+    from zograd.llm.stages import Stages
 
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
 
@@ -26,6 +29,13 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def stages_for(json: bool) -> Stages:
+    """What a command shows on stderr of its work; nothing with --json where no person looks, or beside rank 0."""
+    from zograd.llm.stages import Stages
+
+    return Stages((json and not sys.stderr.isatty()) or os.environ.get("RANK", "0") != "0", STARTED)
 
 
 def quickstart(
@@ -82,19 +92,28 @@ def train(
     On several processes, which exchange losses only: torchrun --standalone --nproc-per-node 2 -m zograd train ...
 
     Example: zograd train --model smollm2-135m --task trec --train lora --method fzoo --steps 500 --out runs/a
+
+    Example: zograd train --task trec --seconds 600 --out runs/b
+
+    Example: zograd train --task trec --train lora --balance --method fzoo --steps 500 --out runs/c
+
+    Example: zograd train --task trec --train polar --layers 2 --out runs/d
+
+    Example: zograd train --task trec --train lora --method fzoo --steps 500 --lr-schedule refined:runs/a --out runs/e
+
+    Example: zograd train --task trec --method fzoo --lr 1e-4 --protect mr.safetensors --out runs/f
     """
     from zograd import plugins
     from zograd.llm.settings import parse, read_config
-    from zograd.llm.stages import Stages
+    from zograd.llm.stages import importing
 
     plugins.load(plugin or ())
     data = read_config(config) if config else {}
     if "set" in given and isinstance(data.get("set"), dict):
         given = {**given, "set": {**data["set"], **given["set"]}}
     settings = parse({**data, **given})
-    quiet = json and not sys.stderr.isatty()
-    stages = Stages(quiet or os.environ.get("RANK", "0") != "0", STARTED)
-    with stages.stage("importing torch", STARTED):
+    stages = stages_for(json)
+    with stages.stage("importing torch", STARTED), importing():
         from zograd.distributed import joined
         from zograd.llm.resume import resumed
         from zograd.llm.train import train as go
@@ -102,6 +121,7 @@ def train(
         plugins.check(out, resume=True)
         settings = resumed(settings, out)
     with joined(settings.device, settings.timeout) as peers:
+        quiet = json and not sys.stderr.isatty()
         result = go(settings, out, resume=resume, quiet=quiet, peers=peers, stages=stages)
     if peers.rank:
         return

@@ -54,6 +54,10 @@ class Part(IntEnum):
     """Seeds that the points of a step share."""
     WORKERS = 5
     """The random state of evaluations in worker processes."""
+    ESTIMATE = 6
+    """Estimates outside of a run (`zograd.gradient`)."""
+    BLACK_BOX = 8
+    """Backward passes of `zograd.black_box`."""
 
 
 @lru_cache(maxsize=64)  # all directions of a step ask for the same few

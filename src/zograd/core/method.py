@@ -47,7 +47,7 @@ class Method(Generic[A]):
         check(self.space, Space, "space")
         mu = as_radius(self.mu)
         object.__setattr__(self, "mu", mu if isinstance(mu, Controller) else as_schedule(mu))
-        object.__setattr__(self, "lr", as_controller(self.lr, self.rule.automatic))
+        object.__setattr__(self, "lr", as_controller(self.lr, self.rule.automatic).suited(self.rule))
         if (why := self.controller.misfit(self)) is not None:
             raise ValueError(why)
         if self.weight_decay and not self.space.flat:

@@ -57,7 +57,8 @@ class Ask:
     moves: steps that were taken so far (refused ones not counted); 0 means that slots hold their initial values.
     lr: learning rate of this step, of the first group. terms: number N of terms of a finite sum, 0 when f is not one.
     shapes: of the leaves, in order. run: the key that all steps of the run share. repeats: how often f(x) is evaluated
-    where it is measured beside the estimate.
+    where it is measured beside the estimate. names: of the leaves, in order. within: the numbers of the leaves that
+    directions are to lie on, None for all.
     """
 
     step: int
@@ -72,6 +73,8 @@ class Ask:
     shapes: tuple[tuple[int, ...], ...] = ()
     run: int = 0
     repeats: int = 1
+    names: tuple[str, ...] = ()
+    within: tuple[int, ...] | None = None
 
     def after(self, n: int) -> Ask:
         """The same, with directions n, n + 1, ... in place of 0, 1, ...: for a second estimator in one step."""

@@ -8,6 +8,9 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
+import numpy as np
+import numpy.typing as npt
+
 from zograd.core.record import Record
 from zograd.core.vector import Basis, Noise, Vector
 from zograd.noise import Kind
@@ -38,9 +41,10 @@ class Records(Sequence[Record]):
         """Where in `_data` they end."""
         self._which = array("I")
         """The number of the outline of each record."""
-        self._numbers: dict[_Outline, int] = {}
         self._outlines: list[tuple[_Outline, str]] = []
         """Each outline with the layout of its numbers, as `struct` writes it."""
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        """The number of each outline, by its fields."""
         self._first: tuple[float, ...] = ()
         """`_settings` of the first record."""
         for record in records:
@@ -52,12 +56,14 @@ class Records(Sequence[Record]):
         if not self._which:
             self._first = settings
         other = () if settings == self._first else _unequal(settings, self._first)
-        numbers = [record.loss, *record.losses, *(record.aux or ()), *[settings[k] for k in other]]
+        numbers = [record.loss, *record.losses, *(record.aux or ())]
+        if other:
+            numbers += [settings[k] for k in other]
         names = []
         for name, value in record.meters:
             names.append(name)
             numbers.append(value)
-        outline = _Outline(
+        outline = (
             record.evaluations,
             len(record.losses),
             None if record.aux is None else len(record.aux),
@@ -66,22 +72,33 @@ class Records(Sequence[Record]):
             record.refused,
             tuple(names),
             _take_apart(record.vector, numbers),
-            tuple([(slot, _take_apart(vector, numbers)) for slot, vector in record.writes]),
+            tuple([(slot, _take_apart(vector, numbers)) for slot, vector in record.writes]) if record.writes else (),
             record.step if record.step >= EXACT else None,
         )
         which = self._numbers.get(outline)
         if which is None:
             which = self._numbers[outline] = len(self._outlines)
-            self._outlines.append((outline, outline.layout()))
+            made = _Outline(*outline)
+            self._outlines.append((made, made.layout()))
         self._data.frombytes(struct.pack(self._outlines[which][1], *numbers))
         self._ends.append(len(self._data))
         self._which.append(which)
 
     def taken(self) -> Records:
         """The records of the steps that were not refused."""
-        if not any(outline.refused for outline in self._numbers):
+        if not any(outline.refused for outline, _ in self._outlines):
             return self
         return Records(record for record in self if not record.refused)
+
+    def losses(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The evaluations and the loss of each step that was not refused and has a finite loss."""
+        which, ends = np.array(self._which, dtype=np.intp), np.array(self._ends, dtype=np.intp)
+        loss = np.array(self._data, dtype=np.uint64).view(np.float64)[ends[:-1]]
+        outlines = [outline for outline, _ in self._outlines]
+        refused = np.array([outline.refused for outline in outlines], dtype=bool)[which]
+        spent = np.array([outline.evaluations for outline in outlines], dtype=np.int64)[which]
+        finite = np.isfinite(loss) & ~refused
+        return spent[finite], loss[finite]
 
     def _made(self, k: int) -> Record:
         outline, layout = self._outlines[self._which[k]]

@@ -62,6 +62,8 @@ class Run(Generic[A]):
         self._routine: Routine[A] | None = None
         self._queries: Sequence[Query] = ()
         self._given: Sequence[Rate] | None = None
+        self._own: tuple[Rate, ...] = ()
+        """The rates of the controller at the step that was asked for."""
         self._answers: list[list[float]] = []
         self._asked = 0
         new = store.require(method.slots)
@@ -81,6 +83,7 @@ class Run(Generic[A]):
         if self._routine is None:
             store, law = self.store, self.method.law
             first = Draw(self.seed, self.step_number, 0, store.shapes, store.gram)
+            self._own = self.rates() if rates is None else ()
             ask = Ask(
                 self.step_number,
                 store.dim,
@@ -89,11 +92,12 @@ class Run(Generic[A]):
                 store.gram,
                 keys.of_step(self.seed, self.step_number, OfStep.SCALAR),
                 self.moves,
-                self.rates()[0].lr if rates is None else rates[0].lr,
+                (rates or self._own)[0].lr,
                 self.terms,
                 first.shapes,
                 self.seed,
                 self._repeats(),
+                store.names,
             )
             self._routine = self.estimator(ask)
             self._queries, self._given = next(self._routine), rates
@@ -117,7 +121,7 @@ class Run(Generic[A]):
         if len(losses) != len(self._queries):
             raise ValueError(f"asked for {len(self._queries)} losses, was told {len(losses)}")
         self._answers.append(losses)
-        self._asked += sum(self.cost(query) for query in self._queries)
+        self._asked += sum([self.cost(query) for query in self._queries])
         if not all(map(math.isfinite, losses)) and not (
             self.estimator.takes_failures and any(math.isfinite(f) for told in self._answers for f in told)
         ):
@@ -163,9 +167,11 @@ class Run(Generic[A]):
 
     def _rates(self, control: State, aux: tuple[float, ...] | None = None) -> tuple[Rate, ...]:
         method = self.method
-        beta = method.rule.momentum or 0.0
-        lr = method.controller.rate(control, self.step_number, method.estimator.n, beta, method.rule.units(aux))
-        return tuple(Rate(lr, method.weight_decay * decay) for decay in self.store.decays)
+        rule = method.rule
+        lr = method.controller.rate(
+            control, self.step_number, method.estimator.n, rule.momentum or 0.0, rule.units(aux)
+        )
+        return tuple([Rate(lr, method.weight_decay * decay) for decay in self.store.decays])
 
     def _refuse(self, losses: Sequence[float], rates: Sequence[Rate] | None) -> Record:
         bad = next((f for f in losses if not math.isfinite(f)), math.inf)  # inf: the estimate overflowed
@@ -195,7 +201,7 @@ class Run(Generic[A]):
         mu = self.mu
         aux = None if estimate.aux is None else tuple(float(a) for a in estimate.aux)  # type: ignore[attr-defined]
         if rates is None and not self._measures:
-            rates = self._rates(self.control, aux)
+            rates = self._own if aux is None and self._own else self._rates(self.control, aux)
         elif rates is None:  # what this step measured counts for it already
             control = dict(self.control)
             self._observe(control, estimate.loss, estimate.meters, mu)

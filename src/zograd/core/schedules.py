@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 E = TypeVar("E")
 R = TypeVar("R")
-Shape: TypeAlias = Literal["constant", "linear", "cosine"]
+Shape: TypeAlias = Literal["constant", "linear", "cosine", "table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,9 @@ class Schedule:
         if not math.isfinite(self.peak) or self.peak < 0:
             raise ValueError(f"a schedule needs a finite peak >= 0, got {self.peak}")
         if self.shape not in ("constant", "linear", "cosine"):
-            raise ValueError(f"unknown schedule shape {self.shape!r}; use 'constant', 'linear' or 'cosine'")
+            raise ValueError(
+                f"unknown schedule shape {self.shape!r}; use 'constant', 'linear' or 'cosine', or a `Table` of values"
+            )
         if self.shape != "constant" and self.total <= self.warmup:
             raise ValueError(
                 f"a {self.shape} schedule needs total > warmup steps, got total={self.total}, warmup={self.warmup}"
@@ -64,6 +66,9 @@ class Schedule:
     def share(self, state: dict[str, Any]) -> float:
         return 0.0
 
+    def suited(self, rule: object) -> Schedule:
+        return self
+
     def wrap(self, estimator: E) -> E:
         return estimator
 
@@ -87,6 +92,37 @@ class Schedule:
 
     def misfit(self, method: object) -> str | None:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Schedule):
+    """peak * w(t) * values, interpolated: the first value holds at the end of warm-up, the last at step total - 1.
+
+        >>> shape = Table(0.5, total=5, values=(1.0, 0.5, 0.25))
+        >>> [shape(t) for t in range(6)]
+        [0.5, 0.375, 0.25, 0.1875, 0.125, 0.125]
+
+    `zograd.learning_rate.refined` makes one from a run.
+    """
+
+    shape: Shape = "table"
+    values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.peak) or self.peak < 0:
+            raise ValueError(f"a schedule needs a finite peak >= 0, got {self.peak}")
+        if not self.values or not all(0 <= v < math.inf for v in self.values):
+            raise ValueError(f"values={self.values!r}; a table needs at least one value, all finite and >= 0")
+        if self.total <= self.warmup:
+            raise ValueError(f"a table needs total > warmup steps, got total={self.total}, warmup={self.warmup}")
+
+    def __call__(self, step: int) -> float:
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        last = len(self.values) - 1
+        at = last * min(max((step - self.warmup) / max(self.total - 1 - self.warmup, 1), 0.0), 1.0)
+        k = min(int(at), max(last - 1, 0))
+        value = self.values[k] + (at - k) * (self.values[min(k + 1, last)] - self.values[k])
+        return self.peak * rise * value
 
 
 def as_schedule(value: Any) -> Schedule:

@@ -10,6 +10,8 @@ from zograd.estimators.differences import Central, Forward, OneSided, Richardson
 from zograd.estimators.evolution import Evolution, Restricted, RestrictedEvolution, population_size
 from zograd.estimators.extrapolated import Extrapolated, Trial
 from zograd.estimators.feasible import Feasible
+from zograd.estimators.games import Players, Saddle
+from zograd.estimators.page import Page, Tracker
 from zograd.estimators.population import Consensus
 from zograd.estimators.ranked import Mirrored, Preference, Ranked
 from zograd.estimators.reduced import SVRG, ZPDVR, LooplessSVRG, Recentred
@@ -17,12 +19,13 @@ from zograd.estimators.simulated import Mixture, SimulatedMomentum
 from zograd.estimators.unbiased import Geometric, Unbiased, Zipf, deepest_level
 from zograd.estimators.vertices import Tried, Vertices
 from zograd.estimators.watching import Watching
-from zograd.estimators.wrappers import SAM, Conservative
+from zograd.estimators.wrappers import SAM, AdaptiveSAM, Conservative, InfoSAM
 
 __all__ = [
     "SAM",
     "SVRG",
     "ZPDVR",
+    "AdaptiveSAM",
     "Aligned",
     "Central",
     "Compared",
@@ -39,11 +42,14 @@ __all__ = [
     "ForwardResidual",
     "FromBlocks",
     "Geometric",
+    "InfoSAM",
     "LooplessSVRG",
     "Mirrored",
     "Mixture",
     "NodePerturbation",
     "OneSided",
+    "Page",
+    "Players",
     "Preference",
     "ProbeWeighted",
     "Ranked",
@@ -51,8 +57,10 @@ __all__ = [
     "Restricted",
     "RestrictedEvolution",
     "Richardson",
+    "Saddle",
     "SimulatedMomentum",
     "Spread",
+    "Tracker",
     "Trial",
     "Tried",
     "Unbiased",

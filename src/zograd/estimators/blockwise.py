@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
 
-from zograd.blockwise import Backprop, Blockwise, Nodes, Residual, ResidualByValues
+from zograd.blockwise import NO_ENDS, Backprop, Blockwise, Ends, Nodes, Residual, ResidualByValues
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Slot, Vector
 from zograd.estimators.base import Estimator
@@ -51,12 +51,22 @@ class FromBlocks(Estimator[None]):
         """Whether the loss must have a derivative in the hidden states behind the last block."""
         return True
 
-    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> Blockwise:
-        """What computes the gradients of these leaves, which are parameters of these blocks.
+    @property
+    def reaches_front(self) -> bool:
+        """Whether it knows the gradient of what stands in front of the blocks: of embeddings."""
+        return self.kind == "backprop"
 
-        tail: the names of those that stand behind the last block.
+    @property
+    def perturbs_lookup(self) -> bool:
+        """Whether it estimates the gradient of a trained lookup in front of the blocks (`zograd.blockwise.Lookup`)."""
+        return False
+
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
+        """What computes the gradients of these leaves: parameters of these blocks, and `ends` outside of them.
+
+        ends.front: only where `reaches_front`, or for a lookup where `perturbs_lookup`.
         """
-        return (Residual if self.kind == "residual" else Backprop)(blocks, leaves, tail)
+        return (Residual if self.kind == "residual" else Backprop)(blocks, leaves, ends)
 
     def prepare(self, store: Store) -> None:
         if store.source is None:
@@ -92,15 +102,16 @@ class ForwardResidual(FromBlocks):
         if self.draws < 1 or not self.mu > 0:
             raise ValueError(f"draws must be at least 1 and mu positive, got {self.draws} and {self.mu}")
 
-    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> Blockwise:
-        return ResidualByValues(blocks, leaves, tail, mu=self.mu, draws=self.draws)
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
+        return ResidualByValues(blocks, leaves, ends, mu=self.mu, draws=self.draws)
 
 
 @dataclass(frozen=True, slots=True)
 class NodePerturbation(FromBlocks):
     """g = d/dW sum_i <c_i xi_i, y_i>, c_i = (L_i(y + mu xi) - L_i(y - mu xi)) / 2 mu: see `zograd.blockwise.Nodes`.
 
-    mu: the radius on the outputs y, in their units. at: the outputs of "layers" or of "blocks". draws: pairs.
+    mu: the radius on the outputs y, in their units; on virtual tokens a share of the size of their weights. at: the
+    outputs of "layers" or of "blocks". draws: pairs.
     center: "residual" adds them, times `shrink`, as a correction to residual feedback.
 
     2 draws evaluations a step, one more with center. ValueError for settings that do not fit.
@@ -136,9 +147,13 @@ class NodePerturbation(FromBlocks):
         return self.center == "residual"
 
     @property
+    def perturbs_lookup(self) -> bool:
+        return self.center == "none"
+
+    @property
     def evaluations(self) -> int:
         return 2 * self.draws + (self.center == "residual")
 
-    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], tail: Collection[str] = ()) -> Blockwise:
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
         center = self.center == "residual"
-        return Nodes(blocks, leaves, mu=self.mu, at=self.at, draws=self.draws, center=center, shrink=self.shrink)
+        return Nodes(blocks, leaves, ends, mu=self.mu, at=self.at, draws=self.draws, center=center, shrink=self.shrink)

@@ -72,7 +72,8 @@ class Coordinates(Estimator[None]):
 
     def chosen(self, ask: Ask) -> list[Unit]:
         """The coordinates of this step, in order of leaf and element."""
-        sizes = [math.prod(shape) for shape in ask.shapes]
+        wanted = range(len(ask.shapes)) if ask.within is None else ask.within
+        sizes = [math.prod(shape) if leaf in wanted else 0 for leaf, shape in enumerate(ask.shapes)]
         period = ask.step // self.refresh if self.refresh else 0
         key = keys.coordinates(ask.run, period)
         units = []

@@ -27,8 +27,12 @@ def pairs(v: Iterable[Vector], mu: float) -> list[Query]:
 
 def slopes(f: Sequence[float], mu: float) -> Array:
     """D_j = (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) from the losses at `pairs`."""
-    plus, minus = np.array(f[::2]), np.array(f[1::2])
-    return np.asarray((plus - minus) / (2 * mu))
+    return np.array(_slopes(f, mu))
+
+
+def _slopes(f: Sequence[float], mu: float) -> list[float]:
+    """`slopes` as a list: of a few numbers, an array costs more than what is done with it."""
+    return [(plus - minus) / (2 * mu) for plus, minus in zip(f[::2], f[1::2], strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,10 @@ class Central(Estimator[None]):
             f, v = [f[i] for j in alive for i in (2 * j, 2 * j + 1)], [v[j] for j in alive]
             if not alive:
                 return Estimate(Vector(), math.nan, [], None)
-        D = slopes(f, ask.mu)
+        D = _slopes(f, ask.mu)
         if self.clip is not None:
-            D = np.clip(D, -self.clip, self.clip)
-        return Estimate(combination(D / len(v), v), mean(f), f, None)
+            D = [min(max(Dj, -self.clip), self.clip) for Dj in D]
+        return Estimate(combination([Dj / len(v) for Dj in D], v), mean(f), f, None)
 
 
 @dataclass(frozen=True, slots=True)

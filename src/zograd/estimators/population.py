@@ -8,34 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from zograd.core.query import Ask, Estimate, Query, Routine
-from zograd.core.vector import Address, Basis, Slot, Vector, basis, combination, fill_
+from zograd.core.vector import Slot, Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import positive_count
+from zograd.estimators.elementwise import Product
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
-
-
-@basis
-@dataclass(frozen=True, slots=True)
-class Product(Basis):
-    """The elementwise product of a linear combination and a basis vector."""
-
-    terms: tuple[tuple[Basis, float], ...]
-    by: Basis
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for e in (*(e for e, _ in self.terms), self.by) for name in e.reads))
-
-    def add_(self, out: Tensor, coef: float, at: Address, slots: Mapping[str, Tensor]) -> None:
-        a = fill_(torch.empty_like(out), Vector(self.terms), at, slots)
-        b = fill_(torch.empty_like(out), Vector(((self.by, 1.0),)), at, slots)
-        out.addcmul_(a, b, value=coef)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Files: trainer.py (the class that stands in front of the Trainer), choosing.py (what is trained, by which method),
 optimizer.py (the optimizer that the Trainer holds), losses.py (the loss of the batches of a step), arguments.py
-(`TrainingArguments` that have another meaning here), checkpoints.py (the tape beside the weights).
+(`TrainingArguments` that have another meaning here), checkpoints.py (the tape beside the weights), packing.py (both as
+one small file).
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def choose(
         if isinstance(found, Parts) and not refusal:
             method, parts = "residual", found
             why = "its blocks add to the stream of hidden states, and the loss has a derivative behind them"
-        elif isinstance(exact, Parts) and len(tensors) == len(list(model.parameters())):
+        elif isinstance(exact, Parts) and is_whole(model, tensors):
             method, parts, why = "backprop", exact.last(), f"{refusal}: the derivative of its last block is exact"
             adds = False
         else:
@@ -93,7 +93,7 @@ def choose(
         name = method if isinstance(method, str) else method.name
         estimator = methods.make(method).estimator if isinstance(method, str) else method.estimator
         assert isinstance(estimator, FromBlocks)
-        found = parts_of(model, tensors, residual=estimator.adds)
+        found = parts_of(model, tensors, residual=estimator.adds, front=estimator.reaches_front)
         if isinstance(found, str):
             raise UsageError(f"method={name!r} does not fit: {found}. Use method='zo_sgd', or None for a choice")
         if estimator.kind == "nodes":
@@ -134,8 +134,9 @@ def built(
 ) -> tuple[Method[Any], str]:
     """(the method with its learning rate, where that rate comes from). Raises UsageError, and ValueError of the menu.
 
-    A name of the menu takes lr, or else the rate of the arguments, or else lr="auto" where its rate can be measured, or
-    else the menu's for the part that is trained. A `Method` keeps its own rate unless `lr` is given.
+    A name of the menu takes lr, or else the rate of the arguments, or else lr="auto" where its rate can be measured
+    from the points of a step, or else the menu's for the part that is trained. A `Method` keeps its own rate unless
+    `lr` is given.
     """
     if not isinstance(method, str):
         if lr is None:
@@ -152,7 +153,9 @@ def built(
             return methods.make(method, **(default | {"lr": wanted})), where
     if "lr" in default:
         with suppress(ValueError):  # its rate cannot be measured
-            return methods.make(method, **(default | {"lr": "auto"})), "measured"
+            made = methods.make(method, **(default | {"lr": "auto"}))
+            if not made.rule.preconditions:  # Adam's rate is measured on request: that takes points of its own
+                return made, "measured"
     where = "the method's" if shape is None else f"for {shape.blocks} blocks of width {shape.width}"
     return methods.make(method, **default), f"{where}, since learning_rate was not set"
 
@@ -171,8 +174,16 @@ def far(method: Method[Any]) -> str | None:
     )
 
 
+def is_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether all of a model is trained, but for positions that it keeps fixed itself (the encoder of Whisper)."""
+    trained = {id(t) for t in tensors.values()}
+    positions = [m for n, m in model.named_modules() if isinstance(m, nn.Embedding) and "position" in n]
+    fixed = {id(p) for module in positions for p in module.parameters()}
+    return all(id(p) in trained or id(p) in fixed for p in model.parameters())
+
+
 def why_not_all(model: nn.Module, tensors: Mapping[str, Tensor], parts: Parts) -> str | None:
     """Why residual feedback is not the default though the blocks allow it: it would leave out what the user chose."""
-    if not parts.outside or len(tensors) == len(list(model.parameters())):
+    if not parts.outside or is_whole(model, tensors):
         return None
     return f"{parts.outside[0]} is trained too, and has no gradient from blocks"

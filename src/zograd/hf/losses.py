@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zograd.blockwise import Blockwise, record
+from zograd.blockwise import Blockwise
 from zograd.core.query import Query
 from zograd.distributed import Peers, shared
 from zograd.llm.inputs import InputsOfLeaves, watching
@@ -103,17 +103,7 @@ def from_blocks(source: Blockwise, loss: StepLoss, autocast: Callable[[], Any], 
     def own(store: Store, queries: Sequence[Query], key: int) -> list[float]:
         with seeded(store, key) as reseed:
             reseed()
-            found = [
-                record(
-                    part,
-                    source.blocks,
-                    source.first,
-                    keep=source.keeps_inputs,
-                    around=lambda: autocast,
-                    tail=source.tail,
-                )
-                for part in loss.parts
-            ]
+            found = [source.recorded(part, lambda: autocast) for part in loss.parts]
         source.begin([call for _, calls in found for call in calls], key)
         return [sum(value for value, _ in found)] * len(queries)
 

@@ -74,7 +74,7 @@ class TrainerOptimizer(ZOOptimizer):
                     f"method={self.method.name!r} looks at what enters linear layers, and {e}; use 'lozo'"
                 ) from e
         if isinstance(estimator, FromBlocks):
-            store.source = estimator.source(self.parts.blocks, store.leaves, self.parts.tail)
+            store.source = estimator.source(self.parts.blocks, store.leaves, self.parts.ends)
 
     @property
     def source(self) -> Blockwise | None:

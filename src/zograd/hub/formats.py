@@ -8,22 +8,28 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from zograd.hub.errors import TaskError
 from zograd.hub.records import Record, Table, writable
 
-__all__ = ["READERS", "SUFFIXES", "class_names", "package_missing", "read_file"]
+__all__ = ["READERS", "SUFFIXES", "WHOLE", "Reader", "class_names", "package_missing", "read_file"]
 
 
-def read_file(path: str) -> Table:
+Reader: TypeAlias = "Callable[[Path, str], Table]"
+"""How a file is read: a function of the file and of its name in messages."""
+
+
+def read_file(path: str, readers: Mapping[str, Reader] | None = None) -> Table:
     """All records of a file, by the reader of its suffix, whose case does not matter.
+
+    readers: in place of `READERS`.
 
     Raises:
         TaskError: the file is missing, empty, malformed, or of a kind that has no reader.
     """
     file = Path(path).expanduser()
-    reader = READERS.get(file.suffix.lower())
+    reader = (READERS if readers is None else readers).get(file.suffix.lower())
     if reader is None:
         raise TaskError(f"{path} is none of the kinds that are read; they end in {', '.join(SUFFIXES)}.")
     if not file.is_file():
@@ -101,6 +107,14 @@ def _json(file: Path, path: str) -> Table:
     if not isinstance(data, list):
         raise TaskError(f"{path} holds a {type(data).__name__}; write {form}.")
     return Table([_object(values, f"{path}, record {number}") for number, values in enumerate(data, start=1)])
+
+
+def _whole(file: Path, path: str) -> Table:
+    """The objects of an array, or the only object of a file, whatever it holds."""
+    data = _parsed(file.read_text(encoding="utf-8-sig"), path, "JSON")
+    if isinstance(data, list):
+        return Table([_object(values, f"{path}, record {number}") for number, values in enumerate(data, start=1)])
+    return Table([_object(data, path)])
 
 
 def _is_object(line: str) -> bool:
@@ -229,8 +243,6 @@ def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {column: tuple(map(str, names)) for column, names in labels.items()}
 
 
-Reader = Callable[[Path, str], Table]
-
 READERS: Final[dict[str, Reader]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
@@ -240,6 +252,9 @@ READERS: Final[dict[str, Reader]] = {
     ".parquet": _parquet,
     ".txt": _txt,
 }
-"""How a file is read, by its suffix: a function of the file and of its name in messages."""
+"""How a file is read, by its suffix."""
+
+WHOLE: Final[dict[str, Reader]] = {**READERS, ".json": _whole}
+"""The same where a .json file is no table: a record is what the file holds."""
 
 SUFFIXES: Final = tuple(READERS)

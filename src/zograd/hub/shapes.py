@@ -1,6 +1,7 @@
 """What a record of the user's data is, recognised from its columns, and how it becomes an example.
 
 classification   text columns and a label
+choice           a question, choices of its own, and which of them is right
 completion       a prompt and its completion
 chat             turns of a conversation, of which the last is learned; also prompt and completion as turns
 instruction      instruction, input and output, as in Alpaca
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from zograd.hub.choices import ANSWERS, CHOICES, example_of
 from zograd.hub.errors import TaskError, UnknownTaskError
 from zograd.hub.examples import Chat, Example
 from zograd.hub.labels import Labels, LabelWords, labels_in, labels_of
@@ -27,6 +29,9 @@ ASKS: Final = "\nLabel:"
 
 TURNS: Final = ("messages", "conversations")
 """Columns that hold the turns of a conversation."""
+
+ANSWER: Final = "\nAnswer:"
+"""What follows a question in a prompt where no template is given."""
 
 BESIDE: Final = frozenset(
     [
@@ -77,8 +82,9 @@ class Asked:
 class Shape:
     """How the records of a table become examples.
 
-    kind: "classification", "completion" or "text". columns: those by whose hash the table is split. said: how records
-    are read, for the line before training. needs: the columns that data must have. label: the column of the label.
+    kind: "classification", "choice", "completion" or "text". columns: those by whose hash the table is split. said: how
+    records are read, for the line before training. needs: the columns that data must have. label: the column of the
+    label, or of the right choice.
     """
 
     kind: str
@@ -119,6 +125,10 @@ def _asks_for_completion(columns: set[str], asked: Asked) -> bool:
     return asked.completion_column is not None
 
 
+def _chooses(columns: set[str], asked: Asked) -> bool:
+    return {"choices", *ANSWERS} & columns > {"choices"}
+
+
 def _asks_by_template(columns: set[str], asked: Asked) -> bool:
     return asked.prompt_template is not None
 
@@ -149,6 +159,7 @@ _RECOGNISED: Final[tuple[tuple[Callable[[set[str], Asked], bool], str], ...]] = 
     (_asks_for_labels, "classification"),
     (_asks_for_completion, "completion"),
     (_answers_a_template, "completion"),
+    (_chooses, "choice"),
     (_asks_by_template, "classification"),
     (_shows("chosen", "rejected"), "preferences"),
     (_shows("prompt", "completion", "label"), "judged"),
@@ -246,10 +257,33 @@ def _completion(table: Table, asked: Asked, where: str) -> Shape:
 
     def example(record: Record) -> Example:
         text, spans = _filled(template, record)
-        return Example(text, -1, record.text(completion), spans=spans)
+        others = record.values.get("also")
+        also = tuple(map(str, others)) if isinstance(others, list) else ()
+        return Example(text, -1, record.text(completion), spans=spans, also=also)
 
     said = f"the column {completion} is learned as what follows the prompt {template.text!r}"
     return Shape("completion", template.text, template.columns, example, said, needs=(*template.columns, completion))
+
+
+def _choice(table: Table, asked: Asked, where: str) -> Shape:
+    """Multiple choice; without a column of answers, records that are asked."""
+    choices = asked.completion_column or CHOICES
+    template = Template(f"{{question}}{ANSWER}" if asked.prompt_template is None else asked.prompt_template)
+    _check(template.columns, table, where, "Name the columns of the prompt in a prompt template such as '{question}'.")
+    _check([choices], table, where, "Name the one with the choices with completion_column.")
+    if asked.label_column is not None:
+        _check([asked.label_column], table, where, "Name the right one with label_column.")
+    answer = asked.label_column or next((c for c in ANSWERS if c in table.columns), None)
+    if answer is None:
+        raise TaskError(
+            f"{where} has no column that says which choice is right ({', '.join(ANSWERS)}); its columns are "
+            f"{', '.join(table.columns)}. Name it with label_column."
+        )
+    said = f"the column {answer} says which of the {choices} follows the prompt {template.text!r}"
+    return Shape(
+        "choice", template.text, template.columns, lambda r: example_of(r, template, choices, answer), said,
+        needs=(*template.columns, choices, answer), label=answer,
+    )  # fmt: skip
 
 
 def _chat(table: Table, asked: Asked, where: str) -> Shape:
@@ -291,6 +325,7 @@ def _text(table: Table, asked: Asked, where: str) -> Shape:
 
 _MAKERS: Final[dict[str, Callable[[Table, Asked, str], Shape]]] = {
     "classification": _classification,
+    "choice": _choice,
     "completion": _completion,
     "chat": _chat,
     "instruction": _instruction,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from zograd.hub.errors import TaskError
-from zograd.hub.formats import READERS, SUFFIXES, class_names, package_missing, read_file
+from zograd.hub.formats import READERS, SUFFIXES, WHOLE, Reader, class_names, package_missing, read_file
 from zograd.hub.records import Record, Table, part_named
+from zograd.hub.suite import SUITE, Definition, split_name
 
 __all__ = ["KINDS", "Source", "is_source", "read", "source_name"]
 
@@ -33,10 +35,11 @@ def source_name(source: Source) -> str:
     return os.fspath(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
 
 
-def read(source: Source, text_column: str | None = None) -> Table:
+def read(source: Source, text_column: str | None = None, definition: Definition | None = None) -> Table:
     """All records of a source, each with all columns (`None` if a record lacks one).
 
-    The column `text_column` is also given the name "text".
+    The column `text_column` is also given the name "text". definition: the task of MeZO's suite whose records
+    these are; a name may say it too, as in "copa:FILE".
 
     Raises:
         TaskError: there is nothing to read, it is malformed, it lacks `text_column`, or a package is missing.
@@ -46,6 +49,8 @@ def read(source: Source, text_column: str | None = None) -> Table:
         what = repr(source) if _is_text(source) else f"a {type(source).__name__}"
         raise TaskError(f"{what} is no data: give {KINDS}; in Python also an object of datasets or pandas, or a list.")
     table = reader(source)
+    if definition is not None and split_name(source)[0] is None:
+        table = _plain(table, definition, source)
     columns, name = table.columns, source_name(source)
     if text_column is not None and text_column not in columns:
         raise TaskError(f"{name} has no column {text_column!r}; its columns are {', '.join(columns)}.")
@@ -55,6 +60,33 @@ def read(source: Source, text_column: str | None = None) -> Table:
         if text_column is not None:
             record.values["text"] = record.values[text_column]
     return table
+
+
+# ---- the suite of MeZO -----------------------------------------------------------------------------------------------
+
+
+def _is_of_suite(source: Source) -> bool:
+    return split_name(source)[0] is not None
+
+
+def _of_suite(source: Source) -> Table:
+    definition, data = split_name(source)
+    assert definition is not None
+    if split_name(data)[0] is not None:
+        raise TaskError(f"{source!r} has two names of tasks; write one of them.")
+    if _is_folder(data):
+        table = _folder(data, WHOLE)
+    else:
+        table = read_file(os.fspath(data), WHOLE) if _is_file(data) else read(data)
+    return _plain(table, definition, source)
+
+
+def _plain(table: Table, definition: Definition, source: Source) -> Table:
+    """The records of a table in the columns of a definition."""
+    records = definition.read(table.records)
+    if not records:
+        raise TaskError(f"{source_name(source)} holds no record with an answer; check the file ({definition.files}).")
+    return Table(records, {"label": tuple(definition.label_words)} if definition.label_words else {})
 
 
 # ---- files and folders -----------------------------------------------------------------------------------------------
@@ -76,7 +108,7 @@ def _file(source: Source) -> Table:
     return read_file(os.fspath(source))
 
 
-def _folder(source: Source) -> Table:
+def _folder(source: Source, readers: Mapping[str, Reader] = READERS) -> Table:
     """What `save_to_disk` wrote, or files named for their splits: train.jsonl, dev.csv, test-00000-of-00002.parquet."""
     path = os.fspath(source)
     folder = Path(path).expanduser()
@@ -92,7 +124,7 @@ def _folder(source: Source) -> Table:
         )
     table = Table([])
     for file in found:
-        table += read_file(os.path.join(path, file.relative_to(folder))).of_part(part_named(file.name))
+        table += read_file(os.path.join(path, file.relative_to(folder)), readers).of_part(_part_of(file))
     return _alone(table)
 
 
@@ -100,8 +132,13 @@ def _files(folder: Path) -> list[Path]:
     """The data files of a folder that are named for a split, in order."""
     if not folder.is_dir():
         return []
-    named = (f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS and part_named(f.name))
-    return sorted(named)
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS)
+    return [f for f in files if part_named(f.name)] or [f for f in files if _part_of(f)]
+
+
+def _part_of(file: Path) -> str | None:
+    """The split of a file by the first word of its name, or by the last one: drop_dataset_train.json."""
+    return part_named(file.name) or part_named(re.split(r"[^A-Za-z]+", file.stem)[-1])
 
 
 def _alone(table: Table) -> Table:
@@ -196,6 +233,7 @@ def _records(source: Source) -> Table:
 
 
 _KINDS: Final[tuple[tuple[Callable[[Source], bool], Callable[[Source], Table]], ...]] = (
+    (_is_of_suite, _of_suite),
     (_is_hub_name, _from_hub),
     (_is_folder, _folder),
     (_is_file, _file),
@@ -206,5 +244,8 @@ _KINDS: Final[tuple[tuple[Callable[[Source], bool], Callable[[Source], Table]], 
 """What a source may be, with what reads it; the first that fits is taken."""
 
 
-KINDS: Final = f"a file ending in {', '.join(SUFFIXES)}, a folder with such files, or {HUB}NAME"
+KINDS: Final = (
+    f"a file ending in {', '.join(SUFFIXES)}, a folder with such files, or {HUB}NAME; data of {', '.join(SUITE)} with "
+    f"that name and a colon before it"
+)
 """What a source that is named may be, in messages."""

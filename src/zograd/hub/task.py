@@ -23,6 +23,7 @@ from zograd.hub.records import Record, Table
 from zograd.hub.shapes import Asked, Shape, shape_of
 from zograd.hub.sources import KINDS, Source, is_source, read, source_name
 from zograd.hub.split_rules import rank
+from zograd.hub.suite import SUITE, Definition, split_name
 from zograd.hub.template import Template
 
 __all__ = ["SPLITS", "Task", "load_task", "register_task", "select"]
@@ -34,11 +35,11 @@ SPLITS: Final = ("train", "validation", "test")
 class Task:
     """A named set of examples.
 
-    `kind` is "classification" (label words, `Example.label`), "completion" (`Example.completion`, no label words) or
-    "text" (a completion of nothing). `splits` has the keys train, validation and test; examples have a fixed order.
-    `classes` names the classes, and `label_words` has the word of each, or a tuple of several. `own`: the task is a
-    user's data or registered; `drawn`: its data names no splits. `split_by`: the columns whose hash splits it. `said`:
-    how records are read.
+    `kind` is "classification" (label words, `Example.label`), "choice" (`Example.choices`), "completion"
+    (`Example.completion`, no label words) or "text" (a completion of nothing). `splits` has the keys train, validation
+    and test; examples have a fixed order. `classes` names the classes, and `label_words` has the word of each, or a
+    tuple of several. `own`: the task is a user's data or registered; `drawn`: its data names no splits. `split_by`: the
+    columns whose hash splits it. `said`: how records are read.
     """
 
     name: str
@@ -124,9 +125,14 @@ def load_task(
     `datasets.Dataset` or `DatasetDict`, a `pandas.DataFrame`, or a list of mappings. Files of a folder and parts of a
     dataset are its splits.
 
-    Its columns say what a record is (`zograd.hub.shapes`): a text and a label; `prompt` and `completion`; the
-    conversation `messages`; `instruction`, `input` and `output`; or a `text` alone, for language modelling. Without
-    label words, each label is its own word, and without a template the prompt is the text and "Label:".
+    Data of MeZO's task suite has the name of its task in front: `sst2:FOLDER`, `copa:FILE`, `squad:hf:NAME`; of an
+    object, `records` has it. The task says how its records are read (`zograd.hub.suite`), and brings its template and
+    label words.
+
+    Otherwise its columns say what a record is (`zograd.hub.shapes`): a text and a label; `question`, `choices` and
+    `answer`; `prompt` and `completion`; the conversation `messages`; `instruction`, `input` and `output`; or a `text`
+    alone, for language modelling. Without label words, each label is its own word, and without a template the prompt is
+    the text and "Label:".
 
     A column `split` says train, validation or test. Without it, a hash of the text splits the data 80/10/10:
     duplicates stay together, and added rows do not change the split of other rows.
@@ -140,7 +146,8 @@ def load_task(
         text_column: for data, the column that the field `{text}` stands for; default "text".
         label_column: for data, the column of the label; default "label".
         completion_column: for data, the column that is learned as what follows the prompt; default "completion".
-        records: for data, what a record is: classification, completion, chat, instruction or text.
+        records: for data, what a record is: classification, choice, completion, chat, instruction or text; or the name
+            of a task of MeZO's suite.
         eval_file: data of the split validation. Then all of `source` that names no split is for training.
         test_file: data of the split test. Then `source` gives none to it.
         hold_out: where data names its splits, but no validation, a tenth of train becomes that, by the hash.
@@ -163,10 +170,26 @@ def load_task(
             raise TaskError(f"{', '.join(given)}: for files; the task {name} has its own data, leave it out.")
         return _named(NAMED_TASKS[name], prompt_template, words)
     if isinstance(name, str) and not is_source(name):
+        if name in SUITE:
+            raise UnknownTaskError(f"{name} needs data: write {name}:FILE or {name}:FOLDER ({SUITE[name].files}).")
         raise UnknownTaskError(f"There is no task named {name!r}: give one of {', '.join(NAMED_TASKS)}, {KINDS}.")
     asked = Asked(records, prompt_template, words, text_column, label_column, completion_column)
-    extra = {"validation": eval_file, "test": test_file}
-    return _from_data(name, asked, {part: s for part, s in extra.items() if s is not None}, hold_out, seed, split_by)
+    extra = {part: s for part, s in (("validation", eval_file), ("test", test_file)) if s is not None}
+    definition = split_name(name)[0] or SUITE.get(records)
+    if definition is not None:
+        asked, split_by = _of_definition(definition, asked), split_by or definition.split_by
+    return _from_data(name, asked, extra, hold_out, seed, split_by, definition)
+
+
+def _of_definition(d: Definition, asked: Asked) -> Asked:
+    """How records of MeZO's suite are read. Raises TaskError for what its definition says already."""
+    columns = {"text_column": asked.text_column, "label_column": asked.label_column}
+    columns |= {"completion_column": asked.completion_column}
+    columns["records"] = None if asked.records in ("auto", d.name, d.records) else asked.records
+    if given := [option for option, value in columns.items() if value is not None]:
+        raise TaskError(f"{', '.join(given)}: for plain data; {d.name} knows its columns, leave it out.")
+    template = d.template if asked.prompt_template is None else asked.prompt_template
+    return Asked(d.records, template, asked.label_words or d.label_words or None)
 
 
 def select(task: Task, split: str, count: int | None, *, seed: int, draw: str = "stratified") -> list[Example]:
@@ -187,7 +210,7 @@ def select(task: Task, split: str, count: int | None, *, seed: int, draw: str = 
     if draw == "stratified":
         of_class: dict[int, list[int]] = {}
         for i in order:
-            of_class.setdefault(found[i].label, []).append(i)
+            of_class.setdefault(0 if found[i].choices else found[i].label, []).append(i)
         seats = shares([len(of_class[label]) for label in sorted(of_class)], count)
         order = [i for label, n in zip(sorted(of_class), seats, strict=True) for i in of_class[label][:n]]
     return [found[i] for i in sorted(order[:count])]
@@ -272,9 +295,10 @@ def _words_of(info: TaskInfo, words: LabelWords) -> tuple[ClassWords, ...]:
 
 
 def _from_data(
-    source: Source, asked: Asked, extra: Mapping[str, Source], hold_out: bool, seed: int, split_by: Sequence[str] | None
-) -> Task:
-    tables = {"": read(source, asked.text_column)} | {part: read(s, asked.text_column) for part, s in extra.items()}
+    source: Source, asked: Asked, extra: Mapping[str, Source], hold_out: bool, seed: int,
+    split_by: Sequence[str] | None, definition: Definition | None,
+) -> Task:  # fmt: skip
+    tables = {part: read(s, asked.text_column, definition) for part, s in {"": source, **extra}.items()}
     names = {"": source_name(source)} | {part: source_name(s) for part, s in extra.items()}
     table, shape = tables[""], shape_of(tables[""], asked, names[""])
     for part in extra:
@@ -290,18 +314,18 @@ def _from_data(
     parts = _divided(tables, split_by or shape.columns, seed, hold_out)
     splits = {split: tuple(map(shape.example, _labelled(parts[split], shape, split))) for split in SPLITS}
     return Task(
-        name=_name_of(source),
+        name=_name_of(source) if definition is None else definition.name,
         template=shape.template,
         label_words=shape.labels.words,
         splits=MappingProxyType(splits),
         source=names[""],
         licence="the user's own data",
-        metric="accuracy" if shape.kind == "classification" else "loss",
+        metric="accuracy" if shape.kind in ("classification", "choice") else "loss",
         kind=shape.kind,
         classes=shape.labels.classes,
         own=True,
         drawn=not extra and _names_no_splits(tables[""]),
-        split_by=shape.columns,
+        split_by=tuple(split_by or shape.columns),
         said=shape.said,
     )
 

@@ -7,6 +7,7 @@ from zograd.laws.inputs import OnLayerInputs
 from zograd.laws.lowrank import Components, LowRank, Projected, Subspace
 from zograd.laws.masked import Scattered, SmallWeights, TopScores
 from zograd.laws.orthogonal import Orthogonal, Walsh
+from zograd.laws.protected import Memory, NullSpace
 from zograd.laws.rank_one import RankOne
 from zograd.laws.scores import Scores, sensitivity, squared_weights
 
@@ -18,6 +19,8 @@ __all__ = [
     "Gaussian",
     "Law",
     "LowRank",
+    "Memory",
+    "NullSpace",
     "OnLayerInputs",
     "Orthogonal",
     "Projected",

@@ -28,7 +28,7 @@ class Draw:
     shapes: tuple[tuple[int, ...], ...]
     gram: Gram
 
-    @cached_property
+    @property
     def key(self) -> int:
         """The key of this direction's own noise."""
         return keys.direction(self.seed, self.step, self.j)
@@ -39,7 +39,7 @@ class Draw:
 
     def number(self, j: int) -> Draw:
         """The same step's direction number j (a law of mutually orthogonal directions looks at those before)."""
-        return Draw(self.seed, self.step, j, self.shapes, self.gram)
+        return self if j == self.j else Draw(self.seed, self.step, j, self.shapes, self.gram)
 
     def shared(self, domain: int, every: int = 0) -> int:
         """A key that all directions of a run share, or those of `every` consecutive steps.

@@ -25,6 +25,7 @@ from zograd.learning_rate.controller import Controller, State
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
+    from zograd.rules.base import Rule
 
 A = TypeVar("A")
 
@@ -41,22 +42,32 @@ class Measured(Wrapper[A]):
         trace       mean of v^T H v = (f(x + mu v) - 2 f(x) + f(x - mu v)) / mu^2, unbiased for tr H
         curvature2  mean of its square
     The estimate itself is the inner one's, bit for bit. Costs up to 2 evaluations more on measuring steps.
+
+    rule: one that moves by P^-1 g. Then the meters are those of the variables P^(1/2) x, in which it moves by the
+    estimate: v is P^(-1/2) v in all three, so their means are g^T P^-1 g and tr(P^-1 H). These are points of their own,
+    as far from x as the others: 2n + 1 evaluations more on measuring steps, and none before the first move.
     """
 
     inner: Estimator[A]
     every: int = 4
     warm: int = 8
+    rule: Any = None
+
+    @property
+    def more(self) -> int:
+        """Evaluations that a measuring step adds at most."""
+        return 2 if self.rule is None else 2 * self.inner.n + 1
 
     @property
     def evaluations(self) -> int:
-        return self.inner.evaluations + 2
+        return self.inner.evaluations + self.more
 
     @property
     def fewest_evaluations(self) -> int:
         return self.inner.fewest_evaluations
 
     def most_evaluations(self, terms: int) -> int:
-        return self.inner.most_evaluations(terms) + 2 * max(terms, 1)
+        return self.inner.most_evaluations(terms) + self.more * max(terms, 1)
 
     @property
     def slots(self) -> Mapping[str, float]:
@@ -66,12 +77,37 @@ class Measured(Wrapper[A]):
         routine = self.inner(ask)
         queries = list(next(routine))
         measures = ask.moves < self.warm or ask.step % self.every == 0
+        if self.rule is not None:
+            return (yield from self._weighed(ask, routine, queries, measures and ask.moves > 0))
         pairs = _pairs(queries)
         extra, center, completed = _complete(queries, pairs)
         if extra and not measures:
             extra, center, completed = [], -1, pairs
         f = yield [*queries, *extra]
         meters = _meters(f, center, completed, ask.mu)
+        estimate = yield from _rest(routine, f[: len(queries)])
+        return replace(estimate, meters={**meters, **estimate.meters})
+
+    def _weighed(self, ask: Ask, routine: Routine[A], queries: list[Query], measures: bool) -> Routine[A]:
+        """The rest of a step, with meters from pairs along P^(-1/2) v where it measures."""
+        drawn = [self.rule.weigh(ask.draw(j), ask.moves) for j in range(self.inner.n)] if measures else []
+        radii = [ask.mu * math.sqrt(ask.dim) / ask.norm(v) for v in drawn]
+        extra = [Query(sign * r * v) for v, r in zip(drawn, radii, strict=True) for sign in (1.0, -1.0)]
+        here = Query()
+        extra += [here] if drawn and here not in queries else []
+        f = yield [*queries, *extra]
+        asked = [*queries, *extra]
+        meters: dict[str, float] = {}
+        if drawn:
+            f0 = f[asked.index(here)]
+            sides = f[len(queries) : len(queries) + 2 * len(drawn)]
+            pairs = list(zip(sides[::2], sides[1::2], radii, strict=True))
+            second = [(up - 2 * f0 + down) / (r * r) for up, down, r in pairs]
+            meters = {
+                "slope2": mean([((up - down) / (2 * r)) ** 2 for up, down, r in pairs]),
+                "trace": mean(second),
+                "curvature2": mean([c * c for c in second]),
+            }
         estimate = yield from _rest(routine, f[: len(queries)])
         return replace(estimate, meters={**meters, **estimate.meters})
 
@@ -138,8 +174,11 @@ class AutoRate(Controller):
 
     With a penalty that the rule measures (`Proximal`), the loss in all this is f + r.
 
-    shape: a `Schedule` with peak 1, or another function of the step. limit: never a larger lr than this. The state is
-    a few numbers.
+    With Adam all this is said of the variables P^(1/2) x, P = sqrt(s^) + eps as it stands: T ~ tr(P^-1 H). Its averaged
+    momentum has its edge above that without any, which is used. The first step, before there is a P, moves nothing.
+
+    shape: a `Schedule` with peak 1, or another function of the step. limit: never a larger lr than this. rule: the one
+    whose P it is, which a method fills in. The state is a few numbers.
     """
 
     safety: float = 0.7
@@ -148,6 +187,7 @@ class AutoRate(Controller):
     patience: int = 10
     resolution: float = 0.1
     limit: float = math.inf
+    rule: Any = None
 
     def __post_init__(self) -> None:
         if not 0 < self.safety < 1:
@@ -167,7 +207,10 @@ class AutoRate(Controller):
         if estimator.shifts:
             inner: Any = estimator
             return replace(inner, inner=self.wrap(inner.inner))  # type: ignore[no-any-return]
-        return estimator if isinstance(estimator, Measured) else Measured(estimator)
+        return estimator if isinstance(estimator, Measured) else Measured(estimator, rule=self.rule)
+
+    def suited(self, rule: Rule[Any]) -> Controller:
+        return replace(self, rule=rule if rule.preconditions else None)
 
     def misfit(self, method: Method[Any]) -> str | None:
         if not method.estimator.estimates_gradient:
@@ -175,9 +218,14 @@ class AutoRate(Controller):
                 f"lr='auto' needs an estimate with the length of the gradient, which "
                 f"{type(method.estimator).__name__} does not give; give it a number"
             )
-        if method.rule.momentum is None:
+        if not method.estimator.replays:
             return (
-                f"lr='auto' knows the edge of stability of moves along the estimate (SGD, momentum), and "
+                f"lr='auto' measures the curvature along random directions, and {type(method.estimator).__name__} has "
+                f"a gradient without any; give it a number"
+            )
+        if method.rule.momentum is None and not method.rule.preconditions:
+            return (
+                f"lr='auto' knows the edge of stability of moves along the estimate (SGD, momentum) and of Adam, and "
                 f"{type(method.rule).__name__} makes another move; give it a number"
             )
         return None

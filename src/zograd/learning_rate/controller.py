@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from zograd.core.query import Estimate
     from zograd.core.record import Record
     from zograd.estimators.base import Estimator
+    from zograd.rules.base import Rule
     from zograd.stores import Rate
 
 A = TypeVar("A")
@@ -58,6 +59,10 @@ class Controller(Protocol):
     def share(self, state: State) -> float:
         """The share of the largest stable learning rate that steps now take; 0 where that is not known."""
         return 0.0
+
+    def suited(self, rule: Rule[Any]) -> Controller:
+        """The controller for this rule: itself, or one that knows what the rule makes of an estimate."""
+        return self
 
     def wrap(self, estimator: Estimator[A]) -> Estimator[A]:
         """The estimator as the run calls it: one that also measures what the controller needs."""

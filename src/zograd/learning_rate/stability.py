@@ -80,11 +80,21 @@ def moments(law: str, d: int, q: int) -> Moments:
     return MOMENTS[law](d, q)
 
 
-def critical_lr(eigenvalues: npt.ArrayLike, *, q: int = 1, law: str = "gaussian", beta: float = 0.0) -> float:
+def critical_lr(
+    eigenvalues: npt.ArrayLike, *, q: int = 1, law: str = "gaussian", beta: float = 0.0, averaged: bool = False
+) -> float:
     """eta*: heavy ball with zeroth-order estimates is mean-square stable on this Hessian exactly for lr < eta*.
 
     eigenvalues: of H, non-negative, not all 0. q: directions averaged a step. law: a name of `MOMENTS`.
-    beta: momentum, m <- beta m + g. Solved by bisection to rounding, in O(d) a step. Raises ValueError.
+    beta: momentum, m <- beta m + g. averaged: m <- beta m + (1 - beta) g, as in Adam, whose edge is 1 / (1 - beta)
+    times as high; for Gaussian directions, q = 1, it is where sum_i eta l_i / (2 (1 - eta l_i / (1 + beta))) = 1.
+
+    For steps x <- x - eta P^-1 m with a fixed preconditioner P (Adam after its second moments have settled: P is
+    diag(sqrt(v) + eps)) pass the eigenvalues of P^-1 H. That is exact where P and H commute, which the paper assumes.
+    Solved by bisection to rounding, in O(d) a step. Raises ValueError.
+
+        >>> critical_lr([1.0, 0.5, 0.1], beta=0.9, averaged=True) / critical_lr([1.0, 0.5, 0.1], beta=0.9)
+        10.0...
     """
     lam = _spectrum(eigenvalues)
     if not 0 <= beta < 1:
@@ -107,11 +117,15 @@ def critical_lr(eigenvalues: npt.ArrayLike, *, q: int = 1, law: str = "gaussian"
         if middle in (low, high):
             break
         low, high = (middle, high) if excess(middle) < 0 else (low, middle)
-    return low
+    return low / (1 - beta) if averaged else low
 
 
-def lr_bounds(trace: float, largest: float, *, q: int = 1, beta: float = 0.0) -> tuple[float, float]:
+def lr_bounds(
+    trace: float, largest: float, *, q: int = 1, beta: float = 0.0, averaged: bool = False
+) -> tuple[float, float]:
     """(below which every Hessian with this trace and largest eigenvalue is stable, above which none is), Gaussian.
+
+    averaged: for moments that are averages, as in `critical_lr`; then both are 1 / (1 - beta) times as high.
 
     beta = 0: 2q / (tr + (q + 1) lambda_max) and 2q / tr. q = 1: 2 (1 - beta) / (tr + 2 lambda_max / (1 + beta)) and
     2 (1 - beta) / tr. Both combined: 2q (1 - beta) / (tr + (q (1 - beta) + 1 + beta) lambda_max / (1 + beta)), which is
@@ -120,7 +134,7 @@ def lr_bounds(trace: float, largest: float, *, q: int = 1, beta: float = 0.0) ->
     if not (trace > 0 and largest > 0):
         raise ValueError(f"trace and largest eigenvalue must be positive, got {trace} and {largest}")
     spread = (q * (1 - beta) + 1 + beta) / (1 + beta)
-    edge = 2.0 * q * (1 - beta)
+    edge = 2.0 * q * (1.0 if averaged else 1 - beta)
     return float(edge / (trace + spread * largest)), float(edge / trace)
 
 

@@ -90,6 +90,11 @@ class TrustRate(AutoRate):
                 f"TrustRate judges steps by the loss alone, and {type(method.rule).__name__} lowers the loss plus a "
                 f"penalty; use lr='auto'"
             )
+        if method.rule.preconditions:
+            return (
+                f"TrustRate judges moves along the estimate, and {type(method.rule).__name__} makes another move; use "
+                f"lr='auto', or give it a number"
+            )
         return super().misfit(method)
 
     def slots(self, method: Method[Any]) -> Mapping[str, float]:

@@ -8,7 +8,6 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,37 +16,39 @@ import torch
 from torch import Tensor, nn
 
 from zograd import methods
+from zograd.blockwise import Ends
 from zograd.core.run import Method, Run
-from zograd.core.schedules import Schedule
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
-from zograd.estimators import FromBlocks
+from zograd.estimators import Estimator, FromBlocks, NodePerturbation
 from zograd.hub import Example, Task, TaskError, load_task, resolve_model, select
-from zograd.laws import OnLayerInputs, RankOne
+from zograd.laws import Memory, NullSpace, OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
 from zograd.llm import loading, lora_init
 from zograd.llm.compiled import WORTH, CompileError, check, trial
 from zograd.llm.inputs import InputsOfLeaves
 from zograd.llm.loading import offloaded as offloading
 from zograd.llm.loading.errors import ModelError, first_line
+from zograd.llm.loading.polar import SPACE
 from zograd.llm.oracle import points_of
-from zograd.llm.parts import parts_of
+from zograd.llm.parts import Parts, parts_of
 from zograd.llm.prompts import Form
 from zograd.llm.recipe import chosen, instead
+from zograd.llm.schedule import settled, shaped
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
-from zograd.llm.scoring.objectives import LOSS, Objective, objective_of
+from zograd.llm.scoring.objectives import LOSS, Contest, Objective, objective_of
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages
 from zograd.methods import MENU
-from zograd.methods.defaults import FULL, LORA, SCALES, TOKENS, Shape, language_model
+from zograd.methods.defaults import FULL, LORA, POLAR, SCALES, TOKENS, Shape, language_model
 from zograd.offload.mapped import Offloaded, Pages
 from zograd.offload.streamed import Streamed
-from zograd.rules import SGD
+from zograd.rules import SGD, Balanced, BalancedNorms
 from zograd.runs.identity import identity
 from zograd.runs.memory import keep_freed
-from zograd.spaces import PositiveOrthant
+from zograd.spaces import Euclidean, PositiveOrthant
 from zograd.stores import Store
 
 
@@ -87,7 +88,9 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
     lr = settings.pop("lr", None) if s.lr is None else s.lr
     mu = settings.pop("mu", None) if s.mu is None else s.mu
     onto_scales = loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
-    onto = {"lora": LORA, "prompt": TOKENS, "prefix": TOKENS}.get(s.train, SCALES if onto_scales else FULL)
+    onto = {"lora": LORA, "polar": POLAR, "prompt": TOKENS, "prefix": TOKENS}.get(
+        s.train, SCALES if onto_scales else FULL
+    )
     looks_at_blocks = MENU[s.method].needs == "blocks"
     size = shape_of(model, s.layers) if looks_at_blocks and model is not None else None
     default = language_model(s.method, onto, size)
@@ -98,19 +101,84 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
     if s.weight_decay:
         settings["weight_decay"] = s.weight_decay
     if lr is not None:
-        shape = "constant" if s.seconds is not None else s.lr_schedule  # the clock shapes it (`llm/clock.py`)
-        schedule = Schedule(1.0 if lr == "auto" else float(lr), shape, s.steps, s.warmup, s.lr_end)
+        shape = "constant" if s.seconds is not None or not s.steps else s.lr_schedule  # or `llm/clock.py` shapes it
+        schedule = shaped(shape, 1.0 if lr == "auto" else float(lr), s.steps, s.warmup, s.lr_end)
         settings["lr"] = AutoRate(shape=schedule) if lr == "auto" else schedule
     try:
         method = methods.make(s.method, **settings)
     except (TypeError, ValueError) as e:
         raise SettingsError(f"method {s.method!r}: {e}") from e
+    if s.balance:
+        return balanced(s, method)
+    if s.protect is not None:
+        return protected(s, method)
+    if s.train == "polar":
+        return on_manifolds(s, method)
     if not onto_scales:
         return method
     try:
         return replace(method, space=PositiveOrthant())
     except (TypeError, ValueError) as e:
         raise SettingsError(f"method {s.method!r} does not work on positive scales: {e}") from e
+
+
+def balanced(s: TrainSettings, method: Method[Any]) -> Method[Any]:
+    """The method with its rule in `Balanced`, or in `BalancedNorms` where it keeps moments.
+
+    Raises SettingsError where there are no pairs of factors to balance, or where the moments are of another kind.
+    """
+    if s.train != "lora":
+        raise SettingsError(f"--balance is for --train lora, and here is --train {s.train}; leave it out")
+    if s.lora_init == "activations":
+        raise SettingsError("--balance scales both factors, and --lora-init activations fixes A: leave one of them out")
+    wrap = BalancedNorms if method.rule.slots else Balanced
+    try:
+        return replace(method, rule=wrap(method.rule))
+    except TypeError as e:
+        raise SettingsError(f"--balance does not go with --method {s.method}: {e}") from e
+
+
+def on_manifolds(s: TrainSettings, method: Method[Any]) -> Method[Any]:
+    """The method where the outer factors of PoLAR adapters keep orthonormal columns.
+
+    Raises SettingsError for a method that does not move so, and for weight decay, which would pull them towards 0.
+    """
+    if s.weight_decay:
+        raise SettingsError(
+            "--weight-decay pulls towards 0, where no matrix has orthonormal columns; leave it out, or use --train lora"
+        )
+    if not isinstance(method.space, Euclidean):
+        raise SettingsError(
+            f"--train polar does not go with --method {s.method}, which moves in a space of its own "
+            f"({type(method.space).__name__}); use another method, or --train lora"
+        )
+    try:
+        return replace(method, space=SPACE)
+    except (TypeError, ValueError) as e:
+        raise SettingsError(f"--train polar does not go with --method {s.method}: {e}") from e
+
+
+def protected(s: TrainSettings, method: Method[Any]) -> Method[Any]:
+    """The method with directions off what the file of `--protect` remembers.
+
+    Raises SettingsError for a file that does not parse, and methods whose moves would leave the null space.
+    """
+    if loading.is_scales(s.train) or s.train in (*loading.ADAPTERS, *loading.PARTS):
+        raise SettingsError(f"--protect is for the weights that are remembered, and --train {s.train} adds others")
+    try:
+        return replace(method, law=NullSpace(memory_at("--protect", str(s.protect))))
+    except TypeError as e:
+        raise SettingsError(f"--protect does not go with --method {s.method}: {e}") from e
+
+
+def memory_at(option: str, path: str | Path) -> Memory:
+    """What a file of `zograd protect` remembers. Raises SettingsError with the option where it cannot be read."""
+    from safetensors import SafetensorError
+
+    try:
+        return Memory.load(path)
+    except (OSError, SafetensorError) as e:
+        raise SettingsError(f"{option} {path} cannot be read ({str(e)[:80]}); `zograd protect` makes one") from e
 
 
 def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = "") -> Prepared:
@@ -122,12 +190,12 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
 
     Raises SettingsError and ModelError.
     """
-    check_virtual(s)
+    estimator = build_method(s).estimator  # a mistake is said before a model is loaded
+    check_virtual(s, estimator)
     if s.lora_init != "default" and s.train != "lora":
         raise SettingsError(
             f"--lora-init {s.lora_init} is for --train lora, and here is --train {s.train}; leave it out"
         )
-    estimator = build_method(s).estimator  # a mistake is said before a model is loaded
     if s.objective != LOSS and isinstance(estimator, FromBlocks) and estimator.differentiates:
         raise SettingsError(
             f"--method {s.method} needs the derivative of a loss, and the objective {s.objective} has none; use a "
@@ -150,9 +218,11 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
     module: nn.Module = model
     method = build_method(s, module)
     layers = s.layers
+    spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets or ()), s.layers)
     if s.train == "lora":
-        spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets or ()), s.layers)
         module, layers = loading.attach_lora(model, spec, s.seed), None
+    elif s.train == "polar":
+        module, layers = loading.attach_polar(model, spec, s.seed), None
     elif s.train in loading.PARTS:
         module = loading.attach_virtual(model, s.train, s.tokens, s.seed)
     if trying and isinstance(estimator, FromBlocks):
@@ -166,21 +236,35 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
         if reason and why:
             s, why = instead(s, reason, exact=exact)
             if s.method == "backprop" and s.lr is None:
-                onto = LORA if s.train == "lora" else FULL
+                onto = {"lora": LORA, "polar": POLAR}.get(s.train, FULL)
                 shape = shape_of(module, s.layers)._replace(adds=False)
                 s = s.model_copy(update={"lr": float(f"{language_model(s.method, onto, shape)['lr']:.2g}")})
-            method, layers = build_method(s, module), s.layers if s.train != "lora" else None
+            method, layers = build_method(s, module), s.layers if s.train not in loading.ADAPTERS else None
         elif reason:
             raise SettingsError(f"--method {s.method} does not fit: {reason}. Use --method backprop, or zo_sgd")
     return _prepared(s, folder, module, tokenizer, method, layers, mapped, why)
 
 
-def check_virtual(s: TrainSettings) -> None:
+def check_virtual(s: TrainSettings, estimator: Estimator[Any]) -> None:
     """Raise SettingsError for settings that do not go with virtual tokens."""
     if s.train not in loading.PARTS:
         return
+    if isinstance(estimator, FromBlocks) and not (
+        estimator.perturbs_lookup or (estimator.reaches_front and s.train == "prompt")
+    ):
+        centred = isinstance(estimator, NodePerturbation)
+        why = (
+            "which does not reach the keys and values of a prefix"
+            if estimator.reaches_front
+            else "as residual feedback knows no derivative at virtual tokens: it stands behind the last block, at the "
+            "tokens that are scored"
+        )
+        other = "--method backprop, " if s.train == "prompt" else ""
+        raise SettingsError(
+            f"--train {s.train} does not go with --method {s.method}{' with center=residual' if centred else ''}, "
+            f"{why}. Use --method node_perturbation{' alone' if centred else ''}, {other}or --train lora"
+        )
     others = {
-        f"--method {s.method}, which takes gradients from blocks": MENU[s.method].needs == "blocks",
         "--layers": s.layers is not None,
         "--offload": s.offload is not None,
         "--compile": bool(s.compile),
@@ -197,11 +281,13 @@ def misfit(s: TrainSettings, module: nn.Module, estimator: FromBlocks, layers: i
 
     Cost: one forward of a few tokens, and one more of each trained block.
     """
+    if s.train in loading.PARTS and estimator.perturbs_lookup:
+        return None  # models that take them are causal, and their embedding is known
     if loading.is_scales(s.train):
         return None  # they are made with the store, and the models that have them are causal and add
     try:
-        trained = inside(module, loading.select(module, s.train, layers=layers), s)
-        found = parts_of(module, trained, residual=estimator.adds)
+        trained, _ = inside(module, loading.select(module, s.train, layers=layers), s, estimator)
+        found = parts_of(module, trained, residual=estimator.adds, front=estimator.reaches_front)
     except ModelError as e:
         return first_line(e)
     return found if isinstance(found, str) else None
@@ -215,6 +301,14 @@ def _prepared(
     estimator, model = method.estimator, loading.plain_model(module)
     pages: Offloaded | None = None
     trained = loading.select(module, s.train, layers=layers)
+    if s.protect is not None:
+        known = memory_at("--protect", str(s.protect)).by_name
+        trained = {name: t for name, t in trained.items() if name in known}
+        if not trained:
+            raise SettingsError(
+                f"none of the weights that {s.protect} remembers is trained (it has {', '.join(list(known)[:2])}); "
+                f"leave --train and --layers out, or remember others"
+            )
     if s.lora_init == "activations":
         trained = lora_init.without_A(trained)
     module.requires_grad_(False)
@@ -225,7 +319,7 @@ def _prepared(
                 f"have no derivative in theirs: use --train lora, or --method zo_sgd"
             )
         blocks = loading.blocks(model)
-        trained = inside(module, trained, s)
+        trained, ends = inside(module, trained, s, estimator)
         if loading.kind_of(model) == "pairs" and estimator.kind == "nodes":
             raise SettingsError(
                 f"--method {s.method} needs the tokens on which each part of a loss depends, and an encoder reads "
@@ -238,7 +332,9 @@ def _prepared(
         offloading.make_trainable(trained, mapped, folder)
         offloading.stream(module, mapped)
     elif s.offload == "cpu":
-        pages = streamed = offloading.to_device(module, s.device, keep=trained.values() if s.train == "lora" else ())
+        pages = streamed = offloading.to_device(
+            module, s.device, keep=trained.values() if s.train in loading.ADAPTERS else ()
+        )
         check_slots(method, trained, streamed)
     store = Store(
         trained, space=method.space, rounding=s.rounding, groups=loading.decay_groups(trained), decays=(1.0, 0.0),
@@ -249,7 +345,7 @@ def _prepared(
     if estimator.watches:
         store.inputs = layers_of(module, store, method)
     if isinstance(estimator, FromBlocks):
-        store.source = estimator.source(list(blocks), store.leaves, loading.head_of(module))
+        store.source = estimator.source(list(blocks), store.leaves, ends)
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages, why=why)
 
 
@@ -280,24 +376,42 @@ class OutsideError(SettingsError):
         self.name = name
 
 
-def inside(module: nn.Module, trained: Mapping[str, Tensor], s: TrainSettings) -> dict[str, Tensor]:
-    """The trained tensors that are parameters of the blocks, or of the head of a masked model or a classifier.
+def inside(
+    module: nn.Module, trained: Mapping[str, Tensor], s: TrainSettings, estimator: FromBlocks
+) -> tuple[dict[str, Tensor], Ends]:
+    """The trained tensors whose gradients the method has, and the names of those outside of the blocks.
 
-    Raises OutsideError where their gradients are not there.
+    They are parameters of the blocks, of the head of a masked model or a classifier, the last norm, and with `backprop`
+    embeddings and the output matrix, which stay where weights are offloaded. The others of "full" are left out; a
+    pattern has to name tensors of these kinds alone.
 
-    Of "full", embeddings and the last norm are left out; a pattern has to name tensors of the blocks alone.
+    Raises OutsideError where it names another one. Costs a forward of a few tokens, where tensors are in no block.
     """
-    owned = {id(p) for p in (*loading.blocks(module).parameters(), *loading.head_of(module).values())}
+    if s.train in loading.PARTS and estimator.perturbs_lookup:
+        virtual = loading.virtual_of(module)
+        assert virtual is not None
+        return dict(trained), Ends(front=list(trained), lookup=virtual.lookup)
+    head = loading.head_of(module)
+    owned = {id(p) for p in (*loading.blocks(module).parameters(), *head.values())}
     found = {name: tensor for name, tensor in trained.items() if id(tensor) in owned}
-    left_out = s.train == "full" or (s.train == "lora" and s.lora_targets is None)  # adapters of an encoder, too
+    tail, front = list(head), list[str]()
+    if len(found) < len(trained) and estimator.kind != "nodes":
+        front_too = estimator.reaches_front and s.offload is None
+        parts = parts_of(module, trained, residual=False, front=front_too)
+        if isinstance(parts, Parts):
+            tail += [name for name in parts.tail if name not in head]
+            front += parts.front
+            found = {name: t for name, t in trained.items() if name in found or name in tail or name in front}
+    adapters = s.train in loading.ADAPTERS and s.lora_targets is None  # of an encoder, too
+    left_out = s.train == "full" or adapters
     if len(found) < len(trained) and not left_out:
         other = next(name for name in trained if name not in found)
         raise OutsideError(
             f"--method {s.method} trains tensors inside of the blocks, and --train {s.train} names {other}; use "
-            f"--train full, a pattern of tensors of the blocks, or --method zo_sgd",
+            f"--train full, a pattern of tensors of the blocks, or --method {'zo_sgd' if s.offload else 'backprop'}",
             other,
         )
-    return found
+    return found, Ends(tail, front)
 
 
 def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offloaded) -> None:
@@ -331,6 +445,7 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     it stays whole; with "both" it is cut into the fewest parts that keep all processes busy.
     """
     s, _ = chosen(s, world)
+    s = s.model_copy(update={"lr_schedule": settled(s.lr_schedule)})
     shards = s.shards
     if shards is None:
         points = build_method(s).evaluations
@@ -387,13 +502,19 @@ def no_examples(task: Task, split: str, remedy: str) -> str:
     return f"{task.source} has no {split} example, but {sizes}: {remedy}"
 
 
+def text_of(e: Example) -> str:
+    """What an example is known by: its text with the answer or the choices, not with its label."""
+    return e.prompt + e.completion + "".join(e.choices)
+
+
 def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
     """SHA-256 of the data of a run: kind of task, label words, and the examples of both parts in their order."""
     h = hashlib.sha256(json.dumps([task.kind, *task.label_words]).encode())
     for part in (examples, held_out):
         h.update(b"\n")
         for e in part:
-            h.update(json.dumps([e.prompt, e.label, e.completion, *([e.chat] if e.chat else [])]).encode())
+            more = [x for x in (e.chat, e.choices, e.also) if x]
+            h.update(json.dumps([e.prompt, e.label, e.completion, *more]).encode())
     return h.hexdigest()
 
 
@@ -404,8 +525,8 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
     words = ", ".join(map(repr, task.label_words))
     scored = f", scored by {words}" if s.label_words is None and task.classes else ""
     print(f"zograd: {task.said}{scored}", file=sys.stderr, flush=True)
-    known = {e.prompt + e.completion for e in examples}
-    if shared := sum(e.prompt + e.completion in known for e in held_out):
+    known = set(map(text_of, examples))
+    if shared := sum(text_of(e) in known for e in held_out):
         warnings.warn(
             f"{shared} of the {len(held_out):,} {s.eval_split} examples are train examples too, so their metric says "
             f"little; remove them from one of the files",
@@ -427,6 +548,31 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
             )
 
 
+@dataclass(frozen=True)
+class Data:
+    """What a run reads before its model: its task and examples, what is reported of them, and what is lowered."""
+
+    task: Task
+    examples: list[Example]
+    held_out: list[Example]
+    metric: Metric
+    objective: Objective | None
+
+    @property
+    def all(self) -> list[Example]:
+        """The training examples and the held-out ones."""
+        return [*self.examples, *self.held_out]
+
+
+def data_of(s: TrainSettings, metric: MetricFunction | None = None) -> Data:
+    """The data of a run; metric: a function in place of the setting. Raises what does not fit the task."""
+    task, examples, held_out = examples_of(s)
+    asked = metric_of(s.metric if metric is None else metric, task.kind, len(task.label_words))
+    objective = objective_of(s.objective, task.kind, s.answer_tokens, s.answer_temperature)
+    check_objective(s, objective, task)
+    return Data(task, examples, held_out, asked, objective)
+
+
 def set_up(
     s: TrainSettings, folder: Path, *, stored: bool = False, stages: Stages | None = None, why: str = "",
     first: bool = True, metric: MetricFunction | None = None,
@@ -438,26 +584,49 @@ def set_up(
     """
     stages = Stages(quiet=True) if stages is None else stages
     with stages.stage(f"reading {s.task}"):
-        task, examples, held_out = examples_of(s)
-        asked = metric_of(s.metric if metric is None else metric, task.kind, len(task.label_words))
-        objective = objective_of(s.objective, task.kind, s.answer_tokens)
-        if objective is not None and task.kind != "classification" and MENU[s.method].needs != "values":
-            raise SettingsError(
-                f"--method {s.method} looks into one forward of each example, and an answer is written in several; use "
-                f"a method that needs values alone, such as zo_sgd or rank"
-            )
-    announce(task, s, examples, held_out)
-    with stages.stage("importing transformers"), suppress(ImportError):  # the loader says what is missing
-        loading.silence()
-        from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
-    s = with_head(s, task)
+        data = data_of(s, metric)
+    announce(data.task, s, data.examples, data.held_out)
+    loading.import_transformers(stages)
+    s = with_head(s, data.task)
     with stages.stage(f"loading {s.model}"):
         p = prepare(s, folder, trying=not stored, why=why)
+    if isinstance(data.objective, Contest):
+        check_compares(s, p.run)
     if p.why and first:
         print(f"zograd: {p.why}", file=sys.stderr)
-    s = p.settings
-    with stages.stage(f"reading the weights and {len(examples) + len(held_out):,} examples, trying the model"):
-        return _tried(s, folder, stored, p, task, examples, held_out, asked, objective)
+    with stages.stage(f"reading the weights and {len(data.all):,} examples, trying the model"):
+        return _tried(p, data, folder, stored)
+
+
+def check_objective(s: TrainSettings, objective: Objective | None, task: Task) -> None:
+    """Raise SettingsError for a method that does not go with what is lowered."""
+    prefers = isinstance(objective, Contest)
+    written = objective is not None and task.kind not in ("classification", "choice")
+    if (written or prefers) and MENU[s.method].needs != "values":
+        what = "answers of several points are compared" if prefers else "an answer is written in several"
+        raise SettingsError(
+            f"--method {s.method} looks into one forward of each example, and {what}; use a method that needs values "
+            f"alone, such as zo_sgd or rank"
+        )
+    if not prefers:
+        return
+    if s.lr == "auto" or s.parallel != "data":
+        given = "--lr auto measures a curvature" if s.lr == "auto" else f"--parallel {s.parallel} parts the points"
+        raise SettingsError(
+            f"--objective {s.objective} compares the points of a step, whose losses are shares of comparisons won; "
+            f"{given}, which does not go with it: leave it out"
+        )
+
+
+def check_compares(s: TrainSettings, run: Run[Any]) -> None:
+    """Raise SettingsError for a method that does not ask for all points of a step at once, where they are compared."""
+    asked, wanted = len(run.ask()), run.method.evaluations
+    run.abandon()
+    if asked < max(2, wanted):
+        raise SettingsError(
+            f"--objective {s.objective} compares all points of a step with each other, and --method {s.method} asks "
+            f"for {asked} of up to {wanted} at first; use a method that asks for all at once, such as zo_sgd or rank"
+        )
 
 
 def with_head(s: TrainSettings, task: Task) -> TrainSettings:
@@ -471,12 +640,9 @@ def with_head(s: TrainSettings, task: Task) -> TrainSettings:
     return s.model_copy(update={"classes": len(task.label_words)}) if bare else s
 
 
-def _tried(
-    s: TrainSettings, folder: Path, stored: bool, p: Prepared, task: Task, examples: list[Example],
-    held_out: list[Example], asked: Metric, objective: Objective | None,
-) -> Work:  # fmt: skip
+def _tried(p: Prepared, of: Data, folder: Path, stored: bool) -> Work:
     """See `set_up`: the work with a model and its examples, which are encoded, and a scorer that has checked both."""
-    batches = Batches(examples, s.batch_size, s.seed)
+    s, task, batches = p.settings, of.task, Batches(of.examples, p.settings.batch_size, p.settings.seed)
     if s.lora_init == "activations" and not (stored and lora_init.load(p.model, folder)):
         seen = [batches[k] for k in range(lora_init.BATCHES)]
         lora_init.from_activations(p.model, scorer_of(p.model, p.tokenizer, task, **s.encoding), seen)
@@ -484,25 +650,25 @@ def _tried(
         keep_freed()
     base = identity(p.model, p.pages)  # reads every weight, so all are resident when the peak of inference is measured
     scorer = scorer_of(
-        p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix, metric=asked,
-        objective=objective, **s.encoding,
+        p.model, p.tokenizer, task, trained=list(p.trained.values()), cache_prefix=s.cache_prefix,
+        metric=of.metric, objective=of.objective, **s.encoding,
     )  # fmt: skip
-    for example in (*examples, *held_out):
+    for example in of.all:
         scorer.encode(example)
-    if said := scorer.said(len(examples) + len(held_out)):
+    if said := scorer.said(len(of.all)):
         print(f"zograd: {said}", file=sys.stderr, flush=True)
     if isinstance(p.store.inputs, InputsOfLeaves):
         p.store.inputs.filled = lambda: scorer.filled
     parts = [part for batch in batches.first_uses() for part in scorer.parts(batch, s.shards or 1)]
-    evaluated = [[held_out[i] for i in bucket] for bucket in scorer.buckets(held_out, EVALUATION)]
+    evaluated = [[of.held_out[i] for i in bucket] for bucket in scorer.buckets(of.held_out, EVALUATION)]
     scorer.group([*parts, *evaluated])
     if s.offload == "cpu":  # later, a forward that stores states could make moves that wait, and change the last bits
-        scorer.remember([*examples, *held_out])
-    data = {
-        "task": task.name, "train": len(examples), s.eval_split: len(held_out), "source": task.source,
-        "sha256": digest(task, examples, held_out), "asks": asdict(Form.of(task)),
+        scorer.remember(of.all)
+    described = {
+        "task": task.name, "train": len(of.examples), s.eval_split: len(of.held_out), "source": task.source,
+        "sha256": digest(task, of.examples, of.held_out), "asks": asdict(Form.of(task, s.completion_column)),
     }  # fmt: skip
-    return Work(p, base, scorer, batches, held_out, data)
+    return Work(p, base, scorer, batches, of.held_out, described)
 
 
 def choose_compiling(work: Work, s: TrainSettings) -> dict[str, Any]:

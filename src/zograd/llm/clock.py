@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zograd.core.run import Run
-from zograd.core.schedules import Schedule
 from zograd.distributed import Peers
+from zograd.llm.schedule import shaped
 from zograd.llm.settings import TrainSettings
 from zograd.stores import Rate
 
@@ -35,7 +35,7 @@ class Clock:
 
     def __init__(self, s: TrainSettings, peers: Peers) -> None:
         self.limit, self.peers = s.seconds, peers
-        self.shape = Schedule(1.0, s.lr_schedule, PARTS, 0, s.lr_end) if s.seconds else None
+        self.shape = shaped(s.lr_schedule, 1.0, PARTS, 0, s.lr_end) if s.seconds else None
         self.elapsed = 0.0
 
     def read(self, elapsed: float) -> None:
@@ -76,7 +76,7 @@ class Estimate:
         if quiet or self.forward is None or not self._left or self.clock.over:
             return
         seconds = self.forward * self.scorer.tokens(batches[self.run.step_number]) * self.run.most_evaluations
-        print(f"zograd: {self._length(seconds)}, by the forward passes of a step alone", file=sys.stderr)
+        print(f"zograd: {self._length(seconds)}, counting forward passes alone", file=sys.stderr)
 
     def count(self, bar: tqdm[Any], quiet: bool) -> None:
         """After a step; says how long the rest will take when `MEASURED` steps are taken."""

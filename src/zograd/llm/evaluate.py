@@ -11,17 +11,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from zograd.diagnostics import calibration as measured
 from zograd.hub import Example, FetchError, Task, TaskError, load_task, select
 from zograd.hub.sources import Source, is_source
 from zograd.jsons import finite
 from zograd.llm import loading
-from zograd.llm.build import OF_DATA, digest, examples_of, no_examples
+from zograd.llm.build import OF_DATA, digest, examples_of, no_examples, text_of
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
 from zograd.llm.scoring.objectives import Objective, objective_of
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.llm.stages import Stages
 from zograd.runs.packed import opened
 
 
@@ -54,7 +59,11 @@ def evaluate(
     max_length: int | None = None,
     truncate: str | None = None,
     chat_template: bool | None = None,
+    eos: bool | None = None,
+    answer_tokens: int | None = None,
     metric: str | MetricFunction | None = None,
+    calibration: bool = False,
+    stages: Stages | None = None,
     **data: Any,
 ) -> dict[str, Any]:
     """Metric with a confidence interval, calibrated metric, loss and classes; one forward an example (or class).
@@ -69,51 +78,94 @@ def evaluate(
     task: a name or data, as `load_task` takes it; None: the run's, or "trec".
     split: "train", "validation", "test", or "all". Default: "test"; all of a file that names no splits, unless it is
         the file of the run. Asked for a split, such a file is split as training with `seed` (default 0) splits it.
-    max_length, truncate, chat_template: how examples become tokens, as in `TrainSettings`; None: as the run has it.
+    max_length, truncate, chat_template, eos: how examples become tokens, as in `TrainSettings`; None: as the run has
+        it. answer_tokens: most tokens of a written answer.
     metric: a name, `module:function`, or a function of labels and predictions (`scoring.metrics.metric_of`); None: the
         run's, unless that is code, or accuracy, or loss.
+    calibration: also whether the stated probabilities are met (`diagnostics.calibration`), under that name; for tasks
+        with classes, else SettingsError.
+    stages: what shows the loading and the evaluation; None: they are not shown.
     data: how the data is read, as arguments of `load_task`.
 
     What is wrong with the data is said before the model is loaded.
     """
+    stages = Stages(quiet=True) if stages is None else stages
     given = {name: value for name, value in data.items() if value not in (None, "auto")}
-    steps, s = None, TrainSettings()
-    module: Any
+    s = TrainSettings()
     if run is None:
-        loaded = load_task("trec" if task is None else task, seed=seed or 0, **given)
-        chosen, asked = _choose(loaded, split, examples, seed or 0), _metric(metric, loaded)
-        module, tokenizer = loading.load(
-            model or "smollm2-135m", dtype=dtype or "auto", device=device or "cpu", quantized=bool(quantized),
-            quantize=quantize,
-        )  # fmt: skip
+        with stages.stage(f"reading {_shown('trec' if task is None else task)}"):
+            loaded = load_task("trec" if task is None else task, seed=seed or 0, **given)
+            chosen, asked = choose(loaded, split, examples, seed or 0), metric_for(metric, loaded)
     else:
         own = {"dtype": dtype, "quantized": quantized, "quantize": quantize}
         check_own_model([name for name, value in own.items() if value is not None])
         directory = opened(run)
         s = stored_settings(directory)
-        chosen = _of_run(s, task, given, split, examples, seed, directory.meta.get("data", {}).get("sha256"))
-        asked = _metric(_of_settings(s.metric, chosen.task) if metric is None else metric, chosen.task)
-        p, _ = restore(run, model, device=device)
-        module, tokenizer, steps = merged_model(p.model), p.tokenizer, p.run.step_number
-    encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
+        with stages.stage(f"reading {_shown(s.task if task is None else task)}"):
+            chosen = _of_run(s, task, given, split, examples, seed, directory.meta.get("data", {}).get("sha256"))
+            asked = metric_for(_of_settings(s.metric, chosen.task) if metric is None else metric, chosen.task)
+    module, tokenizer, steps = load_or_restore(
+        model, run, stages, dtype=dtype, device=device, quantized=quantized, quantize=quantize
+    )
+    if calibration and chosen.task.kind != "classification":
+        raise SettingsError(f"--calibration: {chosen.task.name} has no classes with probabilities; leave it out")
+    encoding = {
+        "max_length": max_length, "truncate": truncate, "chat_template": chat_template, "eos": eos,
+        "answer_tokens": answer_tokens,
+    }  # fmt: skip
     s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
     objective = _objective(s, chosen.task)
     scorer: Scorer = scorer_of(module, tokenizer, chosen.task, metric=asked, objective=objective, **s.encoding)
-    metrics = scorer.evaluate(chosen.examples, interval=True)
+    with stages.counted("evaluating", len(chosen.examples)) as progress:
+        scores = scorer.all_scores(chosen.examples, progress=progress) if calibration else None
+        metrics = scorer.evaluate(chosen.examples, interval=True, scores=scores, progress=progress)
     for said in (chosen.task.said if chosen.whole and chosen.task.own else "", scorer.said(len(chosen.examples))):
         if said:
             print(f"zograd: {said}", file=sys.stderr, flush=True)
-    seen = None if chosen.trained is None else sum(_text_of(e) in chosen.trained for e in chosen.examples)
+    seen = None if chosen.trained is None else sum(text_of(e) in chosen.trained for e in chosen.examples)
     if chosen.whole and seen:
         warnings.warn(
             f"{seen} of the {len(chosen.examples)} examples of {chosen.task.source} were trained on", stacklevel=2
         )
     result = {**asdict(metrics), "task": chosen.task.name, "split": chosen.split, "steps": steps, "trained_on": seen}
     result["truncated"] = len(scorer.cut)
+    if scores is not None and not metrics.not_finite:
+        result["calibration"] = _calibration(scores, chosen.examples)
     return dict(finite(result | {"failure": scorer.why_not_finite(metrics)}))
 
 
-def _metric(asked: str | MetricFunction | None, task: Task) -> Metric:
+def load_or_restore(
+    model: str | None, run: Path | None, stages: Stages, *, dtype: str | None, device: str | None,
+    quantized: bool | None, quantize: str | None,
+) -> tuple[Any, Any, int | None]:  # fmt: skip
+    """A model, or a run with its adapters merged; its tokenizer; the steps of the run. Arguments: see `evaluate`."""
+    if run is not None:
+        p, _ = restore(run, model, device=device, stages=stages)
+        return merged_model(p.model), p.tokenizer, p.run.step_number
+    loading.import_transformers(stages)
+    with stages.stage(f"loading {model or 'smollm2-135m'}"):
+        module, tokenizer = loading.load(
+            model or "smollm2-135m", dtype=dtype or "auto", device=device or "cpu", quantized=bool(quantized),
+            quantize=quantize,
+        )  # fmt: skip
+    return module, tokenizer, None
+
+
+def _shown(task: Source) -> str:
+    """A task in a line for people: its name or path, or the kind of object that holds it."""
+    return os.fspath(task) if isinstance(task, str | os.PathLike) else f"a {type(task).__name__}"
+
+
+def _calibration(scores: Tensor, examples: Sequence[Example]) -> dict[str, Any]:
+    """Whether the probabilities of the classes, the softmax of their scores, are met."""
+    if len(examples) < 2:
+        raise SettingsError("--calibration: one example has no calibration; score at least 2")
+    p = torch.softmax(scores.double().cpu(), 1)
+    return asdict(measured(p.numpy(), [e.label for e in examples]))
+
+
+def metric_for(asked: str | MetricFunction | None, task: Task) -> Metric:
+    """The metric of this name or function, for a task. Raises MetricError where it does not fit."""
     return metric_of(asked, task.kind, len(task.label_words))
 
 
@@ -122,7 +174,7 @@ def _of_settings(metric: str | None, task: Task) -> str | None:
     if metric is None or ":" in metric:
         return None
     try:
-        return _metric(metric, task).name
+        return metric_for(metric, task).name
     except MetricError:
         return None
 
@@ -132,7 +184,7 @@ def _objective(s: TrainSettings, task: Task) -> Objective | None:
     return None if ":" in s.objective or task.kind == "text" else objective_of(s.objective, task.kind, s.answer_tokens)
 
 
-def _choose(
+def choose(
     task: Task, split: str | None, count: int | None, seed: int, draw: str = "stratified", whole: bool = True
 ) -> Chosen:
     """The examples of a split. Raises SettingsError for a split that is none, TaskError for one without examples."""
@@ -157,13 +209,9 @@ def _of_run(
     else:
         loaded, trained = load_task(task, seed=s.seed, **_kept(s, task) | given), None
         with suppress(TaskError, FetchError):  # the data of the run may be gone
-            trained = set(map(_text_of, examples_of(s)[1]))
-    chosen = _choose(loaded, split, count, s.seed, s.draw, whole=not _same(task, s.task))
+            trained = set(map(text_of, examples_of(s)[1]))
+    chosen = choose(loaded, split, count, s.seed, s.draw, whole=not _same(task, s.task))
     return replace(chosen, trained=trained)
-
-
-def _text_of(e: Example) -> str:
-    return e.prompt + e.completion
 
 
 def _same(task: Source, of_run: str) -> bool:
@@ -200,4 +248,4 @@ def _data(s: TrainSettings, given: dict[str, Any], sha256: str | None) -> tuple[
             f"may have been trained on",
             stacklevel=4,
         )
-    return task, set(map(_text_of, examples)) if same else None
+    return task, set(map(text_of, examples)) if same else None

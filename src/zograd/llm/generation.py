@@ -1,4 +1,4 @@
-"""Text from a causal language model, by the `generate` of transformers."""
+"""Text from a language model, causal or an encoder with a decoder, by the `generate` of transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from zograd.hub import Example, TaskError
 from zograd.llm.loading import plain_model, vocabulary
-from zograd.llm.scoring.encoding import Encoder
+from zograd.llm.loading.structure import kind_of
+from zograd.llm.scoring.encoding import Encoder, Tokens
 from zograd.llm.settings import SettingsError
 
 TOGETHER = 16
@@ -39,31 +40,34 @@ def generate(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     stop: Sequence[str] = (),
-    seed: int = 0,
+    seed: int | None = 0,
     progress: Callable[[float], object] | None = None,
     chat: bool = True,
 ) -> list[Generated]:
-    """The continuation of each prompt. Prompts have the tokens that they have in training.
+    """The continuation of each prompt, or what the decoder answers. Prompts have the tokens of training.
 
     prompts: texts, or examples, whose prompts they are. chat: write conversations with the tokenizer's chat template.
 
     temperature: 0 takes the most likely token each time; above, tokens are drawn, by `seed`, from the whole vocabulary.
+        Without a seed (None) they are drawn from the random state of torch as it is, which stays so.
     stop: texts at which to stop; they are left out of the answer.
-    progress: called after each forward batch with its number of prompts.
+    progress: called after each token of prompts that share forwards, with its share of their number.
 
     Memory: keys and values of up to `TOGETHER` prompts, which share forwards. Raises TaskError for a prompt that
-    leaves no room for `max_new_tokens`, before the first forward.
+    leaves no room for `max_new_tokens`, and for a model that writes no text, before the first forward.
     """
     check_sampling(max_new_tokens, temperature, stop)
     base = plain_model(model)
-    encoder = Encoder(tokenizer, vocabulary(base), chat=chat)
-    encoded = [encoder.text(p.rstrip(" ")) if isinstance(p, str) else encoder.asked(p) for p in prompts]
+    if kind_of(base) in ("masked", "classes"):
+        raise TaskError(f"{type(base).__name__} writes no text; use a causal model, or an encoder with a decoder")
+    encoder, pairs = Encoder(tokenizer, vocabulary(base), chat=chat), kind_of(base) == "pairs"
+    encoded = [encoder.whole(p) if pairs else encoder.asked(p) for p in map(_example, prompts)]
     texts = [p if isinstance(p, str) else p.prompt for p in prompts]
     longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
     for prompt, ids in zip(texts, encoded, strict=True):
         if not ids:
             raise TaskError(f"the prompt {prompt[:40]!r} has no tokens; write more")
-        if longest is not None and len(ids) + max_new_tokens > longest:
+        if longest is not None and not pairs and len(ids) + max_new_tokens > longest:
             raise TaskError(
                 f"the prompt {prompt[:40]!r}... has {len(ids)} tokens, and with --max-new-tokens {max_new_tokens} it "
                 f"is longer than the {longest} that the model takes; shorten it, or lower --max-new-tokens"
@@ -73,18 +77,24 @@ def generate(
     options = _options(max_new_tokens, temperature, encoder.padding)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed)
+        if seed is not None:
+            torch.manual_seed(seed)
         for start in range(0, len(order), TOGETHER):
             part = order[start : start + TOGETHER]
             rows, mask = _padded([encoded[i] for i in part], encoder.padding)
-            if stop:
-                options["stopping_criteria"] = _stopping(tokenizer, [encoded[i] for i in part], rows.shape[1], stop)
+            before: list[Tokens] = [() if pairs else encoded[i] for i in part]  # a decoder writes from its first token
+            width = 1 if pairs else rows.shape[1]
+            told = _Told(progress, len(part), max_new_tokens)
+            options["stopping_criteria"] = _criteria(tokenizer, before, width, stop, told)
             whole = model.generate(input_ids=rows.to(device), attention_mask=mask.to(device), **options)
-            for i, row in zip(part, whole[:, rows.shape[1] :].tolist(), strict=True):
-                found[i] = _written(texts[i], encoded[i], row, base, tokenizer, stop, encoder.padding)
-            if progress is not None:
-                progress(len(part))
+            told.rest()
+            for i, asked, row in zip(part, before, whole[:, width:].tolist(), strict=True):
+                found[i] = _written(texts[i], asked, row, base, tokenizer, stop, encoder.padding)
     return [found[i] for i in range(len(texts))]
+
+
+def _example(prompt: str | Example) -> Example:
+    return Example(prompt, -1) if isinstance(prompt, str) else prompt
 
 
 def check_sampling(max_new_tokens: int, temperature: float, stop: Sequence[str]) -> None:
@@ -106,12 +116,37 @@ def _options(limit: int, temperature: float, pad: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stopping(tokenizer: Any, asked: Sequence[Sequence[int]], width: int, stop: Sequence[str]) -> Any:
-    """Ends a row when its new text holds one of these; transformers' own search does not know every tokenizer."""
+class _Told:
+    """What `progress` hears of prompts that share forwards: after each token its share, at the end what is left."""
+
+    def __init__(self, progress: Callable[[float], object] | None, prompts: int, tokens: int) -> None:
+        self.progress, self.left, self.share = progress, float(prompts), prompts / tokens
+
+    def token(self) -> None:
+        self._tell(min(self.share, self.left))
+
+    def rest(self) -> None:
+        """All have ended, some of them before the limit."""
+        self._tell(self.left)
+
+    def _tell(self, count: float) -> None:
+        self.left -= count
+        if self.progress is not None:
+            self.progress(count)
+
+
+def _criteria(tokenizer: Any, asked: Sequence[Sequence[int]], width: int, stop: Sequence[str], told: _Told) -> Any:
+    """Ends a row when its new text holds one of these; transformers' own search does not know every tokenizer.
+
+    told: hears of each token.
+    """
     from transformers import StoppingCriteria, StoppingCriteriaList
 
     class Stops(StoppingCriteria):  # type: ignore[misc]  # to mypy it is Any
         def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            told.token()
+            if not stop:
+                return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
             texts = [
                 _behind(tokenizer, ids, row) for ids, row in zip(asked, input_ids[:, width:].tolist(), strict=True)
             ]

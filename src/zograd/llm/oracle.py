@@ -8,13 +8,16 @@ from functools import partial
 from torch import Tensor
 
 from zograd.blockwise import Around, Blockwise, Terms
+from zograd.core.query import Query
 from zograd.core.run import Record
 from zograd.distributed import Peers, shared
 from zograd.hub import Example
 from zograd.llm import loading
+from zograd.llm.scoring.objectives import Contest
 from zograd.llm.scoring.scorer import Scorer
-from zograd.llm.settings import TrainSettings
-from zograd.oracles import Batched, Oracle, batched
+from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.oracles import Batched, Oracle, batched, sequential
+from zograd.stores import Store
 
 TOGETHER = "together"
 """The meter of a step after which fewer points share a forward than before: how many, 0 for one at a time."""
@@ -27,6 +30,32 @@ def points_of(scorer: Scorer, batch: Sequence[Example], together: int | None = N
     alone, so a resumed run groups its points in the same way.
     """
     return batched(partial(scorer.copy_losses, batch), together or scorer.together(batch))
+
+
+class ContestOracle:
+    """The oracle of a batch whose points are compared with each other, by the judge of a `Contest`.
+
+    All points draw their answers with the same random numbers, so equal weights write equal answers.
+    """
+
+    def __init__(self, scorer: Scorer, batch: Sequence[Example], objective: Contest) -> None:
+        self.scorer, self.batch, self.objective = scorer, batch, objective
+        self._answers: list[str] = []
+
+    def __call__(self, store: Store, queries: Sequence[Query], key: int) -> list[float]:
+        if len(queries) < 2:
+            raise SettingsError(
+                f"--objective {self.objective.name} compares points, and here is one; use another method"
+            )
+        one, answers = sequential(self._answer), []
+        for query in queries:
+            one(store, [query], key)
+            answers.append(self._answers)
+        return self.objective.compared(self.batch, answers)
+
+    def _answer(self) -> float:
+        self._answers = self.objective.answers(self.scorer, self.batch, drawn=True)
+        return 0.0
 
 
 AT_ONCE = 256
@@ -56,6 +85,13 @@ class BatchOracle:
         """The oracle of a batch, which is cut into `shards` parts and dealt to the processes."""
         s = self.settings
         parts = self.scorer.parts(batch, s.shards or 1)
+        judge = self.scorer.objective
+        if isinstance(judge, Contest):
+            return shared(
+                lambda part, rows=None: self.scorer.loss(parts[part]), self.peers,
+                weights=[len(part) / len(batch) for part in parts],
+                oracle=lambda part: ContestOracle(self.scorer, parts[part], judge),
+            )  # fmt: skip
         one_by_one = s.parallel != "data" or loading.is_scales(s.train)
         return shared(
             lambda part, rows=None: self.scorer.loss(parts[part]),

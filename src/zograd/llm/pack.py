@@ -36,10 +36,7 @@ def pack(run: str | Path, out: str | Path | None = None, *, model: str | None = 
     if is_pack(run):
         raise RunError(f"{run} is packed already")
     directory = RunDirectory.open(run)
-    file = Path(out) if out is not None else Path(run).resolve().with_name(Path(run).resolve().name + SUFFIX)
-    if file.exists() or not file.absolute().parent.is_dir():
-        why = "exists" if file.exists() else f"cannot be written: there is no folder {file.absolute().parent}"
-        raise RunError(f"{file} {why}; choose another --out")
+    file = free_file(Path(run), out)
     s = stored_settings(directory)
     tape = directory.tape(fixed=fixed_settings(s))
     recorded = directory.meta.get("result", {})
@@ -68,3 +65,12 @@ def pack(run: str | Path, out: str | Path | None = None, *, model: str | None = 
         "base": s.model,
         "seconds": time.perf_counter() - start,
     }
+
+
+def free_file(run: Path, out: str | Path | None) -> Path:
+    """The file to write: `out`, or the name of the folder with `.zopack`. Raises RunError for one that exists."""
+    file = Path(out) if out is not None else run.resolve().with_name(run.resolve().name + SUFFIX)
+    if file.exists() or not file.absolute().parent.is_dir():
+        why = "exists" if file.exists() else f"cannot be written: there is no folder {file.absolute().parent}"
+        raise RunError(f"{file} {why}; choose another --out")
+    return file

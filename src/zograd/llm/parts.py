@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zograd.blockwise import Call, adds_to_its_input, record
+from zograd.blockwise import Call, Ends, adds_to_its_input, record
 from zograd.llm.loading.errors import ModelError, first_line
 from zograd.llm.loading.structure import blocks, has_encoder_and_decoder, plain_model, vocabulary
 
@@ -25,13 +25,20 @@ PASSED_ON = ("relative_attention_bias",)
 class Parts:
     """Which of the trained tensors get a gradient from blocks: those inside of them, and those behind the last one.
 
-    tail: the names of the latter. outside: the names of all others.
+    tail: the names of the latter. front: the names of those in front of the first block, where the method has their
+    gradient; a matrix that is embedding and output is in both. outside: the names of all others.
     """
 
     blocks: Sequence[nn.Module] = ()
     inside: Mapping[str, Tensor] = field(default_factory=dict)
     tail: Sequence[str] = ()
     outside: Sequence[str] = ()
+    front: Sequence[str] = ()
+
+    @property
+    def ends(self) -> Ends:
+        """The names of those outside of the blocks that have a gradient."""
+        return Ends(self.tail, self.front)
 
     def last(self) -> Parts:
         """The last block and what stands behind it; all else is outside."""
@@ -39,7 +46,8 @@ class Parts:
         owned = {id(p) for p in self.blocks[number].parameters()}
         inside = {name: tensor for name, tensor in self.inside.items() if id(tensor) in owned}
         below = [name for name in self.inside if name not in inside]
-        return replace(self, inside=inside, outside=[*below, *self.outside])
+        tail = [name for name in self.tail if name not in self.front]
+        return replace(self, inside=inside, tail=tail, front=(), outside=[*self.front, *below, *self.outside])
 
     @property
     def numbers(self) -> list[int]:
@@ -48,10 +56,12 @@ class Parts:
         return sorted({owners[id(tensor)] for tensor in self.inside.values()})
 
 
-def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool) -> Parts | str:
+def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool, front: bool = False) -> Parts | str:
     """The trained tensors by where they stand; or, as a clause, why gradients cannot come from the blocks.
 
-    residual: each block must add to the stream of hidden states.
+    residual: each block must add to the stream of hidden states. front: whether embeddings, and all else in front of
+    the blocks, are to be found too, and the output matrix. Not where a decoder reads an encoder, or where what stands
+    in front of the blocks reaches them on other ways than by the states that enter the first one.
     """
     base: Any = plain_model(model)
     try:
@@ -60,28 +70,56 @@ def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool)
         return "the model has no list of blocks"
     owned = {id(p) for block in found for p in block.parameters()}
     inside = {n: t for n, t in tensors.items() if id(t) in owned and not any(part in n for part in PASSED_ON)}
-    if not inside:
-        return "what is trained lies outside of the blocks"
+    front = front and not has_encoder_and_decoder(base)
+    if not (inside or front):
+        return OUTSIDE
     parts = Parts(found, inside, (), [name for name in tensors if name not in inside])
-    ends = {id(p) for module in _ends(base) for p in module.parameters()}
-    candidates = {name: tensors[name] for name in parts.outside if id(tensors[name]) not in ends}
-    call = _tried(model, base, parts, list(candidates.values()))
+    left = {id(p) for module in embeddings_and_output(base) for p in module.parameters()} if not front else set()
+    candidates = {name: tensors[name] for name in parts.outside if id(tensors[name]) not in left}
+    call = _tried(model, base, parts, dict(enumerate(candidates.values())), front)
     if isinstance(call, str):
         return call
     with _still(model):
-        numbers = range(parts.numbers[0], len(found)) if residual else ()
+        numbers = range(parts.numbers[0], len(found)) if residual and inside else ()
         other = next((k for k in numbers if not adds_to_its_input(found[k], call, k)), None)
     if other is not None:
         return (
             f"block {other} of {type(base).__name__} does not add to the hidden states that enter it (a norm behind "
             f"the sum, for example)"
         )
-    tail = [name for name, gradient in zip(candidates, call.tail, strict=True) if bool(gradient.any())]
-    return replace(parts, tail=tail, outside=[name for name in parts.outside if name not in tail])
+    tail = [name for k, name in enumerate(candidates) if bool(call.tail[k].any())]
+    before: list[str] = []
+    if front and call.front is not None and not _passed_on(call):
+        ramp = torch.linspace(1, 2, call.front.numel(), device=call.front.device).view_as(call.front)
+        found_in_front = call.before(list(candidates.values()), ramp)  # a signal that no norm takes out
+        before = [name for name, gradient in zip(candidates, found_in_front, strict=True) if bool(gradient.any())]
+    if not (inside or before):
+        return OUTSIDE
+    if front:  # half of the derivative of a matrix that is embedding and output is none
+        tail = [name for name in tail if name in before or id(candidates[name]) not in embedded(base)]
+    outside = [name for name in parts.outside if name not in tail and name not in before]
+    return replace(parts, tail=tail, front=before, outside=outside)
 
 
-def _ends(base: Any) -> list[nn.Module]:
-    """The embeddings and the output matrix of a language model, which methods that look at blocks do not train."""
+OUTSIDE = "what is trained lies outside of the blocks"
+
+
+def embedded(base: Any) -> set[int]:
+    """The identities of the parameters of the embedding of tokens."""
+    with suppress(Exception):  # models without one raise
+        return {id(p) for p in base.get_input_embeddings().parameters()}
+    return set()
+
+
+def _passed_on(call: Call) -> bool:
+    """Whether a block gets an argument that depends on what is trained in front of the blocks."""
+    values = [v for args, kwargs in call.arguments.values() for v in (*args, *kwargs.values())]
+    flat = [part for v in values for part in (v if isinstance(v, tuple | list) else (v,))]
+    return any(isinstance(v, Tensor) and v.requires_grad for v in flat)
+
+
+def embeddings_and_output(base: Any) -> list[nn.Module]:
+    """The embeddings and the output matrix of a language model, which only `backprop` reaches."""
     found = []
     for name in ("get_input_embeddings", "get_output_embeddings"):
         with suppress(Exception):  # models without: some raise, some have none
@@ -117,12 +155,15 @@ def _still(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _tried(model: nn.Module, base: Any, parts: Parts, tail: Sequence[Tensor]) -> Call | str:
-    """What one forward shows, or why there is none."""
+def _tried(model: nn.Module, base: Any, parts: Parts, tail: Mapping[int, Tensor], front: bool) -> Call | str:
+    """What one forward shows, or why there is none. front: whether `tail` may stand in front of the blocks too."""
     try:
         with _still(model):
-            first = parts.numbers[0]
-            _, calls = record(lambda: _of_little(model, base), parts.blocks, first, keep=True, tail=tail)
+            first = 0 if front else parts.numbers[0]
+            _, calls = record(
+                lambda: _of_little(model, base), parts.blocks, first, keep=True, tail=tail,
+                front=list(tail.values()) if front else (),
+            )  # fmt: skip
         if len(calls) > 1:
             return f"its blocks run {len(calls)} times in one forward"
         if set(calls[0].inputs) != set(range(first, len(parts.blocks))):
@@ -133,16 +174,21 @@ def _tried(model: nn.Module, base: Any, parts: Parts, tail: Sequence[Tensor]) ->
 
 
 def _of_little(model: nn.Module, base: Any) -> Tensor:
-    """A number from the outputs of a model for a few tokens, or for an empty image."""
+    """A number from the outputs of a model for a few tokens, an empty image, or a spectrum without sound (Whisper)."""
     device = next(base.parameters()).device
     inputs: dict[str, Any] = {}
-    if getattr(base, "main_input_name", "input_ids") == "pixel_values":
+    kind = getattr(base, "main_input_name", "input_ids")
+    if kind == "pixel_values":
         size = base.config.image_size
         shape = (1, base.config.num_channels, *((size, size) if isinstance(size, int) else size))
         inputs["pixel_values"] = torch.zeros(shape, device=device, dtype=base.dtype)
     else:
         ids = torch.arange(1, TRIED + 1, device=device)[None] % vocabulary(base)
-        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if kind == "input_features":
+            shape = (1, base.config.num_mel_bins, 2 * base.config.max_source_positions)  # a convolution halves it
+            inputs[kind] = torch.zeros(shape, device=device, dtype=base.dtype)
+        else:
+            inputs |= {kind: ids, "attention_mask": torch.ones_like(ids)}
         if has_encoder_and_decoder(base):
             inputs["decoder_input_ids"] = ids
     return model(**inputs)[0].float().mean()  # type: ignore[no-any-return]

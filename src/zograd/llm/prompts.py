@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from zograd.hub import Example, Task, TaskError, load_task
+from zograd.hub.choices import CHOICES, example_of
 from zograd.hub.formats import SUFFIXES
 from zograd.hub.labels import ClassWords, LabelWords, class_words
 from zograd.hub.records import Record, Table
@@ -16,7 +17,7 @@ from zograd.hub.shapes import TURNS, Asked, shape_of
 from zograd.hub.sources import read
 from zograd.hub.template import Template
 
-CHAT, INSTRUCTION = "chat", "instruction"
+CHAT, INSTRUCTION, CHOICE = "chat", "instruction", "choice"
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,24 @@ class Form:
     """How a task asks: its template, and the word or words for each class (no classes: it is answered by a text).
 
     template: "" where a prompt is the text as it stands. records: "chat" or "instruction" where an input is the turn of
-    a user, which the tokenizer's chat template writes; otherwise "".
+    a user, which the tokenizer's chat template writes; "choice" where an input brings its choices, in the column
+    `choices`; otherwise "".
     """
 
     template: str = ""
     classes: tuple[str, ...] = ()
     label_words: tuple[ClassWords, ...] = ()
     records: str = ""
+    choices: str = CHOICES
 
     @classmethod
-    def of(cls, task: Task) -> Form:
-        """The form of a task."""
+    def of(cls, task: Task, choices: str | None = None) -> Form:
+        """The form of a task. choices: the column of the choices, where it was named."""
         first = next((e for examples in task.splits.values() for e in examples), None)
         records = "" if first is None or not first.chat else INSTRUCTION if INSTRUCTION in task.split_by else CHAT
+        records = CHOICE if task.kind == CHOICE else records
         template = "" if task.kind == "text" else task.template  # a text goes on from what is given
-        return cls(template, task.classes, task.label_words, records)
+        return cls(template, task.classes, task.label_words, records, choices or CHOICES)
 
     @classmethod
     def read(cls, data: Any) -> Form | None:
@@ -49,7 +53,8 @@ class Form:
         if not (isinstance(classes, list) and isinstance(words, list) and len(classes) == len(words)):
             return None
         several = tuple(tuple(map(str, w)) if isinstance(w, list) else str(w) for w in words)
-        return cls(data["template"], tuple(map(str, classes)), several, str(data.get("records") or ""))
+        records, choices = (str(data.get(name) or "") for name in ("records", "choices"))
+        return cls(data["template"], tuple(map(str, classes)), several, records, choices or CHOICES)
 
     def changed(self, template: str | None, words: LabelWords | None) -> Form:
         """This form with another template or other words. Raises TaskError for words that do not fit the classes."""
@@ -88,6 +93,10 @@ class Form:
         if self.records == INSTRUCTION:
             values = record.values if isinstance(record, Record) else {INSTRUCTION: _text(record, place)}
             return _shaped({**values, "output": ""}, INSTRUCTION, getattr(record, "place", place))
+        if self.records == CHOICE:
+            known = record if isinstance(record, Record) else self._json(record, place, (*self.columns, self.choices))
+            Template(self.template).check(known.values, known.place)
+            return example_of(known, Template(self.template), self.choices)
         text, spans = self._prompt(record, place)
         return Example(text, 0 if self.classes else -1, spans=spans)
 
@@ -111,9 +120,16 @@ class Form:
 
     def _record(self, text: str, place: str) -> Record:
         """A text as the record of the template's only column, or a record that was written as JSON."""
-        columns = Template(self.template).columns
-        if len(columns) == 1:
-            return Record({columns[0]: text}, place)
+        columns = self.columns
+        return Record({columns[0]: text}, place) if len(columns) == 1 else self._json(text, place, columns)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the template names."""
+        return Template(self.template).columns
+
+    def _json(self, text: str, place: str, columns: Sequence[str]) -> Record:
+        """A record that was written as JSON."""
         example = json.dumps({column: "..." for column in columns})
         try:
             values = json.loads(text)
@@ -121,8 +137,8 @@ class Form:
             values = None
         if not isinstance(values, dict):
             raise TaskError(
-                f"{place} is one text, and the prompt template has the columns {', '.join(columns)}: write {example}, "
-                f"or give a file with these columns"
+                f"{place} is one text, and an input has the columns {', '.join(columns)}: write {example}, or give a "
+                f"file with these columns"
             )
         return Record(values, place)
 

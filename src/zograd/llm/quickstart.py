@@ -27,6 +27,7 @@ RECIPE: dict[str, Any] = {
     "lr": 2e-3,
     "lr_schedule": "cosine",
     "lr_end": 0.05,
+    "warmup": 0,
     "dtype": "float32",
     "train_examples": 1000,
     "eval_split": "test",

@@ -27,6 +27,7 @@ from zograd.llm.merging import (
     without,
 )
 from zograd.llm.settings import SettingsError, TrainSettings, parse
+from zograd.llm.stages import Stages
 from zograd.quantized import libraries
 from zograd.runs.errors import RunError
 from zograd.runs.identity import base_digest, check_identity, identity
@@ -108,6 +109,7 @@ def restore(
     device: str | None = None,
     undo: Collection[int] = (),
     average: int = 0,
+    stages: Stages | None = None,
 ) -> tuple[Prepared, RunDirectory]:
     """The base model with a run replayed onto it, without forward passes.
 
@@ -117,10 +119,12 @@ def restore(
     device: where the weights are to be; None: where the run had them.
     undo: steps that are left out, as if they had been refused; 1 is the first. See `zograd.llm.merging.without`.
     average: the weights become their mean after each of the last `average` steps; 0: those after the last one.
+    stages: what shows the loading and the replay; None: they are not shown.
 
     Cost: loading the model, and one move for each step: the time of the run without its evaluations.
     Raises RunError for a folder or a base model that does not fit, TapeError for a damaged tape, ModelError.
     """
+    stages = Stages(quiet=True) if stages is None else stages
     directory = opened(path)
     s = stored_settings(directory)
     tape = directory.tape(salvage=salvage, fixed=fixed_settings(s))
@@ -128,20 +132,26 @@ def restore(
         raise RunError(f"--to {to}: the tape of {path} has {tape.steps} steps")
     wanted = tape.steps if to is None else to
     records = tape.records[:wanted]
+    differs = isinstance(directory, Packed) and directory.has_difference
+    if differs and (undo or average):
+        raise RunError(f"{path} holds a difference of weights, not their steps; --undo and --average need the run")
     if undo or average:
         method = build_method(s)
         records = without(records, undo, method) if undo else records
         check_average(method, average, wanted)
-    p = base_of(directory, model=model, device=device)
+    loading.import_transformers(stages)
+    with stages.stage(f"loading {model or s.model}"):
+        p = base_of(directory, model=model, device=device)
     start = time.perf_counter()
-    if average:
-        average_last(p.run, records, average)
-    elif p.run.method.estimator.replays:
-        p.run.replay(records)
-    else:
-        load_weights(directory, p, tape, wanted)
-    if undo:
-        check_independent(p.run)
+    with stages.stage(f"replaying {wanted:,} step{'s' * (wanted != 1)}"):
+        if average:
+            average_last(p.run, records, average)
+        elif p.run.method.estimator.replays and not differs:
+            p.run.replay(records)
+        else:
+            load_weights(directory, p, tape, wanted)
+        if undo:
+            check_independent(p.run)
     return replace(p, replay_seconds=time.perf_counter() - start), directory
 
 
@@ -159,10 +169,12 @@ def load_weights(directory: RunDirectory, p: Prepared, tape: Tape, wanted: int) 
         more = (
             "" if isinstance(directory, Packed) else f"; finish the run with zograd train --resume --out {path}{here}"
         )
-        raise RunError(
-            f"a tape of {p.settings.method} does not give the weights back, and the saved state of {path} is of step "
-            f"{done}, not {wanted}{more}"
+        what = (
+            "the file holds the weights of its end alone"
+            if isinstance(directory, Packed)
+            else (f"a tape of {p.settings.method} does not give the weights back")
         )
+        raise RunError(f"{what}, and the saved state of {path} is of step {done}, not {wanted}{more}")
 
 
 def check_own_model(given: Sequence[str]) -> None:
@@ -175,9 +187,25 @@ def check_own_model(given: Sequence[str]) -> None:
 
 
 def merged_model(model: Any) -> Any:
-    """The model with its adapters merged. On a quantized model they stay separate: its integers would round them."""
+    """The model with its adapters merged. On a quantized model they stay separate: its integers would round them.
+
+    There, PoLAR adapters become LoRA adapters with the same product, which peft reads.
+    """
     quantized = libraries.is_quantized(model) or hasattr(loading.plain_model(model), "packed_file")
+    if any(loading.polar_layers(model)):
+        return loading.as_lora(model) if quantized else loading.merge_polar(model)
     return model if quantized or not hasattr(model, "merge_and_unload") else model.merge_and_unload()
+
+
+def run_or_model(run: Path | None, model: str | None, *, dtype: str, device: str) -> tuple[Any, Any]:
+    """A model with its tokenizer: of a run, with adapters merged, whose base is at `model`; or without a run `model`.
+
+    dtype: of a model; a run has its own. Without both, it is the model that `zograd train` has by default.
+    """
+    if run is not None:
+        p, _ = restore(run, model, device=device)
+        return merged_model(p.model), p.tokenizer
+    return loading.load(model or TrainSettings.model_fields["model"].default, dtype=dtype, device=device)
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:
@@ -212,6 +240,7 @@ def replay(
     undo: Collection[int] = (),
     average: int = 0,
     merge: Literal["sum", "mean"] | None = None,
+    stages: Stages | None = None,
 ) -> dict[str, Any]:
     """Replay a run and write the model to `out`; returns what `zograd replay --json` prints.
 
@@ -220,7 +249,9 @@ def replay(
 
     path: a run, or with `merge` several runs of one base model: the weights are then the base model plus the sum or the
         mean of what the runs have changed (`zograd.llm.merging.add_runs`).
+    stages: what shows the loading, the replay and the writing; None: they are not shown.
     """
+    stages = Stages(quiet=True) if stages is None else stages
     paths = [path] if isinstance(path, str | Path) else list(path)
     check_out(Path(out))
     if len(paths) > 1 and merge is None:
@@ -229,7 +260,7 @@ def replay(
         raise SettingsError("--merge takes several runs, each whole: without --to, --undo and --average")
     start = time.perf_counter()
     if merge is None:
-        p, directory = restore(paths[0], model, to=to, salvage=salvage, undo=undo, average=average)
+        p, directory = restore(paths[0], model, to=to, salvage=salvage, undo=undo, average=average, stages=stages)
         sha256, recorded = p.store.digest(), directory.meta.get("result", {})
         whole = recorded.get("steps") == p.run.step_number and not (undo or average)
         if whole and recorded.get("sha256") != sha256:
@@ -239,13 +270,14 @@ def replay(
             )
         steps, evaluations = p.run.step_number, p.run.evaluations
     else:
-        p, steps, evaluations = merged_runs(paths, model, merge, salvage)
+        p, steps, evaluations = merged_runs(paths, model, merge, salvage, stages)
         sha256 = p.store.digest()
     seconds = time.perf_counter() - start
-    if p.pages is not None:
-        offloading.save(p.model, p.tokenizer, p.pages, Path(out))
-    else:
-        save(p.model, p.tokenizer, Path(out))
+    with stages.stage(f"writing {out}"):
+        if p.pages is not None:
+            offloading.save(p.model, p.tokenizer, p.pages, Path(out))
+        else:
+            save(p.model, p.tokenizer, Path(out))
     done: dict[str, Any] = {"undo": sorted(undo)} if undo else {}
     done |= {"average": average} if average else {}
     done |= {"merge": merge} if merge else {}
@@ -274,7 +306,7 @@ def check_out(out: Path) -> None:
 
 
 def merged_runs(
-    paths: Sequence[str | Path], model: str | None, how: Literal["sum", "mean"], salvage: bool
+    paths: Sequence[str | Path], model: str | None, how: Literal["sum", "mean"], salvage: bool, stages: Stages
 ) -> tuple[Prepared, int, int]:
     """The base model of several runs with the sum or mean of their changes; their steps and evaluations in all."""
     first = opened(paths[0])
@@ -284,7 +316,7 @@ def merged_runs(
 
     def load(path: str | Path) -> Store:
         nonlocal steps, evaluations
-        found, directory = restore(path, model, salvage=salvage)
+        found, directory = restore(path, model, salvage=salvage, stages=stages)
         if [e["name"] for e in directory.meta["model"]] != [e["name"] for e in first.meta["model"]]:
             raise RunError(f"--merge: {path} and {paths[0]} were trained from different base models")
         check_identity(first.meta["model"], directory.meta["model"], f"the base model of {path}")

@@ -11,7 +11,8 @@ from zograd.llm import loading
 from zograd.llm.build import resolve
 from zograd.llm.recipe import chosen
 from zograd.llm.restore import fixed_settings, stored_settings
-from zograd.llm.scoring.metrics import Metrics
+from zograd.llm.schedule import SHAPES
+from zograd.llm.scoring.metrics import WRITTEN, Metrics
 from zograd.llm.scoring.objectives import LOSS
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.runs.errors import RunError
@@ -97,14 +98,18 @@ def open_run(
 
 def warn_of_unused(given: Collection[str], s: TrainSettings) -> None:
     """Warn of settings that were given and that do nothing in a run with these settings."""
-    adapters = {"lora_r", "lora_alpha", "lora_targets"} if s.train != "lora" else set()
-    of = {name: f"--train lora, and here is --train {s.train}" for name in adapters}
+    adapters = {"lora_r", "lora_alpha", "lora_targets"} if s.train not in loading.ADAPTERS else set()
+    of = {name: f"--train lora or polar, and here is --train {s.train}" for name in adapters}
     if s.train not in loading.PARTS:
         of["tokens"] = f"--train prompt or prefix, and here is --train {s.train}"
     if s.objective == LOSS:
-        of["answer_tokens"] = "an --objective of what the model writes, and here is the loss"
+        of["answer_temperature"] = "an --objective of what the model writes, and here is the loss"
+        if s.metric not in WRITTEN:
+            of["answer_tokens"] = "an --objective or a --metric of what the model writes, and here is the loss"
     if s.lr_schedule == "constant":
         of["lr_end"] = "a linear or cosine --lr-schedule, and here the learning rate is constant"
+    elif s.lr_schedule not in SHAPES:
+        of["lr_end"] = "a linear or cosine --lr-schedule, and here it is a table of values"
     for name, why in of.items():
         if name in given and getattr(s, name) != TrainSettings.model_fields[name].get_default(
             call_default_factory=True

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from zograd.errors import UsageError
 from zograd.hub import parse_label_words
+from zograd.llm.schedule import checked
 
 
 class SettingsError(UsageError):
@@ -99,7 +100,7 @@ class TrainSettings(BaseModel):
     )
     task: str = setting(
         "trec",
-        "Name of a task (`zograd tasks`), a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder, or hf:NAME.",
+        "A task or TASK:DATA of `zograd tasks`, a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), a folder, hf:NAME.",
         DATA,
     )
     method: str = setting(
@@ -130,24 +131,33 @@ class TrainSettings(BaseModel):
         None, "Learning rate; auto measures it.", METHOD, unset="by the method, the part, and the width of the model"
     )
     mu: float | None = setting(None, "Perturbation radius.", METHOD, unset="the method's; 2^-7 for lora", gt=0)
-    lr_schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "How the learning rate changes over the run.", METHOD
+    lr_schedule: str = setting(
+        "constant",
+        "How the learning rate changes over the run: constant, linear, cosine, or refined:RUN, from the gradient norms "
+        "of an earlier run.",
+        METHOD,
+        form="constant|linear|cosine|refined:RUN",
     )
     lr_end: float = setting(
         0.0, "Learning rate at the end of a linear or cosine schedule, as a fraction of --lr.", METHOD, ge=0, le=1
     )
-    warmup: int = setting(0, "Steps over which the learning rate rises to --lr.", METHOD, ge=0)
+    warmup: int = setting(
+        0,
+        "Steps over which the learning rate rises to --lr; with gradients from blocks 10, at most a tenth of all.",
+        METHOD,
+        ge=0,
+    )
     weight_decay: float = setting(0.0, "Decoupled weight decay; biases and norms are left out.", METHOD, ge=0)
     seed: int = setting(0, "Fixes directions, batches, rounding and adapters.", METHOD, ge=0, lt=2**63)
     train: str = setting(
         "full",
-        "full, lora, prefix, prompt, scales, scales:PATTERN, or a pattern (regular expression) of names.",
+        "full, lora, polar, prefix, prompt, scales, scales:PATTERN, or a pattern (regular expression) of names.",
         TRAINED,
     )
     tokens: int = setting(10, "Virtual tokens of --train prefix and --train prompt.", TRAINED, ge=1)
     layers: int | None = setting(None, "Train only this many of the last blocks.", TRAINED, unset="all", ge=1)
-    lora_r: int = setting(8, "Rank of LoRA adapters.", TRAINED, ge=1)
-    lora_alpha: float = setting(16.0, "Scale of LoRA adapters: their output is multiplied by alpha / r.", TRAINED, gt=0)
+    lora_r: int = setting(8, "Rank of LoRA and PoLAR adapters.", TRAINED, ge=1)
+    lora_alpha: float = setting(16.0, "Scale of adapters: their output is multiplied by alpha / r.", TRAINED, gt=0)
     lora_init: Literal["default", "activations"] = setting(
         "default",
         "A of LoRA adapters. default: drawn, and trained. activations: the leading directions of what enters each "
@@ -156,10 +166,20 @@ class TrainSettings(BaseModel):
     )
     lora_targets: list[str] | None = setting(
         None,
-        "Modules that get LoRA adapters.",
+        "Modules that get LoRA or PoLAR adapters.",
         TRAINED,
         form="name,...",
         unset="those that peft takes for the architecture, else all linear layers of the blocks",
+    )
+    balance: bool = setting(
+        False, "Keep the two factors of each LoRA adapter in balance (RefLoRA); their product does not change.", TRAINED
+    )
+    protect: str | None = setting(
+        None,
+        "File of zograd protect: train the remembered weights in the null space of what they have read.",
+        TRAINED,
+        form="FILE",
+        unset="off",
     )
     rounding: Literal["stochastic", "split", "nearest"] = setting(
         "stochastic", "How 16-bit weights are updated.", TRAINED
@@ -199,11 +219,14 @@ class TrainSettings(BaseModel):
         None, "File of the validation split; then --task is for training alone.", DATA, unset="a tenth of --task"
     )
     test_file: str | None = setting(None, "File of the test split.", DATA, unset="a tenth of --task")
-    records: Literal["auto", "classification", "completion", "chat", "instruction", "text"] = setting(
+    records: Literal["auto", "classification", "choice", "completion", "chat", "instruction", "text"] = setting(
         "auto", "For files: what a record is; auto tells by the columns.", DATA
     )
     completion_column: str | None = setting(
-        None, "For files: the column that is learned as what follows the prompt.", DATA, unset="completion"
+        None,
+        "For files: the column that is learned as what follows the prompt, or the one with the choices.",
+        DATA,
+        unset="completion, or choices",
     )
     max_length: int | None = setting(None, "Most tokens of an example.", DATA, unset="what the model takes", ge=2)
     truncate: Literal["left", "middle", "right"] | None = setting(
@@ -215,19 +238,26 @@ class TrainSettings(BaseModel):
     chat_template: bool = setting(
         True, "Write conversations and instructions with the tokenizer's chat template, where it has one.", DATA
     )
+    eos: bool = setting(
+        True, "A plain completion ends with the tokenizer's end of sequence, so the model learns where to stop.", DATA
+    )
     metric: str | None = setting(
         None,
-        "What is reported: accuracy, balanced-accuracy, macro-f1, f1, mcc, loss, perplexity, or module:function.",
+        "What is reported: accuracy, balanced-accuracy, macro-f1, f1, mcc, loss, perplexity, or module:function; of "
+        "completions also exact-match, f1, bleu, chrf or rouge-l of what the model writes.",
         CHECKS,
         unset="accuracy, or loss",
     )
     objective: str = setting(
         "loss",
-        "What training lowers: loss; accuracy, exact-match or f1 (what they lack of 1); or module:function of prompt, "
-        "answer and the answer in the data, a reward.",
+        "What training lowers: loss; accuracy, exact-match, f1, bleu, chrf or rouge-l (what they lack of 1); a reward "
+        "module:function; or a judge of answers prefers:module:function.",
         METHOD,
     )
-    answer_tokens: int = setting(32, "Most tokens of an answer that an objective looks at.", METHOD, ge=1)
+    answer_temperature: float = setting(
+        0.0, "Temperature at which answers of an objective are drawn; 0: the most likely ones.", METHOD, ge=0
+    )
+    answer_tokens: int = setting(32, "Most tokens of an answer that an objective or a metric looks at.", METHOD, ge=1)
     baseline: bool = setting(True, "Evaluate the model before the first step.", CHECKS)
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
     save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)
@@ -243,7 +273,9 @@ class TrainSettings(BaseModel):
         form="label=word,...",
     )
     text_column: str | None = setting(None, "For files: the column that {text} stands for.", DATA, unset="text")
-    label_column: str | None = setting(None, "For files: the column of the label.", DATA, unset="label")
+    label_column: str | None = setting(
+        None, "For files: the column of the label, or of the right choice.", DATA, unset="label"
+    )
 
     @field_validator("lora_targets", mode="before")
     @classmethod
@@ -280,6 +312,11 @@ class TrainSettings(BaseModel):
         if isinstance(value, Mapping):
             return {_as_text(label): _texts(word) for label, word in value.items()}
         return [_texts(word) for word in value] if isinstance(value, list) else value
+
+    @field_validator("lr_schedule")
+    @classmethod
+    def _schedule_is_known(cls, value: str) -> str:
+        return checked(value)
 
     @model_validator(mode="after")
     def _clock_fits(self) -> Self:
@@ -329,9 +366,12 @@ class TrainSettings(BaseModel):
 
     @property
     def encoding(self) -> dict[str, Any]:
-        """How examples become tokens, as arguments of `Scorer`."""
+        """How examples become tokens, and how long answers are, as arguments of `Scorer`."""
         side = "right" if self.truncate is None and self.max_length is not None else self.truncate
-        return {"max_length": self.max_length, "truncate": side, "chat": self.chat_template}
+        return {
+            "max_length": self.max_length, "truncate": side, "chat": self.chat_template, "eos": self.eos,
+            "answer_tokens": self.answer_tokens,
+        }  # fmt: skip
 
     def stored(self) -> dict[str, Any]:
         """As plain data, to be read back by `parse`."""

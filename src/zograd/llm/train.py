@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from zograd.distributed import Peers
 from zograd.jsons import finite
 from zograd.llm import lora_init
 from zograd.llm.build import Work, choose_compiling, ride_along, set_up
+from zograd.llm.loading import ADAPTERS, stable_ranks
 from zograd.llm.loop import Loop, last_merge, shown
 from zograd.llm.restore import check_trained, fixed_settings
 from zograd.llm.resume import check_data, check_metric, metrics_before, open_run, setting_name
@@ -318,6 +320,7 @@ def summarise(
         "eval_loss_after": None if after is None else after.loss,
         "eval_examples": len(work.held_out),
         "trained": work.prepared.store.dim,
+        "stable_rank": mean_stable_rank(work.prepared.model) if s.train in ADAPTERS else None,
         "peak_bytes": peak.bytes,
         "memory_method": peak.method,
         "seconds": loop.seconds,
@@ -333,6 +336,12 @@ def summarise(
         "sha256": sha256,
         "run": str(directory.path),
     }))  # fmt: skip
+
+
+def mean_stable_rank(model: torch.nn.Module) -> float | None:
+    """The mean of `stable_ranks` over the adapters that add something finite; None where none does."""
+    ranks = [rank for rank in stable_ranks(model).values() if math.isfinite(rank)]
+    return sum(ranks) / len(ranks) if ranks else None
 
 
 def _of_classes(before: Metrics | None, after: Metrics | None) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,22 @@ from zograd.hub.labels import LabelWords
 from zograd.llm import loading
 from zograd.llm.build import examples_of
 from zograd.llm.generation import Generated, generate
-from zograd.llm.prompts import Form, form_of_task
+from zograd.llm.prompts import CHOICE, Form, form_of_task
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
+from zograd.llm.stages import Stages
 from zograd.runs.packed import holds_run, opened
 
 Inputs = Iterable[str | Mapping[str, Any]]
-Progress = Callable[[float], object]
 
 
 @dataclass(frozen=True)
 class Prediction:
     """The answer to a prompt: the label with the highest probability, and the probability of each label.
 
-    The probabilities are those of the label words, which add up to 1; other words of the vocabulary do not count.
+    The probabilities are those of the label words, which add up to 1; other words of the vocabulary do not count. Of
+    multiple choice, labels are the choices of this prompt.
     label and probability are None, and probabilities empty, where a score is not finite.
     """
 
@@ -49,6 +50,7 @@ class Tuned:
     text_column: of records, the column that {text} stands for.
     device: where the model computes; None: the CPU, or where the run was trained.
     dtype, quantized, quantize: of a model, as `loading.load` takes them; a run has its own.
+    stages: what shows the loading and the answers; None: they are not shown.
 
     Raises SettingsError and TaskError for what does not fit, before anything is loaded.
 
@@ -67,8 +69,10 @@ class Tuned:
         text_column: str | None = None,
         label_column: str | None = None,
         device: str | None = None,
+        stages: Stages | None = None,
         **loaded: Any,
     ) -> None:
+        self.stages = Stages(quiet=True) if stages is None else stages
         self.source, self.base, self.device, self.loaded = str(source), base, device, loaded
         self.is_run = holds_run(source)
         columns = {"text_column": text_column, "label_column": label_column} if task and Path(task).suffix else {}
@@ -89,8 +93,9 @@ class Tuned:
     def _form_of_run(self) -> Form:
         """What run.json says; of a run of an earlier release, what its task says."""
         directory = opened(self.source)
-        stored = Form.read(directory.meta.get("data", {}).get("asks"))
-        return stored if stored is not None else Form.of(examples_of(stored_settings(directory))[0])
+        asks, s = directory.meta.get("data", {}).get("asks"), stored_settings(directory)
+        form = Form.read(asks) or Form.of(examples_of(s)[0])
+        return replace(form, choices=s.completion_column or form.choices)
 
     @cached_property
     def encoding(self) -> dict[str, Any]:
@@ -101,9 +106,11 @@ class Tuned:
     def _ready(self) -> tuple[Any, Any, int | None]:
         """The model without adapters beside it, its tokenizer, and the steps of the run."""
         if not self.is_run:
-            model, tokenizer = loading.load(self.source, device=self.device or "cpu", **self.loaded)
+            loading.import_transformers(self.stages)
+            with self.stages.stage(f"loading {self.source}"):
+                model, tokenizer = loading.load(self.source, device=self.device or "cpu", **self.loaded)
             return model, tokenizer, None
-        p, _ = restore(self.source, self.base, device=self.device)
+        p, _ = restore(self.source, self.base, device=self.device, stages=self.stages)
         return merged_model(p.model), p.tokenizer, p.run.step_number
 
     @property
@@ -113,7 +120,7 @@ class Tuned:
 
     def check_labels(self) -> None:
         """Raise SettingsError where there are no labels to choose from."""
-        if self.form.classes:
+        if self.form.classes or self.form.records == CHOICE:
             return
         what = (
             f"the run {self.source} was trained to write" if self.is_run else f"the model {self.source} has no labels"
@@ -123,40 +130,44 @@ class Tuned:
             f"answers with text"
         )
 
-    def predict(self, inputs: Inputs, *, calibrate: bool = False, progress: Progress | None = None) -> list[Prediction]:
+    def predict(self, inputs: Inputs, *, calibrate: bool = False) -> list[Prediction]:
         """The label of each input, with probabilities. Cost: one forward an input, or one of each of its classes.
 
         calibrate: subtract the mean log-probability of each label over all inputs before probabilities are taken, as
             the metric `calibrated` of `zograd eval` does: it removes a preference for one label. It needs two inputs.
-        progress: called after each forward with its number of inputs.
 
         Raises TaskError for an input that does not fit the template or the model, before the first forward.
         """
         self.check_labels()
         examples = self.form.examples(inputs)
+        if calibrate and self.form.records == CHOICE:
+            raise SettingsError("--calibrate compares the inputs of the same labels, and here each has its own choices")
         if calibrate and len(examples) < 2:
             raise SettingsError("--calibrate subtracts the mean score of the inputs, and here is one; give several")
         model, tokenizer, _ = self._ready
         scorer = scorer_of(model, tokenizer, self._as_task(examples), **self.encoding)
-        scores = scorer.all_scores(examples, progress=progress)
+        with self.stages.counted("answering", len(examples), "inputs") as progress:
+            scores = scorer.all_scores(examples, progress=progress)
         logp = torch.log_softmax(scores.double(), 1)
         if calibrate:
             logp = torch.log_softmax(logp - logp.mean(0), 1)
-        return [self._prediction(e.prompt, row.exp()) for e, row in zip(examples, logp, strict=True)]
+        return [self._prediction(e, row.exp()) for e, row in zip(examples, logp, strict=True)]
 
     def _as_task(self, examples: Sequence[Example]) -> Task:
         """The inputs as the test split of a task."""
         form, licence = self.form, "the user's own data"
         return Task(
-            "predict", form.template, form.label_words, {"test": examples}, self.source, licence, classes=form.classes
-        )
+            "predict", form.template, form.label_words, {"test": examples}, self.source, licence, classes=form.classes,
+            kind="choice" if form.records == CHOICE else "classification",
+        )  # fmt: skip
 
-    def _prediction(self, prompt: str, row: torch.Tensor) -> Prediction:
+    def _prediction(self, e: Example, row: torch.Tensor) -> Prediction:
         if not bool(row.isfinite().all()):
-            return Prediction(prompt, None, None, {})
-        found = dict(zip(self.form.classes, row.tolist(), strict=True))
+            return Prediction(e.prompt, None, None, {})
+        names = [choice.strip() for choice in e.choices] or self.form.classes
+        found = dict(zip(names, row.tolist()[: len(names)], strict=True))
         label = max(found, key=found.__getitem__)
-        return Prediction(prompt, label, found[label], found)
+        return Prediction(e.prompt, label, found[label], found)
 
     def generate(
         self,
@@ -166,12 +177,12 @@ class Tuned:
         temperature: float = 0.0,
         stop: Sequence[str] = (),
         seed: int = 0,
-        progress: Progress | None = None,
     ) -> list[Generated]:
         """The text with which each input goes on: see `zograd.llm.generation.generate`."""
         examples = self.form.examples(inputs)
         model, tokenizer, _ = self._ready
-        return generate(
-            model, tokenizer, examples, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop, seed=seed,
-            progress=progress, chat=self.encoding["chat"],
-        )  # fmt: skip
+        with self.stages.counted("writing", len(examples), "answers") as progress:
+            return generate(
+                model, tokenizer, examples, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop,
+                seed=seed, progress=progress, chat=self.encoding["chat"],
+            )  # fmt: skip

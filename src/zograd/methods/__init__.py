@@ -12,6 +12,7 @@ from zograd.methods.directions import *  # noqa: F403
 from zograd.methods.estimators import *  # noqa: F403
 from zograd.methods.evolution import *  # noqa: F403
 from zograd.methods.geometry import *  # noqa: F403
+from zograd.methods.matrices import *  # noqa: F403
 from zograd.methods.menu import *  # noqa: F403
 from zograd.methods.proximal import *  # noqa: F403
 from zograd.methods.rules import *  # noqa: F403

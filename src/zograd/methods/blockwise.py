@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from functools import wraps
+from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_type_hints
 
 from zograd.core.method import Method
 from zograd.estimators.blockwise import ForwardResidual, FromBlocks, NodePerturbation
@@ -18,19 +21,52 @@ __all__ = ["backprop", "forward_residual", "node_perturbation", "residual"]
 BlockMoments: TypeAlias = Moments | Literal["factored"]
 
 
-def _method(
-    estimator: FromBlocks,
-    lr: LearningRate,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    moments: BlockMoments,
-    weight_decay: float,
-) -> Method[None]:
+class AdamSettings(TypedDict, total=False):
+    """What every method on blocks takes beside its own settings: those of Adam, or of Adafactor in its place."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    moments: BlockMoments
+    weight_decay: float
+
+
+ADAM: Final[AdamSettings] = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "moments": "full", "weight_decay": 0.0}
+"""Their defaults."""
+
+Made = TypeVar("Made", bound=Callable[..., Method[None]])
+
+
+def on_adam(build: Made) -> Made:
+    """Decorator: the signature of a method names each of `AdamSettings` with its default, in place of **adam.
+
+    So the menu lists them, and an unknown name is refused as by any function.
+    """
+    own, types = inspect.signature(build), get_type_hints(AdamSettings)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    shared = [inspect.Parameter(name, kind, default=value, annotation=types[name]) for name, value in ADAM.items()]
+    signature = own.replace(parameters=[*list(own.parameters.values())[:-1], *shared])
+
+    @wraps(build)
+    def named(*args: Any, **given: Any) -> Method[None]:
+        try:
+            settings = signature.bind(*args, **given).arguments
+        except TypeError as e:
+            raise TypeError(f"{build.__name__}() {e}") from None
+        return build(**settings)
+
+    named.__signature__ = signature  # type: ignore[attr-defined]
+    return cast(Made, named)
+
+
+def _method(estimator: FromBlocks, lr: LearningRate, adam: AdamSettings) -> Method[None]:
+    """Adam, or Adafactor, on the gradients that an estimator has of the blocks."""
+    s: AdamSettings = {**ADAM, **adam}
+    moments = s["moments"]
     if moments not in ("full", "bfloat16", "factored"):
         raise ValueError(f"moments are 'full', 'bfloat16' (both Adam) or 'factored' (Adafactor), got {moments!r}")
-    rule: Rule[None] = Adafactor() if moments == "factored" else Adam(beta1, beta2, eps, moments)
-    return Method(estimator, Rademacher(), rule, lr=lr, weight_decay=weight_decay)
+    rule: Rule[None] = Adafactor() if moments == "factored" else Adam(s["beta1"], s["beta2"], s["eps"], moments)
+    return Method(estimator, Rademacher(), rule, lr=lr, weight_decay=s["weight_decay"])
 
 
 @entry(
@@ -39,20 +75,17 @@ def _method(
     formula="Adam on g_l = d<H, F_l(h_l; W_l)>/dW_l with H = dL/dh_L, h_{l+1} = h_l + F_l(h_l; W_l)",
     needs="blocks",
 )
+@on_adam
 def residual(
     lr: LearningRate = 2e-4,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    eps: float = 1e-8,
-    moments: BlockMoments = "full",
-    weight_decay: float = 0.0,
+    **adam: Unpack[AdamSettings],
 ) -> Method[None]:
     """Residual feedback: each block of a transformer learns from the derivative of the loss behind the last block.
 
     moments="bfloat16" keeps those of Adam in 16 bits, rounded stochastically. moments="factored" takes Adafactor in
     place of Adam: a number a row and a column, no slots, and no momentum.
     """
-    return _method(FromBlocks("residual"), lr, beta1, beta2, eps, moments, weight_decay)
+    return _method(FromBlocks("residual"), lr, adam)
 
 
 @entry(
@@ -62,15 +95,12 @@ def residual(
     "(summed over t' >= t in attention), s_t = <H_t, F(y + mu xi)_t - F(y - mu xi)_t> / 2 mu",
     needs="blocks",
 )
+@on_adam
 def forward_residual(
     lr: LearningRate = 2e-4,
     mu: float = 1e-2,
     draws: int = 1,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    eps: float = 1e-8,
-    moments: BlockMoments = "full",
-    weight_decay: float = 0.0,
+    **adam: Unpack[AdamSettings],
 ) -> Method[None]:
     """Residual feedback by forward passes alone: no derivative of any block is taken.
 
@@ -78,7 +108,7 @@ def forward_residual(
     token. mu is a share of the size of these outputs.
     """
     estimator = ForwardResidual(mu=mu, draws=draws)
-    return replace(_method(estimator, lr, beta1, beta2, eps, moments, weight_decay), mu=mu)
+    return replace(_method(estimator, lr, adam), mu=mu)
 
 
 @entry(
@@ -87,16 +117,13 @@ def forward_residual(
     formula="Adam on g = dL/dW, block by block from the last one, each of which moves at once",
     needs="blocks",
 )
+@on_adam
 def backprop(
     lr: LearningRate = 1e-4,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    eps: float = 1e-8,
-    moments: BlockMoments = "full",
-    weight_decay: float = 0.0,
+    **adam: Unpack[AdamSettings],
 ) -> Method[None]:
     """Backpropagation with checkpointed blocks and fused updates: the rival, by the same command."""
-    return _method(FromBlocks("backprop"), lr, beta1, beta2, eps, moments, weight_decay)
+    return _method(FromBlocks("backprop"), lr, adam)
 
 
 @entry(
@@ -105,6 +132,7 @@ def backprop(
     formula="Adam on d/dW sum_i <c_i xi_i, y_i>, c_i = (L_i(y + mu xi) - L_i(y - mu xi)) / 2 mu",
     needs="blocks",
 )
+@on_adam
 def node_perturbation(
     lr: LearningRate = 5e-4,
     mu: float = 1e-2,
@@ -112,11 +140,7 @@ def node_perturbation(
     draws: int = 1,
     center: Literal["none", "residual"] = "none",
     shrink: float = 1.0,
-    beta1: float = 0.9,
-    beta2: float = 0.99,
-    eps: float = 1e-8,
-    moments: BlockMoments = "full",
-    weight_decay: float = 0.0,
+    **adam: Unpack[AdamSettings],
 ) -> Method[None]:
     """Node perturbation: each example has its own slope along noise on the outputs of the trained layers or blocks.
 
@@ -124,4 +148,4 @@ def node_perturbation(
     recentres it by residual feedback, and `shrink` weighs that correction.
     """
     estimator = NodePerturbation(mu=mu, at=at, draws=draws, center=center, shrink=shrink)
-    return replace(_method(estimator, lr, beta1, beta2, eps, moments, weight_decay), mu=mu)
+    return replace(_method(estimator, lr, adam), mu=mu)

@@ -8,6 +8,7 @@
                                             otherwise "auto", or `BLACK_BOX_LR`         the menu's
     `zograd train`, full weights            the menu's                                  the menu's
     `zograd train --train lora`             the menu's times `LORA.lr`                  `LORA.mu`
+    `zograd train --train polar`            the menu's times `POLAR.lr`                 `POLAR.mu`
     `zograd train --train prompt`, `prefix` the menu's times `TOKENS.lr`                `TOKENS.mu`
     `zograd train --train scales`           the menu's times `SCALES.lr`                `SCALES.mu`
     `zograd train`, gradients from blocks   `Shape.lr` times `Onto.blocks`              the menu's
@@ -59,6 +60,10 @@ class Onto(NamedTuple):
 FULL = Onto(1.0, None)
 LORA = Onto(100.0, 2.0**-7, 5.0)
 """MeZO's ratio of the learning rate for LoRA (1e-4) to that for full weights (1e-6); its radius for LoRA is 1e-2."""
+POLAR = Onto(100.0, 2.0**-7, 20.0)
+"""Those of LoRA, as T starts at 0 where B does; on blocks four times its rate, which ended lower (docs/log.md).
+
+A probe moves a column of X or Y, n numbers of norm 1, by mu sqrt(n)."""
 TOKENS = Onto(1e4, 2.0**-3)
 """For virtual tokens: MeZO's ratio of the learning rate for prefixes (1e-2) to that for full weights, near its 1e-1."""
 SCALES = Onto(1000.0, 2.0**-7, 10.0)
@@ -96,7 +101,11 @@ def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
     line = describe(name)
     if missing := [setting for setting in line["required"] if setting not in settings]:
         setting = missing[0]
-        raise ValueError(f"{name} has no default for {setting!r}; pass methods.{name}({setting}=...) for its name")
+        rate = ", lr='auto'" if "lr" in line["defaults"] else ""  # the menu's own is for language models
+        raise ValueError(
+            f"{name} has no default for {setting!r}; pass methods.{name}({setting}=...{rate}) for its name, or in "
+            f"minimize options={{{setting!r}: ...}} beside it"
+        )
     given: dict[str, Any] = {"n": min(line["defaults"]["n"], dim)} if line["law"] == "Orthogonal" else {}
     given |= MENU[name].sized(dim)
     if "lr" not in line["defaults"] or "lr" in settings:
@@ -104,7 +113,9 @@ def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
     one = line["estimator"] == "Central" and line["defaults"].get("n") == 1
     for tuned in ({"lr": TrustRate(), "mu": "auto"} | ({"n": pairs(dim)} if one else {}), {"lr": "auto"}):
         with suppress(ValueError):  # the method says so itself where its rate cannot be measured
-            return make(name, **(tuned | given | settings))
+            made = make(name, **(tuned | given | settings))
+            if not made.rule.preconditions:  # Adam's rate is measured on request: that takes points of its own
+                return made
     return make(name, **({"lr": BLACK_BOX_LR} | given | settings))
 
 

@@ -9,11 +9,13 @@ from zograd.estimators import (
     SAM,
     SVRG,
     ZPDVR,
+    AdaptiveSAM,
     Central,
     Conservative,
     Coordinates,
     Curvatures,
     Geometric,
+    InfoSAM,
     LooplessSVRG,
     Mirrored,
     Preference,
@@ -33,11 +35,13 @@ from zograd.rules.base import Rule
 __all__ = [
     "cge",
     "deepzero",
+    "infosam",
     "mirrored_es",
     "p3",
     "p4",
     "preference",
     "spsa15",
+    "zo_asam",
     "zo_clip",
     "zo_conservative",
     "zo_lsvrg",
@@ -326,3 +330,41 @@ def zo_sam(
 ) -> Method[None]:
     """Sharpness-aware descent: the gradient at the estimated worst point of a small ball."""
     return Method(SAM(Central(n), rho), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
+
+
+@entry(
+    source="Kwon et al. 2021, arXiv 2102.11600 (ASAM); as a preconditioner arXiv 2501.06603; rho and floor are ours",
+    extra_memory="none",
+    formula="x <- x - lr g(x + rho D^2 g(x) / |D g(x)|),  D = |x| + floor elementwise",
+)
+def zo_asam(
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
+    n: int = 8,
+    rho: float = 0.5,
+    floor: float = 0.01,
+    law: Law = Rademacher(),
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Sharpness-aware descent in units of the weights: a large weight is moved further to find the worst point near."""
+    return Method(AdaptiveSAM(Central(n), rho, floor), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
+
+
+@entry(
+    source="infoSAM, arXiv 2501.06603: the idea; the form of the preconditioner, beta and eps are ours",
+    extra_memory="two float32 slots a trained weight",
+    formula="x <- x - lr g(x + rho D^2 g(x) / |D^2 g(x)|),  D^-2 = v + eps,  v the running variance of g elementwise",
+)
+def infosam(
+    lr: LearningRate = 1e-6,
+    mu: Radius = 1e-3,
+    n: int = 8,
+    rho: float = 0.05,
+    beta: float = 0.9,
+    eps: float = 1e-8,
+    law: Law = Rademacher(),
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Sharpness-aware descent whose ascent trusts the coordinates whose gradient varies least. From few random
+    directions all coordinates vary alike, and it is `zo_sam`."""
+    return Method(InfoSAM(Central(n), rho, beta, eps), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)

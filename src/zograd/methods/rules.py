@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from zograd.core.method import Method
 from zograd.estimators import (
     ZPDVR,
     Central,
     Compared,
     Consensus,
+    Coordinates,
     Curvatures,
     Curved,
     Mixture,
+    Page,
+    Saddle,
     SimulatedMomentum,
+    Tracker,
 )
+from zograd.estimators.base import Estimator
 from zograd.estimators.simulated import Anneal
 from zograd.laws import Gaussian, Law, Rademacher
 from zograd.methods.menu import MU, LearningRate, Queries, Radius, entry, inside
@@ -21,29 +28,39 @@ from zograd.rules import (
     AdaMU,
     AMSGrad,
     DiagonalNewton,
+    EuclideanMap,
     FrankWolfe,
+    Halpern,
+    InverseFisher,
     Lion,
+    MirrorMap,
     NormalizedLion,
     Optimistic,
+    OptimisticMirror,
     Proximal,
     PublishedHiZOO,
     ReplayAdam,
 )
-from zograd.sets import L1, L1Ball, LinearMinimizer, Projection, Prox
+from zograd.sets import L1, L1Ball, L2Ball, LinearMinimizer, Projection, Prox
 from zograd.spaces import Diagonal
 
 __all__ = [
     "adamezo",
     "cbo",
+    "frank_wolfe_page",
     "frank_wolfe_vr",
     "hizoo",
     "hizoo_row",
+    "mfac",
+    "optimistic_mirror",
     "zo_adamm",
     "zo_adamu",
+    "zo_halpern",
     "zo_lion",
     "zo_lion_l2",
     "zo_optimistic",
     "zo_prox",
+    "zo_saddle",
     "zo_sign_scalar",
 ]
 
@@ -108,6 +125,26 @@ def adamezo(
     and the step is momentum of a length that does not depend on the scale of the loss."""
     rule = ReplayAdam(beta1, beta2, eps, window)
     return Method(Central(n), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
+
+
+@entry(
+    source="M-FAC, Frantar, Kurtic and Alistarh 2021, arXiv 2107.03356; lr 1e-3; window and damping are ours",
+    extra_memory="none (the seeds and scalars of `window` steps)",
+    formula="x <- x - lr H^-1 g,  H = damping I + (1/m) sum g_i g_i^T over the last m <= window estimates",
+)
+def mfac(
+    lr: LearningRate = 1e-3,
+    mu: Radius = MU,
+    window: int = 16,
+    damping: float = 1e-2,
+    n: int = 1,
+    law: Law = Rademacher(),
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Natural gradient with the empirical Fisher matrix of the last estimates, which are regenerated from their seeds.
+    Estimates from few directions are near orthogonal to each other; then the step is g / (damping + |g|^2 / window),
+    a normalised one, at the cost of `window` noise passes."""
+    return Method(Central(n), law, InverseFisher(window, damping), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(
@@ -236,6 +273,26 @@ def zo_adamu(
 
 
 @entry(
+    source="Rakhlin and Sridharan 2013 (the optimistic step); the field of a saddle from evaluations of f is ours",
+    extra_memory="none (the seeds and scalars of one step)",
+    formula="z <- z - lr (2 F_t - F_{t-1}),  F = (g_x, -g_y),  g an estimate of the gradient of f at z = (x, y)",
+    example={"ascend": ("*",)},
+)
+def zo_saddle(
+    ascend: tuple[str, ...],
+    lr: LearningRate = 0.1,
+    mu: Radius = MU,
+    inner: Estimator[Any] = Coordinates(256, central=True),
+    law: Law = Rademacher(),
+) -> Method[None]:
+    """min_x max_y f(x, y) from evaluations of f: the tensors that `ascend` names are y, one set of evaluations serves
+    both. The default measures all coordinates of games of up to 256 numbers, of larger ones 256 a step, and converges
+    on bilinear games for lr below about 1 / (2 L). `inner=Central(1)` is for games that are strongly convex in x and
+    strongly concave in y, at small rates: see `zograd.estimators.games`."""
+    return Method(Saddle(ascend, inner), law, Optimistic(), mu=mu, lr=lr)
+
+
+@entry(
     source="Pinnau et al. 2017; Riedl et al. 2023, arXiv 2306.09778; defaults of CBXpy (Bailo et al. 2024)",
     extra_memory="n + 1 float32 slots a trained weight",
     formula="c = sum_i w_i x_i, w ~ exp(-alpha f(x_i)),  x_i <- x_i - lam dt (x_i - c) + sigma sqrt(dt) (x_i - c) xi_i",
@@ -279,3 +336,72 @@ def frank_wolfe_vr(
     learned first: on sums of few terms `frank_wolfe`, which averages, needs fewer evaluations."""
     rule = FrankWolfe(set, rho, fade=0.0)
     return Method(ZPDVR(batch, p), law, rule, mu=mu, lr=lr)
+
+
+@entry(
+    source="arXiv 2501.07201 (ZSFW-DVR), reconstructed from a review: a refined estimator and batches of PAGE",
+    extra_memory="four float32 slots a trained weight",
+    formula="g = h with probability p, else g + (D_u f_B(x) - D_u f_B(x')) u;  x <- x + lr 2/(t+2) (lmo(g) - x)",
+    example={"set": L1Ball(1.0)},
+)
+def frank_wolfe_page(
+    set: LinearMinimizer,
+    lr: LearningRate = 1.0,
+    mu: Radius = MU,
+    n: int = 1,
+    batch: int = 8,
+    p: float | None = None,
+    refine: int = 1,
+    law: Law = Gaussian(),
+) -> Method[None]:
+    """Frank-Wolfe on a finite sum along a recursive estimate: `estimators.Page`, whose gradient of all terms is that of
+    `estimators.Tracker(refine)`, h <- h + mean_j (D_uj f - <u_j, h>) u_j refine / (refine + d + 1). Take batch near
+    sqrt(N). How the paper combines the two parts is our reading. docs/coverage.md says where it was faster."""
+    rule = FrankWolfe(set, 1.0, fade=0.0)
+    return Method(Page(n, batch, p, Tracker(refine)), law, rule, mu=mu, lr=lr)
+
+
+@entry(
+    source="Cai, Alacaoglu and Diakonikolas 2023, arXiv 2310.02987: pull 2 / (k + 4), PAGE; from values is ours",
+    extra_memory="three float32 slots a trained weight",
+    formula="x <- b_k x_0 + (1 - b_k)(x - lr g),  b_k = weight / (k + offset),  g of PAGE on two-point differences",
+)
+def zo_halpern(
+    lr: LearningRate = 1e-3,
+    mu: Radius = MU,
+    n: int = 1,
+    batch: int = 1,
+    p: float | None = None,
+    full: Estimator[Any] = Coordinates(256, central=True),
+    weight: float = 2.0,
+    offset: float = 4.0,
+    law: Law = Rademacher(),
+    weight_decay: float = 0.0,
+) -> Method[None]:
+    """Anchored steps on the terms of a finite sum: what falls is the gradient at the last iterate. Take batch near
+    sqrt(N) and lr near 1 / L. For a saddle give `full` and a method of your own the estimator `Saddle(names, ...)`; on
+    a field that is monotone only, the step needs its resolvent, see `rules.Halpern`."""
+    rule = Halpern(weight, offset)
+    return Method(Page(n, batch, p, full), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
+
+
+@entry(
+    source="Chen et al. 2023, arXiv 2302.04552; Rakhlin and Sridharan 2013; with two-point estimates",
+    extra_memory="one float32 slot a trained weight (the seeds and scalars of one step)",
+    formula="y <- argmin_z <g, z> + D(z, y) / eta_t,  x <- argmin_z <g, z> + D(z, y) / eta_{t+1},  eta by wrong hints",
+    example={"map": EuclideanMap(L2Ball(1.0))},
+)
+def optimistic_mirror(
+    map: MirrorMap,
+    lr: LearningRate = 1.0,
+    mu: Radius = MU,
+    diameter: float = 1.0,
+    floor: float = 1.0,
+    n: int = 1,
+    law: Law = Rademacher(),
+) -> Method[None]:
+    """Steps in the geometry of a set, with the last estimate as a hint, and a rate that falls where hints were wrong.
+
+    map: `rules.EuclideanMap(set)` projects, `rules.Entropy(total)` multiplies weights on a simplex. lr is a factor of
+    eta; `diameter` is meant to be that of the set."""
+    return Method(Central(n), law, OptimisticMirror(map, diameter, floor), mu=mu, lr=lr)

@@ -44,6 +44,7 @@ from .checks import (
     check_key,
     check_kind,
     check_like,
+    check_out,
     check_overlap,
     check_pair,
     check_place,
@@ -71,6 +72,7 @@ __all__ = [
     "grouped",
     "move_and_pair",
     "shifted",
+    "shifted_pairs",
     "signs",
 ]
 
@@ -174,15 +176,20 @@ def combine(
     >>> w
     tensor([-0.5000,  0.5000, -0.5000, -0.5000])
     """
-    job = Job(out, x, leaf, start, dense, low)
-    check_job(job)
-    if rounding is not None:
-        check_rounding(job, rounding)
+    if x is out and dense is None and low is None and rounding is None:
+        check_out(out, leaf, start)
+        in_place = True
+    else:
+        job = Job(out, x, leaf, start, dense, low)
+        check_job(job)
+        if rounding is not None:
+            check_rounding(job, rounding)
+        in_place = job.in_place
     check_terms(terms)
     if out.numel() == 0:
         return 0
     moved: int = _engine(out.device).combine(out, x, scale, terms, dense, dense_coef, leaf, start, rounding, low)
-    return moved if job.in_place else 0
+    return moved if in_place else 0
 
 
 def signs(key: int, runs: Sequence[tuple[int, int, int]], device: torch.device) -> Tensor:
@@ -213,6 +220,17 @@ def shifted(x: Tensor, *, terms: Sequence[Term], leaf: int = 0) -> Tensor:
     if out.numel():
         _engine(x.device).combine(out, x, 1.0, terms, None, 1.0, leaf, 0, None, None)
     return out
+
+
+def shifted_pairs(rows: Sequence[Tensor], x: Tensor, terms: Sequence[Term], *, leaf: int = 0) -> None:
+    """rows[2 j] = x + coef_j noise_j(key_j, leaf, i), rows[2 j + 1] = x - coef_j noise_j: `combine_pair` for each term.
+
+    x: a whole leaf, flat. rows: tensors like it, apart from it and from each other. Only the terms are checked.
+    """
+    check_terms(terms)
+    pair = _engine(x.device).combine_pair
+    for j, term in enumerate(terms):
+        pair(rows[2 * j], rows[2 * j + 1], x, (term,), leaf, 0)
 
 
 def combine_group(

@@ -22,14 +22,22 @@ def strided(name: str, tensor: Tensor) -> str:
     )
 
 
+def check_out(out: Tensor, leaf: int, start: int) -> None:
+    """Checks what `combine` writes, and its place in the leaf."""
+    if out.dtype not in SUPPORTED:
+        raise TypeError(
+            f"out is {out.dtype}; expected float32, float64, bfloat16 or float16. Convert it with out.float()"
+        )
+    if not out.is_contiguous():
+        raise ValueError(strided("out", out))
+    check_place(leaf, start, out.numel())
+
+
 def check_job(job: Job) -> None:
     """Checks the tensors of `combine` and their place in the leaf."""
     out, x, leaf, start, dense, low = job
     dtype, n = out.dtype, out.numel()
-    if dtype not in SUPPORTED:
-        raise TypeError(f"out is {dtype}; expected float32, float64, bfloat16 or float16. Convert it with out.float()")
-    if not out.is_contiguous():
-        raise ValueError(strided("out", out))
+    check_out(out, leaf, start)
     if x is not None and x is not out:
         check_like("x", x, out, n, dtype)
         check_overlap("x", x, out)
@@ -45,7 +53,6 @@ def check_job(job: Job) -> None:
             )
         check_like("low", low, out, n, torch.int16)
         check_overlap("low", low, out)
-    check_place(leaf, start, n)
 
 
 def check_pair(plus: Tensor, minus: Tensor, x: Tensor, terms: Sequence[Term], leaf: int, start: int) -> None:

@@ -1,15 +1,17 @@
 """Keys that are derived from keys: compiled where the kernels are, otherwise in Python, with the same bits."""
 
 from collections.abc import Callable
-from functools import cache
 
 from . import format, native
 
 
-@cache
 def _fold_here() -> Callable[..., int]:
-    """Decided once per process, without a warning: a step makes a few keys, and they cost microseconds in Python."""
+    """Without a warning: a step makes a few keys, and they cost microseconds in Python."""
     return format.fold if native.torch_is_wanted() or native.library() is None else native.fold
+
+
+_fold: Callable[..., int] | None = None
+"""`_fold_here()`, once it was called."""
 
 
 def fold(key: int, *data: int) -> int:
@@ -22,4 +24,7 @@ def fold(key: int, *data: int) -> int:
     >>> hex(fold(0, 1))
     '0x39c3390a86865c32'
     """
-    return _fold_here()(key, *data)
+    global _fold
+    if _fold is None:
+        _fold = _fold_here()
+    return _fold(key, *data)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .format import Kind, checked_datum, checked_key
+from .format import MASK64, Kind, checked_datum, checked_key
 from .table import values
 
 ABI = 6
@@ -83,19 +83,25 @@ def fold(key: int, *data: int) -> int:
     """`zograd.noise.fold`, compiled: 0.5 microseconds a datum, 7 in Python."""
     lib = library()
     assert lib is not None
-    key = checked_key(key)
+    if type(key) is not int or not 0 <= key <= MASK64:
+        key = checked_key(key)
     for d in data:
-        key = lib.zograd_noise_fold(key, checked_datum(d))
+        key = lib.zograd_noise_fold(key, d if type(d) is int and 0 <= d <= MASK64 else checked_datum(d))
     return key
 
 
 def _pack_terms(terms: Sequence[tuple[Kind, int, float]]) -> bytes:
+    if len(terms) == 1:
+        return _TERM.pack(*terms[0])
     return b"".join([_TERM.pack(kind, key, coef) for kind, key, coef in terms])
 
 
 def _table_for(terms: Sequence[tuple[Kind, int, float]]) -> int:
     """Address of the table of normals, or 0 if no term is normal, so that signs do not compute the table."""
-    return values().data_ptr() if any([kind for kind, _, _ in terms]) else 0
+    for kind, _, _ in terms:
+        if kind:
+            return values().data_ptr()
+    return 0
 
 
 def combine(
@@ -149,14 +155,17 @@ def _packed(
     minus: Tensor | None = None,
 ) -> bytes:
     """A struct Call and its terms. n: the number of elements, or of elements per row (default: that of `out`)."""
-    call = _CALL.pack(
+    return _CALL.pack(
         DTYPES[out.dtype], mode, torch.get_num_threads(), len(terms), out.numel() if n is None else n, start,
         0 if rows is None else rows.numel(), leaf, round_key, scale, dense_coef,
         out.data_ptr(),
-        *[0 if tensor is None else tensor.data_ptr() for tensor in (x, dense, low, rows, minus)],
+        x.data_ptr() if x is not None else 0,
+        dense.data_ptr() if dense is not None else 0,
+        low.data_ptr() if low is not None else 0,
+        rows.data_ptr() if rows is not None else 0,
+        minus.data_ptr() if minus is not None else 0,
         _table_for(terms),
-    )  # fmt: skip
-    return call + _pack_terms(terms)
+    ) + _pack_terms(terms)  # fmt: skip
 
 
 def signs(out: Tensor, key: int, runs: Sequence[tuple[int, int, int]]) -> None:

@@ -12,17 +12,21 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zograd.core.query import Query
+from zograd.core.vector import Vector
 from zograd.lens.parameters import Unbranchable
 from zograd.stores import Store
 
+S = TypeVar("S")
 Loss: TypeAlias = Callable[[], "float | Tensor"]
+Rows: TypeAlias = Sequence[int] | None
+"""The terms of a finite sum that a query names; None for the whole."""
 
 
 class SumLoss(Protocol):
@@ -42,7 +46,9 @@ def as_number(value: Any) -> float:
 
     The outputs of a model of transformers that was given labels are their `loss`.
     """
-    if isinstance(value, float):  # also NumPy's
+    if type(value) is float:
+        return value
+    if isinstance(value, float):  # NumPy's
         return float(value)
     if isinstance(value, Tensor):
         if value.numel() == 1 and not value.is_complex():
@@ -315,3 +321,107 @@ def _of_copies(losses: Tensor, n: int) -> Tensor:
     if losses.shape != (n,) and not (n == 1 and losses.ndim == 0):
         raise ValueError(f"the loss of {n} copies of the batch has shape {tuple(losses.shape)}; expected [{n}]")
     return losses
+
+
+class ByRound:
+    """The oracle of `by_round`; it remembers which step asks, and how often that has asked."""
+
+    def __init__(self, losses: Sequence[Loss | SumLoss]) -> None:
+        self._oracles = [sequential(loss) for loss in losses]
+        self._key: int | None = None
+        self._round = 0
+
+    def __call__(self, store: Store, queries: Sequence[Query], key: int) -> Sequence[float]:
+        self._round = self._round + 1 if key == self._key else 0
+        self._key = key
+        try:
+            return self._oracles[min(self._round, len(self._oracles) - 1)](store, queries, key)
+        except BaseException:  # the step will be asked again from its first round
+            self._key = None
+            raise
+
+
+def by_round(*losses: Loss | SumLoss) -> Oracle:
+    """The k-th round of questions of a step is answered by losses[k], rounds after the last one by the last.
+
+    For estimators that ask more than once in a step and mean something else each time: `estimators.Players` asks a
+    round for each player, and `estimators.SAM` one at x and one at the ascent point. Each loss is a closure as for
+    `oracles.sequential`. The oracle counts rounds by the key of the step, so each run needs one of its own. ValueError
+    without losses.
+
+    >>> import torch, zograd as zo
+    >>> x = torch.ones(3, dtype=torch.float64)
+    >>> run = zo.Run(zo.Store({"x": x}), zo.methods.zo_sam(lr=0.1, n=1, rho=0.1))
+    >>> record = run.step(zo.oracles.by_round(lambda: x.sum(), lambda: 5.0))  # the second loss has no slope
+    >>> record.losses[2:], x.tolist()
+    ((5.0, 5.0), [1.0, 1.0, 1.0])
+    """
+    if not losses:
+        raise ValueError("by_round() has no losses: write by_round(first, second), one for each round of a step")
+    return ByRound(losses)
+
+
+def frozen(loss: Callable[[S, Rows], float | Tensor], freeze: Callable[[Rows], S]) -> Oracle:
+    """Semi-gradients: loss(held, rows), where held = freeze(rows) is taken at the centre of each pair of probes.
+
+    For a loss l(x, s(x)) of which only the dependence on the first argument is to be differentiated, as in temporal
+    differences, target networks and majorisers: at the pair x + mu v, x - mu v both values are l(., s(x)), so that
+    their difference is the slope of the partial gradient. freeze(rows) computes s at the weights as they stand, and
+    loss(held, rows) the loss at the weights as they stand. rows is None, or the terms of a finite sum that the query
+    names, of which both return what belongs to their mean.
+
+    Points must come in pairs (x + v, x - v), as those of `Central`, `Coordinates(central=True)` and `SVRG` do; others
+    are refused with a ValueError. Each pair costs its 2 evaluations, and one of `freeze`, which is not counted.
+
+    >>> import torch, zograd as zo
+    >>> x = torch.tensor([3.0], dtype=torch.float64)
+    >>> method = zo.Method(
+    ...     zo.estimators.Central(1), zo.laws.Rademacher(), zo.rules.SGD(), mu=0.5, lr=0.1
+    ... )
+    >>> record = zo.Run(zo.Store({"x": x}), method).step(
+    ...     zo.oracles.frozen(lambda held, rows: (held * x).sum(), lambda rows: x.clone())
+    ... )
+    >>> round(x.item(), 9)  # the slope of s x at s = 3, and not that of x^2
+    2.7
+    """
+
+    def at_centre(store: Store, centre: Vector, rows: Rows, reseed: Callable[[], None]) -> S:
+        reseed()
+        with store.at(centre):
+            return freeze(rows)
+
+    def both(store: Store, held: S, plus: Query, minus: Query, reseed: Callable[[], None]) -> list[float]:
+        found = []
+        for query in (plus, minus):
+            reseed()
+            with store.at(query.at):
+                found.append(as_number(loss(held, query.rows)))
+        return found
+
+    def evaluate(store: Store, queries: Sequence[Query], key: int) -> list[float]:
+        if len(queries) % 2:
+            raise ValueError(_unpaired(len(queries)))
+        values: list[float] = []
+        known: tuple[Vector, Rows] | None = None
+        with torch.no_grad(), seeded(store, key) as reseed:
+            for plus, minus in zip(queries[::2], queries[1::2], strict=True):
+                if plus.rows != minus.rows:
+                    raise ValueError("frozen() holds a part of the loss over pairs, and a pair names different terms")
+                centre = Vector(tuple(term for term in (0.5 * (plus.at + minus.at)).terms if term[1]))
+                if (centre, plus.rows) != known:
+                    known, held = (centre, plus.rows), at_centre(store, centre, plus.rows, reseed)
+                pair = both(store, held, plus, minus, reseed)
+                if all(map(math.isfinite, pair)) and not store.settled():
+                    held = at_centre(store, centre, plus.rows, reseed)
+                    pair = both(store, held, plus, minus, reseed)
+                values += pair
+        return values
+
+    return evaluate
+
+
+def _unpaired(asked: int) -> str:
+    return (
+        f"frozen() holds a part of the loss over pairs x + v, x - v, and {asked} points were asked; use an estimator "
+        f"of pairs: Central(n), Coordinates(count, central=True) or SVRG(full=Coordinates(count, central=True))"
+    )

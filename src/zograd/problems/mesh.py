@@ -139,26 +139,28 @@ def net(n: int) -> Net:
 def interpolate(mesh: Net, nodes: Array, u: Array, points: Array, start: Ints, steps: int = 200) -> Array:
     """The piecewise linear function with values u at the nodes, at `points`; `start`: triangles near them.
 
+    u: (..., nodes), one function or several on one mesh, whose points are looked for once. Returns (..., points).
+
     For each point, walks from triangle to triangle across the edge beyond which the point lies farthest. Points not
     found after `steps` are searched in every triangle. Needs a valid mesh.
     """
     corner = nodes[mesh.triangles]
     inverse = np.linalg.inv(np.stack([corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]], axis=-1))
-    out = np.empty(len(points), dtype=u.dtype)
+    out = np.empty((*u.shape[:-1], len(points)), dtype=u.dtype)
     todo, at = np.arange(len(points)), start.copy()
     for _ in range(steps):
         local = _barycentric(corner[at, 0], inverse[at], points[todo])
         worst = local.argmin(1)
         beyond = mesh.across[at, worst]
         done = (local[np.arange(len(at)), worst] >= -1e-12) | (beyond < 0)
-        out[todo[done]] = (u[mesh.triangles[at[done]]] * local[done]).sum(1)
+        out[..., todo[done]] = (u[..., mesh.triangles[at[done]]] * local[done]).sum(-1)
         todo, at = todo[~done], beyond[~done]
         if not len(todo):
             return out
     for i in todo:
         local = _barycentric(corner[:, 0], inverse, points[i])
         t = int(local.min(1).argmax())
-        out[i] = (u[mesh.triangles[t]] * local[t]).sum()
+        out[..., i] = (u[..., mesh.triangles[t]] * local[t]).sum(-1)
     return out
 
 

@@ -2,7 +2,7 @@
 
 Every problem is a frozen description: a dimension, a start, a radius that suits its scale, the value that a method sees
 (noisy, or of a batch, or only its rank) and the clean value that judges the method. Data come with scikit-learn.
-`begin` opens a problem for one run. Problems with a language model are in `benchmarks/language.py`.
+`begin` opens a problem for one run. Problems with a language model are in `llm/problems.py`.
 """
 
 from __future__ import annotations

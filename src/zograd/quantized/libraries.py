@@ -10,11 +10,12 @@ spaces, rules and tapes. Layers are recognised by how they store their weights:
     torchao       int8 and intx weight-only    float32, a row or group; int4 is held in 8 bits on a CPU
     hqq           HQQLinear                    its compute_dtype; zero points beside
     GPTQ, AWQ     `qweight` with `scales`      that of `scales`, mostly float16; zero points beside
+    AQLM          `codes` with `codebooks`     that of `scales`, one a row; codebooks beside
 
-If the library's scales are float32, they are the masters, which need no memory of their own. If they have 16 bits (HQQ
-in bfloat16 and float16 models, GPTQ, AWQ), the masters are rounded for each forward. Probes with mu = 2^-7 survive this
-rounding. Probes with mu = 1e-3 survive in float16 (relative spacing 2^-11 to 2^-10); in bfloat16 (2^-8 to 2^-7) they
-vanish for scales that bfloat16 stores exactly.
+If the library's scales are float32, they are the masters, which need no memory of their own. If they have 16 bits
+(GPTQ, AWQ, AQLM, and HQQ in bfloat16 and float16 models), the masters are rounded for each forward. Probes with mu =
+2^-7 survive this rounding. Probes with mu = 1e-3 survive in float16 (relative spacing 2^-11 to 2^-10); in bfloat16
+(2^-8 to 2^-7) they vanish for scales that bfloat16 stores exactly.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ __all__ = [
     "without_masters",
 ]
 
-KNOWN = "bitsandbytes 4-bit and int8, torchao int8 and intx, HQQ, GPTQ and AWQ"
+KNOWN = "bitsandbytes 4-bit and int8, torchao int8 and intx, HQQ, GPTQ, AWQ and AQLM"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How bitsandbytes, torchao, HQQ, GPTQ and AWQ store a quantized matrix: where its scales and its integers are.
+"""How bitsandbytes, torchao, HQQ, GPTQ, AWQ and AQLM store a quantized matrix: where its scales and its integers are.
 
 Layers are recognised by the tensors that they hold. None of the libraries is imported.
 """
@@ -231,9 +231,53 @@ class Gptq:
         return int(module.out_features), int(module.in_features)
 
 
+class Aqlm:
+    """`aqlm.QuantizedLinear`: w = scale sum_c codebook_c[code_c] for groups of weights; one scale a row, or rows.
+
+    codes [row groups, column groups, codebooks], codebooks [codebooks, size, rows, columns of a group], scales [row
+    groups, 1, 1, 1] (Egiazarian et al. 2024, arXiv 2401.06118). For its kernel on a CPU the library transposes the
+    codes of small codebooks at the first forward; `integers` gives them as they were stored.
+    """
+
+    library = "aqlm"
+
+    def owns(self, module: Any) -> bool:
+        found = [getattr(module, name, None) for name in ("codes", "codebooks", "scales")]
+        if not all(isinstance(t, Tensor) for t in found):
+            return False
+        codes, books, scales = found
+        return codes.ndim == 3 and books.ndim == 4 and scales.ndim == 4 and not codes.is_floating_point()  # type: ignore[union-attr]
+
+    def name(self, module: Any) -> str:
+        books, size = module.codebooks.shape[:2]
+        return f"{books}x{size.bit_length() - 1}-bit"
+
+    def settle(self, module: Any) -> None:
+        pass
+
+    def read(self, module: Any) -> Tensor:
+        scales: Tensor = module._parameters["scales"]
+        return scales
+
+    def write(self, module: Any, scales: Tensor) -> None:
+        module._parameters["scales"] = scales  # it is a parameter, and may be any tensor for a forward
+
+    def integers(self, module: Any) -> Tensor:
+        codes = _own(module.codes)
+        transposed = (
+            getattr(module, "gemv_op", None) is not None
+            and codes.device.type == "cpu"
+            and module.codebooks.shape[1] == 256
+        )
+        return codes.permute(1, 0, 2).contiguous() if transposed else codes
+
+    def size(self, module: Any) -> tuple[int, int]:
+        return int(module.out_features), int(module.in_features)
+
+
 def _own(tensor: Tensor) -> Tensor:
     """The same data as a plain Tensor, not a subclass."""
     return tensor.detach().as_subclass(Tensor)
 
 
-LAYER_FORMATS: tuple[LayerFormat, ...] = (Bnb4(), Bnb8(), TorchAO(), Hqq(), Gptq())
+LAYER_FORMATS: tuple[LayerFormat, ...] = (Bnb4(), Bnb8(), TorchAO(), Hqq(), Gptq(), Aqlm())

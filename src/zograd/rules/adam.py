@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from zograd.core.query import Estimate
+from zograd.core.vector import Vector
+from zograd.estimators.elementwise import Power, Product
 from zograd.rules.base import Rule
 from zograd.rules.moments import Moments, average_, average_square_, check_moments, initial
 from zograd.rules.sgd import check_beta
 from zograd.stores import Iterate
+
+SMALLEST = 1e-30
+"""Below this a second moment counts as 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,16 @@ class Adam(Rule[Any]):
     @property
     def slots(self) -> Mapping[str, float]:
         return {"exp_avg": initial(self.moments), "exp_avg_sq": initial(self.moments)}
+
+    @property
+    def preconditions(self) -> bool:
+        return True
+
+    def weigh(self, v: Vector, moves: int) -> Vector:
+        """P^(-1/2) v with P = (s^ + eps^2)^(1/2), which lies between sqrt(s^) + eps and its 0.7-fold."""
+        correct = 1.0 - self.beta2**moves
+        root = Power("exp_avg_sq", -0.25, max(correct * self.eps**2, SMALLEST))
+        return Vector(((Product(v.terms, root), correct**0.25),))
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         t = state["t"] = state.get("t", 0) + 1

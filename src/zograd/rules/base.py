@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from zograd.core.parts import Part, declared
 from zograd.core.query import Estimate
+from zograd.core.vector import Vector
 
 if TYPE_CHECKING:
     from zograd.stores import Iterate, Store
@@ -43,6 +44,15 @@ class Rule(Part, ABC, Generic[A]):
     def momentum(self) -> float | None:
         """The beta with which the edge of stability is computed (`lr="auto"`); None: the edge is not known."""
         return None
+
+    @declared
+    def preconditions(self) -> bool:
+        """Whether moves are those of P^-1 g with a P that changes slowly, which `weigh` knows."""
+        return False
+
+    def weigh(self, v: Vector, moves: int) -> Vector:
+        """P^(-1/2) v, with the P that stands in the slots after so many moves; v where nothing is preconditioned."""
+        return v
 
     @declared
     def automatic(self) -> Literal["edge", "backtracking"] | float:

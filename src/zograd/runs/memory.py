@@ -106,6 +106,41 @@ def _highest(method: str, device: str) -> int:
     return {"VmHWM": lambda: _status("VmHWM"), "ru_maxrss": _maxrss}.get(method, lambda: 0)()
 
 
+class Energy:
+    """The energy that the processors take between `with` and its end, from the counters of the kernel (Linux, RAPL).
+
+    joules: None where there is no counter, or where it cannot be read (often only root may). Other processes on the
+    machine count as well.
+    """
+
+    def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
+        self.root = root
+        self.joules: float | None = None
+
+    def __enter__(self) -> Energy:
+        self._start = self._read()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        end = self._read()
+        if self._start and end.keys() == self._start.keys():
+            self.joules = sum((now - self._start[k][0]) % (limit + 1) for k, (now, limit) in end.items()) / 1e6
+
+    def _read(self) -> dict[str, tuple[int, int]]:
+        """Microjoules of each package, and where its counter begins again."""
+        found = {}
+        for package in sorted(self.root.glob("intel-rapl:*")):
+            if package.name.count(":") == 1:  # parts of a package have a second one
+                try:
+                    found[package.name] = tuple(
+                        int((package / name).read_text(encoding="utf-8"))
+                        for name in ("energy_uj", "max_energy_range_uj")
+                    )
+                except (OSError, ValueError):
+                    return {}
+        return found  # type: ignore[return-value]
+
+
 def resident_bytes() -> int:
     """Bytes of physical memory of the process now; its peak if only that is known (macOS); 0 if neither is."""
     return _status("VmRSS") or _maxrss()

@@ -14,12 +14,14 @@ tokens of all points that share a forward (`llm/scoring/scorer.py::SATURATED`). 
 more for each token, as measured. A task that scores label words of one token needs less.
 
     method          weights + T' H b + max(T' R b, block of T') + a tile of a weight matrix (two where points share a
-                      forward) + blocks of workspace + slots in float32 + low halves (2 bytes)
+                      forward) + blocks of workspace, or the largest matrix in float32 for rules on whole matrices +
+                      slots in float32 + low halves (2 bytes)
     Adam            weights + gradients and two moments in float32 + what a backward pass keeps without checkpointing:
                       T L (8 H + 4 I) b of L blocks, the loss head, the gradient of its logits (4 T V), and the
                       gradient of the largest tensor once more, before it is added to the others
     checkpointed      weights + what enters each trained block, T H b + activations and gradients of one block, of at
-                      most `AT_ONCE` tokens: backpropagation with updates fused into it and Adafactor (`backprop`)
+                      most `AT_ONCE` tokens + the gradient of a trained embedding or output matrix, or twice that
+                      where it is larger: backpropagation with updates fused into it and Adafactor (`backprop`)
 
 For a packed model (a .gguf, `quantized`), the weights are its blocks as in the file, and a forward needs one more tile
 to de-quantize. Training its scales adds a float32 master for each block of the chosen layers to the method.
@@ -53,10 +55,12 @@ from zograd.hub import resolve_model
 from zograd.lens.branches import FEW
 from zograd.lens.lens import TILE
 from zograd.llm.loading import (
+    ADAPTERS,
     PARTS,
     LoraSpec,
     ModelError,
     attach_lora,
+    attach_polar,
     attach_virtual,
     auto_class_of,
     blocks,
@@ -71,6 +75,7 @@ from zograd.llm.loading import (
     silence,
 )
 from zograd.llm.oracle import AT_ONCE
+from zograd.llm.parts import embeddings_and_output
 from zograd.llm.scoring.scorer import SATURATED
 from zograd.quantized.gguf_file import linear_layers, packed_layers
 from zograd.runs.memory import available_bytes
@@ -136,7 +141,7 @@ def plan(
 
     model: a directory with a config.json, or an alias. An alias that is not in the cache is fetched first, since its
         configuration comes with its weights; they are not loaded into memory.
-    train: "full", "lora", "prefix", "prompt", "scales" or a pattern of parameter names, as in training.
+    train: "full", "lora", "polar", "prefix", "prompt", "scales" or a pattern of parameter names, as in training.
     tokens: virtual tokens of "prefix" and "prompt".
     quantized: a .gguf that stays packed: its header is read and its blocks are mapped, not loaded.
     offload: "disk" if the weights stay on the disk.
@@ -183,6 +188,7 @@ def plan(
     whole = answer["method_peak_bytes"] + around if torch.device(device).type == "cpu" else None
     return {
         **answer,
+        "dtype": str(question.dtype).removeprefix("torch."),
         "process_peak_bytes": whole,
         "available_bytes": available,
         "fits": fits,
@@ -208,14 +214,14 @@ def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
     """The model on the meta device, which takes no memory. A packed model is mapped from its file."""
     if question.packed is not None:
         dtype = str(question.dtype).removeprefix("torch.")
-        return skeleton_of_packed(question.packed, dtype, adapters=question.train == "lora")
+        return skeleton_of_packed(question.packed, dtype, adapters=question.train if question.train in ADAPTERS else "")
 
     try:
         with torch.device("meta"):
             model = auto_class_of(config, classes=2).from_config(config, dtype=question.dtype)
             if question.train in PARTS:
                 return attach_virtual(model, question.train, question.tokens, 0)
-            return attach_lora(model, LoraSpec(), 0) if question.train == "lora" else model
+            return with_adapters(model, question.train)
     except ModelError:
         raise
     except Exception as e:
@@ -223,10 +229,16 @@ def skeleton(config: PretrainedConfig, question: Question) -> PreTrainedModel:
 
 
 @cache
-def skeleton_of_packed(model: str, dtype: str, *, adapters: bool = False) -> Any:
-    """A packed model, with adapters on request; it is mapped once and kept."""
+def skeleton_of_packed(model: str, dtype: str, *, adapters: str = "") -> Any:
+    """A packed model, with the adapters "lora" or "polar" on request; it is mapped once and kept."""
     packed = load(model, dtype=dtype, quantized=True)[0]
-    return attach_lora(packed, LoraSpec(), 0) if adapters else packed
+    return with_adapters(packed, adapters)
+
+
+def with_adapters(model: Any, train: str) -> Any:
+    """The model with the adapters of its default rank that `train` names, if it names any."""
+    attach = {"lora": attach_lora, "polar": attach_polar}.get(train)
+    return model if attach is None else attach(model, LoraSpec(), 0)
 
 
 def scales_of(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor]:
@@ -251,11 +263,14 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     part, layers = question.train, question.layers
     chosen = scales_of(model, part, layers) if is_scales(part) else select(model, part, layers=layers)
     method = method_named(question.method, question.settings)
+    estimator, base = method.estimator, plain_model(model)
+    at_ends = {id(p) for module in embeddings_and_output(base) for p in module.parameters()}
+    if isinstance(estimator, FromBlocks) and (question.offload or not estimator.reaches_front):
+        chosen = {name: t for name, t in chosen.items() if id(t) not in at_ends}
     packed = [layer for _, layer in packed_layers(model)]
     weights = sum(map(bytes_of, [*named.values(), *(layer.blocks for layer in packed)]))
     trainable = sum(t.numel() for t in chosen.values())
 
-    base = plain_model(model)
     text = config.get_text_config()
     depth = len(blocks(base))
     embedding = base.get_input_embeddings()
@@ -282,14 +297,16 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     if shared and tokens <= FEW:  # inputs and their transposes, a product transposed
         working += (2 * seen * intermediate + tokens * tile_rows) * b
     count = depth if layers is None else min(layers, depth)
-    one_block = min(tokens, AT_ONCE) * (8 * hidden + 4 * intermediate) * b + 4 * trainable // count
+    of_ends = 4 * sum(t.numel() for t in chosen.values() if id(t) in at_ends)
+    one_block = min(tokens, AT_ONCE) * (8 * hidden + 4 * intermediate) * b + (4 * trainable - of_ends) // count
     states = tokens * hidden * b
-    if isinstance(method.estimator, FromBlocks):  # the activations and the gradients of a block, states between blocks
-        working = one_block + states * (count if method.estimator.kind == "backprop" else 2)
-    workspace = working_memory(chosen, n_slots, tiles=min(together, 2))
+    by_backprop = max(one_block + states * count + of_ends, 2 * of_ends)
+    if isinstance(estimator, FromBlocks):  # the activations and the gradients of a block, states between blocks
+        working = by_backprop if estimator.kind == "backprop" else one_block + 2 * states
+    largest = max(t.numel() for t in chosen.values())
+    workspace = working_memory(chosen, n_slots, tiles=min(together, 2)) + 4 * largest * method.rule.whole_leaf
     masters = sum(map(bytes_of, chosen.values())) if is_scales(question.train) else 0
 
-    largest = max(t.numel() for t in chosen.values())
     kept = tokens * count * (8 * hidden + 4 * intermediate) * b + head + 4 * tokens * vocabulary + 4 * largest
     return {
         "params": sum(t.numel() for t in named.values()) + sum(p.rows * p.columns for p in packed),
@@ -299,7 +316,7 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
         "inference_peak_bytes": inference,
         "method_peak_bytes": resident + working + dequantized + masters + workspace + slots + low,
         "adam_peak_bytes": weights + 12 * trainable + max(kept, activations),
-        "backprop_peak_bytes": resident + dequantized + masters + one_block + states * count,
+        "backprop_peak_bytes": resident + dequantized + masters + by_backprop,
         "activation_bytes": working,
         "slot_bytes": slots,
         "low_bytes": low,

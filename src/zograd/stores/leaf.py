@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -117,6 +117,37 @@ class Leaf:
         return min(max(self.block // row, 1) * row, max(self.numel, 1))
 
 
+def by_row(slot: Tensor, columns: int, start: int, stop: int) -> Tensor:
+    """One number a row, expanded to the elements start..stop of a matrix with so many columns."""
+    row, offset = divmod(start, columns)
+    index = torch.arange(offset, offset + stop - start, dtype=torch.int32, device=slot.device)
+    return slot[row:][index.div_(columns, rounding_mode="floor")]
+
+
+class Expanded(MutableMapping[str, Tensor]):
+    """Slots of a block; those of `later` take three times its memory, and are made when they are first read."""
+
+    def __init__(self, slots: dict[str, Tensor], later: dict[str, Callable[[], Tensor]]) -> None:
+        self.slots, self.later = slots, later
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.slots:
+            self.slots[name] = self.later[name]()
+        return self.slots[name]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.slots[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.slots[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self.slots, *self.later)))
+
+    def __len__(self) -> int:
+        return len(self.slots.keys() | self.later.keys())
+
+
 @dataclass(slots=True)
 class Block:
     """A slice of one leaf: the weights, the vectors' elements (workspace, yours to overwrite) and the slots.
@@ -128,7 +159,7 @@ class Block:
     start: int
     x: Tensor
     v: list[Tensor]
-    slots: dict[str, Tensor]
+    slots: MutableMapping[str, Tensor]
     iterate: Iterate | None = None
 
     @property

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -33,7 +35,7 @@ from zograd.spaces import Euclidean, Space
 from zograd.stores.deferred import DeferredMoves
 from zograd.stores.gram import gram
 from zograd.stores.iterate import Iterate, Rate
-from zograd.stores.leaf import Block, Leaf, tensor_bytes
+from zograd.stores.leaf import Block, Expanded, Leaf, by_row, tensor_bytes
 from zograd.stores.leaves import Rounding, leaves_of
 from zograd.stores.low_rank import sign_side, sign_sides
 from zograd.stores.master_weights import expand
@@ -106,6 +108,7 @@ class Store:
         self.deferred = DeferredMoves(self)
         self.leaves, self.by_id, self._aliases = leaves_of(tensors, self.space, rounding, groups or {})
         self.dim = sum(leaf.total for leaf in self.leaves)
+        self._held = max(sum(leaf.numel for leaf in self.leaves), 1)
         self.escaped: set[int] = set()
         self.seen: set[int] = set()
         self.pointed: set[int] = set()
@@ -139,10 +142,15 @@ class Store:
         """The trained tensors, tied ones under each of their names."""
         return [*(leaf.tensor for leaf in self.leaves), *self._aliases]
 
-    @property
+    @cached_property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of the leaves, in order."""
         return tuple(leaf.shape for leaf in self.leaves)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the leaves, in order."""
+        return tuple([leaf.name for leaf in self.leaves])
 
     # ---- slots -------------------------------------------------------------------------------------------------
 
@@ -229,30 +237,28 @@ class Store:
         size = max(leaf.numel, 1) if size is None else size
         return ((start, min(start + size, leaf.numel)) for start in range(0, leaf.numel, size))
 
-    def _slots(self, leaf: Leaf, start: int, stop: int) -> dict[str, Tensor]:
+    def _slots(self, leaf: Leaf, start: int, stop: int) -> MutableMapping[str, Tensor]:
         """The slots on elements start..stop; those with one number a row or leaf expanded to them."""
-        slots = {}
+        slots: dict[str, Tensor] = {}
+        rows: dict[str, Callable[[], Tensor]] = {}
         for name, slot in leaf.slots.items():
             if slot.ndim == 1:
                 slots[name] = slot[start:stop]
             elif slot.shape == (1, 1):
                 slots[name] = slot.view(1).expand(stop - start)
             elif slot.shape == (leaf.matrix_shape[0], 1):
-                columns = leaf.matrix_shape[1]
-                row, offset = divmod(start, columns)
-                index = torch.arange(offset, offset + stop - start, dtype=torch.int32, device=slot.device)
-                slots[name] = slot.view(-1)[row:][index.div_(columns, rounding_mode="floor")]
-        return slots
+                rows[name] = partial(by_row, slot.view(-1), leaf.matrix_shape[1], start, stop)
+        return Expanded(slots, rows) if rows else slots
 
     def _sources(
-        self, leaf: Leaf, start: int, stop: int, slots: dict[str, Tensor], vectors: Sequence[Vector]
+        self, leaf: Leaf, start: int, stop: int, slots: MutableMapping[str, Tensor], vectors: Sequence[Vector]
     ) -> Mapping[str, Tensor]:
         """The tensors that vectors may name: the slots, whole where blocks do not show them, and the iterate."""
         named = {name for v in vectors for e, _ in v.terms for name in e.reads} - slots.keys()
         found = {name: leaf.slots[name] for name in named if name in leaf.slots}
         if "x" in named:
             found["x"] = self.master(leaf, start, stop)
-        return {**slots, **found} if found else slots
+        return ChainMap(found, slots) if found else slots
 
     def master(self, leaf: Leaf, start: int = 0, stop: int | None = None) -> Tensor:
         """The weights in the accumulation dtype, with the low halves where they are split (a fresh tensor)."""
@@ -405,9 +411,11 @@ class Store:
         if complete is None:
             return 0.0
         iterate = complete
-        fraction = iterate.counted() / max(sum(leaf.numel for leaf in self.leaves), 1)
+        fraction = iterate.counted() / self._held
+        if self._warned_small or not iterate.moved or fraction >= 0.02:
+            return fraction
         rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
-        if self._warned_small or not rounded or rounded < self.dim // 2 or not iterate.moved or fraction >= 0.02:
+        if not rounded or rounded < self.dim // 2:
             return fraction
         self._warned_small = True
         remedy = "rounding='split' (two more bytes a trained weight) or a larger lr"

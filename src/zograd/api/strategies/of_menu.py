@@ -37,9 +37,10 @@ class OfMenu:
         trace.began(self.name)
         trace.method = self.method
         trace.position, trace.fun = (lambda: store.flat), None
+        most = run.most_evaluations
         try:
             while True:
-                if trace.left < run.most_evaluations:
+                if trace.left < most:
                     return End(Ending.BUDGET)
                 record = None
                 while record is None:
@@ -78,10 +79,14 @@ class OfMenu:
 
 
 def _points(store: ArrayStore, queries: Sequence[Query]) -> Points:
-    """The points of queries, made when they are read."""
+    """The points of queries, made when they are read, before the next request: together where that costs less."""
+    together: list[Flat | None] = []
 
     def make(i: int) -> Flat:
-        x: Flat = store.point(queries[i].at)
-        return x.reshape(-1)
+        if not together:
+            together.append(store.points([query.at for query in queries]))
+        matrix = together[0]
+        x: Flat = store.point(queries[i].at).reshape(-1) if matrix is None else matrix[i].copy()
+        return x
 
     return Points(make, len(queries), [q.rows for q in queries] if any(q.rows for q in queries) else None)

@@ -38,7 +38,7 @@ def attach_lora(model: PreTrainedModel, spec: LoraSpec, seed: int) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError as e:
         raise ModelError(extra("llm")) from e
-    if spec.targets and not any(_named(name, spec.targets) for name, _ in model.named_modules()):
+    if spec.targets and not any(named(name, spec.targets) for name, _ in model.named_modules()):
         raise ModelError(
             f"no module of {type(model).__name__} is named {' or '.join(map(repr, spec.targets))}; its linear layers "
             f"are {', '.join(linear_names(model))}. Name some of them in --lora-targets, or leave it out"
@@ -79,7 +79,7 @@ def targets_of(model: nn.Module) -> list[str]:
     kind = getattr(getattr(model, "config", None), "model_type", "")
     chosen = tuple(OF_PEFT.get(kind) or ())
     inside = linear_names(blocks(model))
-    if any(_named(name, chosen) for name, _ in model.named_modules()):
+    if any(named(name, chosen) for name, _ in model.named_modules()):
         return list(chosen)
     if "mamba" in kind:
         inside = [name for name in inside if name not in UNREAD]
@@ -103,7 +103,7 @@ def linear_names(model: nn.Module) -> list[str]:
     )
 
 
-def _named(name: str, targets: Sequence[str]) -> bool:
+def named(name: str, targets: Sequence[str]) -> bool:
     """Whether peft takes the module of that name for one of these targets."""
     return any(name == target or name.endswith("." + target) for target in targets)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ import torch
 
 from zograd.hub import resolve_model
 from zograd.hub.gguf_header import GGUFError, check_header
+from zograd.hub.registry import REGISTRY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zograd.llm.loading.errors import ModelError, UnknownDtypeError, extra, first_line
 from zograd.llm.loading.structure import kind_named
+from zograd.llm.stages import Stages, importing
 
 DTYPES = {
     "float32": torch.float32,
@@ -73,12 +76,16 @@ def load(
         model, tokenizer = load("smollm2-135m", dtype="float32")
     """
     try:
-        from transformers import AutoTokenizer
+        with importing():
+            silence()
+            import transformers.modeling_utils  # noqa: F401  # whatever model it is
+            from transformers import AutoTokenizer
     except ImportError as e:
         raise ModelError(extra("llm")) from e
+    known = REGISTRY.get(name_or_path)
+    check_text(name_or_path, None if known is None else {"vision": "images", "speech": "speech"}.get(known.kind))
     path = resolve_model(name_or_path)
     kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
-    silence()
     if quantized:
         return load_packed(Path(path), kind, device)
     from zograd.quantized import libraries, quantizing
@@ -89,8 +96,9 @@ def load(
         check_gguf(Path(path))
         path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **file)
         config_ = configuration_of(path)
+        check_text(name_or_path, takes_no_text(config_))
+        tokenizer = AutoTokenizer.from_pretrained(path, **file)
         auto, head = auto_class_of(config_, classes), {"num_labels": classes} if is_bare(config_) else {}
         if (Path(path) / "qmodel.pt").exists():
             model = quantizing.from_hqq(path, kind, device)
@@ -140,6 +148,33 @@ def is_bare(config: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
     return architecture_of(config).endswith("Model") and getattr(config, "model_type", None) in MASKED
+
+
+def check_text(name: str, reads: str | None) -> None:
+    """Raise ModelError for a model that reads something else than text."""
+    if reads is not None:
+        raise ModelError(
+            f"{name} is a model of {reads}, and prompts are text: train it from Python with "
+            f"zograd.hf.forward_only(Trainer)"
+        )
+
+
+def takes_no_text(config: Any) -> str | None:
+    """What a model reads in place of text, by its configuration: "images" or "speech"; None for one of text."""
+    from transformers.models.auto import modeling_auto as known
+
+    tables = {
+        "speech": (known.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, known.MODEL_FOR_CTC_MAPPING_NAMES),
+        "images": (known.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,),
+    }
+    name = architecture_of(config)
+    for reads, found in tables.items():
+        classes = [
+            c for table in found for entry in table.values() for c in ([entry] if isinstance(entry, str) else entry)
+        ]
+        if name in classes:
+            return reads
+    return None
 
 
 def auto_class_of(config: Any, classes: int | None = None) -> Any:
@@ -217,6 +252,13 @@ def load_packed(path: Path, dtype: torch.dtype, device: str) -> tuple[PreTrained
     except (OSError, ValueError, LookupError, TypeError, RuntimeError) as e:
         raise ModelError(f"cannot keep {file} packed: {first_line(e)}") from e
     return model.to(device), tokenizer
+
+
+def import_transformers(stages: Stages) -> None:
+    """Import transformers, which takes seconds, as a stage; where it is missing, `load` says so."""
+    with stages.stage("importing transformers"), importing(), suppress(ImportError):
+        silence()
+        from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: F401
 
 
 def silence() -> None:

@@ -255,7 +255,7 @@ def _merged(layer: Any) -> Tensor:
 
 
 def save(model: Any, tokenizer: Any, pages: Offloaded, out: Path) -> None:
-    """Write the model piece by piece as files that transformers reads, with adapters merged: W + (alpha / r) B A."""
+    """Write the model piece by piece as files that transformers reads, with adapters merged."""
     base = plain_model(model)
     merged = {
         f"{name}.weight": (lambda layer=layer: _merged(layer))
@@ -266,7 +266,7 @@ def save(model: Any, tokenizer: Any, pages: Offloaded, out: Path) -> None:
     seen: set[int] = set()
     for key, t in base.state_dict(keep_vars=True).items():
         name = key.replace(".base_layer.", ".")
-        if ".lora_" not in key and id(t) not in seen:
+        if ".lora_" not in key and ".polar_" not in key and id(t) not in seen:
             seen.add(id(t))
             tensors[name] = t.dtype, t.shape, merged.get(name, t)
     out.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,16 @@ from zograd.llm.loading.errors import ModelError
 from zograd.llm.loading.structure import blocks, head_of
 from zograd.llm.loading.virtual import PARTS
 
+ADAPTERS = ("lora", "polar")
+"""Parts that are adapters of linear layers, attached before they are chosen."""
+
 
 def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[str, Tensor]:
     """The tensors to train, name -> tensor.
 
-    train: "full": all parameters. "lora": adapters, "prompt" and "prefix": virtual tokens, which have been attached
-        before. "scales": the scales of quantized
-        matrices (not of embeddings) of a packed GGUF or of another library, as float32 masters, which are made here.
+    train: "full": all parameters. "lora", "polar": adapters, "prompt" and "prefix": virtual tokens, which
+        have been attached before. "scales": the scales of quantized matrices (not of embeddings) of a packed GGUF or of
+        another library, as float32 masters, which are made here.
         "scales:PATTERN": those of layers in whose names the regular expression is found ("scales:mlp"). Anything else
         is a pattern of parameter names: with letters, dots, "*" and "?" only, a shell pattern for whole names
         ("*.q_proj.weight"); otherwise a regular expression that is searched in the name ("(q|v)_proj").
@@ -41,18 +44,20 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
         chosen = named
     elif train == "lora":
         chosen = {k: p for k, p in named.items() if "lora_" in k}
+    elif train == "polar":
+        chosen = {k: p for k, p in named.items() if ".polar_" in f".{k}"}
     elif train in PARTS:
         chosen = {k: p for k, p in named.items() if k.startswith("prompt_encoder.")}
     else:
         try:
             names = matching(train, named)
         except PatternError as e:
-            raise ModelError(f"--train is neither full, lora, prefix, prompt nor a valid pattern: {e}") from e
+            raise ModelError(f"--train is neither full, lora, polar, prefix, prompt nor a valid pattern: {e}") from e
         chosen = {k: p for k, p in named.items() if k in names}
     if layers is not None:
         kept = {id(p) for block in list(blocks(model))[-layers:] for p in block.parameters()} if layers else set()
         chosen = {k: p for k, p in chosen.items() if id(p) in kept}
-    if train in ("full", "lora"):
+    if train in ("full", *ADAPTERS):
         chosen = chosen | head_of(model)
     if not chosen:
         raise ModelError(f"--train {train!r} selects no parameter; names look like {', '.join(list(named)[:3])}")

@@ -67,7 +67,11 @@ def head_of(model: nn.Module) -> dict[str, Tensor]:
     output = base.get_output_embeddings() if kind_of(base) == "masked" else None
     inside |= {id(output.weight)} if output is not None else set()
     own = {id(p) for p in base.parameters()} - inside
-    return {name: p for name, p in model.named_parameters() if id(p) in own and "lora_" not in name}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if id(p) in own and "lora_" not in name and ".polar_" not in name
+    }
 
 
 def has_encoder_and_decoder(base: Any) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+from zograd.blockwise import Lookup
 from zograd.llm.loading.errors import ModelError, extra, first_line
 from zograd.llm.loading.structure import blocks, kind_of, plain_model, vocabulary
 
@@ -108,6 +109,16 @@ class Virtual:
         """The token ids that stand for a soft prompt; none for a prefix."""
         return tuple(range(self.first, self.first + self.count)) if self.part == "prompt" else ()
 
+    @property
+    def lookup(self) -> Lookup:
+        """Where the virtual tokens enter a forward: each sequence looks them up."""
+        return Lookup(self.embedding, self._used if self.part == "prompt" else None)
+
+    def _used(self) -> Tensor:
+        """bool [rows, width]: the places of a soft prompt in the forward under way."""
+        assert self._asked is not None
+        return self._asked >= self.first
+
     def _enter(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
         ids = args[0]
         self._asked = ids if bool((ids >= self.first).any()) else None
@@ -117,7 +128,7 @@ class Virtual:
         if self._asked is None:
             return None
         virtual = self.embedding((self._asked - self.first).clamp(min=0))
-        return torch.where((self._asked >= self.first)[..., None], virtual.to(output.dtype), output)
+        return torch.where(self._used()[..., None], virtual.to(output.dtype), output)
 
     def past(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of a batch [rows, width] behind a prefix: its keys and values, and the mask over both."""

@@ -35,10 +35,14 @@ class Encoder:
 
     rows: number of token ids of the model. A larger id raises ModelError.
     chat: write conversations with the tokenizer's chat template, where it has one.
+    eos: a completion ends with the tokenizer's end of sequence, where it has one, unless a chat template writes it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int, *, chat: bool = True) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int, *, chat: bool = True, eos: bool = True) -> None:
         self.tokenizer, self.rows = tokenizer, rows
+        end = tokenizer.eos_token_id if eos else None
+        self.end: Tokens = () if end is None or end >= rows else (end,)
+        """What follows a completion."""
         self.chat = chat and bool(getattr(tokenizer, "chat_template", None))
         self._appended = self._appends()
         self._behind: dict[str, list[Tokens]] = {}
@@ -84,7 +88,8 @@ class Encoder:
         if example.chat and self.chat:
             return self._turns(example)
         if example.prompt:
-            return self.completed(example.prompt, example.completion)
+            ids, start = self.completed(example.prompt, example.completion)
+            return (ids if not example.completion or ids[-1:] == self.end else ids + self.end), start
         ids, front = self.text(example.completion), len(self.text(""))
         if len(ids) == 1 and not front:
             first = next((i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None), None)
@@ -97,6 +102,10 @@ class Encoder:
             text = self._rendered(example.chat[:-1], "change its roles", add_generation_prompt=True)
             return self.known(self._ids(text, add_special_tokens=False))
         return self.text(example.prompt.rstrip(" "))
+
+    def whole(self, example: Example) -> Tokens:
+        """The ids of a prompt with all that the tokenizer puts around it, as an encoder reads it."""
+        return self.known(self._ids(example.prompt.rstrip(" "), verbose=False))
 
     def _turns(self, example: Example) -> tuple[Tokens, int]:
         """The ids of a conversation as the chat template writes it, and the first one of its last turn.

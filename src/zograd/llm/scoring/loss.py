@@ -26,7 +26,8 @@ def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -
 
     copies: the hidden states are this many copies of one batch, copy after copy.
 
-    Where hidden states require a gradient, the losses have one, at the cost of a second pass over the tiles.
+    Where hidden states require a gradient, the losses have one, in the output matrix too if it requires one. It costs a
+    second pass over the tiles.
     """
     base = loading.plain_model(model)
     if not heads.linear_head(base) or hasattr(base.get_output_embeddings(), "lookup"):
@@ -40,7 +41,9 @@ def token_losses(model: Any, hidden: Tensor, targets: Tensor, copies: int = 1) -
             start = stop
         return torch.cat(found, 1).flatten()
     if torch.is_grad_enabled() and hidden.requires_grad:
-        differentiable: Tensor = _TokenLosses.apply(hidden, base, targets)  # type: ignore[no-untyped-call]
+        head = base.get_output_embeddings()
+        of: Any = (hidden, base, targets, head.weight, head.bias)
+        differentiable: Tensor = _TokenLosses.apply(*of)  # type: ignore[no-untyped-call]
         return differentiable
     losses, _ = _over_tiles(base, hidden, targets)
     return losses
@@ -77,13 +80,13 @@ def _over_tiles(base: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Ten
 
 
 class _TokenLosses(torch.autograd.Function):
-    """The losses with their derivative in the hidden states, (softmax - one at the target) W, tile by tile again.
-
-    The head itself gets no gradient. Behind a cap c the derivative of a logit l is 1 - (l / c)^2.
+    """The losses with their derivatives, tile by tile again. With P = softmax - one at the target, [N, vocabulary]:
+    P W in the hidden states H, and where they are wanted P^T H in the output matrix W and the sum of rows of P in its
+    bias. Behind a cap c the derivative of a logit l is 1 - (l / c)^2.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, base: Any, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, base: Any, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         losses, log_sum = _over_tiles(base, hidden, targets)
         ctx.base = base
         ctx.save_for_backward(hidden, targets, log_sum)
@@ -95,6 +98,8 @@ class _TokenLosses(torch.autograd.Function):
         hidden, targets, log_sum = ctx.saved_tensors
         head, cap = ctx.base.get_output_embeddings(), heads.cap_of(ctx.base)
         weight, found = head.weight.detach(), torch.zeros(hidden.shape, device=hidden.device)
+        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[3] else None
+        of_bias = torch.empty_like(head.bias) if ctx.needs_input_grad[4] else None
         of_losses = torch.where(targets >= 0, of_losses, 0.0)
         for start, stop, logits in _tiles(ctx.base, hidden):
             part = torch.exp(logits.float() - log_sum[:, None])
@@ -103,8 +108,13 @@ class _TokenLosses(torch.autograd.Function):
             part.mul_(of_losses[:, None])
             if cap:
                 part.mul_(1.0 - (logits / cap).square())
-            found += part.to(weight.dtype) @ weight[start:stop]
-        return found.to(hidden.dtype), None, None
+            part = part.to(weight.dtype)
+            found += part @ weight[start:stop]
+            if of_weight is not None:
+                of_weight[start:stop] = part.T @ hidden.to(weight.dtype)
+            if of_bias is not None:
+                of_bias[start:stop] = part.sum(0)
+        return found.to(hidden.dtype), None, None, of_weight, of_bias
 
 
 def causal_losses(model: Any, ids: Tensor, labels: Tensor | None = None, *, copies: int = 1, **inputs: Any) -> Tensor:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zograd.errors import UsageError
+from zograd.llm.scoring.choices import NONE, chosen
+from zograd.llm.scoring.rewards import OF_TEXTS, reward_named
 
 Classes: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 """The number of a class for each example."""
@@ -32,9 +34,10 @@ class MetricError(UsageError, ValueError):
 class Metrics:
     """The result of an evaluation on `examples` examples.
 
-    metric: the name of what was asked for, or "accuracy" of a classification, "loss" of completions; value: its value.
+    metric: the name of what was asked for, or "accuracy" of a classification or of multiple choice, "loss" of
+        completions; value: its value.
     calibrated: the metric after the mean log-score of each class over all examples is subtracted.
-    majority: share of the largest class.
+    majority: share of the largest class. Multiple choice has neither, since examples share no classes.
     loss: mean loss in nats.
     not_finite: examples with a score that is NaN or infinite. If there are any, all metrics are NaN.
     accuracy, macro_f1, mcc: of a classification. F1 is the mean over the classes that occur, MCC Matthews' correlation.
@@ -70,6 +73,8 @@ class Metric:
     function: MetricFunction | None
     own: bool = False
     """Whether it is the user's."""
+    written: bool = False
+    """Whether it looks at the answers that a model writes, as the objective of that name does."""
 
     def __call__(self, labels: Classes, predictions: Classes) -> float:
         """Its value. Raises MetricError where a function of the user fails or returns no number."""
@@ -129,6 +134,9 @@ def _f1(table: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return found
 
 
+WRITTEN: Final = tuple(OF_TEXTS)
+"""Metrics of written answers."""
+
 OF_LOSSES: Final = ("loss", "perplexity")
 """Metrics of the losses."""
 
@@ -145,13 +153,18 @@ NAMED: Final[dict[str, MetricFunction]] = {
 def metric_of(asked: str | MetricFunction | None, kind: str, classes: int) -> Metric:
     """The metric that was asked for, or the one of the kind of task.
 
-    asked: a name of `NAMED` or `OF_LOSSES`, `module:function`, or a function of labels and predictions.
+    asked: a name of `NAMED` or `OF_LOSSES`, of completions also of `WRITTEN`; `module:function`, or a function, of
+        labels and predictions.
 
     Raises:
         MetricError: an unknown name, a function that cannot be imported, or a metric that does not fit the task.
+        ImportError: the library of a metric is missing.
     """
     if asked is None:
-        return Metric("accuracy", accuracy) if kind == "classification" else Metric("loss", None)
+        return Metric("accuracy", accuracy) if kind in ("classification", "choice") else Metric("loss", None)
+    if kind == "completion" and isinstance(asked, str) and asked in WRITTEN:
+        reward_named(asked)
+        return Metric(str(asked), None, written=True)
     if not isinstance(asked, str):
         found = Metric(getattr(asked, "__name__", type(asked).__name__), asked, own=True)
     elif ":" in asked:
@@ -159,12 +172,18 @@ def metric_of(asked: str | MetricFunction | None, kind: str, classes: int) -> Me
     elif asked in NAMED or asked in OF_LOSSES:
         found = Metric(asked, NAMED.get(asked))
     else:
+        names = ", ".join(dict.fromkeys((*NAMED, *OF_LOSSES, *WRITTEN)))
         raise MetricError(
-            f"metric = {asked!r}: choose one of {', '.join((*NAMED, *OF_LOSSES))}, or write module:function, such as "
+            f"metric = {asked!r}: choose one of {names}, or write module:function, such as "
             f"sklearn.metrics:cohen_kappa_score"
         )
-    if kind != "classification" and found.function is not None:
-        raise MetricError(f"metric = {found.name!r} compares classes, and this task has none: {' or '.join(OF_LOSSES)}")
+    if kind == "choice" and not found.own and asked not in ("accuracy", "loss"):
+        raise MetricError(f"metric = {found.name!r} is not for multiple choice: choose accuracy or loss")
+    if kind not in ("classification", "choice") and found.function is not None:
+        raise MetricError(
+            f"metric = {found.name!r} compares classes, and this task has none: choose one of "
+            f"{', '.join(OF_LOSSES + (WRITTEN if kind == 'completion' else ()))}"
+        )
     if kind == "classification" and asked == "perplexity":
         raise MetricError("metric = 'perplexity' is for completions and texts, and this task has classes; use loss")
     if asked == "f1" and classes != 2:
@@ -196,10 +215,15 @@ def imported(name: str, what: str = "metric") -> Callable[..., Any]:
 def losses_of(scores: Tensor, labels: Tensor | None) -> Tensor:
     """float32 [N]: cross-entropy of scores [N, classes] with labels; without labels (completions) minus the score.
 
-    labels: int64, of one copy of the batch; N is a multiple of their number.
+    labels: int64, of one copy of the batch; N is a multiple of their number. Of multiple choice they are rows
+    (`labels_of_choices`), and the loss is -log of the probability of all right choices together.
     """
     if labels is None:
         return -scores[:, 0]
+    if labels.ndim == 2:
+        rows = labels.repeat(len(scores) // len(labels), 1)
+        there, right = scores.masked_fill(rows == NONE, -torch.inf), scores.masked_fill(rows != 1, -torch.inf)
+        return there.logsumexp(1) - right.logsumexp(1)
     return F.cross_entropy(scores, labels.repeat(len(scores) // len(labels)), reduction="none")
 
 
@@ -214,6 +238,8 @@ def metrics_of(
 ) -> Metrics:
     """The metrics of scores [N, classes] and labels [N]; of completions, without labels, loss and perplexity.
 
+    Labels of multiple choice are rows (`labels_of_choices`).
+
     metric: what `value` is; default accuracy, or loss. names: of the classes. tokens: how many tokens of each
     completion are learned, which weigh its loss in the perplexity. interval: with a 95 % confidence interval: Wilson's
     of an accuracy, else that of a bootstrap of 1,000 samples, 200 of a user's function.
@@ -224,18 +250,27 @@ def metrics_of(
     """
     metric = metric_of(None, "completion" if labels is None else "classification", 2) if metric is None else metric
     scores, labels = scores.cpu(), None if labels is None else labels.cpu()
-    bad = int((~scores.isfinite()).any(1).sum())
-    largest = None if labels is None else float(torch.bincount(labels).max() / len(labels))
+    rows = labels is not None and labels.ndim == 2
+    there = torch.ones_like(scores, dtype=torch.bool) if labels is None or not rows else labels != NONE
+    bad = int((~scores.isfinite() & there).any(1).sum())
+    largest = None if labels is None or rows else float(torch.bincount(labels).max() / len(labels))
     if bad:
-        calibrated = None if labels is None else math.nan
+        calibrated = None if labels is None or rows else math.nan
         return Metrics(metric.name, math.nan, calibrated, largest, len(scores), math.nan, bad)
     losses = losses_of(scores, labels)
     found = Metrics(metric.name, math.nan, None, largest, len(scores), float(losses.mean()))
-    return (
-        _of_losses(found, metric, losses, tokens, interval)
-        if labels is None
-        else _of_classes(found, metric, scores, labels, losses, names, interval)
-    )
+    if labels is None:
+        return _of_losses(found, metric, losses, tokens, interval)
+    if rows:
+        return _of_choices(found, metric, scores, labels, losses, interval)
+    return _of_classes(found, metric, scores, labels, losses, names, interval)
+
+
+def of_rewards(m: Metrics, name: str, rewards: Tensor, interval: bool) -> Metrics:
+    """The metrics of completions with the mean reward of the written answers, [N], as the value."""
+    each = rewards.double().cpu().numpy()
+    low, high = _bootstrap(lambda rows: float(each[rows].mean()), len(each)) if interval else (None, None)
+    return replace(m, metric=name, value=float(each.mean()), low=low, high=high)
 
 
 def _of_losses(m: Metrics, metric: Metric, losses: Tensor, tokens: Sequence[int], interval: bool) -> Metrics:
@@ -279,6 +314,21 @@ def _of_classes(
         m, value=value, calibrated=calibrated, accuracy=hits, macro_f1=macro_f1(true, said), mcc=mcc(true, said),
         low=low, high=high, classes=_by_class(confusion(true, said, scores.shape[1]), names),
     )  # fmt: skip
+
+
+def _of_choices(m: Metrics, metric: Metric, scores: Tensor, labels: Tensor, losses: Tensor, interval: bool) -> Metrics:
+    said, true = (found.numpy() for found in chosen(scores, labels))
+
+    def of_rows(rows: Any) -> float:
+        return float(losses[rows].mean()) if metric.function is None else metric(true[rows], said[rows])
+
+    hits = accuracy(true, said)
+    low, high = None, None
+    if interval:
+        samples = 200 if metric.own else 1000
+        low, high = wilson(hits, len(true)) if metric.name == "accuracy" else _bootstrap(of_rows, len(true), samples)
+    value = m.loss if metric.function is None else metric(true, said)
+    return replace(m, value=value, accuracy=hits, low=low, high=high)
 
 
 def _by_class(table: np.ndarray[Any, Any], names: Sequence[str]) -> list[dict[str, Any]]:

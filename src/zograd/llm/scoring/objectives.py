@@ -1,12 +1,11 @@
-"""Objectives without a derivative: the share of right answers, or a reward of what the model answers."""
+"""Objectives without a derivative: the share of right answers, a reward of an answer, or a judge of two answers."""
 
 from __future__ import annotations
 
-import string
-from collections import Counter
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,14 +13,17 @@ from torch import Tensor
 from zograd.errors import UsageError
 from zograd.hub import Example
 from zograd.llm.scoring.metrics import imported
+from zograd.llm.scoring.rewards import OF_TEXTS, Reward, reward_named
 
 if TYPE_CHECKING:
     from zograd.llm.scoring.scorer import Scorer
 
-Reward: TypeAlias = Callable[[str, str, str], float]
-"""Of the prompt, the answer of the model, and the answer in the data; the larger the better."""
+Judge: TypeAlias = Callable[[str, str, str], float]
+"""Of the prompt and two answers: 1 or True where the first is better, 0 or False where the second is, 0.5 for a tie."""
 
 LOSS: Final = "loss"
+PREFERS: Final = "prefers:"
+"""What a judge begins with, in front of `module:function`."""
 
 
 class ObjectiveError(UsageError, ValueError):
@@ -32,8 +34,9 @@ class ObjectiveError(UsageError, ValueError):
 class Objective:
     """What training lowers in place of the loss: `top` - reward of each example, in the mean.
 
-    The answer of a classification is the name of the class with the highest score. Otherwise the model writes it: up to
-    `tokens` tokens, each the most likely one.
+    The answer of a classification is the name of the class with the highest score, that of multiple choice the choice.
+    Otherwise the model writes it: up to `tokens` tokens, each the most likely one. Where the data has several right
+    answers, the largest reward counts.
     """
 
     name: str
@@ -42,25 +45,48 @@ class Objective:
     own: bool = False
     """Whether it is the user's."""
     tokens: int = 32
+    called: ClassVar[str] = "prompt, answer and the answer in the data, and returns a number, the larger the better"
+    """How the function is called, for messages."""
+    temperature: float = 0.0
+    """Above 0, answers of a training step are drawn; all points of a step draw with the same random numbers."""
 
-    def rewards(self, scorer: Scorer, examples: Sequence[Example], copies: int = 1) -> Tensor:
+    def rewards(self, scorer: Scorer, examples: Sequence[Example], copies: int = 1, *, drawn: bool = False) -> Tensor:
         """float32 [copies examples]: the reward of the answer to each example.
 
+        drawn: answers that are written are drawn at `temperature`, from the random state of torch as it is.
         Cost: one forward of each example (or class); where the model writes, one of each token that it writes.
         """
-        task = scorer.task
+        values = [
+            max(self._of(e.prompt, answer, right.strip()) for right in wanted)
+            for e, answer, wanted in self._answered(scorer, examples, copies, drawn)
+        ]
+        return torch.tensor(values, device=scorer.device)
+
+    def answers(self, scorer: Scorer, examples: Sequence[Example], *, drawn: bool = False) -> list[str]:
+        """The answer to each example. Cost: see `rewards`."""
+        return [answer for _, answer, _ in self._answered(scorer, examples, 1, drawn)]
+
+    def _answered(
+        self, scorer: Scorer, examples: Sequence[Example], copies: int, drawn: bool
+    ) -> list[tuple[Example, str, Sequence[str]]]:
+        """Each example with its answer, and the right ones."""
+        task, asked = scorer.task, [*examples] * copies
         if task.kind == "classification":
             said = scorer.scores(examples, copies).argmax(1).tolist()
-            pairs = [(task.classes[k], task.classes[e.label]) for k, e in zip(said, [*examples] * copies, strict=True)]
+            pairs = [(task.classes[k], [task.classes[e.label]]) for k, e in zip(said, asked, strict=True)]
+        elif task.kind == "choice":
+            said = scorer.scores(examples, copies).argmax(1).tolist()
+            pairs = [(e.choices[k], [e.choices[e.label], *e.also]) for k, e in zip(said, asked, strict=True)]
         else:
             from zograd.llm.generation import generate
 
             assert copies == 1, "answers of several points are written one point after the other"
-            found = generate(scorer.model, scorer.tokenizer, examples, max_new_tokens=self.tokens, chat=scorer.chat)
-            pairs = [(g.text.strip(), e.completion.strip()) for g, e in zip(found, examples, strict=True)]
-        asked = [*examples] * copies
-        values = [self._of(e.prompt, answer, wanted) for e, (answer, wanted) in zip(asked, pairs, strict=True)]
-        return torch.tensor(values, device=scorer.device)
+            found = generate(
+                scorer.model, scorer.tokenizer, examples, max_new_tokens=self.tokens, chat=scorer.chat,
+                temperature=self.temperature if drawn else 0.0, seed=None,
+            )  # fmt: skip
+            pairs = [(g.text, [e.completion, *e.also]) for g, e in zip(found, examples, strict=True)]
+        return [(e, answer.strip(), wanted) for e, (answer, wanted) in zip(asked, pairs, strict=True)]
 
     def _of(self, prompt: str, answer: str, wanted: str) -> float:
         if not self.own:
@@ -70,58 +96,92 @@ class Objective:
         except Exception as e:
             raise ObjectiveError(
                 f"the objective {self.name!r} failed on the answer {answer[:40]!r} ({type(e).__name__}: {e}); it is "
-                f"called with prompt, answer and the answer in the data, and returns a number, the larger the better"
+                f"called with {self.called}"
             ) from e
 
 
-def same(prompt: str, answer: str, wanted: str) -> float:
-    """1 for the same text, up to case, punctuation, articles and spaces (as SQuAD has it)."""
-    return float(_words(answer) == _words(wanted))
+@dataclass(frozen=True)
+class Contest(Objective):
+    """A judge of two answers as an objective: the loss of a point is the share of its comparisons that it does not win.
 
+    The points of a step answer the same prompts, and the judge compares each pair of answers once:
 
-def f1(prompt: str, answer: str, wanted: str) -> float:
-    """F1 of the words of two texts (Rajpurkar et al. 2016, arXiv 1606.05250).
+        loss_k = 1 - mean over examples and rivals j != k of prefers(prompt, answer_k, answer_j)
 
-    >>> f1("", "the red house", "a house")
-    0.6666666666666666
+    so losses of one step are compared with each other, and their mean is always 1/2. A pair of equal answers is a tie
+    that no judge sees. Which of the two stands first alternates, so a judge that leans to one side gains nothing. What
+    `rewards` gives, for evaluations, is the share of comparisons won against the answer in the data.
     """
-    mine, there = _words(answer), _words(wanted)
-    both = sum((Counter(mine) & Counter(there)).values())
-    return 2 * both / (len(mine) + len(there)) if mine or there else 1.0
 
+    called: ClassVar[str] = "prompt and two answers, and returns True where the first is better"
 
-def _words(text: str) -> list[str]:
-    plain = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return [word for word in plain.split() if word not in ("a", "an", "the")]
+    def compared(self, examples: Sequence[Example], answers: Sequence[Sequence[str]]) -> list[float]:
+        """The loss of each point, from its answers [points][examples]. Cost: points (points - 1) / 2 comparisons."""
+        points = len(answers)
+        won = [0.0] * points
+        for number, e in enumerate(examples):
+            for j in range(points):
+                for k in range(j + 1, points):
+                    first, second = (j, k) if (number + j + k) % 2 else (k, j)
+                    share = self.prefers(e.prompt, answers[first][number], answers[second][number])
+                    won[first] += share
+                    won[second] += 1.0 - share
+        return [1.0 - w / (len(examples) * (points - 1)) for w in won]
+
+    def prefers(self, prompt: str, first: str, second: str) -> float:
+        """1 where the first answer is better, 0 where the second is, or between. Raises ObjectiveError otherwise."""
+        if first == second:
+            return 0.5
+        found = super()._of(prompt, first, second)
+        if not 0.0 <= found <= 1.0:
+            raise ObjectiveError(
+                f"the judge {self.name!r} returned {found!r} for {first[:40]!r} and {second[:40]!r}; expected "
+                f"True (the first is better), False (the second is), or a number between 0 and 1"
+            )
+        return found
+
+    def _of(self, prompt: str, answer: str, wanted: str) -> float:
+        """Against the answer in the data, which stands first for every second prompt."""
+        if zlib.crc32(prompt.encode()) % 2:
+            return 1.0 - self.prefers(prompt, wanted, answer)
+        return self.prefers(prompt, answer, wanted)
 
 
 OF_CLASSES: Final[dict[str, Reward]] = {"accuracy": lambda prompt, answer, wanted: float(answer == wanted)}
-OF_TEXTS: Final[dict[str, Reward]] = {"exact-match": same, "f1": f1}
 
 
-def objective_of(asked: str | Reward, kind: str, tokens: int = 32) -> Objective | None:
+def objective_of(asked: str | Reward, kind: str, tokens: int = 32, temperature: float = 0.0) -> Objective | None:
     """The objective that was asked for; None for the loss.
 
-    asked: "loss"; "accuracy" of a classification; "exact-match" or "f1" of what the model writes; `module:function`, or
-    a function of prompt, answer and the answer in the data, which is a reward.
+    asked: "loss"; "accuracy" of a classification; a name of `OF_TEXTS` for what the model writes; `module:function`, or
+        a function of prompt, answer and the answer in the data, which is a reward; `prefers:module:function` of the
+        prompt and two answers, which says whether the first is better (`Contest`).
 
     Raises:
         ObjectiveError: an unknown name, one that does not fit the task, or a function that cannot be imported.
+        ImportError: the library of a reward is missing.
     """
     if asked == LOSS:
         return None
-    fitting, other = (OF_CLASSES, OF_TEXTS) if kind == "classification" else (OF_TEXTS, OF_CLASSES)
+    labelled = kind in ("classification", "choice")
+    fitting, other = (OF_CLASSES, OF_TEXTS) if labelled else (OF_TEXTS, OF_CLASSES)
     if kind == "text":
         raise ObjectiveError("texts without a prompt have no answer; their objective is the loss")
+    found: Objective | None = None
     if not isinstance(asked, str):
-        return Objective(getattr(asked, "__name__", type(asked).__name__), asked, 0.0, own=True, tokens=tokens)
-    if ":" in asked:
-        return Objective(asked, imported(asked, "objective"), 0.0, own=True, tokens=tokens)
-    if asked in fitting:
-        return Objective(asked, fitting[asked], tokens=tokens)
-    what = "is for answers that are written" if kind == "classification" else "is for tasks with classes"
+        found = Objective(getattr(asked, "__name__", type(asked).__name__), asked, 0.0, own=True)
+    elif asked.startswith(PREFERS):
+        found = Contest(asked, imported(asked.removeprefix(PREFERS), "objective"), 1.0, own=True)
+    elif ":" in asked:
+        found = Objective(asked, imported(asked, "objective"), 0.0, own=True)
+    elif asked in fitting:
+        found = Objective(asked, fitting[asked] if labelled else reward_named(asked))
+    if found is not None:
+        return replace(found, tokens=tokens, temperature=temperature)
+    what = "is for answers that are written" if labelled else "is for tasks with classes or choices"
     why = what if asked in other else "is not known"
     raise ObjectiveError(
         f"objective = {asked!r} {why}: choose one of {', '.join((LOSS, *fitting))}, or write module:function of "
-        f"prompt, answer and the answer in the data, which gives a reward"
+        f"prompt, answer and the answer in the data, which gives a reward, or prefers:module:function of prompt and "
+        f"two answers, which says whether the first is better"
     )

@@ -62,7 +62,9 @@ class MaskedScorer(_Unpacked):
     def _ways(self, prompts: Iterable[str]) -> list[list[Tokens]]:
         name = type(self.base).__name__
         if self.task.kind != "classification":
-            raise TaskError(f"{name} fills masks and writes no completions; use a causal model, or a task with labels")
+            raise TaskError(
+                f"{name} fills masks and scores no longer answers; use a causal model, or a task with labels"
+            )
         words = self._words()
         for word, tokens in zip(self.label_words, words, strict=True):
             if len(tokens) > 1:
@@ -92,7 +94,7 @@ class ClassScorer(_Unpacked):
         config, name = self.base.config, type(self.base).__name__
         count = len(self.task.label_words) if self.task.kind == "classification" else 0
         if count != config.num_labels:
-            what = f"{count} classes" if count else "completions"
+            what = f"{count} classes" if count else "choices" if self.task.kind == "choice" else "completions"
             raise TaskError(f"{name} has a head of {config.num_labels} classes, and the task has {what}")
         named = [str(config.id2label[k]).lower() for k in range(count)]
         asked = [label.lower() for label in self.task.classes]
@@ -145,6 +147,8 @@ class PairScorer(_Unpacked):
         prompt = self._ids(example.prompt.rstrip(" "))
         if self.task.kind == "classification":
             answers: Sequence[Tokens] = [()] if self.single else self.words
+        elif self.task.kind == "choice":
+            answers = [self._ids(choice) for choice in example.choices]
         else:
             if not example.completion:
                 raise TaskError(f"an empty completion for the prompt {example.prompt[:40]!r}")
@@ -200,7 +204,7 @@ class PairScorer(_Unpacked):
         for k, answer in enumerate(answers * copies):
             tokens = torch.tensor(answer, device=self.device)
             rows.append(picked[k, : len(answer)].gather(1, tokens[:, None]).mean())
-        return torch.stack(rows).view(copies * len(examples), -1)
+        return self._by_example(torch.stack(rows), examples, copies)
 
     def infer(self, batch: Sequence[Example], held_out: Sequence[Example], *, evaluated: bool = False) -> None:
         if not evaluated:

@@ -5,6 +5,7 @@ Classification as in MeZO: the text is put into a template ("... It was"), and e
 best score. If all label words have one token, a single forward of the prompt scores them. Longer words are scored by
 the mean log-probability of their tokens: all words share the keys and values of one prompt
 (`llm/scoring/shared_answers.py`), or each has a prompt of its own if the model does not allow that.
+Multiple choice: each choice of an example is scored as such a word, behind a prompt of its own.
 Completion: mean negative log-likelihood of the tokens of the completion.
 """
 
@@ -26,10 +27,11 @@ from zograd.hub.labels import flat_words
 from zograd.llm import loading
 from zograd.llm.scoring import head as heads
 from zograd.llm.scoring.batches import length_buckets
+from zograd.llm.scoring.choices import choices_there, labels_of_choices
 from zograd.llm.scoring.encoding import Encoder, ScoredTokens, Tokens
 from zograd.llm.scoring.loss import token_losses
-from zograd.llm.scoring.metrics import Metric, Metrics, losses_of, metric_of, metrics_of, why_not_finite
-from zograd.llm.scoring.objectives import Objective
+from zograd.llm.scoring.metrics import Metric, Metrics, losses_of, metric_of, metrics_of, of_rewards, why_not_finite
+from zograd.llm.scoring.objectives import Objective, objective_of
 from zograd.llm.scoring.packing import TAILS, Layout, packed_layout, padded_layout, supports_packing
 from zograd.llm.scoring.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.llm.scoring.shared_answers import Answers
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 TOGETHER = 64
 """Largest number of examples in one forward of a batch."""
+WRITTEN_TOGETHER = 16
+"""Number of answers that an evaluation writes together."""
 EVALUATION = 32
 """Largest number of examples in one forward of an evaluation."""
 SAMPLE = 16
@@ -61,7 +65,9 @@ class Scorer:
         frozen lower blocks of each example after its first forward (`group`).
     max_length: the longest sequence; None: the limit of the model. A longer one raises TaskError, or with `truncate`
         ("left", "middle", "right") its longest columns are cut there (`llm/scoring/truncation.py`).
-    chat: write conversations with the tokenizer's chat template, where it has one.
+    chat: write conversations with the tokenizer's chat template, where it has one. eos: a plain completion ends with
+        the tokenizer's end of sequence, which is learned too. answer_tokens: most tokens of an answer that a metric of
+        written answers looks at.
     metric: what `evaluate` reports, see `zograd.llm.scoring.metrics.metric_of`.
     objective: what `losses` are in place of the loss, see `zograd.llm.scoring.objectives.objective_of`. Where the model
         writes its answers, `evaluate` reports their mean reward, and no states are stored.
@@ -88,17 +94,23 @@ class Scorer:
         chat: bool = True,
         metric: Metric | None = None,
         objective: Objective | None = None,
+        eos: bool = True,
+        answer_tokens: int = 32,
     ) -> None:
         self.model, self.tokenizer, self.task, self.objective, self.chat = model, tokenizer, task, objective, chat
-        self.writes = objective is not None and task.kind != "classification"
+        self.labelled = task.kind in ("classification", "choice")
+        """Whether one of several answers is right, so that scores are compared."""
+        self.writes = objective is not None and not self.labelled
         """Whether the model writes the answers that training looks at."""
-        if self.writes and not self.causal:
-            raise TaskError(f"an objective of what the model writes needs a causal model, not {type(model).__name__}")
         cache_prefix = cache_prefix and not self.writes
         self.metric = metric_of(None, task.kind, len(task.label_words)) if metric is None else metric
+        self.judge = objective if self.writes else None
+        """What `evaluate` reports of written answers; None where no answer is written."""
+        if self.judge is None and self.metric.written:
+            self.judge = objective_of(self.metric.name, task.kind, answer_tokens)
         self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
-        self.encoder = Encoder(tokenizer, loading.vocabulary(self.base), chat=chat)
+        self.encoder = Encoder(tokenizer, loading.vocabulary(self.base), chat=chat, eos=eos)
         self.pad = self.encoder.padding
         self.limit = getattr(self.base.config, "max_position_embeddings", None) or 10**9
         """The longest sequence that the model takes."""
@@ -147,7 +159,7 @@ class Scorer:
         """The tokens of the label words, as many times as they differ after these prompts."""
         if self.task.kind == "classification":
             return self.encoder.words(prompts, self.label_words)
-        if self.task.kind == "completion":
+        if self.task.kind in ("completion", "choice"):
             self.encoder.check_ends(e for examples in self.task.splits.values() for e in examples)
         return [[]]
 
@@ -156,7 +168,8 @@ class Scorer:
     def _sample(self) -> list[int]:
         """At least two tokens of the first example."""
         first = next((e for examples in self.task.splits.values() for e in examples), None)
-        ids = list(self.encoder.text(first.prompt + first.completion)) if first is not None else []
+        text = "" if first is None else first.prompt + (first.choices[0] if first.choices else first.completion)
+        ids = list(self.encoder.text(text)) if first is not None else []
         ids = ids[: min(SAMPLE, self.max_length)]
         return ids if len(ids) > 1 else [*ids, *range(3)][:2]
 
@@ -234,7 +247,7 @@ class Scorer:
         shorter = fitting(example, self.truncate, lambda e: self._longest(self._sequences(e)) <= self.max_length)
         if shorter is not None:
             return self._sequences(shorter)
-        if self.task.kind == "classification":
+        if self.labelled:
             raise TaskError(
                 f"the example that begins {begins} has more than {self.max_length} tokens even without its columns; "
                 f"raise --max-length, or shorten the prompt template"
@@ -266,6 +279,8 @@ class Scorer:
             words = self.words if self.alike else self.encoder.behind(example.prompt, self.label_words)
             tails: Sequence[Tokens] = [()] if self.single or self.answers is not None else words
             return [ScoredTokens((*prompt, *tail), len(prompt)) for tail in tails]
+        if self.task.kind == "choice":
+            return [ScoredTokens(*self.encoder.completed(example.prompt, choice)) for choice in example.choices]
         ids, start = self.encoder.learned(example)
         if not example.completion or start >= len(ids):
             what = f"an empty completion for the prompt {example.prompt[:40]!r}"
@@ -421,6 +436,7 @@ class Scorer:
     def scores(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
         """float32 [examples, classes]: log-score of each class. Completions: [examples, 1], mean log-likelihood.
 
+        Multiple choice: [examples, most choices], of each choice its mean log-likelihood, and -inf behind the last one.
         The score of a class with several words is log sum_w exp(score of w): their probabilities are added.
 
         copies: repeat the examples in one forward, a copy for each branch (`lens/branches.py`): [copies examples, ...].
@@ -446,7 +462,15 @@ class Scorer:
         picked, owner, _ = self._completions(hidden, layout, sequences, copies)
         total = torch.zeros(copies * len(sequences), device=self.device).index_add_(0, owner, picked)
         counts = torch.tensor([len(s.ids) - s.scored_from for s in sequences] * copies, device=self.device)
-        return (total / counts).view(copies * len(examples), -1)
+        return self._by_example(total / counts, examples, copies)
+
+    def _by_example(self, found: Tensor, examples: Sequence[Example], copies: int) -> Tensor:
+        """Scores [copies sequences] as [copies examples, sequences of an example], -inf where it has none."""
+        if self.task.kind != "choice":
+            return found.view(copies * len(examples), -1)
+        there = choices_there(examples).to(found.device).repeat(copies, 1)
+        rows = torch.full(there.shape, -torch.inf, device=found.device, dtype=found.dtype)
+        return rows.masked_scatter(there, found)
 
     def _completions(
         self, hidden: Tensor, layout: Layout, sequences: Sequence[ScoredTokens], copies: int = 1
@@ -475,11 +499,13 @@ class Scorer:
         With an objective, what the rewards lack of its `top`.
         """
         if self.objective is not None:
-            return self.objective.top - self.objective.rewards(self, examples, copies)
+            return self.objective.top - self.objective.rewards(self, examples, copies, drawn=True)
         return losses_of(self.scores(examples, copies), self._labels(examples))
 
     def _labels(self, examples: Sequence[Example]) -> Tensor | None:
-        """int64 [examples]: the labels of a classification; None for completions."""
+        """int64 [examples]: the labels of a classification, or rows (`labels_of_choices`); None for completions."""
+        if self.task.kind == "choice":
+            return labels_of_choices(examples).to(self.device)
         if self.task.kind != "classification":
             return None
         return torch.tensor([e.label for e in examples], device=self.device)
@@ -500,20 +526,20 @@ class Scorer:
     def _terms(self, part: Sequence[Example], size: int) -> Terms:
         """Of one forward, as parts of the mean over `size` examples."""
         sequences = [s for e in part for s in self.encode(e)]
-        if self.task.kind != "classification":
+        if not self.labelled:
             hidden, layout = self._hidden(sequences)
             picked, owners, columns = self._completions(hidden, layout, sequences)
             counts = owners.bincount(minlength=len(part))
-            return Terms(-picked / (counts[owners] * size), owners, columns, self._cells(layout, 1))
+            return Terms(-picked / (counts[owners] * size), owners, columns, layout.owners.to(self.device))
         values = self.losses(part) / size
         layout = self._shape
         owners = torch.arange(len(part), device=self.device)
         last = torch.full_like(owners, layout.width - 1)
-        return Terms(values, owners, last, self._cells(layout, len(layout.lengths) // len(part)))
-
-    def _cells(self, layout: Layout, each: int) -> Tensor:
-        """int64 [rows, width]: the example of each token, of which each has so many sequences; -1 for padding."""
-        return (layout.owners // each).to(self.device)  # -1 // each is -1
+        each = len(layout.lengths) // len(part)
+        sizes = [len(e.choices) for e in part] if self.task.kind == "choice" else [each] * len(part)
+        example = torch.arange(len(part)).repeat_interleave(torch.tensor(sizes))
+        cells = torch.where(layout.owners < 0, -1, example[layout.owners.clamp(min=0)])  # -1 for padding
+        return Terms(values, owners, last, cells.to(self.device))
 
     def copy_losses(self, examples: Sequence[Example], copies: int, most: int = TOGETHER) -> Tensor:
         """float32 [copies]: mean loss of a batch on each branch."""
@@ -574,7 +600,7 @@ class Scorer:
     @property
     def reports(self) -> str:
         """The name of what `evaluate` reports."""
-        return self.objective.name if self.objective is not None and self.writes else self.metric.name
+        return self.metric.name if self.judge is None else self.judge.name
 
     # ---- evaluation ----------------------------------------------------------------------------------------------
 
@@ -586,24 +612,48 @@ class Scorer:
         progress: Callable[[float], object] | None = None,
         peers: Peers | None = None,
         interval: bool = False,
+        scores: Tensor | None = None,
     ) -> Metrics:
-        """Metrics over examples; interval: with a confidence interval.
+        """Metrics over examples; interval: with a confidence interval. scores: `all_scores` of them, where known.
 
         progress: called after each forward with the number of examples that it has done, or the share of them where it
-            stores their states. peers: the forwards are dealt to them.
-        Cost: one forward of each example, or of each of its classes. Raises TaskError without examples.
+            stores their states, or where answers are written behind it. peers: the forwards are dealt to them.
+        Cost: one forward of each example, or of each of its classes; where answers are written, one more of each token.
+        Raises TaskError without examples.
         """
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
-        tokens = [] if self.task.kind == "classification" else [self._learned(e) for e in examples]
+        tokens = [] if self.labelled else [self._learned(e) for e in examples]
+        share = 1.0 if self.judge is None else 1.0 / (1 + self.judge.tokens)  # a token that is written is a forward
+        tell = None if progress is None else lambda count: progress(share * count)
         found = metrics_of(
-            self.all_scores(examples, progress=progress, peers=peers), self._labels(examples), metric=self.metric,
+            self.all_scores(examples, progress=tell, peers=peers) if scores is None else scores,
+            self._labels(examples), metric=self.metric,
             names=self.task.classes, tokens=tokens, interval=interval,
         )  # fmt: skip
-        if self.objective is None or not self.writes or found.not_finite:
+        if self.judge is None or found.not_finite:
             return found
-        value = float(self.objective.rewards(self, examples).double().mean())
-        return replace(found, metric=self.objective.name, value=value, low=None, high=None)
+        tell = None if progress is None else lambda count: progress((1.0 - share) * count)
+        return of_rewards(found, self.judge.name, self._rewards(self.judge, examples, peers, tell), interval)
+
+    def _rewards(
+        self,
+        judge: Objective,
+        examples: Sequence[Example],
+        peers: Peers | None,
+        progress: Callable[[float], object] | None = None,
+    ) -> Tensor:
+        """float64 [examples] on the CPU: the reward of what the model writes; the forwards are dealt to the peers."""
+        peers = Peers() if peers is None else peers
+        rewards = torch.zeros(len(examples), dtype=torch.float64)
+        order = sorted(range(len(examples)), key=lambda i: (self.tokens([examples[i]]), i))
+        for number, start in enumerate(range(0, len(order), WRITTEN_TOGETHER)):
+            part = order[start : start + WRITTEN_TOGETHER]
+            if number % peers.world == peers.rank:
+                rewards[torch.tensor(part)] = judge.rewards(self, [examples[i] for i in part]).double().cpu()
+            if progress is not None:
+                progress(len(part))
+        return peers.total(rewards)
 
     def _learned(self, example: Example) -> int:
         """The number of tokens of an example without label that are learned."""
@@ -618,21 +668,26 @@ class Scorer:
         progress: Callable[[float], object] | None = None,
         peers: Peers | None = None,
     ) -> Tensor:
-        """float32 [examples, classes] on the CPU: `scores` of any number of examples, some of them in each forward.
+        """float32 [examples, classes or most choices] on the CPU: `scores` of any number of examples.
+
+        Some of them share a forward. Multiple choice: -inf behind the last choice of an example.
 
         progress, peers: see `evaluate`. All examples are encoded before the first forward.
         """
         peers = Peers() if peers is None else peers
         classes = len(self.members) if self.task.kind == "classification" else 1
+        classes = max(len(e.choices) for e in examples) if self.task.kind == "choice" else classes
         scores = torch.zeros(len(examples), classes)
         for number, bucket in enumerate(self.buckets(examples, EVALUATION)):
             part, left = [examples[i] for i in bucket], float(len(bucket))
             if number % peers.world == peers.rank:
                 left -= self._stored_for(part, progress)
-                scores[torch.tensor(bucket)] = self.scores(part).cpu()
+                found = self.scores(part).cpu()
+                scores[torch.tensor(bucket), : found.shape[1]] = found
             if progress is not None:
                 progress(left)
-        return peers.total(scores)
+        total = peers.total(scores)
+        return total if self.task.kind != "choice" else total.masked_fill(~choices_there(examples), -torch.inf)
 
     def _stored_for(self, part: Sequence[Example], progress: Callable[[float], object] | None) -> float:
         """Store the states of a part of an evaluation; what `progress` was told of it: its share in the forwards."""

@@ -66,7 +66,7 @@ def require_matplotlib() -> None:
 
 
 @contextmanager
-def _style(salt: str, ink: str) -> Iterator[None]:
+def plain_style(salt: str, ink: str) -> Iterator[None]:
     """Inside, matplotlib has its own defaults, not the user's, and ids depend on the figure alone."""
     from matplotlib import style
 
@@ -87,7 +87,7 @@ def svg(panel: Panel, number: int) -> str:
     from matplotlib.figure import Figure
 
     out = io.StringIO()
-    with _style(str(number), PLACES.ink):
+    with plain_style(str(number), PLACES.ink):
         figure = Figure(figsize=(5.6, 3.1), facecolor="none")
         FigureCanvasSVG(figure)
         draw(figure.add_axes((0.14, 0.15, 0.84, 0.82)), panel, PLACES)
@@ -113,7 +113,7 @@ def png(runs: Sequence[Recorded], panels: Sequence[Panel]) -> bytes:
     rows = max((len(drawn) + 1) // 2, 1)
     head = 0.35 + 0.2 * len(runs)
     out = io.BytesIO()
-    with _style("png", PRINT.ink):
+    with plain_style("png", PRINT.ink):
         figure = Figure(figsize=(11.5, head + 3.1 * rows), dpi=100)
         FigureCanvasAgg(figure)
         parts: Any = figure.subfigures(2, 1, height_ratios=(head, 3.1 * rows))

@@ -244,7 +244,8 @@ def _margin(settings: dict[str, Any], records: Sequence[Record]) -> Margin | str
             f"not known: the edge is that of moves along an estimate of the gradient, and {method.name} "
             f"({type(method.estimator).__name__}, {type(method.rule).__name__}) makes another move"
         )
-    if not any(name == "trace" for r in records for name, _ in r.meters):
+    traced = any(name == "trace" for r in records for name, _ in r.meters)
+    if not traced or (method.rule.preconditions and not method.controller.measures):  # then it is not that of P^-1 H
         return "not measured: this run did not record the trace of the Hessian; --lr auto measures it on the way"
     return margin(method, records)
 

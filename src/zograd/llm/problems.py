@@ -1,4 +1,4 @@
-"""Problems with a language model on a bundled task: LoRA adapters on its top blocks, or the scales of 4-bit ones."""
+"""Problems with a language model on a bundled task: adapters or weights of its top blocks, or 4-bit scales."""
 
 from __future__ import annotations
 
@@ -19,13 +19,37 @@ from zograd.spaces import PositiveOrthant, Space
 from zograd.stores import Store
 
 
+@dataclass(frozen=True)
 class LanguageTask:
-    """What problems on a bundled task share: batches of its training examples, judged by held-out ones."""
+    """What problems on a bundled task share: batches of its training examples, judged by held-out ones.
 
+    layers: the top blocks in which something is trained. mu: the radius at which methods are compared.
+    """
+
+    name: str
     task: str
-    batch: int
-    train_examples: int
-    eval_examples: int
+    model: str = "smollm2-135m"
+    layers: int = 1
+    batch: int = 64
+    train_examples: int = 1000
+    eval_examples: int = 500
+    mu: float = 2.0**-7
+    radius: ClassVar[float] = 0.0
+    matrices: ClassVar[bool] = True
+    marks: ClassVar[int] = 5
+    units: ClassVar[str] = ""
+    """Of mu, as the description says them."""
+
+    def trained(self, top: str) -> str:
+        """What is trained, in words. top: the words for its blocks."""
+        raise NotImplementedError
+
+    def about(self) -> str:
+        top = f"the top {self.layers} block(s) of {self.model}"
+        return (
+            f"d = {self.dim}: {self.trained(top)}, {self.unit} of {self.terms} examples a step, "
+            f"mu = {self.mu:g}{self.units}, {len(self._loaded.held_out)} held-out examples"
+        )
 
     def prepared(self) -> tuple[Any, Any, dict[str, Tensor]]:
         """The model, its tokenizer, and the tensors that are trained."""
@@ -91,28 +115,12 @@ class LoraTask(LanguageTask):
     from the same seed in every run; the seed of the run draws the batches.
     """
 
-    name: str
-    task: str
-    model: str = "smollm2-135m"
-    layers: int = 1
     targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     rank: int = 8
-    batch: int = 64
-    train_examples: int = 1000
-    eval_examples: int = 500
-    mu: float = 2.0**-7
     kind: ClassVar[str] = "f"
-    radius: ClassVar[float] = 0.0
-    matrices: ClassVar[bool] = True
-    marks: ClassVar[int] = 5
 
-    def about(self) -> str:
-        held_out = len(self._loaded.held_out)
-        where = f"{', '.join(self.targets)} of the top {self.layers} block(s) of {self.model}"
-        return (
-            f"d = {self.dim}: LoRA of rank {self.rank} on {where}, {self.unit} of {self.terms} examples a step, "
-            f"mu = {self.mu:g}, {held_out} held-out examples"
-        )
+    def trained(self, top: str) -> str:
+        return f"LoRA of rank {self.rank} on {', '.join(self.targets)} of {top}"
 
     def prepared(self) -> tuple[Any, Any, dict[str, Tensor]]:
         """The model, its tokenizer, and the tensors that are trained."""
@@ -132,26 +140,12 @@ class ScalesTask(LanguageTask):
     the share of such scales among all that were asked for.
     """
 
-    name: str
-    task: str
-    model: str = "smollm2-135m"
-    layers: int = 1
     select: str = "scales:mlp"
-    batch: int = 64
-    train_examples: int = 1000
-    eval_examples: int = 500
-    mu: float = 2.0**-7
     kind: ClassVar[str] = "g"
-    radius: ClassVar[float] = 0.0
-    matrices: ClassVar[bool] = True
-    marks: ClassVar[int] = 5
+    units: ClassVar[str] = " on log s"
 
-    def about(self) -> str:
-        where = f"{self.select} of the top {self.layers} block(s) of {self.model}, Q4_1"
-        return (
-            f"d = {self.dim}: {where}, {self.unit} of {self.terms} examples a step, mu = {self.mu:g} on log s, "
-            f"{len(self._loaded.held_out)} held-out examples"
-        )
+    def trained(self, top: str) -> str:
+        return f"{self.select} of {top}, Q4_1"
 
     def fitted(self, method: Method[Any]) -> Method[Any]:
         return replace(method, space=PositiveOrthant()) if method.space.flat and method.name != "qzo" else method
@@ -168,6 +162,28 @@ class ScalesTask(LanguageTask):
         probes = Probes()
         judge = session.judge
         return replace(session, oracle=probes.counted(session.oracle), judge=lambda: {**judge(), **probes.shares()})
+
+
+@dataclass(frozen=True)
+class WeightsTask(LanguageTask):
+    """The same loss as a function of weights of the top blocks in float32, chosen by a pattern of names.
+
+    A packed model is de-quantized on loading, so this starts where a `ScalesTask` does.
+    """
+
+    select: str = "mlp"
+    mu: float = 2.0**-10
+    kind: ClassVar[str] = "h"
+
+    def trained(self, top: str) -> str:
+        return f"weights {self.select} of {top} in float32"
+
+    def prepared(self) -> tuple[Any, Any, dict[str, Tensor]]:
+        """The model, its tokenizer, and the chosen weights."""
+        from zograd.llm import loading
+
+        model, tokenizer = loading.load(self.model, dtype="float32")
+        return model, tokenizer, loading.select(model, self.select, layers=self.layers)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""`zograd protect`: what the layers of a language model read on a task, for training that leaves it alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zograd.hub import load_task
+from zograd.hub.sources import Source
+from zograd.laws import Memory
+from zograd.llm import loading
+from zograd.llm.build import memory_at
+from zograd.llm.compressing import batches, layers_of
+from zograd.llm.restore import run_or_model
+from zograd.llm.scoring.others import scorer_of
+from zograd.llm.settings import SettingsError
+
+LAYERS = 4
+"""The last blocks that are remembered where nothing else is said, as many as are trained then."""
+
+
+def protect(
+    model: str | None,
+    task: Source,
+    out: str | Path,
+    *,
+    run: Path | None = None,
+    extend: Path | None = None,
+    energy: float = 0.97,
+    modules: str = "",
+    layers: int | None = None,
+    calibration: int = 128,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+    max_length: int | None = None,
+    truncate: str | None = None,
+    chat_template: bool = True,
+    **data: Any,
+) -> dict[str, Any]:
+    """Write what linear layers of the last blocks read on training examples of a task, as a `laws.Memory`.
+
+    model, or run: a folder, whose model is read (the one that was trained on the task). extend: a file of earlier
+    tasks, which stays remembered. energy: the share of the inputs that is remembered. layers: of the last blocks, 4 by
+    default; modules: a regular expression of the names in them. calibration: examples that are read. data: as
+    `load_task` takes it. Returns the shares of dimensions that are taken.
+
+    `zograd train --protect FILE` then moves the weights off these directions: what they give on the remembered inputs
+    stays. What enters them may still change, where layers before them are trained too. Cost: a forward an example, and
+    in^2 float64 and an eigendecomposition a layer. Raises SettingsError, before anything is written.
+    """
+    folder = Path(out)
+    if folder.exists():
+        raise SettingsError(f"--out {out} exists; choose another name")
+    if not 0.0 < energy <= 1.0:
+        raise SettingsError(f"--energy {energy}: it is a share of what enters a layer, above 0 and at most 1")
+    if calibration < 1:
+        raise SettingsError(f"--calibration {calibration}: it counts training examples, at least 1")
+    before = None if extend is None else memory_at("--extend", extend)
+    loaded = load_task(task, seed=seed, **data)
+    base, tokenizer = run_or_model(run, model, dtype=dtype, device=device)
+    found = layers_of(base, modules)
+    inside = {id(m) for block in loading.blocks(base)[-(layers or LAYERS) :] for m in block.modules()}
+    found = {name: m for name, m in found.items() if id(m) in inside}
+    if not found:
+        raise SettingsError(f"--modules {modules!r}: no linear layer of the last {layers or LAYERS} blocks matches")
+    scorer = scorer_of(base, tokenizer, loaded, max_length=max_length, truncate=truncate, chat=chat_template)
+    seen = batches(loaded, calibration, seed)
+    memory = Memory.from_activations(
+        found, (partial(scorer.loss, batch) for batch in seen), energy=energy, filled=lambda: scorer.filled,
+        before=before,
+    )  # fmt: skip
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    memory.save(folder)
+    shares = memory.shares()
+    return {
+        "out": str(folder), "layers": len(found), "calibration": sum(map(len, seen)), "energy": energy,
+        "least": min(shares.values()), "most": max(shares.values()), "shares": shares,
+    }  # fmt: skip
