@@ -134,10 +134,8 @@ FORKING = """
 import os, sys, time
 from zograd import TapeWriter
 writer = TapeWriter(sys.argv[1])
-child = os.fork()
-if not child:
-    time.sleep(600)
-print(child, flush=True)
+if not os.fork():  # here the lock has been let go, which the parent would not know
+    print(os.getpid(), flush=True)
 time.sleep(600)
 """
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from zograd.gallery.drawing import png
 from zograd.gallery.index import About, Gallery, Ran
+from zograd.gallery.machine import processor
 from zograd.jsons import dumps
 
 SOURCE = "src/zograd/{kind}/{name}.py"
@@ -25,6 +26,7 @@ def write(ran: Ran, kind: str, docs: Path) -> None:
         "script": about.sha256,
         "seed": ran.seed,
         "seconds": round(ran.seconds, 1),
+        "processor": processor(),
         "numbers": dict(found.numbers),
         "claims": [claim.text for claim in found.claims],
         "figures": [figure.title for figure in found.figures],
@@ -81,7 +83,7 @@ def page(about: About, kind: str, result: Mapping[str, Any]) -> str:
         f"| Formula | {cell(about.formula)} |",
         f"| Compared with | {cell(about.evidence)} |",
         f"| What it does not show | {cell(about.extent)} |",
-        f"| Time | {result['seconds']:g} s of one core, seed {result['seed']} |",
+        f"| Time | {result['seconds']:g} s of one core ({cell(result['processor'])}), seed {result['seed']} |",
         "",
         "## What it found",
         "",
