@@ -27,7 +27,15 @@ def names(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=names)
+SLOW = ("several-processes.md",)
+"""Pages that start a dozen processes."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.name in SLOW else page for page in WITH_CODE],
+    ids=names,
+)
 def test_the_code_of_a_page_runs(page: Path, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands run at a small size: a tiny model, few steps and examples, one process in the place of several."""
     monkeypatch.chdir(tmp_path)

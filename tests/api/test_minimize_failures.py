@@ -241,7 +241,7 @@ FALLING = {
 }
 
 
-QUICK = ("auto", "zo_sgd", "cr_fm_nes", "fzoo", "zo_adam", "rank")
+QUICK = ("auto", "zo_sgd", "fzoo", "zo_adam", "rank")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from small_problems import CASES, DTYPES, LAWS, dense, digest, loss_of, records_of, smooth, start, tensors
 
+from tests.turns import in_turn
 from zograd import AskTell, ZOOptimizer, methods, minimize
 from zograd.core.query import Ask, Estimate, Query
 from zograd.core.run import Method, Run
@@ -96,14 +97,9 @@ def test_the_same_points_until_they_are_told(case) -> None:
 
 
 @vanishing
-@by_case
 @pytest.mark.parametrize(
-    "kind",
-    [
-        "float32",
-        "bfloat16-split",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("float64", "bfloat16", "float16-split")),
-    ],
+    ("case", "kind"),
+    in_turn(CASES, ("float32", "bfloat16-split"), (lambda c: c.id, str), slow=("float64", "bfloat16", "float16-split")),
 )
 def test_a_run_goes_on_from_its_state_at_any_step(case, kind: str) -> None:
     """state_dict of the run and of the store, pickled, at a step drawn from the case's name."""

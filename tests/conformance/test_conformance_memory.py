@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_problems import CASES, DTYPES, digest, records_of, tensors, values_oracle
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.turns import in_turn
+from tests.turns import in_turn, variants_slow
 from zograd import noise
 from zograd.core.run import Run
 from zograd.lens import lens as stores_lens
@@ -51,7 +51,6 @@ HEAVY = (
     "fd_fista", "cr_fm_nes-from-x0", "cr_fm_nes", "sep_cma-from-x0", "dap-momentum", "aro-wide", "eggroll-unshaped",
 )  # fmt: skip
 """Cases that take many seconds at 2^20 weights."""
-HEAVY_ARE_SLOW = [pytest.param(case, marks=pytest.mark.slow) if case.id in HEAVY else case for case in CASES]
 SIDE = 512
 SMALL = 1 << 14  # elements of a chunk and of a tile here; the weights have 2^20
 
@@ -81,7 +80,7 @@ def four_layers(dtype: torch.dtype, positive: bool = False):
 @native
 @pytest.mark.filterwarnings("ignore:this step changed")
 @pytest.mark.parametrize("kind", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", HEAVY_ARE_SLOW, ids=lambda c: c.id)
+@pytest.mark.parametrize("case", variants_slow(CASES, HEAVY), ids=lambda c: c.id)
 def test_a_step_allocates_no_more_than_a_tile(case, kind: str, small_blocks) -> None:
     """d = 2^20: after slots are there, no new storage is larger than a chunk or tile in float32, Python's included."""
     dtype, rounding = DTYPES[kind]
@@ -159,8 +158,9 @@ def restored_threads():
 
 
 @pytest.mark.filterwarnings("ignore:this step changed")
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "bfloat16-split"])
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize(
+    ("case", "kind"), in_turn(CASES, ("float32", "bfloat16", "bfloat16-split"), (lambda c: c.id, str))
+)
 def test_the_number_of_threads_does_not_matter(case, kind: str, restored_threads) -> None:
     """The same losses give the same bits with one, two and three threads."""
     dtype, rounding = DTYPES[kind]

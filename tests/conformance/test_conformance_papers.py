@@ -92,7 +92,7 @@ FREE_LAWS = [law for law in LAWS if not law.slots]
 
 @pytest.mark.parametrize(
     ("case", "law"),
-    in_turn([c for c in CASES if c.has_law], FREE_LAWS, (lambda c: c.id, lambda law: type(law).__name__), each=2),
+    in_turn([c for c in CASES if c.has_law], FREE_LAWS, (lambda c: c.id, lambda law: type(law).__name__)),
 )
 def test_follows_its_paper_under_every_law(case: Case, law) -> None:
     method = case.method(law=law)

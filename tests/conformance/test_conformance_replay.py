@@ -46,7 +46,7 @@ def through_a_file(records: list[Record], path) -> list[Record]:
 
 
 @vanishing
-@pytest.mark.parametrize(("case", "kind"), in_turn(CASES, list(DTYPES), (lambda c: c.id, str), each=3))
+@pytest.mark.parametrize(("case", "kind"), in_turn(CASES, list(DTYPES), (lambda c: c.id, str), each=2))
 def test_replay_is_bit_identical(case, kind: str, tmp_path) -> None:
     """Weights, low halves, slots and the state of the rule, from the records in memory and from a file."""
     dtype, rounding = DTYPES[kind]

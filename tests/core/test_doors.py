@@ -17,6 +17,7 @@ from small_problems import CASES, Case, digest, smooth, start
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
+from tests.turns import in_turn
 from zograd import AskTell, Method, ZOOptimizer, methods, minimize
 from zograd.core.query import Estimate, Query
 from zograd.core.run import Run
@@ -516,18 +517,17 @@ def test_groups_may_be_added_before_the_first_step_only() -> None:
 
 @pytest.mark.filterwarnings("ignore:this step changed")
 @pytest.mark.parametrize(
-    ("dtype", "rounding"),
-    [
-        (torch.float64, "stochastic"),
-        (torch.bfloat16, "split"),
-        pytest.param(torch.bfloat16, "stochastic", marks=pytest.mark.slow),
-        pytest.param(torch.float16, "split", marks=pytest.mark.slow),
-    ],
-    ids=str,
+    ("case", "kind"),
+    in_turn(
+        CASES,
+        ((torch.float64, "stochastic"), (torch.bfloat16, "split")),
+        (lambda case: case.id, lambda kind: f"{kind[0]}-{kind[1]}"),
+        slow=((torch.bfloat16, "stochastic"), (torch.float16, "split")),
+    ),
 )
-@by_case
-def test_a_checkpoint_through_torch_save_goes_on_bit_identically(case, dtype: torch.dtype, rounding: Any) -> None:
+def test_a_checkpoint_through_torch_save_goes_on_bit_identically(case, kind: tuple[torch.dtype, Any]) -> None:
     """torch.save and torch.load with its defaults (weights_only), together with a scheduler and the model."""
+    dtype, rounding = kind
 
     def fresh(seed: int) -> tuple[nn.Module, ZOOptimizer, LambdaLR]:
         model = net(dtype, seed, case)

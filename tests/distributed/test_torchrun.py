@@ -47,9 +47,8 @@ def options(model: Path, out: Path, **more: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    "deaths", ["0@6", pytest.param("1@4,0@8", marks=pytest.mark.slow), pytest.param("1@10", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # three to five starts of two processes
+@pytest.mark.parametrize("deaths", ["0@6", "1@4,0@8", "1@10"])
 def test_killed_ranks_come_back_to_the_same_bits(tiny_model: Path, tmp_path: Path, deaths: str) -> None:
     """Rank@step is killed with SIGKILL; torchrun starts both again, they replay the tape and go on by themselves."""
     whole = train(TrainSettings(**SETTINGS, model=str(tiny_model), shards=2), tmp_path / "whole", quiet=True)

@@ -26,6 +26,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from tests.turns import in_turn
 from zograd import Store, methods, minimize
 from zograd.blockwise import Backprop, Blockwise, Ends, Residual, adds_to_its_input, record
 from zograd.core.tape import Tape
@@ -248,14 +249,17 @@ def settings(model: Path, **more: Any) -> TrainSettings:
     return TrainSettings.model_validate({**common, **more})
 
 
-@pytest.mark.parametrize("method", ["residual", "backprop"])
-@pytest.mark.parametrize(
-    "part",
-    [{}, {"layers": 2}, {"train": "lora"}, {"train": "lora", "quantize": "hqq4"}],
-    ids=["full", "two blocks", "lora", "lora on 4 bits"],
-)
-def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, method: str, part: dict[str, Any]) -> None:
-    done = train(settings(tiny_model, method=method, steps=30, **part), tmp_path / "run", quiet=True)
+TRAINED: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"train": "lora"},
+    "two blocks": {"layers": 2},
+    "lora on 4 bits": {"train": "lora", "quantize": "hqq4"},
+}
+
+
+@pytest.mark.parametrize(("part", "method"), in_turn(list(TRAINED), ["residual", "backprop"], (str, str)))
+def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, method: str, part: str) -> None:
+    done = train(settings(tiny_model, method=method, steps=30, **TRAINED[part]), tmp_path / "run", quiet=True)
     assert done["loss_last"] < done["loss_first"] - 0.02
     assert done["evaluations"] == done["steps"] == 30
 

@@ -73,14 +73,15 @@ def graphs() -> tuple[int, int]:
     return counters["frames"]["ok"], sum(counters["graph_break"].values())
 
 
+@pytest.mark.slow  # compiling takes half a minute
 @pytest.mark.parametrize(
     ("name", "dtype", "law"),
     [
         ("llama", torch.float32, None),
-        pytest.param("llama", torch.bfloat16, None, marks=pytest.mark.slow),
-        pytest.param("llama", torch.float32, "rankone", marks=pytest.mark.slow),
-        pytest.param("gpt2", torch.float32, None, marks=pytest.mark.slow),
-        pytest.param("opt", torch.float32, None, marks=pytest.mark.slow),
+        ("llama", torch.bfloat16, None),
+        ("llama", torch.float32, "rankone"),
+        ("gpt2", torch.float32, None),
+        ("opt", torch.float32, None),
     ],
 )
 def test_losses_are_those_of_the_model_as_it_is(name: str, dtype: torch.dtype, law: str | None) -> None:

@@ -361,7 +361,7 @@ def test_the_derivative_of_a_packed_product_is_that_of_its_dense_matrix(
     ("what", "method"),
     [
         ("lora", "residual"),
-        ("polar", "residual"),
+        pytest.param("polar", "residual", marks=pytest.mark.slow),
         ("scales", "backprop"),
         pytest.param("lora", "backprop", marks=pytest.mark.slow),
         pytest.param("scales", "residual", marks=pytest.mark.slow),
