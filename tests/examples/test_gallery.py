@@ -7,11 +7,13 @@ import importlib
 import json
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from typer import Exit
 from typer.testing import CliRunner
@@ -89,13 +91,30 @@ def test_a_quick_run_holds_its_claims(kind: str, name: str) -> None:
     assert ran.seconds < 3 * QUICK_SECONDS  # the machine may be busy
 
 
+def pace() -> float:
+    """Seconds of this process for small operations of Python, NumPy and torch, as the scripts make them."""
+    a, w, total = np.ones((32, 32)), torch.ones(1000, dtype=torch.float64), 0.0
+    start = time.process_time()
+    for k in range(20_000):
+        x = a @ a[k % 32]
+        pair = {"x": x, "v": [float(v) for v in x[:8]]}
+        w.add_(1e-9)
+        total += float(w.sum()) + sum(pair["v"])
+    return time.process_time() - start
+
+
+PACE = 0.20
+"""What `pace` takes on the machine of the pages, idle: others may be slower, or busy."""
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:delta_grad == 0.0")  # by SciPy's trust-constr, whose values are compared
 @pytest.mark.parametrize(("kind", "name"), LIGHT, ids=[name for _, name in LIGHT])
 def test_a_full_run_holds_its_claims_and_gives_the_numbers_of_its_page(kind: str, name: str) -> None:
+    before = pace()
     ran = GALLERIES[kind].run(name)
     assert ran.failure is None
-    assert ran.seconds < FULL_SECONDS, "of one core; machines that are busy take longer"
+    assert ran.seconds < FULL_SECONDS * max(1.0, before / PACE, pace() / PACE)
     found = read(ran.about, kind, DOCS)
     assert found is not None
     if found["processor"] != processor():

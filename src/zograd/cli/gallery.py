@@ -88,17 +88,19 @@ def show(
         raise UsageError(f"--page writes into docs/{kind} of a checkout of zograd; there is none in {Path.cwd()}")
     if page and quick:
         raise UsageError("--page shows a full run; leave --quick out")
-    if every:
-        run_all(gallery, kind, quick, seed, out, docs if page else None, json)
-    elif name is None:
-        listing(gallery, kind, json)
-    else:
-        result = run(gallery, kind, name, quick, seed, out, docs if page else None)
-        conclude(result, json, as_text(result))
-    if page:
-        from zograd.gallery.page import write_index
+    try:
+        if every:
+            run_all(gallery, kind, quick, seed, out, docs if page else None, json)
+        elif name is None:
+            listing(gallery, kind, json)
+        else:
+            result = run(gallery, kind, name, quick, seed, out, docs if page else None)
+            conclude(result, json, as_text(result))
+    finally:  # the list tells of the pages that are there, also when another script failed
+        if page:
+            from zograd.gallery.page import write_index
 
-        write_index(gallery, kind, docs, docs / kind / "introduction.txt")
+            write_index(gallery, kind, docs, docs / kind / "introduction.txt")
 
 
 def listing(gallery: Any, kind: str, json: bool) -> None:

@@ -394,7 +394,11 @@ def refuse_engines(trainer: Any) -> None:
             trainer.is_deepspeed_enabled,
             "it shards gradients and optimizer states, of which there are none",
         ),
-        ("FSDP", trainer.is_fsdp_enabled, "the model has to fit one process in this release"),
+        (
+            "FSDP",
+            trainer.is_fsdp_enabled,
+            "the model has to fit one process here, and ZOOptimizer takes one that fully_shard has split",
+        ),
         ("DataParallel", trainer.args.n_gpu > 1, "it copies the weights for each forward; start with torchrun"),
         ("torch_compile", trainer.args.torch_compile, "leave it out in this release"),
     ):
