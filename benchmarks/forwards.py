@@ -39,7 +39,12 @@ and scales on a model packed in 4 bits; adapters on a model whose weights stay o
 COMPLETIONS = "completions"
 """The task of second halves of sentences, measured by the perplexity of a token in place of the accuracy."""
 
-FORWARDS = {"residual": 4.0, "forward_residual": 4.0, "backprop": 4.0, "node_perturbation": 4.0, "zo_sgd": 2.0}
+EXACT = {"residual": 0, "residual+4": 4, "residual+8": 8, "residual+16": 16}
+"""Ways of `residual`, with so many exact blocks."""
+
+FORWARDS = {
+    **dict.fromkeys((*EXACT, "forward_residual", "backprop", "node_perturbation"), 4.0), "zo_sgd": 2.0,
+}  # fmt: skip
 """Forwards of the trained blocks in a step: a backward counts for two. `residual` and `backprop` make a forward, run
 each block again and take its derivative; `forward_residual` makes one, and runs each block three times;
 `node_perturbation` makes two, and one with the products of its layers."""
@@ -53,7 +58,7 @@ _OF_BLOCKS = {
 }  # fmt: skip
 
 RATES: dict[str, dict[str, Sequence[float]]] = {
-    **{method: _OF_BLOCKS for method in ("residual", "forward_residual", "backprop", "node_perturbation")},
+    **{method: _OF_BLOCKS for method in FORWARDS},
     "zo_sgd": {
         "last": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), "four": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "all": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4),
@@ -90,7 +95,8 @@ def run(task: str, part: str, method: str, lr: float, seed: int, steps: int) -> 
     from zograd.llm.train import train
 
     settings = TrainSettings.model_validate({
-        "model": "smollm2-135m", "task": task, "method": method, "lr": lr, "seed": seed, "steps": steps,
+        "model": "smollm2-135m", "task": task, "method": method.partition("+")[0], "lr": lr, "seed": seed,
+        "steps": steps, "set": {"exact": EXACT[method]} if method in EXACT else {},
         "lr_schedule": "cosine", "lr_end": 0.05, "warmup": 0, "dtype": "float32", "threads": 1, "train_examples": 600,
         "eval_split": "test", "eval_examples": 300, "eval_every": max(steps // 10, 1), **PARTS[part],
         **({"mu": 2.0**-11} if method == "zo_sgd" else {}), "eos": False,
@@ -212,7 +218,8 @@ with signs. "lr" is the rate with the lowest loss at the end of seed 0, and of h
 the seeds their mean and range. "peak" is the peak of the process over that of inference. "MeZO's end after" are the
 forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one of ten evaluations. The task
 `{COMPLETIONS}` is the second halves of the sentences of mr: there the perplexity of a token stands in place of the
-accuracy, and lower is better. What is trained:
+accuracy, and lower is better. `residual+4` has the exact derivative of the last four blocks, and so on. What is
+trained:
 
 {parts}
 
@@ -226,7 +233,7 @@ def measure(
     tasks: Annotated[str, "Tasks, separated by commas."] = "trec",
     parts: Annotated[str, "Of last, four, all and lora, separated by commas."] = "last",
     methods: Annotated[
-        str, "Of residual, forward_residual, backprop, node_perturbation and zo_sgd."
+        str, "Of residual, residual+4, +8 and +16, forward_residual, backprop, node_perturbation and zo_sgd."
     ] = "residual,backprop,zo_sgd",
     seeds: Annotated[int, "Seeds 0 to this, less one."] = 1,
     steps: Annotated[int, "Steps of a run."] = 50,

@@ -15,7 +15,15 @@ import zograd
 from zograd import estimators, laws, methods, rules, spaces
 from zograd.core.parts import concrete
 from zograd.core.run import Run
-from zograd.estimators import Estimator, ForwardResidual, FromBlocks, NodePerturbation, Players, Watching
+from zograd.estimators import (
+    Estimator,
+    ForwardResidual,
+    FromBlocks,
+    NodePerturbation,
+    Players,
+    ResidualFeedback,
+    Watching,
+)
 from zograd.laws import Law, NullSpace, OnLayerInputs
 from zograd.learning_rate import Measured
 from zograd.learning_rate.levels import Levels
@@ -62,7 +70,7 @@ def test_every_estimator_is_tested() -> None:
     `Players` has several losses: it is held to closed forms in `tests/core/test_games.py`.
     """
     assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {
-        *(Measured, Levels, FromBlocks, ForwardResidual, NodePerturbation, Players, Watching)
+        *(Measured, Levels, FromBlocks, ForwardResidual, NodePerturbation, Players, ResidualFeedback, Watching)
     }
 
 

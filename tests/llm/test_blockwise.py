@@ -134,6 +134,54 @@ def test_residual_feedback_is_exact_for_the_last_block_and_its_definition_below(
             torch.testing.assert_close(found[leaf.name], exact[leaf.name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("split", [1, 2, 3, 4])
+def test_the_last_blocks_are_exact_and_those_before_learn_from_what_is_in_front_of_them(kind: str, split: int) -> None:
+    """With H = dL/dh_split by autograd, which the blocks before the exact ones take as if it were behind them."""
+    _, blocks, store, loss = made(KINDS[kind])
+    source = Residual(blocks, store.leaves, exact=len(blocks) - split)
+    assert source.split == split
+    found, exact = gradients(source, store, loss), by_autograd(store, loss)
+    signals: list[torch.Tensor] = []
+
+    def enters(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
+        signals.append(hidden)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    if split < len(blocks):
+        handle = blocks[split].register_forward_pre_hook(enters, with_kwargs=True)
+        signals = list(torch.autograd.grad(loss(), signals))
+        handle.remove()
+    first = source.first
+    _, calls = record(loss, blocks, first)
+    for k, call in enumerate(calls):
+        hidden, call.signal = call.inputs[first], signals[k] if split < len(blocks) else call.signal
+        call.inputs = {}
+        for number in range(first, split):
+            call.inputs[number] = hidden
+            hidden = call.run(blocks[number], number, hidden).detach()
+    for leaf in store.leaves:
+        number = source.number[leaf.index]
+        expected = exact[leaf.name]
+        if number < split:
+            leaf.tensor.requires_grad_(True)
+            outputs = [(call.run(blocks[number], number, call.inputs[number]), call.signal) for call in calls]
+            total = sum(((out * signal).sum() for out, signal in outputs), torch.zeros(()))
+            expected = torch.autograd.grad(total, leaf.tensor)[0].reshape(-1)
+            leaf.tensor.requires_grad_(False)
+        torch.testing.assert_close(found[leaf.name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_as_many_exact_blocks_as_are_trained_give_the_bits_of_backprop() -> None:
+    _, blocks, store, loss = made(KINDS["llama"])
+    expected = gradients(Backprop(blocks, store.leaves), store, loss)
+    found = gradients(Residual(blocks, store.leaves, exact=9), store, loss)
+    assert all(torch.equal(found[name], g) for name, g in expected.items())
+    with pytest.raises(ValueError, match="exact is a number of blocks, at least 0, got -1"):
+        methods.residual(exact=-1)
+
+
 @pytest.mark.parametrize("kind", [Residual, Backprop])
 def test_the_last_norm_and_a_head_get_their_exact_gradients(kind: type[Blockwise]) -> None:
     model, blocks, _, loss = made(KINDS["llama"])
@@ -207,7 +255,7 @@ def test_a_loss_without_a_derivative_is_refused() -> None:
 def test_a_block_that_norms_its_sum_is_found() -> None:
     for config, adds in ((KINDS["llama"], True), (KINDS["parallel"], True), (KINDS["gpt2"], True), (POST, False)):
         _, blocks, _, loss = made(config)
-        _, calls = record(loss, blocks, 1, keep=True)
+        _, calls = record(loss, blocks, 1, keep=1)
         assert all(adds_to_its_input(blocks[k], calls[0], k) is adds for k in (1, 2, 3))
 
 

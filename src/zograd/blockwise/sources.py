@@ -71,8 +71,6 @@ class Blockwise(ABC):
     `ends`. Raises ValueError for another leaf that is in no block, or in several.
     """
 
-    keeps_inputs = False
-    """Whether what enters each block has to be kept by the forward."""
     adds = False
     """Whether the blocks have to add to the states that enter them (`adds_to_its_input`)."""
     reaches_front = False
@@ -135,15 +133,18 @@ class Blockwise(ABC):
         return [leaf.tensor for leaf in self.leaves.get(FRONT, ())]
 
     @property
+    def kept(self) -> int | None:
+        """What enters this block and later ones has to be kept by the forward; None: what enters the first alone."""
+        return None
+
+    @property
     def stop(self) -> int:
         """The number behind the highest that is visited; what stands behind the blocks is visited as one more block."""
         return len(self.blocks) + (len(self.blocks) in self.leaves)
 
     def recorded(self, loss: Callable[[], Tensor], around: Callable[[], Around]) -> tuple[float, list[Call]]:
         """`record` of a loss, with all that this source needs."""
-        return record(
-            loss, self.blocks, self.first, keep=self.keeps_inputs, around=around, tail=self.tail, front=self.front
-        )
+        return record(loss, self.blocks, self.first, keep=self.kept, around=around, tail=self.tail, front=self.front)
 
     def observe(self, batch: Batch, key: int) -> list[float]:
         """Run the forwards of a step on a batch, and `begin`; returns the losses that they gave.
@@ -165,7 +166,7 @@ class Blockwise(ABC):
 
     @property
     @abstractmethod
-    def visits(self) -> range:
+    def visits(self) -> Sequence[int]:
         """The blocks in the order in which they are visited."""
 
     @abstractmethod
@@ -174,7 +175,8 @@ class Blockwise(ABC):
 
     def order(self, leaves: Sequence[Leaf]) -> Sequence[Leaf]:
         """The leaves in the order of `visits`."""
-        return sorted(leaves, key=lambda leaf: self.visits.index(self.number[leaf.index]))
+        turn = {number: k for k, number in enumerate(self.visits)}
+        return sorted(leaves, key=lambda leaf: turn[self.number[leaf.index]])
 
     def gradient(self, leaf: Leaf) -> Tensor:
         """dL/d leaf as this source sees it, flat; zeros where it overflowed. RuntimeError: no forward was recorded."""
@@ -232,15 +234,31 @@ class Residual(Blockwise):
     this keeps the first term. Exact for the last block; biased elsewhere. Highway backpropagation (Fagnou et al. 2025,
     arXiv 2501.17086) with zero iterations.
 
+    exact: the last `exact` blocks are visited backwards, from the last one on, and get dL/dh_{l+1} itself. The blocks
+    before them learn from H = dL/dh_{L - exact}, which has all paths through the exact blocks. With as many as are
+    trained this is `Backprop`.
+
     Costs a forward and one block's derivative at a time, from the first trained block on: 3 forwards of these blocks a
-    step, beside the forward that is recorded. Memory: the states between two blocks, and the activations of one block.
+    step, beside the forward that is recorded. Memory: the states between two blocks, what enters each of the `exact`
+    blocks, and the activations of one block.
     """
 
     adds = True
 
+    def __init__(
+        self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS, *, exact: int = 0
+    ) -> None:
+        super().__init__(blocks, leaves, ends)
+        self.split = max(self.first, len(blocks) - exact)
+        """The first of the exact blocks, or the number behind the last block."""
+
     @property
-    def visits(self) -> range:
-        return range(self.first, self.stop)
+    def kept(self) -> int | None:
+        return self.split if self.split < len(self.blocks) else None
+
+    @property
+    def visits(self) -> Sequence[int]:
+        return [*range(self.stop - 1, self.split - 1, -1), *range(self.first, self.split)]
 
     def begin(self, calls: Sequence[Call], key: int = 0) -> None:
         super().begin(calls, key)
@@ -248,7 +266,15 @@ class Residual(Blockwise):
 
     def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
         for k, call in enumerate(self.calls):
-            self._states[k], gradients, _ = derivative(block, call, number, self._states[k], call.behind, trained)
+            exact = number >= self.split
+            hidden = call.inputs.pop(number) if exact else self._states[k]
+            after, gradients, before = derivative(
+                block, call, number, hidden, call.behind, trained, of_input=exact and number > self.first
+            )
+            if before is not None:
+                call.signal = before
+            if not exact:
+                self._states[k] = after
             self._add(number, gradients)
 
 
@@ -263,11 +289,14 @@ class Backprop(Blockwise):
     embedding and output gets the sum of both derivatives, and moves last.
     """
 
-    keeps_inputs = True
     reaches_front = True
 
     @property
-    def visits(self) -> range:
+    def kept(self) -> int | None:
+        return self.first
+
+    @property
+    def visits(self) -> Sequence[int]:
         return range(self.stop - 1, self.start - 1, -1)
 
     def begin(self, calls: Sequence[Call], key: int = 0) -> None:

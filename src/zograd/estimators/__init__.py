@@ -2,7 +2,7 @@
 
 from zograd.estimators.aligned import Aligned
 from zograd.estimators.base import Estimator
-from zograd.estimators.blockwise import ForwardResidual, FromBlocks, NodePerturbation
+from zograd.estimators.blockwise import ForwardResidual, FromBlocks, NodePerturbation, ResidualFeedback
 from zograd.estimators.comparison import Compared
 from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
@@ -54,6 +54,7 @@ __all__ = [
     "ProbeWeighted",
     "Ranked",
     "Recentred",
+    "ResidualFeedback",
     "Restricted",
     "RestrictedEvolution",
     "Richardson",

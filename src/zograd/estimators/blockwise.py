@@ -29,8 +29,8 @@ class FromBlocks(Estimator[None]):
     TypeError from a run whose store has no source.
 
     >>> import zograd as zo
-    >>> zo.methods.residual(lr=1e-3).estimator
-    FromBlocks(kind='residual')
+    >>> zo.methods.backprop(lr=1e-3).estimator
+    FromBlocks(kind='backprop')
     """
 
     kind: Literal["residual", "backprop", "nodes"]
@@ -78,6 +78,32 @@ class FromBlocks(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         losses = yield [Query()] * self.evaluations
         return Estimate(Vector(((Slot("gradient"), 1.0),)), sum(losses) / len(losses), list(losses), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualFeedback(FromBlocks):
+    """Residual feedback: see `zograd.blockwise.Residual`.
+
+    exact: so many last blocks have their exact derivative, and the blocks before them learn from what it is in front of
+    these. Memory: what enters each of them.
+
+    1 evaluation a step, and a forward and a derivative of each block from the first trained one on. ValueError for a
+    negative number.
+
+    >>> import zograd as zo
+    >>> zo.methods.residual(exact=4).estimator
+    ResidualFeedback(kind='residual', exact=4)
+    """
+
+    kind: Literal["residual", "backprop", "nodes"] = "residual"
+    exact: int = 0
+
+    def __post_init__(self) -> None:
+        if self.exact < 0:
+            raise ValueError(f"exact is a number of blocks, at least 0, got {self.exact}")
+
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
+        return Residual(blocks, leaves, ends, exact=self.exact)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_type_hints
 
 from zograd.core.method import Method
-from zograd.estimators.blockwise import ForwardResidual, FromBlocks, NodePerturbation
+from zograd.estimators.blockwise import ForwardResidual, FromBlocks, NodePerturbation, ResidualFeedback
 from zograd.laws import Rademacher
 from zograd.methods.menu import LearningRate, entry
 from zograd.rules import Adafactor, Adam
@@ -71,21 +71,26 @@ def _method(estimator: FromBlocks, lr: LearningRate, adam: AdamSettings) -> Meth
 
 @entry(
     source="zero iterations of highway backpropagation, Fagnou et al. 2025, arXiv 2501.17086; Kingma and Ba 2015",
-    extra_memory="two slots a trained weight, in float32 or bfloat16; the activations of one block",
-    formula="Adam on g_l = d<H, F_l(h_l; W_l)>/dW_l with H = dL/dh_L, h_{l+1} = h_l + F_l(h_l; W_l)",
+    extra_memory="two slots a trained weight, in float32 or bfloat16; the activations of one block; what enters each "
+    "of the `exact` last blocks",
+    formula="Adam on g_l = d<H, F_l(h_l; W_l)>/dW_l with H = dL/dh_{L - exact}, h_{l+1} = h_l + F_l(h_l; W_l); on the "
+    "exact gradient of the last `exact` blocks",
     needs="blocks",
 )
 @on_adam
 def residual(
     lr: LearningRate = 2e-4,
+    exact: int = 0,
     **adam: Unpack[AdamSettings],
 ) -> Method[None]:
     """Residual feedback: each block of a transformer learns from the derivative of the loss behind the last block.
 
+    exact: of so many last blocks the derivative is exact, and the others learn from the derivative in front of these.
+    It needs the memory of what enters each of them, and no more time. With all blocks it is `backprop`.
     moments="bfloat16" keeps those of Adam in 16 bits, rounded stochastically. moments="factored" takes Adafactor in
     place of Adam: a number a row and a column, no slots, and no momentum.
     """
-    return _method(FromBlocks("residual"), lr, adam)
+    return _method(ResidualFeedback(exact=exact), lr, adam)
 
 
 @entry(
