@@ -16,6 +16,7 @@ from zograd import estimators, laws, methods, rules, spaces
 from zograd.core.parts import concrete
 from zograd.core.run import Run
 from zograd.estimators import (
+    Backpropagation,
     Estimator,
     ForwardResidual,
     FromBlocks,
@@ -70,7 +71,8 @@ def test_every_estimator_is_tested() -> None:
     `Players` has several losses: it is held to closed forms in `tests/core/test_games.py`.
     """
     assert {type(e) for e in ESTIMATORS} == ours(Estimator) - {
-        *(Measured, Levels, FromBlocks, ForwardResidual, NodePerturbation, Players, ResidualFeedback, Watching)
+        *(Measured, Levels, FromBlocks, Backpropagation, ForwardResidual, NodePerturbation, Players, ResidualFeedback),
+        Watching,
     }
 
 

@@ -28,7 +28,7 @@ from transformers import (
 
 from tests.turns import in_turn
 from zograd import Store, methods, minimize
-from zograd.blockwise import Backprop, Blockwise, Ends, Residual, adds_to_its_input, record
+from zograd.blockwise import Backprop, Blockwise, Ends, Residual, adds_to_its_input, record, starts
 from zograd.core.tape import Tape
 from zograd.core.vector import Slot, Vector
 from zograd.llm import loading
@@ -173,6 +173,31 @@ def test_the_last_blocks_are_exact_and_those_before_learn_from_what_is_in_front_
         torch.testing.assert_close(found[leaf.name], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_that_are_computed_again_give_the_same_bits(kind: str) -> None:
+    _, blocks, store, loss = made(KINDS[kind])
+    plain, again = Backprop(blocks, store.leaves), Backprop(blocks, store.leaves, recompute=True)
+    expected, found = gradients(plain, store, loss), gradients(again, store, loss)
+    assert all(torch.equal(found[name], g) for name, g in expected.items())
+    assert len(again.kept) < len(plain.kept) == len(blocks) - plain.first
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 30, 80])
+def test_no_more_states_are_in_memory_than_there_are_segments(count: int) -> None:
+    """Visited from the last block on: those that wait, and those of the segment that is filled."""
+    alive, most = set(starts(range(5, 5 + count))), 0
+    bound = len(alive)
+    assert bound * (bound - 1) // 2 < count <= bound * (bound + 1) // 2
+    for number in range(4 + count, 4, -1):
+        if number not in alive:
+            alive |= set(range(max(alive), number + 1))
+        most = max(most, len(alive))
+        alive.remove(number)
+    assert not alive
+    assert most <= bound + 1
+    assert methods.backprop(recompute=True).estimator.states(count) == bound + 1  # type: ignore[attr-defined]
+
+
 def test_as_many_exact_blocks_as_are_trained_give_the_bits_of_backprop() -> None:
     _, blocks, store, loss = made(KINDS["llama"])
     expected = gradients(Backprop(blocks, store.leaves), store, loss)
@@ -255,7 +280,7 @@ def test_a_loss_without_a_derivative_is_refused() -> None:
 def test_a_block_that_norms_its_sum_is_found() -> None:
     for config, adds in ((KINDS["llama"], True), (KINDS["parallel"], True), (KINDS["gpt2"], True), (POST, False)):
         _, blocks, _, loss = made(config)
-        _, calls = record(loss, blocks, 1, keep=1)
+        _, calls = record(loss, blocks, 1, keep=(2, 3))
         assert all(adds_to_its_input(blocks[k], calls[0], k) is adds for k in (1, 2, 3))
 
 
@@ -310,6 +335,21 @@ def test_training_lowers_the_loss(tiny_model: Path, tmp_path: Path, method: str,
     done = train(settings(tiny_model, method=method, steps=30, **TRAINED[part]), tmp_path / "run", quiet=True)
     assert done["loss_last"] < done["loss_first"] - 0.02
     assert done["evaluations"] == done["steps"] == 30
+
+
+def test_one_gradient_by_three_ways_ends_at_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
+    """While the weights of each block move before the next one is visited."""
+    ways: dict[str, dict[str, Any]] = {
+        "kept": {"method": "backprop"},
+        "computed again": {"method": "backprop", "set": {"recompute": True}},
+        "exact": {"method": "residual", "set": {"exact": 4}},
+    }
+    ends = {
+        name: train(settings(tiny_model, train="proj", **way), tmp_path / name, quiet=True)
+        for name, way in ways.items()
+    }
+    assert len({end["sha256"] for end in ends.values()}) == 1
+    assert {end["evaluations"] for end in ends.values()} == {6}
 
 
 def test_backprop_trains_a_soft_prompt(tiny_model: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from zograd.blockwise.calls import Around, Call, adds_to_its_input, observe, record
 from zograd.blockwise.nodes import Nodes, Terms
-from zograd.blockwise.sources import NO_ENDS, Backprop, Batch, Blockwise, Ends, Lookup, Residual
+from zograd.blockwise.sources import NO_ENDS, Backprop, Batch, Blockwise, Ends, Lookup, Residual, starts
 from zograd.blockwise.values import ResidualByValues
 
 __all__ = [
     "NO_ENDS", "Around", "Backprop", "Batch", "Blockwise", "Call", "Ends", "Lookup", "Nodes", "Residual",
-    "ResidualByValues", "Terms", "adds_to_its_input", "observe", "record",
+    "ResidualByValues", "Terms", "adds_to_its_input", "observe", "record", "starts",
 ]  # fmt: skip

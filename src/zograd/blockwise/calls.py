@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -72,7 +72,7 @@ def with_states(output: Any, states: Tensor) -> Any:
 
 @contextmanager
 def _watched(
-    blocks: Sequence[nn.Module], first: int, keep: int | None, around: Callable[[], Around], graph: bool = True
+    blocks: Sequence[nn.Module], first: int, keep: Collection[int], around: Callable[[], Around], graph: bool = True
 ) -> Iterator[list[Call]]:
     """Inside, each forward of the model adds a `Call`. graph: behind the last block, one for autograd begins.
 
@@ -89,7 +89,7 @@ def _watched(
             rest = dict(kwargs)
             hidden = args[0] if args else rest.pop("hidden_states")
             calls[-1].arguments[number] = (args[1:], rest)
-            if number == first or (keep is not None and number >= keep):
+            if number == first or number in keep:
                 calls[-1].inputs[number] = hidden.detach()
             if number > first or not hidden.requires_grad:
                 return None
@@ -117,7 +117,7 @@ def record(
     blocks: Sequence[nn.Module],
     first: int = 0,
     *,
-    keep: int | None = None,
+    keep: Collection[int] = (),
     around: Callable[[], Around] = lambda: nullcontext,
     tail: Mapping[int, Tensor] = MappingProxyType({}),
     front: Sequence[Tensor] = (),
@@ -126,10 +126,10 @@ def record(
 
     loss: computes the loss of a batch by one forward of the model or several, and gives a scalar. No parameter of the
     model may require a gradient, so that no graph is kept in front of the last block's output.
-    first: the first block with trained weights; what enters it is kept. keep: what enters this block and later ones is
-    kept too. around: tells, when a forward enters that block, the context that it runs in. tail: trained tensors behind
-    the last block (the last norm, a head of classes) by any number, whose derivatives are taken too; 0 for one that is
-    not there.
+    first: the first block with trained weights; what enters it is kept. keep: the numbers of others of which it is.
+    around: tells, when a forward enters that block, the context that it runs in. tail: trained tensors behind the last
+    block (the last norm, a head of classes) by any number, whose derivatives are taken too; 0 for one that is not
+    there.
     front: trained tensors in front of the first block (embeddings), whose graph is kept for `Call.before`.
 
     Costs one forward, and the derivative of what stands behind the last block: norm, rows of the output matrix, loss.
@@ -173,7 +173,7 @@ def observe(
     around: Callable[[], Around] = lambda: nullcontext,
 ) -> tuple[Seen, list[Call]]:
     """(what `evaluate` gives, a `Call` for each forward of the model in it), without a derivative: see `record`."""
-    with _watched(blocks, first, None, around, graph=False) as entered:
+    with _watched(blocks, first, (), around, graph=False) as entered:
         value = evaluate()
     calls = [call for call in entered if call.output is not None]
     for call in calls:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from zograd.blockwise.calls import Around, Call, derivative, record
@@ -133,9 +134,9 @@ class Blockwise(ABC):
         return [leaf.tensor for leaf in self.leaves.get(FRONT, ())]
 
     @property
-    def kept(self) -> int | None:
-        """What enters this block and later ones has to be kept by the forward; None: what enters the first alone."""
-        return None
+    def kept(self) -> Collection[int]:
+        """The blocks, beside the first, of which the forward keeps what enters them."""
+        return ()
 
     @property
     def stop(self) -> int:
@@ -253,8 +254,8 @@ class Residual(Blockwise):
         """The first of the exact blocks, or the number behind the last block."""
 
     @property
-    def kept(self) -> int | None:
-        return self.split if self.split < len(self.blocks) else None
+    def kept(self) -> Collection[int]:
+        return range(self.split, len(self.blocks))
 
     @property
     def visits(self) -> Sequence[int]:
@@ -285,15 +286,25 @@ class Backprop(Blockwise):
     backward of each block from the first trained one on, beside the forward that is recorded. Memory: what enters each
     of these blocks, and the activations of one block.
 
+    recompute: of L blocks, the states that enter about sqrt(2 L) are kept (`starts`), and those between are computed
+    again, from the last segment on: at most one more forward of each block.
+
     It goes on in front of the first block: to embeddings, and to the embeddings of virtual tokens. A matrix that is
     embedding and output gets the sum of both derivatives, and moves last.
     """
 
     reaches_front = True
 
+    def __init__(
+        self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS, *, recompute: bool = False
+    ) -> None:
+        super().__init__(blocks, leaves, ends)
+        self.recompute = recompute
+
     @property
-    def kept(self) -> int | None:
-        return self.first
+    def kept(self) -> Collection[int]:
+        blocks = range(self.first, len(self.blocks))
+        return starts(blocks) if self.recompute else blocks
 
     @property
     def visits(self) -> Sequence[int]:
@@ -305,9 +316,34 @@ class Backprop(Blockwise):
 
     def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
         for k, call in enumerate(self.calls):
+            self._fill(call, number)
             _, gradients, before = derivative(
                 block, call, number, call.inputs.pop(number), self._states[k], trained, of_input=number > self.start
             )
             if before is not None:
                 self._states[k] = before
             self._add(number, gradients)
+
+    @torch.no_grad()
+    def _fill(self, call: Call, number: int) -> None:
+        """What enters a block, and those before it back to the last one that is kept: none of them has moved yet."""
+        if number not in call.inputs:
+            for k in range(max(call.inputs), number):
+                call.inputs[k + 1] = call.run(self.blocks[k], k, call.inputs[k])
+
+
+def starts(blocks: range) -> list[int]:
+    """The first blocks of segments of 1, 2, 3, ... blocks, from the last block back.
+
+    While a segment of j blocks is filled, what enters the j before it has been let go of: n segments, of up to
+    n (n + 1) / 2 blocks, need n states at a time.
+
+    >>> starts(range(10))
+    [0, 4, 7, 9]
+    """
+    found, stop, size = [], blocks.stop, 1
+    while stop > blocks.start:
+        stop = max(stop - size, blocks.start)
+        found.append(stop)
+        size += 1
+    return found[::-1]

@@ -2,7 +2,13 @@
 
 from zograd.estimators.aligned import Aligned
 from zograd.estimators.base import Estimator
-from zograd.estimators.blockwise import ForwardResidual, FromBlocks, NodePerturbation, ResidualFeedback
+from zograd.estimators.blockwise import (
+    Backpropagation,
+    ForwardResidual,
+    FromBlocks,
+    NodePerturbation,
+    ResidualFeedback,
+)
 from zograd.estimators.comparison import Compared
 from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
@@ -27,6 +33,7 @@ __all__ = [
     "ZPDVR",
     "AdaptiveSAM",
     "Aligned",
+    "Backpropagation",
     "Central",
     "Compared",
     "Consensus",

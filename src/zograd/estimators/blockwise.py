@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import nn
 
-from zograd.blockwise import NO_ENDS, Backprop, Blockwise, Ends, Nodes, Residual, ResidualByValues
+from zograd.blockwise import NO_ENDS, Backprop, Blockwise, Ends, Nodes, Residual, ResidualByValues, starts
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Slot, Vector
 from zograd.estimators.base import Estimator
@@ -29,8 +29,8 @@ class FromBlocks(Estimator[None]):
     TypeError from a run whose store has no source.
 
     >>> import zograd as zo
-    >>> zo.methods.backprop(lr=1e-3).estimator
-    FromBlocks(kind='backprop')
+    >>> FromBlocks("backprop").evaluations
+    1
     """
 
     kind: Literal["residual", "backprop", "nodes"]
@@ -61,12 +61,16 @@ class FromBlocks(Estimator[None]):
         """Whether it estimates the gradient of a trained lookup in front of the blocks (`zograd.blockwise.Lookup`)."""
         return False
 
+    def states(self, blocks: int) -> int:
+        """How many hidden states between so many blocks are in memory at a time."""
+        return blocks if self.kind == "backprop" else 2
+
     def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
         """What computes the gradients of these leaves: parameters of these blocks, and `ends` outside of them.
 
         ends.front: only where `reaches_front`, or for a lookup where `perturbs_lookup`.
         """
-        return (Residual if self.kind == "residual" else Backprop)(blocks, leaves, ends)
+        return Residual(blocks, leaves, ends) if self.kind == "residual" else Backprop(blocks, leaves, ends)
 
     def prepare(self, store: Store) -> None:
         if store.source is None:
@@ -78,6 +82,30 @@ class FromBlocks(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         losses = yield [Query()] * self.evaluations
         return Estimate(Vector(((Slot("gradient"), 1.0),)), sum(losses) / len(losses), list(losses), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Backpropagation(FromBlocks):
+    """Backpropagation block by block: see `zograd.blockwise.Backprop`.
+
+    recompute: of L blocks, about sqrt(2 L) states are kept, and those between are computed again.
+
+    1 evaluation a step, and a forward and a derivative of each block from the first trained one on; with `recompute`
+    at most one more forward of each.
+
+    >>> import zograd as zo
+    >>> zo.methods.backprop(recompute=True).estimator
+    Backpropagation(kind='backprop', recompute=True)
+    """
+
+    kind: Literal["residual", "backprop", "nodes"] = "backprop"
+    recompute: bool = False
+
+    def states(self, blocks: int) -> int:
+        return len(starts(range(blocks))) + 1 if self.recompute else blocks
+
+    def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
+        return Backprop(blocks, leaves, ends, recompute=self.recompute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +129,9 @@ class ResidualFeedback(FromBlocks):
     def __post_init__(self) -> None:
         if self.exact < 0:
             raise ValueError(f"exact is a number of blocks, at least 0, got {self.exact}")
+
+    def states(self, blocks: int) -> int:
+        return 2 + min(self.exact, blocks)
 
     def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
         return Residual(blocks, leaves, ends, exact=self.exact)

@@ -161,7 +161,7 @@ def _tried(model: nn.Module, base: Any, parts: Parts, tail: Mapping[int, Tensor]
         with _still(model):
             first = 0 if front else parts.numbers[0]
             _, calls = record(
-                lambda: _of_little(model, base), parts.blocks, first, keep=first, tail=tail,
+                lambda: _of_little(model, base), parts.blocks, first, keep=range(first, len(parts.blocks)), tail=tail,
                 front=list(tail.values()) if front else (),
             )  # fmt: skip
         if len(calls) > 1:

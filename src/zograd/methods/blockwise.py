@@ -9,7 +9,13 @@ from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_type_hints
 
 from zograd.core.method import Method
-from zograd.estimators.blockwise import ForwardResidual, FromBlocks, NodePerturbation, ResidualFeedback
+from zograd.estimators.blockwise import (
+    Backpropagation,
+    ForwardResidual,
+    FromBlocks,
+    NodePerturbation,
+    ResidualFeedback,
+)
 from zograd.laws import Rademacher
 from zograd.methods.menu import LearningRate, entry
 from zograd.rules import Adafactor, Adam
@@ -118,17 +124,23 @@ def forward_residual(
 
 @entry(
     source="Chen et al. 2016, arXiv 1604.06174 (checkpoints); Lv et al. 2023, arXiv 2306.09782 (LOMO: fused updates)",
-    extra_memory="two slots a trained weight, float32 or bfloat16; what enters each block; activations of one block",
+    extra_memory="two slots a trained weight, float32 or bfloat16; what enters each block (with recompute, about "
+    "sqrt(2 L) of L blocks); the activations of one block",
     formula="Adam on g = dL/dW, block by block from the last one, each of which moves at once",
     needs="blocks",
 )
 @on_adam
 def backprop(
     lr: LearningRate = 1e-4,
+    recompute: bool = False,
     **adam: Unpack[AdamSettings],
 ) -> Method[None]:
-    """Backpropagation with checkpointed blocks and fused updates: the rival, by the same command."""
-    return _method(FromBlocks("backprop"), lr, adam)
+    """Backpropagation with checkpointed blocks and fused updates: the rival, by the same command.
+
+    recompute=True keeps what enters about sqrt(2 L) of L blocks and computes the rest again: the same bits, in less
+    memory, for at most one more forward of each block.
+    """
+    return _method(Backpropagation(recompute=recompute), lr, adam)
 
 
 @entry(

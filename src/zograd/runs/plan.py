@@ -302,8 +302,8 @@ def estimate(config: PretrainedConfig, question: Question) -> Answer:
     states = tokens * hidden * b
     by_backprop = max(one_block + states * count + of_ends, 2 * of_ends)
     if isinstance(estimator, FromBlocks):  # the activations and the gradients of a block, states between blocks
-        kept_states = min(getattr(estimator, "exact", 0), count)
-        working = by_backprop if estimator.kind == "backprop" else one_block + (2 + kept_states) * states
+        between = one_block + states * estimator.states(count)
+        working = max(between + of_ends, 2 * of_ends) if estimator.kind == "backprop" else between
     largest = max(t.numel() for t in chosen.values())
     workspace = working_memory(chosen, n_slots, tiles=min(together, 2)) + 4 * largest * method.rule.whole_leaf
     masters = sum(map(bytes_of, chosen.values())) if is_scales(question.train) else 0
