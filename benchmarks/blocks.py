@@ -1,7 +1,8 @@
 """`python -m benchmarks.blocks`: peak memory and time of a step that trains all matrices of all blocks.
 
-Residual feedback beside backpropagation with checkpointed blocks and fused updates, both with factored moments, on
-sequences of one length. Every method runs in a process of its own.
+Residual feedback, also with eight exact blocks, beside backpropagation with checkpointed blocks and fused updates, also
+with states that are computed again. All have factored moments, and sequences of one length. Every one runs in a process
+of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from typing import Annotated, Any
 
 from zograd.cli.options import script
 
-METHODS = ("residual", "backprop")
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "residual": ("residual", {}),
+    "residual, 8 exact": ("residual", {"exact": 8}),
+    "backprop, recomputed": ("backprop", {"recompute": True}),
+    "backprop": ("backprop", {}),
+}
+"""Method and settings of each."""
 
 CHILD = """
 import json, sys
@@ -59,15 +66,16 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "long.jsonl"
         long_texts(file, tokens, 2 * batch_size + 4)
-        for method in METHODS:
+        for name, (method, settings) in WAYS.items():
             given = {
-                "model": model, "task": str(file), "method": method, "train": "proj", "set": {"moments": "factored"},
+                "model": model, "task": str(file), "method": method, "train": "proj",
+                "set": {"moments": "factored", **settings},
                 "steps": steps, "batch_size": batch_size, "dtype": "float32", "threads": 1, "lr": 1e-4,
                 "prompt_template": "{text}", "label_words": {"bad": " bad", "good": " good"},
             }  # fmt: skip
-            command = [sys.executable, "-c", CHILD, json.dumps(given), str(Path(folder) / method)]
+            command = [sys.executable, "-c", CHILD, json.dumps(given), str(Path(folder) / name)]
             done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            found[method] = {
+            found[name] = {
                 "peak_mib": round(done["peak_bytes"] / 2**20),
                 "inference_mib": round(done["inference_peak_bytes"] / 2**20),
                 "ratio": round(done["peak_bytes"] / done["inference_peak_bytes"], 3),
