@@ -1,8 +1,8 @@
 """`python -m benchmarks.blocks`: peak memory and time of a step that trains all matrices of all blocks.
 
-Residual feedback, also with eight exact blocks, beside backpropagation with checkpointed blocks and fused updates, also
-with states that are computed again. All have factored moments, and sequences of one length. Every one runs in a process
-of its own.
+Residual feedback with none, four and eight exact blocks, beside backpropagation with checkpointed blocks and fused
+updates, also with states that are computed again. All have factored moments, and sequences of one length. Every one
+runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Annotated, Any
 from zograd.cli.options import script
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "residual": ("residual", {}),
+    "residual, none exact": ("residual", {"exact": 0}),
+    "residual, 4 exact": ("residual", {"exact": 4}),
     "residual, 8 exact": ("residual", {"exact": 8}),
     "backprop, recomputed": ("backprop", {"recompute": True}),
     "backprop": ("backprop", {}),

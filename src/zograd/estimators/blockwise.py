@@ -119,12 +119,12 @@ class ResidualFeedback(FromBlocks):
     negative number.
 
     >>> import zograd as zo
-    >>> zo.methods.residual(exact=4).estimator
+    >>> zo.methods.residual(lr=1e-3).estimator
     ResidualFeedback(kind='residual', exact=4)
     """
 
     kind: Literal["residual", "backprop", "nodes"] = "residual"
-    exact: int = 0
+    exact: int = 4
 
     def __post_init__(self) -> None:
         if self.exact < 0:

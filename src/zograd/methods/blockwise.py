@@ -86,7 +86,7 @@ def _method(estimator: FromBlocks, lr: LearningRate, adam: AdamSettings) -> Meth
 @on_adam
 def residual(
     lr: LearningRate = 2e-4,
-    exact: int = 0,
+    exact: int = 4,
     **adam: Unpack[AdamSettings],
 ) -> Method[None]:
     """Residual feedback: each block of a transformer learns from the derivative of the loss behind the last block.
