@@ -150,9 +150,10 @@ def written(lines: Iterable[Line]) -> str:
     models = ", ".join(sorted({line.model for line in lines}))
     return f"""# The default on four kinds of data
 
-`zograd train --task TASK` without further options, and the exact gradient (`--method backprop`) of the same {BLOCKS}
-blocks for the same 100 steps of 32 examples with the same schedule, at its own default rate. The first command makes
-the runs that `{RESULTS.as_posix()}` does not have yet; the second writes this page from that file:
+`zograd train --task TASK` without further options: 100 steps on the last {BLOCKS} blocks by residual feedback, which is
+exact for these. Beside it `--method backprop` on the same blocks, with the same steps, batches and schedule, at its own
+default rate, which is what makes the difference. The first command makes the runs that `{RESULTS.as_posix()}` does
+not have yet; the second writes this page from that file:
 
 <!-- not run: its runs take an hour of one core -->
 ```bash

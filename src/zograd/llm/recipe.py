@@ -30,8 +30,9 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
     A named one whose gradients come from blocks moves by Adam, and gets its warm-up.
 
     `residual` on the last `BLOCKS` blocks of a dense model, or on their adapters in a packed, quantized or offloaded
-    one, with 100 steps of 32 examples and a cosine schedule after a warm-up; `zo_sgd` where a setting asks for what
-    only evaluations have. Every setting that was given stays. `budget` becomes steps and training examples; with
+    one, with 100 steps of 32 examples and a cosine schedule after a warm-up; `backprop` with states that are computed
+    again where more blocks are asked for, or a pattern, which may be in all blocks; `zo_sgd` where a setting asks for
+    what only evaluations have. Every setting that was given stays. `budget` becomes steps and training examples; with
     `seconds`, no number of steps ends the run, unless one is given.
 
     Raises SettingsError for a budget beside a number of steps.
@@ -62,6 +63,13 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
         recipe["layers"] = BLOCKS
     taken = {name: value for name, value in recipe.items() if name not in s.model_fields_set}
     new = s.model_copy(update={"method": "residual", **taken, **_length(s, recipe["steps"])})
+    if new.layers is None or new.layers > BLOCKS:
+        new = new.model_copy(update={"method": "backprop", "method_settings": {"recompute": True}})
+        return warmed(new), (
+            f"training {_part(new)} by backprop, {_lasts(new)} of {new.batch_size} examples, because residual feedback "
+            f"is exact for {BLOCKS} blocks only; about sqrt(2 L) of L states are kept (--method, --train, --layers "
+            f"choose others)"
+        )
     return warmed(new), (
         f"training {_part(new)} by residual, {_lasts(new)} of {new.batch_size} examples, because it learns more "
         f"from a forward pass than methods that need losses alone (--method, --train, --steps choose others)"
@@ -82,14 +90,14 @@ def instead(s: TrainSettings, reason: str, *, exact: bool) -> tuple[TrainSetting
     rate.
     """
     if exact:
-        new = s.model_copy(update={"method": "backprop"})
+        new = s.model_copy(update={"method": "backprop", "method_settings": {}})
         return new, (
             f"training {_part(new)} by backprop, their exact gradient, {_lasts(new)} of {new.batch_size} "
             f"examples, because {reason}"
         )
     layers = s.layers if s.train in ADAPTERS else None  # adapters are there already
     rate: dict[str, Any] = {"lr": "auto", "lr_schedule": "constant", "warmup": 0}
-    new = s.model_copy(update={"method": "zo_sgd", "layers": layers, **rate})
+    new = s.model_copy(update={"method": "zo_sgd", "method_settings": {}, "layers": layers, **rate})
     return new, f"training {_part(new)} by zo_sgd with a measured rate, {_lasts(new)}, because {reason}"
 
 
