@@ -92,7 +92,7 @@ def residual(
     """Residual feedback: each block of a transformer learns from the derivative of the loss behind the last block.
 
     exact: of so many last blocks the derivative is exact, and the others learn from the derivative in front of these.
-    It needs the memory of what enters each of them, and no more time. With all blocks it is `backprop`.
+    It needs the memory of what enters each of them, and little time. With all blocks it is `backprop`.
     moments="bfloat16" keeps those of Adam in 16 bits, rounded stochastically. moments="factored" takes Adafactor in
     place of Adam: a number a row and a column, no slots, and no momentum.
     """
