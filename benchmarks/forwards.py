@@ -39,15 +39,19 @@ and scales on a model packed in 4 bits; adapters on a model whose weights stay o
 COMPLETIONS = "completions"
 """The task of second halves of sentences, measured by the perplexity of a token in place of the accuracy."""
 
-EXACT = {"residual": 0, "residual+4": 4, "residual+8": 8, "residual+16": 16}
-"""Ways of `residual`, with so many exact blocks."""
+WAYS: dict[str, dict[str, Any]] = {
+    **{f"residual+{n}" if n else "residual": {"method": "residual", "set": {"exact": n}} for n in (0, 4, 8, 16)},
+    "recomputed": {"method": "backprop", "set": {"recompute": True}},
+}
+"""Methods by a name of their own: `residual` with so many exact blocks, `backprop` with states computed again."""
 
 FORWARDS = {
-    **dict.fromkeys((*EXACT, "forward_residual", "backprop", "node_perturbation"), 4.0), "zo_sgd": 2.0,
+    **dict.fromkeys(("residual", "residual+4", "residual+8", "residual+16", "forward_residual", "backprop"), 4.0),
+    "recomputed": 5.0, "node_perturbation": 4.0, "zo_sgd": 2.0,
 }  # fmt: skip
 """Forwards of the trained blocks in a step: a backward counts for two. `residual` and `backprop` make a forward, run
-each block again and take its derivative; `forward_residual` makes one, and runs each block three times;
-`node_perturbation` makes two, and one with the products of its layers."""
+each block again and take its derivative; `recomputed` runs it twice again; `forward_residual` makes one, and runs each
+block three times; `node_perturbation` makes two, and one with the products of its layers."""
 
 EVALUATIONS = 60
 """Evaluations by values alone for each step of the others: 3,000 beside 50 steps."""
@@ -95,11 +99,10 @@ def run(task: str, part: str, method: str, lr: float, seed: int, steps: int) -> 
     from zograd.llm.train import train
 
     settings = TrainSettings.model_validate({
-        "model": "smollm2-135m", "task": task, "method": method.partition("+")[0], "lr": lr, "seed": seed,
-        "steps": steps, "set": {"exact": EXACT[method]} if method in EXACT else {},
+        "model": "smollm2-135m", "task": task, "method": method, "lr": lr, "seed": seed, "steps": steps,
         "lr_schedule": "cosine", "lr_end": 0.05, "warmup": 0, "dtype": "float32", "threads": 1, "train_examples": 600,
         "eval_split": "test", "eval_examples": 300, "eval_every": max(steps // 10, 1), **PARTS[part],
-        **({"mu": 2.0**-11} if method == "zo_sgd" else {}), "eos": False,
+        **({"mu": 2.0**-11} if method == "zo_sgd" else {}), **WAYS.get(method, {}), "eos": False,
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         if task == COMPLETIONS:
@@ -218,8 +221,8 @@ with signs. "lr" is the rate with the lowest loss at the end of seed 0, and of h
 the seeds their mean and range. "peak" is the peak of the process over that of inference. "MeZO's end after" are the
 forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one of ten evaluations. The task
 `{COMPLETIONS}` is the second halves of the sentences of mr: there the perplexity of a token stands in place of the
-accuracy, and lower is better. `residual+4` has the exact derivative of the last four blocks, and so on. What is
-trained:
+accuracy, and lower is better. `residual+4` has the exact derivative of the last four blocks, and so on;
+`recomputed` is `backprop` with states that are computed again, to the same bits. What is trained:
 
 {parts}
 
@@ -233,7 +236,7 @@ def measure(
     tasks: Annotated[str, "Tasks, separated by commas."] = "trec",
     parts: Annotated[str, "Of last, four, all and lora, separated by commas."] = "last",
     methods: Annotated[
-        str, "Of residual, residual+4, +8 and +16, forward_residual, backprop, node_perturbation and zo_sgd."
+        str, "Of residual, residual+4, +8 and +16, recomputed, backprop, forward_residual, node_perturbation, zo_sgd."
     ] = "residual,backprop,zo_sgd",
     seeds: Annotated[int, "Seeds 0 to this, less one."] = 1,
     steps: Annotated[int, "Steps of a run."] = 50,
