@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from zograd import methods
+from zograd.blockwise import starts
 from zograd.core.slots import Bits, PerColumn, PerLeaf, PerRow
 from zograd.core.tape import Tape, TapeWriter
 from zograd.errors import UsageError
@@ -226,6 +227,27 @@ def test_layers_restrict_what_is_trained_and_kept(folder: str) -> None:
     assert top["slot_bytes"] == 8 * top["trainable"]
     half = built(folder).model.layers[-1]
     assert top["trainable"] == sum(p.numel() for p in half.parameters())
+
+
+def test_states_that_are_computed_again_are_not_counted_and_are_advised(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoConfig
+
+    deep = AutoConfig.from_pretrained(folder)
+    deep.num_hidden_layers = 12
+    deep.save_pretrained(tmp_path)
+    folder = str(tmp_path)
+    long = {"batch_size": 64, "seq_len": 128}
+    kept = plan(folder, method="backprop", **long)
+    again = plan(folder, method="backprop", method_settings={"recompute": True}, **long)
+    none, exact = (plan(folder, method="residual", method_settings={"exact": n}, **long) for n in (0, 2))
+    config = built(folder).config
+    state, count = 64 * 128 * config.hidden_size * 4, config.num_hidden_layers
+    assert kept["activation_bytes"] - again["activation_bytes"] == state * (count - len(starts(range(count))) - 1)
+    assert exact["activation_bytes"] - none["activation_bytes"] == 2 * state
+    said = advice_with(monkeypatch, again["method_peak_bytes"], folder, method="backprop", **long)
+    assert any("set recompute=true:" in line for line in said)
 
 
 def test_checkpointed_backpropagation_keeps_what_enters_each_block(folder: str) -> None:

@@ -102,7 +102,7 @@ class Backpropagation(FromBlocks):
     recompute: bool = False
 
     def states(self, blocks: int) -> int:
-        return len(starts(range(blocks))) + 1 if self.recompute else blocks
+        return min(blocks, len(starts(range(blocks))) + 1) if self.recompute else blocks
 
     def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
         return Backprop(blocks, leaves, ends, recompute=self.recompute)

@@ -438,6 +438,8 @@ def advice(config: PretrainedConfig, question: Question, answer: Answer, availab
 def alternatives(question: Question, answer: Answer, available: int) -> list[tuple[str, dict[str, Any]]]:
     """Changes that save memory; those that alter training least come first."""
     found: list[tuple[str, dict[str, Any]]] = []
+    if question.method == "backprop" and not dict(question.settings).get("recompute"):
+        found.append(("set recompute=true", {"settings": (*question.settings, ("recompute", True))}))
     if question.batch_size > 1:  # activations are proportional to the batch
         fixed = answer["method_peak_bytes"] - answer["activation_bytes"]
         size = max(1, int((available - fixed) / answer["activation_bytes"] * question.batch_size))
