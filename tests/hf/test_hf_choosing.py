@@ -17,6 +17,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     OPTConfig,
     T5Config,
@@ -26,7 +28,7 @@ from transformers import (
 )
 
 import zograd as zo
-from tests.hf.helpers import SIZES, Forward, arguments, llama, rows
+from tests.hf.helpers import SIZES, Forward, arguments, llama, losses, rows
 from zograd.errors import UsageError
 from zograd.hf.arguments import learning_rate, was_set
 from zograd.hf.choosing import choose, far, trainable
@@ -87,6 +89,21 @@ def test_language_models_whose_blocks_add_are_trained_by_residual_feedback(kind:
     assert choice.parts.tail
     assert [p.requires_grad for p in model.parameters()] == required
     assert "because its blocks add to the stream" in choice.line(model)
+
+
+def test_in_a_deep_model_the_gradient_is_exact_and_states_are_computed_again(tmp_path: Path) -> None:
+    """Residual feedback is biased below its exact blocks; embeddings have a gradient too."""
+    deep = LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_hidden_layers": 6}))
+    choice = choose(deep, trainable(deep), None, None, None)
+    assert (choice.method.name, choice.method.estimator.recompute) == ("backprop", True)  # type: ignore[attr-defined]
+    assert choice.tensors.keys() == dict(deep.named_parameters()).keys()
+    assert "because it is the exact gradient of all blocks; most hidden states are computed again" in choice.line(deep)
+    top = frozen_but(LlamaForCausalLM(deep.config), "layers.3")
+    assert choose(top, trainable(top), None, None, None).method.name == "residual"
+    args = arguments(tmp_path, max_steps=20, lr_scheduler_type="constant")
+    trainer = Forward(model=deep, args=args, train_dataset=rows())
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0]
 
 
 def frozen_but(model: nn.Module, part: str) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from zograd.estimators import FromBlocks
 from zograd.learning_rate.auto import as_controller
 from zograd.llm.loading.structure import plain_model
 from zograd.llm.parts import Parts, parts_of
+from zograd.llm.recipe import BLOCKS
 from zograd.methods.defaults import FULL, LORA, Shape, language_model
 
 OF_ARGUMENTS = "learning_rate of TrainingArguments"
@@ -69,14 +71,16 @@ def choose(
 
     method: a name of the menu, a method, or None: residual feedback where the blocks of the model add to the stream of
         hidden states and hold what is trained, but for what stands behind them and, where the whole model is trained,
-        its embeddings and its output. Where the whole model is trained and blocks do not add (BERT), `backprop` on the
-        last block and what stands behind it, which is exact. Otherwise `zo_sgd` with lr="auto".
+        its embeddings and its output. It is exact for the last `BLOCKS` blocks; where more are trained, `backprop` with
+        states that are computed again. Where the whole model is trained and blocks do not add (BERT), `backprop` on the
+        last block and what stands behind it. Otherwise `zo_sgd` with lr="auto".
     lr: in place of the method's. of_arguments: the `learning_rate` that the user set, which names of the menu take.
 
     Raises UsageError for a method that does not fit the model. Costs, where blocks are tried: one forward of 8 tokens
     or one image, and one more of each block.
     """
     why, parts, adds = "you asked for it", Parts(), True
+    settings: dict[str, Any] = {}
     if method is None:
         found = parts_of(model, tensors, residual=True)
         refusal = found if isinstance(found, str) else why_not_all(model, tensors, found)
@@ -84,6 +88,10 @@ def choose(
         if isinstance(found, Parts) and not refusal:
             method, parts = "residual", found
             why = "its blocks add to the stream of hidden states, and the loss has a derivative behind them"
+            whole = parts_of(model, tensors, residual=False, front=True) if len(found.numbers) > BLOCKS else ""
+            if isinstance(whole, Parts):
+                method, parts, settings = "backprop", whole, {"recompute": True}
+                why = "it is the exact gradient of all blocks; most hidden states are computed again to save memory"
         elif isinstance(exact, Parts) and is_whole(model, tensors):
             method, parts, why = "backprop", exact.last(), f"{refusal}: the derivative of its last block is exact"
             adds = False
@@ -103,7 +111,8 @@ def choose(
             )
         parts = found
     shape = shape_of(model, parts)
-    made, rate = built(method, tensors, lr, of_arguments, shape if shape is None else shape._replace(adds=adds))
+    shape = shape if shape is None else shape._replace(adds=adds)
+    made, rate = built(method, tensors, lr, of_arguments, shape, settings)
     if not parts.blocks:
         return Choice(made, tensors, why, rate)
     kept = {name: tensor for name, tensor in tensors.items() if name not in parts.outside}
@@ -131,6 +140,7 @@ def built(
     lr: float | str | None,
     of_arguments: float | None,
     shape: Shape | None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Method[Any], str]:
     """(the method with its learning rate, where that rate comes from). Raises UsageError, and ValueError of the menu.
 
@@ -147,7 +157,7 @@ def built(
             f"method={method!r} has no default for {', '.join(missing)}; pass zograd.methods.{method}({missing[0]}=...)"
         )
     onto = LORA if any("lora_" in name for name in tensors) else FULL
-    default: dict[str, Any] = dict(language_model(method, onto, shape))
+    default: dict[str, Any] = {**language_model(method, onto, shape), **settings}
     for wanted, where in ((lr, "as given"), (of_arguments, OF_ARGUMENTS)):
         if wanted is not None:
             return methods.make(method, **(default | {"lr": wanted})), where

@@ -66,9 +66,8 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
     if new.layers is None or new.layers > BLOCKS:
         new = new.model_copy(update={"method": "backprop", "method_settings": {"recompute": True}})
         return warmed(new), (
-            f"training {_part(new)} by backprop, {_lasts(new)} of {new.batch_size} examples, because residual feedback "
-            f"is exact for {BLOCKS} blocks only; about sqrt(2 L) of L states are kept (--method, --train, --layers "
-            f"choose others)"
+            f"training {_part(new)} by backprop, {_lasts(new)} of {new.batch_size} examples, because it is their exact "
+            f"gradient; most hidden states are computed again to save memory (--method, --train, --layers choose others)"
         )
     return warmed(new), (
         f"training {_part(new)} by residual, {_lasts(new)} of {new.batch_size} examples, because it learns more "
