@@ -33,7 +33,7 @@ from zograd.methods.defaults import Shape
         ({"steps": 7, "lr_end": 0.5}, {"steps": 7, "lr_end": 0.5, "lr_schedule": "cosine"}, "7 steps of 32 examples"),
         ({"train": "lora"}, {"train": "lora", "layers": 4}, "LoRA adapters of the last 4"),
         ({"train": "mlp"}, {"method": "backprop", "layers": None, "warmup": 10}, "training 'mlp' by backprop"),
-        ({"train": "lora", "layers": 9}, {"method_settings": {"recompute": True}}, "because it is their exact gradient; most hidden states are computed again"),
+        ({"train": "lora", "layers": 9}, {"method_settings": {"recompute": True}}, "their exact gradient"),
         ({"train": "mlp", "layers": 3}, {"method": "residual", "method_settings": {}}, "the last 3 blocks by residual"),
         ({"layers": 1}, {"train": "full", "layers": 1}, "the weights of the last block by"),
         ({"mu": 1e-3}, {"method": "zo_sgd", "steps": 1000, "layers": None}, "zo_sgd, because a radius is given"),

@@ -42,16 +42,17 @@ MAX_FAILURES = 10
 
 @cache
 def forward_only(trainer_class: type[Any]) -> type[Any]:
-    """A class like `trainer_class` that trains from evaluations of `compute_loss`, without a backward pass.
+    """A class like `trainer_class` that trains from evaluations of `compute_loss`, or block by block.
 
     trainer_class: `transformers.Trainer`, or a class derived from it, such as SFTTrainer, DPOTrainer, KTOTrainer and
         RewardTrainer of TRL. Its `compute_loss`, collators, callbacks, evaluations, logging and checkpoints stay.
 
     The class takes three more keywords:
 
-    method: a name of `zograd.methods`, a `Method`, or None. None takes `residual` for a model whose blocks add
-        to the stream of hidden states, `backprop` on the last block and the head where they do not (BERT), and `zo_sgd`
-        with lr="auto" where there are no such blocks; one line on stderr says why. `zo` is another name for it.
+    method: a name of `zograd.methods`, a `Method`, or None. None takes `residual` for up to four blocks that add to the
+        stream of hidden states, `backprop(recompute=True)` for more of them, `backprop` on the last block and the head
+        where they do not add (BERT), and `zo_sgd` with lr="auto" where there are no such blocks; one line on stderr
+        says why. `zo` is another name for it.
     lr: a number or "auto", in place of the method's. Without it, a method by name takes `learning_rate` of
         `TrainingArguments` if that differs from the default of its class, otherwise lr="auto", or the menu's rate where
         none can be measured.

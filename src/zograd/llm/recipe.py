@@ -67,7 +67,8 @@ def chosen(s: TrainSettings, world: int = 1) -> tuple[TrainSettings, str]:
         new = new.model_copy(update={"method": "backprop", "method_settings": {"recompute": True}})
         return warmed(new), (
             f"training {_part(new)} by backprop, {_lasts(new)} of {new.batch_size} examples, because it is their exact "
-            f"gradient; most hidden states are computed again to save memory (--method, --train, --layers choose others)"
+            f"gradient; most hidden states are computed again to save memory (--method, --train, --layers choose "
+            f"others)"
         )
     return warmed(new), (
         f"training {_part(new)} by residual, {_lasts(new)} of {new.batch_size} examples, because it learns more "
