@@ -127,11 +127,14 @@ def needs_blocks(method: str | Method[Any]) -> bool:
 
 
 def shape_of(model: nn.Module, parts: Parts) -> Shape | None:
-    """The width of a model and the number of its trained blocks, for the learning rate; None where it is not known."""
+    """What Adam's learning rate depends on: width, trained blocks, and whether tokens are learned. None: not known."""
     config = getattr(plain_model(model), "config", None)
     text = getattr(config, "get_text_config", lambda: config)()
     width, depth = getattr(text, "hidden_size", None), len(parts.numbers)
-    return Shape(width, depth) if isinstance(width, int) and depth else None
+    texts = False
+    with suppress(Exception):  # models without an output matrix: some raise, some have none
+        texts = plain_model(model).get_output_embeddings() is not None
+    return Shape(width, depth, texts=texts) if isinstance(width, int) and depth else None
 
 
 def built(

@@ -42,7 +42,7 @@ from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages
 from zograd.methods import MENU
-from zograd.methods.defaults import FULL, LORA, POLAR, SCALES, TOKENS, Shape, language_model
+from zograd.methods.defaults import FULL, LORA, POLAR, SCALES, TOKENS, Onto, Shape, language_model
 from zograd.offload.mapped import Offloaded, Pages
 from zograd.offload.streamed import Streamed
 from zograd.rules import SGD, Balanced, BalancedNorms
@@ -87,10 +87,7 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
         )
     lr = settings.pop("lr", None) if s.lr is None else s.lr
     mu = settings.pop("mu", None) if s.mu is None else s.mu
-    onto_scales = loading.is_scales(s.train) and s.method not in ("hozo", "qzo")
-    onto = {"lora": LORA, "polar": POLAR, "prompt": TOKENS, "prefix": TOKENS}.get(
-        s.train, SCALES if onto_scales else FULL
-    )
+    onto = onto_of(s)
     looks_at_blocks = MENU[s.method].needs == "blocks"
     size = shape_of(model, s.layers) if looks_at_blocks and model is not None else None
     default = language_model(s.method, onto, size)
@@ -114,7 +111,7 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
         return protected(s, method)
     if s.train == "polar":
         return on_manifolds(s, method)
-    if not onto_scales:
+    if onto is not SCALES:
         return method
     try:
         return replace(method, space=PositiveOrthant())
@@ -181,12 +178,13 @@ def memory_at(option: str, path: str | Path) -> Memory:
         raise SettingsError(f"{option} {path} cannot be read ({str(e)[:80]}); `zograd protect` makes one") from e
 
 
-def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = "") -> Prepared:
+def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = "", texts: bool = False) -> Prepared:
     """Load the base model, attach adapters, choose the trained tensors, and make the store and the run.
 
     folder: the folder of the run. Weights that are offloaded to the disk are trained in a working copy there.
     trying: test on a few tokens whether the blocks of the model fit the method. why: the reason of a method that was
         chosen (`llm.recipe`); where that one does not fit, another one is, and its reason is in the result.
+    texts: whether all tokens of texts are learned, for the default learning rate of methods on blocks.
 
     Raises SettingsError and ModelError.
     """
@@ -216,6 +214,9 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
             classes=s.classes, seed=s.seed,
         )  # fmt: skip
     module: nn.Module = model
+    rated = texts and s.lr is None and "lr" not in s.method_settings and isinstance(estimator, FromBlocks)
+    if rated:
+        s = s.model_copy(update={"lr": rate_of_blocks(s, shape_of(module, s.layers)._replace(texts=True))})
     method = build_method(s, module)
     layers = s.layers
     spec = loading.LoraSpec(s.lora_r, s.lora_alpha, tuple(s.lora_targets or ()), s.layers)
@@ -234,15 +235,26 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
                 raise
             reason, exact = f"{e.name} lies outside of the blocks", False
         if reason and why:
-            s, why = instead(s, reason, exact=exact)
+            s, why = instead(s.model_copy(update={"lr": None}) if rated else s, reason, exact=exact)
             if s.method == "backprop" and s.lr is None:
-                onto = {"lora": LORA, "polar": POLAR}.get(s.train, FULL)
-                shape = shape_of(module, s.layers)._replace(adds=False)
-                s = s.model_copy(update={"lr": float(f"{language_model(s.method, onto, shape)['lr']:.2g}")})
+                shape = shape_of(module, s.layers)._replace(adds=False, texts=texts)
+                s = s.model_copy(update={"lr": rate_of_blocks(s, shape)})
             method, layers = build_method(s, module), s.layers if s.train not in loading.ADAPTERS else None
         elif reason:
             raise SettingsError(f"--method {s.method} does not fit: {reason}. Use --method backprop, or zo_sgd")
     return _prepared(s, folder, module, tokenizer, method, layers, mapped, why)
+
+
+def rate_of_blocks(s: TrainSettings, shape: Shape) -> float:
+    """The default rate of a method on blocks for such a model, with two digits, as it is shown and kept."""
+    return float(f"{language_model(s.method, onto_of(s), shape)['lr']:.2g}")
+
+
+def onto_of(s: TrainSettings) -> Onto:
+    """How the menu's numbers change for what is trained."""
+    if loading.is_scales(s.train):
+        return FULL if s.method in ("hozo", "qzo") else SCALES
+    return {"lora": LORA, "polar": POLAR, "prompt": TOKENS, "prefix": TOKENS}.get(s.train, FULL)
 
 
 def check_virtual(s: TrainSettings, estimator: Estimator[Any]) -> None:
@@ -589,7 +601,8 @@ def set_up(
     loading.import_transformers(stages)
     s = with_head(s, data.task)
     with stages.stage(f"loading {s.model}"):
-        p = prepare(s, folder, trying=not stored, why=why)
+        texts = not stored and data.task.kind in ("completion", "text")
+        p = prepare(s, folder, trying=not stored, why=why, texts=texts)
     if isinstance(data.objective, Contest):
         check_compares(s, p.run)
     if p.why and first:
