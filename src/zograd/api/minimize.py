@@ -72,8 +72,8 @@ def minimize(
     options: settings of a method that is given by its name: {"sigma": 2.0} for "cma", {"n": 4, "lr": 1e-2} for
         "zo_sgd".
     args: further arguments of f, a tuple or list; anything else is a single one.
-    bounds: `scipy.optimize.Bounds`, or a pair (low, high) for each variable, None for no bound. f is never called
-        outside of them.
+    bounds: `scipy.optimize.Bounds`, or a pair (low, high) for each variable, None for no bound; for a dict of arrays
+        also a dict of pairs. f is never called outside of them. Where they fix all variables, x0 is the result.
     constraints: `scipy.optimize.LinearConstraint` or `NonlinearConstraint`, a dict {"type": "ineq" or "eq", "fun"}, or
         a list of them; `zograd.Constraints(at_most=m, equal=p)` where f returns (value, c) of one evaluation; or a set
         of `zograd.sets`. They need no derivatives. See `zograd.api.strategies.constrained.Constrained` for what
@@ -128,6 +128,9 @@ def minimize(
         raise ValueError("terms and data are two ways to take part of a sum; pass one of them")
     if workers is not None and executor is not None:
         raise TypeError("workers and executor are the same; pass workers")
+    if resume and checkpoint is None:
+        raise ValueError("resume=True goes on from a file; pass checkpoint=PATH, the one that the run has written")
+    target, seconds = _real("target", target), _real("seconds", seconds)
     variables = Variables(x0)
     lower, upper = as_bounds(bounds, variables)
     most = _number(budget)
@@ -183,6 +186,19 @@ def _number(budget: Any) -> int:
     if not math.isfinite(most):
         raise ValueError(f"budget={budget} would never be used up; pass a number of evaluations")
     return int(most)
+
+
+def _real(name: str, value: Any) -> float | None:
+    """A setting that is one number, or None."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}={value!r} is no number; pass one, or None") from None
+    if math.isnan(number):
+        raise ValueError(f"{name} is NaN, which no value reaches; pass a number, or None")
+    return number
 
 
 def _first_step(strategy: Any, problem: Problem) -> int:

@@ -7,9 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from zograd.api.ending import End, Ending
-from zograd.api.strategies import Points, Problem, Strategy, Trace
+from zograd.api.strategies import Points, Problem, Routine, Strategy, Trace
 from zograd.api.variables import Flat
 from zograd.core.records import Records
+
+
+def _no_search(trace: Trace) -> Routine:
+    """What is left to do where bounds fix all variables."""
+    yield from ()
+    return End(Ending.START, "all variables are fixed by their bounds: x0 is the only point")
 
 
 class Search:
@@ -30,7 +36,7 @@ class Search:
         if len(values_at_start) > 1 and min(values_at_start) == max(values_at_start) and not problem.shared:
             self.trace.noise = 0.0
         self.trace.on_step = self.tape.append
-        self._routine = strategy(self.trace)
+        self._routine = (_no_search if problem.fixed else strategy)(self.trace)
         self._points: Points | None = None
         self._cost = 0
         self.evaluations = 0

@@ -84,6 +84,11 @@ class Problem:
                 return 0.3 * width
         return 0.3 * max(1.0, float(np.sqrt(np.mean(np.square(self.x0, dtype=np.float64)))))
 
+    @property
+    def fixed(self) -> bool:
+        """Whether bounds fix all variables."""
+        return self.lower is not None and self.upper is not None and bool(np.all(self.lower == self.upper))
+
     def inside(self, x: Flat) -> Flat:
         """x with each variable moved to its nearest bound."""
         return x if self.lower is None or self.upper is None else np.clip(x, self.lower, self.upper)

@@ -26,6 +26,9 @@ MANY = 50
 LADDER = 10
 """Radii at which the curvature is looked for."""
 
+SMALLEST = 1e-307
+"""A normal number below which differences of values have lost their digits."""
+
 FEW = 2
 """Iterations in a row without progress after which SciPy is stopped."""
 
@@ -91,7 +94,7 @@ class _Search:
     def noise(self) -> float:
         """The uncertainty of a value at the lowest point."""
         measured = self.trace.noise if math.isfinite(self.trace.noise) else 0.0
-        return max(measured, self.grid / math.sqrt(12), (2.0**-23 if self.single else 2.0**-52) * abs(self.f), 1e-300)
+        return max(measured, self.grid / math.sqrt(12), (2.0**-23 if self.single else 2.0**-52) * abs(self.f), SMALLEST)
 
     def begin(self) -> Generator[Points, Values, str | None]:
         """f at the start, and the curvature along random signs; why there is none, if so."""
@@ -106,14 +109,22 @@ class _Search:
         found: list[tuple[float, float]] = []  # (radius, curvature), each resolved
         seen: list[float] = []
         for _ in range(LADDER):
-            plus, minus = yield points([self.given(self.x + r * signs), self.given(self.x - r * signs)])
-            second = abs(plus - 2 * self.f + minus)
-            changed |= plus != self.f or minus != self.f
-            seen += [plus, minus]
+            here, v = self.centred(r * signs)
+            middle = self.f
+            asked = [self.given(here + v), self.given(here - v)]
+            if here is not self.x:
+                asked.append(self.given(here))
+            told = yield points(asked)
+            plus, minus = told[:2]
+            middle = told[2] if len(told) > 2 else middle
+            second = abs(plus - 2 * middle + minus)
+            changed |= any(f != self.f for f in (plus, minus, middle))
+            x0 = self.given(self.x)  # f(x0) at x0 itself, where a bound is, makes no staircase
+            seen += [f for y, f in zip(asked, told, strict=True) if not np.array_equal(y, x0)]
             self.grid = max(self.grid, self.stairs(seen))
             resolved = second >= RESOLVED * self.noise
             if math.isfinite(second) and resolved:
-                found.append((r, second / (r * r * self.x.size)))
+                found.append((r, second / (r * r * self.x.size if here is self.x else float(v @ v))))
                 if len(found) > 1 and found[-2][1] < 2 * found[-1][1] < 4 * found[-2][1]:
                     break
             if found and not resolved:
@@ -126,6 +137,15 @@ class _Search:
             return f"f did not change within {r:.3g} of x0; scale x so that f feels such a change"
         self.radius, self.curvature = found[-1] if found else (r, 0.0)
         return None
+
+    def centred(self, v: Flat) -> tuple[Flat, Flat]:
+        """(y, w): the point nearest to x with y + w and y - w within the bounds; w is v where they leave room."""
+        low, high = self.problem.lower, self.problem.upper
+        if low is None or high is None or bool(np.all((self.x - abs(v) >= low) & (self.x + abs(v) <= high))):
+            return self.x, v
+        low, high = low.astype(np.float64), high.astype(np.float64)
+        r = np.minimum(abs(v), (high - low) / 2)
+        return np.clip(self.x, low + r, high - r), np.copysign(r, v)
 
     def stairs(self, seen: list[float]) -> float:
         """The smallest difference of values, where one of them is f(x) again and differences are no rounding."""
@@ -181,7 +201,7 @@ class _Search:
         bounds = None
         if self.problem.lower is not None and self.problem.upper is not None:
             bounds = Bounds(self.problem.lower.astype(np.float64), self.problem.upper.astype(np.float64))
-        idle, last = 0, self.f
+        idle, last, unit = 0, self.f, 1.0
         asked: list[float] = []
 
         def work(ask: Asker) -> Any:
@@ -191,6 +211,13 @@ class _Search:
                 return values
 
             def fun(x: Flat) -> tuple[float, Flat]:
+                nonlocal unit
+                f, g = value(x)
+                if self.slope is g and unit == 1.0:
+                    unit = _unit(g)
+                return f * unit, g * unit
+
+            def value(x: Flat) -> tuple[float, Flat]:
                 first = self.slope is None or np.array_equal(x, self.x)
                 f = self.f if first else counted(points([self.given(x)]))[0]
                 if not first and not -math.inf < f < self.f + self.noise:
@@ -206,8 +233,9 @@ class _Search:
                 self.trace.counted(asked)
                 asked.clear()
                 floor = max(4 * self.noise, 2.0**-52 * (self.start - self.f))
-                idle = idle + 1 if last - intermediate_result.fun <= floor else 0
-                last = intermediate_result.fun
+                now = intermediate_result.fun / unit
+                idle = idle + 1 if last - now <= floor else 0
+                last = now
                 if idle >= FEW:
                     raise StopIteration
 
@@ -254,5 +282,12 @@ class _Search:
         if self.problem.lower is not None and self.problem.upper is not None:
             g = np.where((self.x <= self.problem.lower) & (g > 0) | (self.x >= self.problem.upper) & (g < 0), 0.0, g)
         with np.errstate(over="ignore"):
-            promised = float(g @ g) / (2 * max(self.curvature, 1e-300))
+            promised = float(g @ (g / (2 * max(self.curvature, SMALLEST))))
         return promised <= max(1e-6 * (self.start - self.f), 100 * self.noise)
+
+
+def _unit(g: Flat) -> float:
+    """A power of two that brings slopes into the range in which their squares are numbers; 1 where they are."""
+    size = float(np.max(np.abs(g), initial=0.0))
+    exponent = math.frexp(size)[1]
+    return 1.0 if abs(exponent) < 64 or not 0 < size < math.inf else math.ldexp(1.0, max(min(-exponent, 1000), -1000))
