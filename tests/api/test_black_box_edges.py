@@ -80,7 +80,9 @@ def test_sentences_about_a_maximum_have_the_values_of_f_itself() -> None:
     rising = zo.minimize(lambda x: float(np.sum(x)), np.zeros(5), maximize=True)
     assert "ended while f was rising: about" in rising.message
     assert " % of the rise, from 0 to " in rising.message
-    worse = zo.minimize(lambda x: 7.0 - sphere(x), np.full(4, 1.01), zo.methods.zo_sgd(lr=10.0), budget=200, maximize=True)
+    worse = zo.minimize(
+        lambda x: 7.0 - sphere(x), np.full(4, 1.01), zo.methods.zo_sgd(lr=10.0), budget=200, maximize=True
+    )
     assert worse.message.startswith("f fell, from 6.9996 at x0 to -")
     high = zo.minimize(
         lambda x: float(x.sum()), np.zeros(3), maximize=True, budget=3000,
