@@ -201,6 +201,32 @@ def test_the_unit_of_f_does_not_matter(scale: float) -> None:
     np.testing.assert_allclose(result.x, 1, atol=1e-3)
 
 
+UNITS = np.array([1e-6, 1e-3, 1.0, 1e3, 1e6])
+"""Of variables, as in an engineer's model."""
+
+
+@pytest.mark.parametrize(("start", "bounds"), [
+    (0.0, None), (-1.0, None), (3.0, None), (-1.0, 2.0), (0.0, 2.0),
+])  # fmt: skip
+def test_variables_of_different_units(start: float, bounds: float | None) -> None:
+    """The stiff variable filled the mean curvature, by which the soft ones seemed to be at rest where they began."""
+    pairs = None if bounds is None else list(zip(-bounds * UNITS, bounds * UNITS, strict=True))
+    for f in (lambda x: sphere(x / UNITS), lambda x: float(scipy.optimize.rosen(x / UNITS))):
+        result = zo.minimize(f, start * UNITS, bounds=pairs)
+        assert result.success
+        assert result.fun < 1e-10
+        assert result.nfev < 2000
+
+
+def test_variables_of_one_unit_pay_nothing_for_it() -> None:
+    for shift in (0.0, 1.0):
+        result = zo.minimize(lambda x, a=shift: a + float(scipy.optimize.rosen(x)), np.zeros(5))
+        assert result.nfev < 700
+    unused = zo.minimize(lambda x: 3 + (x[0] - 1) ** 2, np.zeros(5))
+    assert unused.success
+    np.testing.assert_array_equal(unused.x[1:], 0.0)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_restart_in_noise_does_not_take_the_result_away(seed: int) -> None:
     """The mean of a restart, which begins far away, was recommended: f = 1.0 where the run before had found 1e-16."""

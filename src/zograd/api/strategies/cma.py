@@ -32,7 +32,8 @@ FAILED = 20
 class CMA:
     """`cma.CMAEvolutionStrategy` of the package pycma (Hansen), restarted with a doubled population when it stops.
 
-    sigma: the first standard deviation, in units of x; None: `Problem.radius`. separable: a diagonal covariance
+    sigma: the first standard deviation, in units of x; None: `Problem.radius`. Where some bounds are a thousand times
+    wider than others, it is shared out by their widths. separable: a diagonal covariance
     (Ros and Hansen 2008); None: above 200 variables. The first run begins at the recommended point, a restart (Auger
     and Hansen 2005, IPOP) anywhere in the bounds, or without bounds around x0, each time four times as far.
     Values that are not finite rank last; after 20 populations without any other it ends.
@@ -157,6 +158,8 @@ def _options(space: _Free, rng: np.random.Generator, separable: bool, population
     if population is not None:
         options["popsize"] = population
     lower, upper = space.lower[space.free], space.upper[space.free]
+    if (widths := space.problem.widths) is not None:
+        options["CMA_stds"] = (widths[space.free] / np.mean(widths[space.free])).tolist()
     if np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)):
         options["bounds"] = [lower.tolist(), upper.tolist()]
     return options
