@@ -314,3 +314,31 @@ def test_an_interrupt_with_constraints_returns_the_best_feasible_point() -> None
 def test_a_name_that_is_nearly_one_of_ours(name: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         zo.minimize(sphere, np.zeros(2), name)
+
+
+# ---- callbacks, spaces and sets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["auto", "zo_sgd", "cma", "rank"])
+def test_a_callback_may_write_into_its_x(method: str) -> None:
+    """After the last step, it was the iterate itself."""
+    plain = zo.minimize(sphere, np.zeros(3), method, budget=200)
+    written = zo.minimize(sphere, np.zeros(3), method, budget=200, callback=lambda r: r.x.fill(9.0))
+    np.testing.assert_array_equal(plain.x, written.x)
+    with pytest.raises(TypeError, match="callback=3 is no function"):
+        zo.minimize(sphere, np.zeros(3), method, callback=3)  # type: ignore[arg-type]
+
+
+def test_what_does_not_go_together_is_named() -> None:
+    with pytest.raises(ValueError, match="bounds= and the space Sphere do not go together"):
+        zo.minimize(sphere, np.array([1.0, 0]), space=zo.spaces.Sphere(), bounds=[(-1, 1)])
+    with pytest.raises(TypeError, match="constraints=L1Ball is a class"):
+        zo.minimize(sphere, np.zeros(2), constraints=zo.sets.L1Ball)
+
+
+def test_a_rise_by_rounding_is_none() -> None:
+    """From a minimum, 1 + 1e-16 was "f rose, from 1 at x0 to 1 at the result: steps were too long"."""
+    x0 = {"a": np.ones(3) / 3, "b": np.ones(2) / 2}
+    result = zo.minimize(lambda x: sphere(x["a"]), x0, space=zo.spaces.Simplex(), budget=300)
+    assert not result.success
+    assert result.message.startswith(("f is as it was, 1.33333 at x0", "x did not move"))

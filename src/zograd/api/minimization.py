@@ -137,7 +137,7 @@ class Minimization:
         elif self.call is not None:
             record = search.tape[-1]
             progress = Progress(
-                x=self.problem.variables.shaped(self.problem.inside(search.x)), fun=self.sign * record.loss,
+                x=self.problem.variables.shaped(self.problem.inside(search.x_copy)), fun=self.sign * record.loss,
                 nit=len(search.tape), nfev=objective.nfev, best_fun=self.sign * objective.best[0], record=record,
             )  # fmt: skip
             try:

@@ -130,6 +130,8 @@ def minimize(
         raise TypeError("workers and executor are the same; pass workers")
     if resume and checkpoint is None:
         raise ValueError("resume=True goes on from a file; pass checkpoint=PATH, the one that the run has written")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback={callback!r} is no function; pass one that takes the intermediate result")
     target, seconds = _real("target", target), _real("seconds", seconds)
     variables = Variables(x0)
     lower, upper = as_bounds(bounds, variables)

@@ -80,3 +80,8 @@ class Search:
         """The recommended point: a copy, or, when the search has ended, the array that nobody else holds any more."""
         x = self.trace.position()
         return x.copy() if self.ended is None or np.may_share_memory(x, self.problem.x0) else x
+
+    @property
+    def x_copy(self) -> Flat:
+        """The recommended point, which the caller may change: the search may have ended with its last step."""
+        return np.array(self.trace.position(), copy=True)

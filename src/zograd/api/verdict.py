@@ -24,6 +24,9 @@ CLEAR = 3.0
 UNBOUNDED = 1e30
 """A function that falls below minus this has no minimum."""
 
+ROUNDING = 1e-12
+"""Relative rise of f that is none."""
+
 HARDLY = 1e-4
 """A drop below this share of f is next to nothing."""
 
@@ -137,7 +140,7 @@ def _failure(
         if not (down or up):
             return f"f did not {come} by more than its noise, {values}; pass a larger mu than {mu:.3g}, or {_or(words)}"
     else:
-        down, up = final < f0, final > f0
+        down, up = final < f0, final - f0 > ROUNDING * abs(f0)
         if down and f0 - final < 0.01 * max(abs(f0), abs(final)) and _too_short(taken, f0 - final):
             lr = taken[-1].rates[0].lr
             return f"f hardly {came}, {values}: steps are too short; {_longer(method, lr)}"
@@ -176,7 +179,7 @@ def _without_method(at_start: Sequence[float], final: float, *, moved: bool, wor
         return None if moved else f"x did not move: no point with a {words.better} value was found"
     f0, noise = float(np.mean(finite)), float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
     values = f"from {words.value(f0)} at x0 to {words.value(final)} at the result"
-    if abs(final - f0) <= CLEAR * noise * math.sqrt(1 + 1 / len(finite)):
+    if abs(final - f0) <= CLEAR * noise * math.sqrt(1 + 1 / len(finite)) or 0 < final - f0 <= ROUNDING * abs(f0):
         if noise:
             return f"f did not {come} by more than its noise, {values}; {words.more}"
         return f"f is as it was, {words.value(final)} at x0 and at the result"
