@@ -342,3 +342,18 @@ def test_a_rise_by_rounding_is_none() -> None:
     result = zo.minimize(lambda x: sphere(x["a"]), x0, space=zo.spaces.Simplex(), budget=300)
     assert not result.success
     assert result.message.startswith(("f is as it was, 1.33333 at x0", "x did not move"))
+
+
+# ---- files and settings ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Any) -> None:
+    """It was "No such file or directory: .../c.lock", a file that nobody had asked for."""
+    with pytest.raises(FileNotFoundError, match=r"the folder does not exist; make it first: .*none'$"):
+        zo.minimize(sphere, np.zeros(2), checkpoint=tmp_path / "none" / "c")
+
+
+def test_a_setting_that_is_a_text_is_named() -> None:
+    with pytest.raises(TypeError, match="rank: n='x' is a text; pass a number, such as 16"):
+        zo.minimize(sphere, np.zeros(2), "rank", options={"n": "x"})
+    assert zo.minimize(sphere, np.zeros(2), "zo_sgd", options={"lr": "auto", "mu": "auto"}, budget=200).nfev

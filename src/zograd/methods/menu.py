@@ -148,6 +148,10 @@ def make(name: str, **settings: Any) -> Method[Any]:
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
     if isinstance(settings.get("law"), str):
         settings["law"] = law_named(settings["law"])
+    for key, value in settings.items():
+        default = known[key].default
+        if isinstance(value, str) and value != "auto" and type(default) in (int, float):
+            raise TypeError(f"{name}: {key}={value!r} is a text; pass a number, such as {default!r}")
     return MENU[name].build(**settings)
 
 
