@@ -357,3 +357,16 @@ def test_a_setting_that_is_a_text_is_named() -> None:
     with pytest.raises(TypeError, match="rank: n='x' is a text; pass a number, such as 16"):
         zo.minimize(sphere, np.zeros(2), "rank", options={"n": "x"})
     assert zo.minimize(sphere, np.zeros(2), "zo_sgd", options={"lr": "auto", "mu": "auto"}, budget=200).nfev
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e7, 1e9])
+def test_constraints_on_variables_of_a_large_unit(unit: float) -> None:
+    """At 1e9, the differences of f at x0 were nothing but rounding, and x0 "converged" with success."""
+    less = scipy.optimize.LinearConstraint([[1, 1, 1]], -np.inf, unit)
+    result = zo.minimize(lambda x: sphere(x / unit), np.zeros(3), constraints=less)
+    assert result.success
+    np.testing.assert_allclose(result.x / unit, 1 / 3, atol=1e-2)
+    assert result.fun < 1.334
+    loose = scipy.optimize.LinearConstraint([[1, 1, 1]], -np.inf, 10 * unit)
+    result = zo.minimize(lambda x: sphere(x / unit), np.zeros(3), constraints=loose)
+    np.testing.assert_allclose(result.x / unit, 1, atol=1e-6)
