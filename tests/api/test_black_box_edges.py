@@ -370,3 +370,35 @@ def test_constraints_on_variables_of_a_large_unit(unit: float) -> None:
     loose = scipy.optimize.LinearConstraint([[1, 1, 1]], -np.inf, 10 * unit)
     result = zo.minimize(lambda x: sphere(x / unit), np.zeros(3), constraints=loose)
     np.testing.assert_allclose(result.x / unit, 1, atol=1e-6)
+
+
+def test_constraints_and_batches_together() -> None:
+    """Values at x0 have one batch and seemed to repeat: SLSQP subtracted values of different batches, with success."""
+    f = lambda x, batch, seed: (sphere(x) + batch, [x.sum() - 1])  # noqa: E731
+    result = zo.minimize(
+        f, np.zeros(3), data=[0.1, 0.2], common_random=True, constraints=zo.Constraints(at_most=1), budget=1500
+    )
+    assert "SLSQP" not in result.strategy
+    np.testing.assert_allclose(result.x, 1 / 3, atol=0.1)
+    assert result.maxcv <= 1e-6
+    with pytest.raises(ValueError, match="'lbfgs' compares values of different steps"):
+        zo.minimize(lambda x, batch: sphere(x), np.zeros(3), "lbfgs", data=[0.1, 0.2])
+
+
+def test_a_budget_that_ends_at_the_minimum_is_enough() -> None:
+    """Four steps of 2,001 evaluations had brought f from 2,000 to 1e-15, and were "too few"."""
+    result = zo.minimize(sphere, np.zeros(2000))
+    assert result.fun < 1e-9
+    assert (result.success, result.nfev <= 15_000) == (True, True)
+
+
+def test_a_measured_rate_is_not_blamed_for_a_small_budget() -> None:
+    result = zo.minimize(sphere, np.zeros(20_000), budget=300)
+    assert not result.success
+    assert result.message.endswith("; pass a larger budget")
+
+
+@pytest.mark.parametrize("given", [{"terms": -1}, {"terms": 1.5}, {"timeout": "soon"}, {"timeout": 0}])
+def test_other_settings_that_can_mean_nothing(given: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError), match=next(iter(given))):
+        zo.minimize(lambda x, rows: sphere(x), np.zeros(2), **given)

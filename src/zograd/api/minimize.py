@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
+import numpy as np
+
 from zograd.api.batches import Draws
 from zograd.api.bounds import as_bounds
 from zograd.api.checkpoint import Checkpoint, header, seed_of
@@ -17,7 +19,7 @@ from zograd.api.minimization import Minimization
 from zograd.api.objective import Objective
 from zograd.api.options import refuse, with_options
 from zograd.api.result import Result
-from zograd.api.strategies import Auto, Constrained, OfMenu, Problem, as_strategy
+from zograd.api.strategies import LBFGS, Auto, Constrained, OfMenu, Problem, as_strategy
 from zograd.api.variables import Variables
 from zograd.api.workers import Bound, Valued, evaluator
 from zograd.core.method import Method
@@ -132,7 +134,9 @@ def minimize(
         raise ValueError("resume=True goes on from a file; pass checkpoint=PATH, the one that the run has written")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback={callback!r} is no function; pass one that takes the intermediate result")
-    target, seconds = _real("target", target), _real("seconds", seconds)
+    target, seconds, timeout = _real("target", target), _real("seconds", seconds), _real("timeout", timeout)
+    if isinstance(terms, bool) or not isinstance(terms, int | np.integer) or terms < 0:
+        raise ValueError(f"terms={terms!r} must be the number of terms of a finite sum, or 0 for none")
     variables = Variables(x0)
     lower, upper = as_bounds(bounds, variables)
     most = _number(budget)
@@ -152,6 +156,11 @@ def minimize(
     if rows is not None and terms:
         raise ValueError("constraints= and terms= do not go together; let f be the whole sum, or pass a space or set")
     strategy = as_strategy(method, variables.dim, max_failures)
+    if problem.shared and isinstance(strategy, LBFGS):
+        raise ValueError(
+            "method='lbfgs' compares values of different steps, which data= and common_random= give different batches "
+            "or seeds; leave method out, pass 'cma', or let f use one batch and one seed"
+        )
     sign = -1.0 if maximize else 1.0
     whole = max(terms, 1)
     step = _first_step(strategy, problem)

@@ -15,6 +15,7 @@ from zograd.core.record import Record
 from zograd.core.records import Records
 from zograd.core.schedules import as_schedule
 from zograd.estimators import Players, Saddle
+from zograd.learning_rate import AutoRate
 from zograd.methods.defaults import BLACK_BOX_LR
 from zograd.methods.menu import MENU, describe
 
@@ -223,7 +224,9 @@ def unfinished(
         noise = max(noise, 1.5 * float(np.std(np.diff(late))))
     if drop > 0.1 * total and drop > CLEAR * noise / math.sqrt(part):
         crawls = total < 0.01 * max(abs(f0), abs(final))  # at this rate it takes for ever
-        remedy = _longer(method, tape[-1].rates[0].lr) if method is not None and crawls else words.more
+        remedy = words.more
+        if method is not None and crawls and not isinstance(method.lr, AutoRate):  # a rate that nobody measured
+            remedy = _longer(method, tape[-1].rates[0].lr)
         change = "drop" if words.sign > 0 else "rise"
         share = 100 * min(drop / total, 1)
         return End(

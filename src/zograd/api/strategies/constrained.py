@@ -151,10 +151,13 @@ class ConstrainedSearch:
 
     def mean(self, here: list[Evaluated]) -> None:
         """Whether values repeat, and their noise."""
-        self.repeats = all(v == here[0] and np.array_equal(v.c, here[0].c) for v in here)
+        shared = self.problem.shared  # those of x0 have one batch, and those of other steps another one
+        self.repeats = not shared and all(v == here[0] and np.array_equal(v.c, here[0].c) for v in here)
         self.trace.noise = (
             float(np.std([float(v) for v in here], ddof=1)) if len(here) > 1 and not self.repeats else 0.0
         )
+        if shared:
+            self.trace.noise = math.nan
         self.trace.fun = float(np.mean([float(v) for v in here]))
 
     def slopes(self, start: Evaluation) -> Generator[Points, Values, float]:

@@ -294,6 +294,8 @@ class _Search:
                 now = intermediate_result.fun / unit
                 idle = idle + 1 if last - now <= floor else 0
                 last = now
+                if not self.grid:  # the budget may end before the next step
+                    self.trace.stationary = self.at_rest()
                 if idle >= FEW:
                     raise StopIteration
 
