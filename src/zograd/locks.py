@@ -41,6 +41,8 @@ class FileLock:
                 raise OSError(
                     errno.ELOOP, "the lock file is a symbolic link, which is not followed; remove it", str(path)
                 )
+            if not path.parent.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "the folder does not exist; make it first", str(path.parent))
             self._file = os.fdopen(os.open(path, _FLAGS, 0o666), "r+b", buffering=0)
             try:
                 self._take(what, wait)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from tests.pages import zograd
 from zograd.errors import UsageError
 from zograd.serve.board import Board
 from zograd.serve.client import Client
+from zograd.serve.server import bound
 from zograd.serve.setup import Setup
 
 
@@ -86,3 +89,11 @@ def test_a_setup_is_the_arguments_of_asktell(tmp_path: Path) -> None:
     assert (loop.maximize, loop.desk.lease) == (True, 5.0)
     with pytest.raises(UsageError, match="bounds name 'c', but x0 has a, b"):
         Setup({"a": 1.0, "b": 2.0}, bounds={"c": [0, 1]}).loop()
+
+
+def test_the_address_may_be_used_as_soon_as_it_is_printed() -> None:
+    """The socket was bound and did not listen yet: a script that read the address was refused."""
+    with closing(bound("127.0.0.1", 0)) as listening:
+        socket.create_connection(listening.getsockname(), timeout=5).close()
+    with pytest.raises(UsageError, match="--port 99999 is no port"):
+        bound("127.0.0.1", 99999)

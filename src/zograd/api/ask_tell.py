@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from zograd.api import trials
 from zograd.api.bounds import as_bounds
 from zograd.api.constraints import Evaluated, as_rows
@@ -97,7 +99,9 @@ class AskTell:
                 f"methods.frank_wolfe(set) where it has a linear minimizer, otherwise methods.zo_prox(set)"
             )
         lower, upper = as_bounds(bounds, variables)
-        if budget is not None and not (math.isfinite(budget) and budget >= 1):
+        if budget is not None and not (
+            isinstance(budget, int | float | np.integer) and math.isfinite(budget) and budget >= 1
+        ):
             raise ValueError(f"budget={budget} must be a number of evaluations, at least 1, or None for no end")
         problem = Problem(
             variables, lower, upper, as_seed(seed), budget=BUDGET if budget is None else int(budget),

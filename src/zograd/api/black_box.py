@@ -46,7 +46,7 @@ class BlackBox:
 
     def values(self, points: Sequence[Array]) -> list[Array]:
         """S at each point."""
-        found = [np.asarray(y, dtype=np.float64) for y in self.map(self.solver, points)]
+        found = [_solved(y) for y in self.map(self.solver, points)]
         self.solves += len(points)
         return found
 
@@ -144,6 +144,20 @@ class _Pass(torch.autograd.Function):
 def _numpy(t: Tensor) -> Array:
     """A float64 copy."""
     return np.array(t.detach().cpu().double().numpy())
+
+
+def _solved(y: Any) -> Array:
+    """What a solver returned, as float64. TypeError for what are no real numbers."""
+    said = repr(y)
+    try:
+        array = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
+        if array.dtype.kind in "biuf":
+            return array.astype(np.float64)
+        if array.dtype.kind == "c":
+            said = "complex numbers"
+    except ValueError:
+        said = "parts of different shapes"
+    raise TypeError(f"the black box has to return an array of real numbers, but it returned {said}")
 
 
 def _what(m: Any) -> str:

@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zograd.api.variables import Flat, Variables
+
+FORM = "bounds must be pairs (low, high) of numbers or None, or a scipy.optimize.Bounds"
+
+
+class _Sides(NamedTuple):
+    lb: Mapping[Any, Any]
+    ub: Mapping[Any, Any]
+
+
+def _by_name(bounds: Mapping[Any, Any], variables: Variables) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """(lower, upper) by the names of x0."""
+    if variables.names is None:
+        raise TypeError("bounds is a dict, but x0 is none; pass pairs (low, high), or a scipy.optimize.Bounds")
+    lower, upper = {}, {}
+    for name, pair in bounds.items():
+        try:
+            low, high = (pair.lb, pair.ub) if hasattr(pair, "lb") and hasattr(pair, "ub") else pair
+        except (TypeError, ValueError):
+            raise ValueError(f"bounds[{name!r}] must be one pair (low, high), or a scipy.optimize.Bounds") from None
+        lower[name], upper[name] = -math.inf if low is None else low, math.inf if high is None else high
+    return lower, upper
 
 
 def as_bounds(bounds: Any, variables: Variables) -> tuple[Flat, Flat] | tuple[None, None]:
     """(lower, upper) for each variable, infinite where there is none; (None, None) without bounds.
 
     bounds: an object with `lb` and `ub` (`scipy.optimize.Bounds`), one pair (low, high) for all variables or a pair for
-    each; None in a pair is no bound; low == high fixes a variable. Raises ValueError where low > high or x0 is outside.
+    each; for x0 that is a dict also a dict with one pair, or `Bounds`, for each name. None in a pair is no bound;
+    low == high fixes a variable. Raises ValueError where low > high or x0 is outside.
     """
     if bounds is None:
         return None, None
     dtype = variables.flat.dtype
+    if isinstance(bounds, Mapping):
+        bounds = _Sides(*_by_name(bounds, variables))
+    elif not (hasattr(bounds, "lb") and hasattr(bounds, "ub")) and not isinstance(bounds, Iterable):
+        raise TypeError(FORM)
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
         lower, upper = (variables.flattened(b, "bounds").astype(dtype) for b in (bounds.lb, bounds.ub))
     else:
@@ -35,9 +62,7 @@ def as_bounds(bounds: Any, variables: Variables) -> tuple[Flat, Flat] | tuple[No
         try:
             low_high = [(-math.inf if a is None else float(a), math.inf if b is None else float(b)) for a, b in pairs]
         except (TypeError, ValueError):
-            raise ValueError(
-                "bounds must be pairs (low, high) of numbers or None, or a scipy.optimize.Bounds"
-            ) from None
+            raise ValueError(FORM) from None
         lower, upper = (np.array(side, dtype) for side in zip(*low_high, strict=True))
     if np.any(np.isnan(lower) | np.isnan(upper)):
         raise ValueError("bounds hold NaN; use None or an infinite number for no bound")

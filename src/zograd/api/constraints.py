@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,7 @@ class _Block:
 
     def rows(self, g: Any) -> Flat:
         """The rows from the values of g."""
-        array = np.asarray(g, dtype=np.float64).reshape(-1)
+        array = _array(g)
         if array.size != self.size:
             raise ValueError(f"a constraint returned {array.size} values, but {self.size} were expected")
         c: Flat = self.sign * array[self.index] - self.offset
@@ -195,6 +196,18 @@ class _Constrained:
         return as_number(value), c
 
 
+def _array(g: Any) -> Flat:
+    """What a constraint returned, as one array of one axis. TypeError for what are no real numbers."""
+    array = np.asarray(g.detach().cpu().numpy() if hasattr(g, "detach") else g)
+    if array.dtype == object or array.dtype.kind not in "biuf":
+        with suppress(TypeError, ValueError):
+            if g is not None and array.dtype == object:
+                found: Flat = array.astype(np.float64).reshape(-1)
+                return found
+        raise TypeError(f"a constraint has to return a real number or an array of them, but it returned {g!r}")
+    return array.astype(np.float64).reshape(-1)
+
+
 def _pair(value: Any) -> tuple[Any, Any]:
     try:
         first, c = value
@@ -203,7 +216,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
             f"with constraints=Constraints(...), f has to return (value, c), but it returned {type(value).__name__}; "
             f"write return value, [c_1, ...], and with AskTell tell([(value, [c_1, ...]), ...])"
         ) from None
-    return first, c.detach().cpu().numpy() if hasattr(c, "detach") else c
+    return first, c
 
 
 def as_rows(constraints: Any, variables: Variables) -> Rows | None:
@@ -237,7 +250,7 @@ def _block(one: Any, k: int, variables: Variables) -> _Block:
                 f"(fun = 0), 'fun': a function}}"
             )
         args = tuple(one.get("args", ()))
-        n = np.size(fun(x0, *args))
+        n = _array(fun(x0, *args)).size
         return _sided(fun, args, n, np.zeros(n), np.full(n, math.inf if kind == "ineq" else 0.0), k, False)
     if hasattr(one, "A") and hasattr(one, "lb"):
         a = one.A.toarray() if hasattr(one.A, "toarray") else np.atleast_2d(np.asarray(one.A, dtype=np.float64))
@@ -247,7 +260,7 @@ def _block(one: Any, k: int, variables: Variables) -> _Block:
         low, high = (np.broadcast_to(np.asarray(b, dtype=np.float64), (n,)) for b in (one.lb, one.ub))
         return _sided(None, (), n, low, high, k, bool(np.any(one.keep_feasible)), matrix=a.astype(np.float64))
     if hasattr(one, "fun") and hasattr(one, "lb"):
-        n = np.size(one.fun(x0))
+        n = _array(one.fun(x0)).size
         low, high = (np.broadcast_to(np.asarray(b, dtype=np.float64), (n,)) for b in (one.lb, one.ub))
         return _sided(one.fun, (), n, low, high, k, bool(np.any(one.keep_feasible)))
     raise TypeError(

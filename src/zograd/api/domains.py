@@ -36,6 +36,8 @@ def on_set(the_set: Any, method: Any) -> Method[Any]:
 
     Both start inside of the set.
     """
+    if isinstance(the_set, type):
+        raise TypeError(f"constraints={the_set.__name__} is a class; make a set of it, such as sets.L1Ball(1.0)")
     if method != "auto":
         raise TypeError(
             f"constraints={type(the_set).__name__}(...) chooses the method by what the set can do; leave method out, "

@@ -55,7 +55,7 @@ def gradient(
         the directions of a run.
 
     Memory: a few arrays of the size of x. TypeError for what is no estimator or law, or has slots; ValueError for an
-    empty or non-finite x, mu <= 0, and where f is not finite at every point.
+    empty or non-finite x, mu <= 0, and where values of f that are not finite leave no estimate.
 
     >>> import numpy as np, zograd as zo
     >>> exact = zo.estimators.Coordinates(3, central=True)
@@ -86,8 +86,14 @@ def gradient(
 
     ask = asking(store, law, keys.Part.ESTIMATE, mu=mu, seed=as_seed(seed), step=step)
     vector = answered(estimator(ask), values, store, 0).vector
-    if not vector and not any(map(math.isfinite, told)):
-        raise ValueError(f"f is not finite at any of the {len(told)} points around x: {told[:3]}")
+    failed = sum(not math.isfinite(f) for f in told)
+    if not vector and failed:
+        if failed == len(told):
+            raise ValueError(f"f is not finite at any of the {len(told)} points around x: {told[:3]}")
+        raise ValueError(
+            f"f is not finite at {failed} of the {len(told)} points around x, so that none of their differences is; "
+            f"pass a smaller mu, or an x around which f is finite"
+        )
     value = dense(store, vector)
     return Gradient(variables.shaped(value.astype(variables.flat.dtype, copy=False)), len(told), tuple(told))
 

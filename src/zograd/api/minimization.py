@@ -20,7 +20,7 @@ from zograd.api.result import Progress, Result, calling
 from zograd.api.search import Search
 from zograd.api.strategies import Problem, points
 from zograd.api.variables import Flat
-from zograd.api.verdict import failure, unfinished
+from zograd.api.verdict import Wording, failure, unbegun, unfinished
 from zograd.api.verdict_constrained import shortfall
 from zograd.estimators import Central, Forward
 from zograd.estimators.base import Wrapper
@@ -50,7 +50,7 @@ class Minimization:
     def __post_init__(self) -> None:
         self.call = None if self.callback is None else calling(self.callback)
         self.ends = math.inf if self.seconds is None else time.monotonic() + self.seconds
-        self.goal = -math.inf if self.target is None else self.sign * self.target
+        self.goal = None if self.target is None else self.sign * self.target
         self.stopped: End | None = None
         self.exception: Exception | None = None
         self.warned = False
@@ -60,11 +60,11 @@ class Minimization:
         whole = max(problem.terms, 1)
         at_start = self.values(points([problem.x0] * self.repeats), kind=Kind.START) if self.repeats else []
         search = Search(self.strategy, problem, problem.budget - self.repeats * whole - whole, at_start or ())
-        if min(at_start or (), default=math.inf) <= self.goal:
-            self.stopped = End(Ending.START)
-        rows = self.objective.rows
-        if self.stopped and at_start and rows is not None and not rows.hold(min(at_start)):
-            self.stopped = None
+        finite = [f for f in at_start or () if math.isfinite(f)]
+        if self.stopped is None and self.goal is not None and finite and _mean(finite) <= self.goal:
+            rows = self.objective.rows
+            if rows is None or rows.hold(min(finite)):
+                self.stopped = End(Ending.START)
         try:
             while self.stopped is None and (request := search.ask()) is not None:
                 self.warn(search)
@@ -128,7 +128,7 @@ class Minimization:
     def after_step(self, search: Search) -> None:
         """Whether to go on, after a step."""
         objective = self.objective
-        if objective.best[0] <= self.goal and self.reached(search):
+        if self.goal is not None and objective.best[0] <= self.goal and self.reached(search, self.goal):
             self.stopped = End(Ending.TARGET)
         elif objective.replaying:
             return
@@ -137,7 +137,7 @@ class Minimization:
         elif self.call is not None:
             record = search.tape[-1]
             progress = Progress(
-                x=self.problem.variables.shaped(self.problem.inside(search.x)), fun=self.sign * record.loss,
+                x=self.problem.variables.shaped(self.problem.inside(search.x_copy)), fun=self.sign * record.loss,
                 nit=len(search.tape), nfev=objective.nfev, best_fun=self.sign * objective.best[0], record=record,
             )  # fmt: skip
             try:
@@ -152,9 +152,9 @@ class Minimization:
         start = search.trace.values_at_start
         return not self.problem.shared and (search.trace.noise == 0 or (len(start) > 1 and min(start) == max(start)))
 
-    def reached(self, search: Search) -> bool:
+    def reached(self, search: Search, goal: float) -> bool:
         """Whether a value at the target is no luck: where values differ, the mean of a step has to reach it."""
-        return self.repeat(search) or search.tape[-1].loss <= self.goal
+        return self.repeat(search) or search.tape[-1].loss <= goal
 
     def final(self, search: Search) -> tuple[Any, float]:
         """(x, value): the recommended point, and f there, which may not be finite."""
@@ -189,17 +189,22 @@ class Minimization:
         if not math.isfinite(final) and objective.best[1] is not None:
             final, x = objective.best[0], objective.best[1]
         why = None
-        if end.kind not in REACHED and not self.halted:
-            why = failure(trace.method, search.tape, start, final, moved=moved)
+        if (end.kind not in REACHED or not math.isfinite(final)) and not self.halted:
+            words = Wording(self.sign, end)
+            why = failure(trace.method, search.tape, start, final, moved=moved, words=words)
+            if end.kind is Ending.BUDGET and not len(search.tape) and math.isfinite(final):
+                why = unbegun(self.problem.budget)
             if ended is not final:
                 why = End(
                     Ending.SHORT,
-                    f"f is {ended} where {trace.strategies[-1]} ended; x is the lowest point seen instead, "
+                    f"f is {self.sign * ended} where {trace.strategies[-1]} ended; x is the {words.best} point seen "
+                    f"instead, "
                     f"f={self.sign * final:.6g}; pass a smaller lr or mu",
                 )
             if why is None and end.used_up and not trace.stationary:
                 noise = self.noise(trace)
-                why = unfinished(trace.method, search.tape, _mean(start), final, noise if math.isfinite(noise) else 0.0)
+                noise = noise if math.isfinite(noise) else 0.0
+                why = unfinished(trace.method, search.tape, _mean(start), final, noise, words=words)
             if end.kind is Ending.FAILURES and ended is final:
                 why = None  # it says so itself
         message, status = concluded(end, why)
@@ -223,11 +228,18 @@ class Minimization:
         if value is None:
             told = None if self.halted else self.values(points([x]), kind=Kind.FINAL)
             value = rows.failed() if told is None else told[0]
+            best, best_x = self.objective.best
+            if told is None and best_x is not None:  # f may not be called again: the best point at which all rows hold
+                x, value = best_x, best
         end, why = self.end(search), None
         if not (self.halted or (end.kind in REACHED and rows.hold(value))):
             start = [v for v in search.trace.values_at_start if math.isfinite(v)]
             moved = not np.array_equal(x, self.problem.x0)
-            why = shortfall(rows, start, value, error, standing, end, steps=len(search.tape), moved=moved)
+            words = Wording(self.sign, end)
+            steps = len(search.tape)
+            why = shortfall(rows, start, value, error, standing, end, steps=steps, moved=moved, words=words)
+            if end.kind is Ending.BUDGET and not steps and math.isfinite(value):
+                why = unbegun(self.problem.budget)
         result = self.found(search, x, float(value), *concluded(end, why))
         result.constraints = value.c
         result.maxcv = float(np.max(rows.excess(value.c)))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
+import numpy as np
+
 from zograd.api.batches import Draws
 from zograd.api.bounds import as_bounds
 from zograd.api.checkpoint import Checkpoint, header, seed_of
@@ -17,7 +19,7 @@ from zograd.api.minimization import Minimization
 from zograd.api.objective import Objective
 from zograd.api.options import refuse, with_options
 from zograd.api.result import Result
-from zograd.api.strategies import Auto, Constrained, OfMenu, Problem, as_strategy
+from zograd.api.strategies import LBFGS, Auto, Constrained, OfMenu, Problem, as_strategy
 from zograd.api.variables import Variables
 from zograd.api.workers import Bound, Valued, evaluator
 from zograd.core.method import Method
@@ -72,8 +74,8 @@ def minimize(
     options: settings of a method that is given by its name: {"sigma": 2.0} for "cma", {"n": 4, "lr": 1e-2} for
         "zo_sgd".
     args: further arguments of f, a tuple or list; anything else is a single one.
-    bounds: `scipy.optimize.Bounds`, or a pair (low, high) for each variable, None for no bound. f is never called
-        outside of them.
+    bounds: `scipy.optimize.Bounds`, or a pair (low, high) for each variable, None for no bound; for a dict of arrays
+        also a dict of pairs. f is never called outside of them. Where they fix all variables, x0 is the result.
     constraints: `scipy.optimize.LinearConstraint` or `NonlinearConstraint`, a dict {"type": "ineq" or "eq", "fun"}, or
         a list of them; `zograd.Constraints(at_most=m, equal=p)` where f returns (value, c) of one evaluation; or a set
         of `zograd.sets`. They need no derivatives. See `zograd.api.strategies.constrained.Constrained` for what
@@ -128,6 +130,13 @@ def minimize(
         raise ValueError("terms and data are two ways to take part of a sum; pass one of them")
     if workers is not None and executor is not None:
         raise TypeError("workers and executor are the same; pass workers")
+    if resume and checkpoint is None:
+        raise ValueError("resume=True goes on from a file; pass checkpoint=PATH, the one that the run has written")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback={callback!r} is no function; pass one that takes the intermediate result")
+    target, seconds, timeout = _real("target", target), _real("seconds", seconds), _real("timeout", timeout)
+    if isinstance(terms, bool) or not isinstance(terms, int | np.integer) or terms < 0:
+        raise ValueError(f"terms={terms!r} must be the number of terms of a finite sum, or 0 for none")
     variables = Variables(x0)
     lower, upper = as_bounds(bounds, variables)
     most = _number(budget)
@@ -147,6 +156,11 @@ def minimize(
     if rows is not None and terms:
         raise ValueError("constraints= and terms= do not go together; let f be the whole sum, or pass a space or set")
     strategy = as_strategy(method, variables.dim, max_failures)
+    if problem.shared and isinstance(strategy, LBFGS):
+        raise ValueError(
+            "method='lbfgs' compares values of different steps, which data= and common_random= give different batches "
+            "or seeds; leave method out, pass 'cma', or let f use one batch and one seed"
+        )
     sign = -1.0 if maximize else 1.0
     whole = max(terms, 1)
     step = _first_step(strategy, problem)
@@ -183,6 +197,19 @@ def _number(budget: Any) -> int:
     if not math.isfinite(most):
         raise ValueError(f"budget={budget} would never be used up; pass a number of evaluations")
     return int(most)
+
+
+def _real(name: str, value: Any) -> float | None:
+    """A setting that is one number, or None."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}={value!r} is no number; pass one, or None") from None
+    if math.isnan(number):
+        raise ValueError(f"{name} is NaN, which no value reaches; pass a number, or None")
+    return number
 
 
 def _first_step(strategy: Any, problem: Problem) -> int:

@@ -61,7 +61,10 @@ def listed(x: Any) -> Any:
 
 
 def described(variables: Variables) -> dict[str, Any]:
-    """x0 with its form, as plain data."""
+    """x0 with its form, as plain data. TypeError for names that are neither strings nor numbers."""
+    for key in variables.keys:
+        if not isinstance(key, str | int | float):
+            raise TypeError(f"save() writes names that are strings or numbers, but x0 has the name {key!r}")
     arrays, start = [], 0
     parts = zip(variables.shapes, variables.dtypes, variables.sizes, variables.likes, strict=True)
     for shape, dtype, size, like in parts:
@@ -69,7 +72,7 @@ def described(variables: Variables) -> dict[str, Any]:
         device = None if like is None else str(like.device)
         arrays.append({"dtype": dtype.name, "shape": list(shape), "values": part.tolist(), "device": device})
         start += size
-    return {"names": None if variables.names is None else list(variables.names), "arrays": arrays}
+    return {"names": None if variables.names is None else list(variables.keys), "arrays": arrays}
 
 
 def x0_from(told: dict[str, Any]) -> Any:

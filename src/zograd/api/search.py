@@ -7,9 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from zograd.api.ending import End, Ending
-from zograd.api.strategies import Points, Problem, Strategy, Trace
+from zograd.api.strategies import Points, Problem, Routine, Strategy, Trace
 from zograd.api.variables import Flat
 from zograd.core.records import Records
+
+
+def _no_search(trace: Trace) -> Routine:
+    """What is left to do where bounds fix all variables."""
+    yield from ()
+    return End(Ending.START, "all variables are fixed by their bounds: x0 is the only point")
 
 
 class Search:
@@ -30,7 +36,7 @@ class Search:
         if len(values_at_start) > 1 and min(values_at_start) == max(values_at_start) and not problem.shared:
             self.trace.noise = 0.0
         self.trace.on_step = self.tape.append
-        self._routine = strategy(self.trace)
+        self._routine = (_no_search if problem.fixed else strategy)(self.trace)
         self._points: Points | None = None
         self._cost = 0
         self.evaluations = 0
@@ -74,3 +80,8 @@ class Search:
         """The recommended point: a copy, or, when the search has ended, the array that nobody else holds any more."""
         x = self.trace.position()
         return x.copy() if self.ended is None or np.may_share_memory(x, self.problem.x0) else x
+
+    @property
+    def x_copy(self) -> Flat:
+        """The recommended point, which the caller may change: the search may have ended with its last step."""
+        return np.array(self.trace.position(), copy=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,16 +35,21 @@ class Variables:
     """x0 as it was given, and as one flat array.
 
     x0: a number, a list, an array, a torch tensor, or a dict of these. `f` gets its points in the same form, and the
-    result has it too; numbers and lists become arrays, integers float64. flat: x0 in one axis, a copy; above
+    result has it too; numbers and lists become arrays, integers float64, also in tensors. keys: of a dict, as they are;
+    names: the same as text, which leaves and files have. flat: x0 in one axis, a copy; above
     `LARGE` variables x0 itself, where that is one array in C order.
     Raises ValueError for an empty or non-finite x0, TypeError for other types of numbers.
     """
 
     def __init__(self, x0: Any) -> None:
         self.names: tuple[str, ...] | None = None
+        self.keys: tuple[Any, ...] = ()
         given = {"x0": x0}
         if isinstance(x0, Mapping):
-            self.names = tuple(str(name) for name in x0)
+            self.keys = tuple(x0)
+            self.names = tuple(map(str, self.keys))
+            if len(set(self.names)) < len(self.names):  # 1 and "1"
+                self.names = tuple(f"{i}: {key!r}" for i, key in enumerate(self.keys))
             given = {f"x0[{name!r}]": value for name, value in x0.items()}
         self.likes = [_like(value) for value in given.values()]
         parts = [_array(_numpy(value, what), what, copy=False) for what, value in given.items()]
@@ -70,7 +76,7 @@ class Variables:
         if self.names is None:
             return _as(self.likes[0], flat.reshape(self.shapes[0]))
         found, start = {}, 0
-        parts = zip(self.names, self.shapes, self.sizes, self.dtypes, self.likes, strict=True)
+        parts = zip(self.keys, self.shapes, self.sizes, self.dtypes, self.likes, strict=True)
         for name, shape, size, dtype, like in parts:
             found[name] = _as(like, flat[start : start + size].reshape(shape).astype(dtype, copy=False))
             start += size
@@ -79,10 +85,10 @@ class Variables:
     def flattened(self, x: Any, what: str) -> Flat:
         """A value for each variable: a number for all, or the form of x0."""
         if self.names is not None and isinstance(x, Mapping):
-            if set(map(str, x)) != set(self.names):
-                raise ValueError(f"{what} names {sorted(map(str, x))}, but x0 has {sorted(self.names)}")
+            if set(x) != set(self.keys):
+                raise ValueError(f"{what} names {sorted(map(repr, x))}, but x0 has {sorted(map(repr, self.keys))}")
             parts = [np.broadcast_to(np.asarray(x[n], self.flat.dtype), s).reshape(-1)
-                     for n, s in zip(self.names, self.shapes, strict=True)]  # fmt: skip
+                     for n, s in zip(self.keys, self.shapes, strict=True)]  # fmt: skip
             return np.concatenate(parts)
         array = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x, self.flat.dtype)
         if array.size in (1, self.dim):
@@ -198,8 +204,11 @@ class ArrayStore(Store):
 
 
 def _like(value: Any) -> torch.Tensor | None:
-    """An empty tensor of the type and device of a tensor; None for others."""
-    return torch.empty(0, dtype=value.dtype, device=value.device) if isinstance(value, torch.Tensor) else None
+    """An empty tensor of the type and device of a tensor, of float64 for integers; None for others."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    whole = not (value.dtype.is_floating_point or value.dtype.is_complex)
+    return torch.empty(0, dtype=torch.float64 if whole else value.dtype, device=value.device)
 
 
 def _as(like: torch.Tensor | None, array: Flat) -> Any:
@@ -223,7 +232,19 @@ def _numpy(value: Any, what: str) -> Any:
 
 def _array(value: Any, what: str, *, copy: bool = True) -> npt.NDArray[Any]:
     """An array of float64 or float32, finite and in C order; an own one, without `copy` only where it has to be."""
-    x = np.array(value, copy=True, order="C") if copy else np.asarray(value, order="C")
+    if value is None:
+        raise TypeError(f"{what} is None; pass a starting point, such as np.zeros(3)")
+    if isinstance(value, Mapping):
+        raise TypeError(f"{what} is a dict in a dict; pass one dict of arrays, such as {{'layer.weight': ...}}")
+    try:
+        x = np.array(value, copy=True, order="C") if copy else np.asarray(value, order="C")
+    except ValueError:
+        raise ValueError(
+            f"{what} has parts of different shapes; pass a dict of arrays, such as {{'a': first, 'b': second}}"
+        ) from None
+    if x.dtype == object and not any(isinstance(part, str | bytes) for part in x.flat):
+        with suppress(TypeError, ValueError):
+            x = x.astype(np.float64)
     if x.size and x.dtype.kind in "biu":
         x = x.astype(np.float64)
     if x.size and x.dtype not in (np.float32, np.float64):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from zograd.core.record import Record
 from zograd.core.records import Records
 from zograd.core.schedules import as_schedule
 from zograd.estimators import Players, Saddle
+from zograd.learning_rate import AutoRate
 from zograd.methods.defaults import BLACK_BOX_LR
 from zograd.methods.menu import MENU, describe
 
@@ -23,6 +25,9 @@ CLEAR = 3.0
 UNBOUNDED = 1e30
 """A function that falls below minus this has no minimum."""
 
+ROUNDING = 1e-12
+"""Relative rise of f that is none."""
+
 HARDLY = 1e-4
 """A drop below this share of f is next to nothing."""
 
@@ -30,16 +35,66 @@ FEW = 10
 """Steps below which it is not said that they were too short."""
 
 
+@dataclass(frozen=True)
+class Wording:
+    """How a sentence names values and remedies.
+
+    sign: -1 where f is maximized: values of f are told as the caller sees them. end: of the run, None inside of it.
+    """
+
+    sign: float = 1.0
+    end: End | None = None
+
+    def value(self, f: float) -> str:
+        return f"{self.sign * f + 0.0:.6g}"
+
+    @property
+    def way(self) -> tuple[str, str, str, str]:
+        """The verbs of going the right way and the wrong one."""
+        return ("come down", "came down", "falling", "rose") if self.sign > 0 else ("rise", "rose", "rising", "fell")
+
+    @property
+    def better(self) -> str:
+        return "lower" if self.sign > 0 else "higher"
+
+    @property
+    def best(self) -> str:
+        return "lowest" if self.sign > 0 else "highest"
+
+    @property
+    def timed(self) -> bool:
+        return self.end is not None and self.end.kind is Ending.TIME
+
+    @property
+    def limit(self) -> str:
+        """What ended the run."""
+        return "it" if self.timed else "the budget"
+
+    @property
+    def more(self) -> str:
+        """The remedy where that came too early."""
+        return "pass more seconds" if self.timed else "pass a larger budget"
+
+
+PLAIN = Wording()
+
+
 def failure(
-    method: Method[Any] | None, tape: Records, at_start: Sequence[float], final: float, *, moved: bool
+    method: Method[Any] | None,
+    tape: Records,
+    at_start: Sequence[float],
+    final: float,
+    *,
+    moved: bool,
+    words: Wording = PLAIN,
 ) -> End | None:
     """What `_failure` says, as an end."""
-    why = _failure(method, tape, at_start, final, moved=moved)
+    why = _failure(method, tape, at_start, final, moved=moved, words=words)
     return None if why is None else End(Ending.SHORT, why)
 
 
 def _failure(
-    method: Method[Any] | None, tape: Records, at_start: Sequence[float], final: float, *, moved: bool
+    method: Method[Any] | None, tape: Records, at_start: Sequence[float], final: float, *, moved: bool, words: Wording
 ) -> str | None:
     """Why a run is no success, with the remedy; None where f came down.
 
@@ -55,11 +110,11 @@ def _failure(
     points lie a radius mu apart.
     """
     if not math.isfinite(final):
-        return f"f is {final} at the result"
+        return f"f is {words.sign * final} at the result"
     if final < -UNBOUNDED:
-        return f"f fell to {final:.3g}, as if it had no lower bound; pass bounds, or check its sign"
+        return unbounded(final, words)
     if method is None:
-        return _without_method(at_start, final, moved=moved)
+        return _without_method(at_start, final, moved=moved, words=words)
     taken = tape.taken()
     mu = as_schedule(method.mu)(0)
     if not taken:
@@ -79,26 +134,23 @@ def _failure(
     if not finite:
         return None
     f0 = float(np.mean(finite))
-    values = f"from {f0:.6g} at x0 to {final:.6g} at the result"
+    values = f"from {words.value(f0)} at x0 to {words.value(final)} at the result"
+    come, came, _, rose = words.way
     if max(finite) > min(finite):
         down, up = _beyond_noise(taken, finite, final)
         if not (down or up):
-            return (
-                f"f did not come down by more than its noise, {values}; pass a larger mu than {mu:.3g}, or a "
-                f"larger budget"
-            )
+            return f"f did not {come} by more than its noise, {values}; pass a larger mu than {mu:.3g}, or {_or(words)}"
     else:
-        down, up = final < f0, final > f0
+        down, up = final < f0, final - f0 > ROUNDING * abs(f0)
         if down and f0 - final < 0.01 * max(abs(f0), abs(final)) and _too_short(taken, f0 - final):
             lr = taken[-1].rates[0].lr
-            return f"f hardly came down, {values}: steps are too short; {_longer(method, lr)}"
+            return f"f hardly {came}, {values}: steps are too short; {_longer(method, lr)}"
     if up and isinstance(method.estimator, (Players, Saddle)):
-        return (
-            f"f rose, {values}: {type(method.estimator).__name__} looks for an equilibrium, not a minimum; use AskTell"
-        )
+        name = type(method.estimator).__name__
+        return f"f {rose}, {values}: {name} looks for an equilibrium, not a minimum; use AskTell"
     if up:
-        return f"f rose, {values}: steps were too long; {_shorter(method, taken, f0)}"
-    return None if down else f"f is as it was, {final:.6g} at x0 and at the result; pass another mu or lr"
+        return f"f {rose}, {values}: steps were too long; {_shorter(method, taken, f0)}"
+    return None if down else f"f is as it was, {words.value(final)} at x0 and at the result; pass another mu or lr"
 
 
 def _longer(method: Method[Any], lr: float) -> str:
@@ -109,28 +161,46 @@ def _longer(method: Method[Any], lr: float) -> str:
     return f"{larger}, which {method.name} has for the weights of language models, or lr='auto'"
 
 
-def _without_method(at_start: Sequence[float], final: float, *, moved: bool) -> str | None:
+def _or(words: Wording) -> str:
+    """The second remedy of a sentence."""
+    return words.more.removeprefix("pass ")
+
+
+def unbounded(final: float, words: Wording) -> str:
+    """What is said of a function without a minimum."""
+    fell, lower = ("fell", "lower") if words.sign > 0 else ("rose", "upper")
+    return f"f {fell} to {words.sign * final:.3g}, as if it had no {lower} bound; pass bounds, or check its sign"
+
+
+def _without_method(at_start: Sequence[float], final: float, *, moved: bool, words: Wording) -> str | None:
     """The verdict on a strategy whose steps have no directions: from the values at both ends."""
     finite = [f for f in at_start if math.isfinite(f)]
+    come, _, _, rose = words.way
     if not finite or not moved:
-        return None if moved else "x did not move: no point with a lower value was found"
+        return None if moved else f"x did not move: no point with a {words.better} value was found"
     f0, noise = float(np.mean(finite)), float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
-    values = f"from {f0:.6g} at x0 to {final:.6g} at the result"
-    if abs(final - f0) <= CLEAR * noise * math.sqrt(1 + 1 / len(finite)):
-        return (
-            f"f did not come down by more than its noise, {values}; pass a larger budget"
-            if noise
-            else (f"f is as it was, {final:.6g} at x0 and at the result")
-        )
-    return f"f rose, {values}" if final > f0 else None
+    values = f"from {words.value(f0)} at x0 to {words.value(final)} at the result"
+    if abs(final - f0) <= CLEAR * noise * math.sqrt(1 + 1 / len(finite)) or 0 < final - f0 <= ROUNDING * abs(f0):
+        if noise:
+            return f"f did not {come} by more than its noise, {values}; {words.more}"
+        return f"f is as it was, {words.value(final)} at x0 and at the result"
+    return f"f {rose}, {values}" if final > f0 else None
 
 
-def too_few(steps: int) -> End:
+def unbegun(budget: int) -> End:
+    """The end of a run that made no step."""
+    return End(Ending.EARLY, f"the budget of {budget:,} evaluations ended before the first step; pass a larger budget")
+
+
+def too_few(steps: int, words: Wording = PLAIN) -> End:
     """The end of a run that has only begun."""
-    return End(Ending.EARLY, f"the budget ended after {steps} iterations, which are too few; pass a larger budget")
+    count = "1 step, which is too few" if steps == 1 else f"{steps} steps, which are too few"
+    return End(Ending.EARLY, f"{words.limit} ended after {count}; {words.more}")
 
 
-def unfinished(method: Method[Any] | None, tape: Records, f0: float, final: float, noise: float) -> End | None:
+def unfinished(
+    method: Method[Any] | None, tape: Records, f0: float, final: float, noise: float, *, words: Wording = PLAIN
+) -> End | None:
     """Why the end of the budget came too early: f was still falling. None where it was not.
 
     The last quarter of the evaluations brought more than a tenth of the whole drop, and more than the noise explains,
@@ -142,7 +212,7 @@ def unfinished(method: Method[Any] | None, tape: Records, f0: float, final: floa
     if not total > 0:
         return None
     if len(values) < FEW:
-        return too_few(len(values)) if method is None else None
+        return too_few(len(values), words) if method is None else None
     spent = np.cumsum(evaluations)
     if method is None and not noise:  # the best point is kept, and a restart begins high
         values = np.minimum.accumulate(values)
@@ -154,11 +224,15 @@ def unfinished(method: Method[Any] | None, tape: Records, f0: float, final: floa
         noise = max(noise, 1.5 * float(np.std(np.diff(late))))
     if drop > 0.1 * total and drop > CLEAR * noise / math.sqrt(part):
         crawls = total < 0.01 * max(abs(f0), abs(final))  # at this rate it takes for ever
-        remedy = _longer(method, tape[-1].rates[0].lr) if method is not None and crawls else "pass a larger budget"
+        remedy = words.more
+        if method is not None and crawls and not isinstance(method.lr, AutoRate):  # a rate that nobody measured
+            remedy = _longer(method, tape[-1].rates[0].lr)
+        change = "drop" if words.sign > 0 else "rise"
+        share = 100 * min(drop / total, 1)
         return End(
             Ending.EARLY,
-            f"the budget ended while f was falling: about {100 * min(drop / total, 1):.0f} % of the drop, from "
-            f"{f0:.6g} to {final:.6g}, came in its last quarter; {remedy}",
+            f"{words.limit} ended while f was {words.way[2]}: about {share:.0f} % of the {change}, "
+            f"from {words.value(f0)} to {words.value(final)}, came in its last quarter; {remedy}",
         )
     return None
 

@@ -11,7 +11,10 @@ import numpy as np
 from zograd.api.constraints import CLEAR, Evaluated, Rows
 from zograd.api.ending import End, Ending
 from zograd.api.variables import Flat
-from zograd.api.verdict import FEW, too_few
+from zograd.api.verdict import FEW, PLAIN, Wording, too_few, unbounded
+
+FALLS = 1e20
+"""Times f(x0), or 1, below which f is said to fall without end: multipliers come to rest where no row is near."""
 
 ROUNDING = 1e-9
 """Relative rise of f that counts as none."""
@@ -27,36 +30,40 @@ def shortfall(
     *,
     steps: int,
     moved: bool,
+    words: Wording = PLAIN,
 ) -> End | None:
     """Why a run is no success; None where it is.
 
     start: finite values at x0. value: f and c at the result, the means where they were measured several times. error:
     the standard errors of c then. standing: what the strategy says, with `settled`. end: of the run.
-    steps: how many the run made.
+    steps: how many the run made. words: how values and remedies are named.
     """
     if not math.isfinite(value):
-        return _short(f"f or a constraint is {float(value)} at the result")
+        return _short(f"f or a constraint is {words.sign * float(value)} at the result")
+    if value < -FALLS * max([1.0, *map(abs, start)]):
+        return _short(unbounded(value, words))
     if (why := rows.why_violated(value.c, error)) is not None:
-        return _short(f"{why}; pass a larger budget, or start nearer to where the constraints hold")
+        return _short(f"{why}; {words.more}, or start nearer to where the constraints hold")
     settled = None if standing is None else standing.settled
     feasible = [float(v) for v in start if isinstance(v, Evaluated) and rows.why_violated(v.c, None) is None]
     if feasible:
         f0 = float(np.mean(feasible))
         noise = float(np.std(feasible, ddof=1)) if len(feasible) > 1 else 0.0
         if value - f0 > max(CLEAR * noise, ROUNDING * abs(f0)):
-            return _short(f"f rose, from {f0:.6g} at x0 to {value:.6g} at the result; pass a larger budget")
+            values = f"from {words.value(f0)} at x0 to {words.value(value)} at the result"
+            return _short(f"f {words.way[3]}, {values}; {words.more}")
         if not moved and not settled:
             return _short(
-                "x did not move: no point with a lower value was found at which the constraints hold; pass a larger "
-                "budget, or start elsewhere if x0 is no minimum"
+                f"x did not move: no point with a {words.better} value was found at which the constraints hold; "
+                f"{words.more}, or start elsewhere if x0 is no {'minimum' if words.sign > 0 else 'maximum'}"
             )
     unsettled = settled is False and end.kind is not Ending.CALLBACK
     if end.used_up and (standing is None or unsettled):
-        why = "the budget ended before multipliers and point had converged; pass a larger budget"
+        why = f"{words.limit} ended before multipliers and point had converged; {words.more}"
         return End(Ending.EARLY, why)
     if unsettled:
         return _short("multipliers and point have not converged")
-    return too_few(steps) if end.used_up and steps < FEW and not settled else None
+    return too_few(steps, words) if end.used_up and steps < FEW and not settled else None
 
 
 def _short(why: str) -> End:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
@@ -131,15 +132,26 @@ class UnknownMethodError(UsageError):
     """A name that is not on the menu."""
 
 
+def _unknown(name: str) -> str:
+    """The menu, and last, where it is read, what is nearest to a name that is not on it."""
+    near = difflib.get_close_matches(name.lower(), MENU, n=3)
+    nearest = f"; nearest to it: {', '.join(near)}" if near else ""
+    return f"there is no method {name!r}; the menu has {', '.join(MENU)}{nearest}"
+
+
 def make(name: str, **settings: Any) -> Method[Any]:
     """The menu entry `name` with some of its defaults replaced; an unknown name or setting says what there is."""
     if name not in MENU:
-        raise UnknownMethodError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
+        raise UnknownMethodError(_unknown(name))
     known = inspect.signature(MENU[name].build).parameters
     if unknown := sorted(settings.keys() - known.keys()):
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
     if isinstance(settings.get("law"), str):
         settings["law"] = law_named(settings["law"])
+    for key, value in settings.items():
+        default = known[key].default
+        if isinstance(value, str) and value != "auto" and type(default) in (int, float):
+            raise TypeError(f"{name}: {key}={value!r} is a text; pass a number, such as {default!r}")
     return MENU[name].build(**settings)
 
 
@@ -155,7 +167,7 @@ def describe(name: str) -> dict[str, Any]:
     """A line of the menu as plain data: formula, parts, defaults, evaluations a step, extra memory, source."""
     item = MENU.get(name)
     if item is None:
-        raise UnknownMethodError(f"there is no method {name!r}; the menu has {', '.join(MENU)}")
+        raise UnknownMethodError(_unknown(name))
     parameters = inspect.signature(item.build).parameters
     needed = [p for p in parameters.values() if p.default is p.empty]
     method = item.build(**item.example)

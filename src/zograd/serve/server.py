@@ -24,15 +24,19 @@ CONNECTIONS = 500
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket on that address; port 0 is any free one. Raises UsageError where it is taken."""
+    """A socket on that address; port 0 is any free one. Raises UsageError where it is taken, or is none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(CONNECTIONS)  # who reads the address may connect at once: the server answers when it has begun
     except OSError as error:
         listening.close()
         raise UsageError(f"cannot listen on {host} port {port}: {error.strerror}; take another --port") from None
+    except OverflowError:
+        listening.close()
+        raise UsageError(f"--port {port} is no port; take one from 0 to 65535, 0 for a free one") from None
     return listening
 
 

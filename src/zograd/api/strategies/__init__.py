@@ -13,9 +13,27 @@ from zograd.api.strategies.lbfgs import LBFGS
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.core.method import Method
 from zograd.methods.defaults import black_box
+from zograd.methods.menu import MENU, UnknownMethodError
 
 OTHERS: dict[str, type[Any]] = {"auto": Auto, "lbfgs": LBFGS, "cma": CMA}
 """Names beside those of the menu."""
+
+
+SCIPYS = {
+    "l-bfgs-b": "lbfgs", "bfgs": "lbfgs", "cg": "lbfgs", "newton-cg": "lbfgs", "tnc": "lbfgs", "slsqp": "auto",
+    "trust-constr": "auto", "cobyla": "auto", "cobyqa": "auto", "nelder-mead": "auto", "powell": "auto",
+    "differential_evolution": "cma", "dual_annealing": "cma", "basinhopping": "cma", "shgo": "cma", "direct": "cma",
+}  # fmt: skip
+"""Names of SciPy's, and what is nearest to them here."""
+
+
+def _elsewhere(name: str) -> str:
+    """What a name that is not known here may mean; empty for others."""
+    if name.lower() in OTHERS:
+        return f"write {name.lower()!r}"
+    if mine := SCIPYS.get(name.lower()):
+        return f"it is a method of SciPy; pass method={mine!r}, which is the nearest here, or call scipy.optimize"
+    return ""
 
 
 def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
@@ -24,6 +42,8 @@ def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
         if method in OTHERS:
             strategy: Strategy = OTHERS[method]()
             return strategy
+        if method not in MENU and (hint := _elsewhere(method)):
+            raise UnknownMethodError(f"there is no method {method!r}; {hint}")
         return OfMenu(black_box(method, dim), max_failures)
     if isinstance(method, Method):
         return OfMenu(method, max_failures)

@@ -46,8 +46,10 @@ class Auto:
     def __call__(self, trace: Trace) -> Routine:
         problem = trace.problem
         values = trace.values_at_start
-        if len(values) < REPEATS and trace.left > REPEATS:
-            values += yield points([problem.x0] * (REPEATS - len(values)))
+        if len(values) < REPEATS and trace.left > 1:
+            values += yield points([problem.x0] * min(REPEATS - len(values), trace.left))
+        if not values:
+            return End(Ending.BUDGET)
         finite = [f for f in values if math.isfinite(f)]
         trace.noise = float(np.std(finite, ddof=1)) if len(finite) > 1 and max(finite) > min(finite) else 0.0
         if finite:

@@ -19,6 +19,10 @@ Routine: TypeAlias = "Generator[Points, Values, End]"
 """Yields points, receives a value for each (NaN or infinity: a failed evaluation), returns why it ended."""
 
 
+UNLIKE = 1e3
+"""Ratio of the widths of bounds from which they are taken for units of the variables."""
+
+
 @dataclass(frozen=True)
 class Points:
     """Points of one request, made when they are read; each is a fresh flat array. They share data and randomness.
@@ -83,6 +87,22 @@ class Problem:
             if math.isfinite(width) and width > 0:
                 return 0.3 * width
         return 0.3 * max(1.0, float(np.sqrt(np.mean(np.square(self.x0, dtype=np.float64)))))
+
+    @property
+    def fixed(self) -> bool:
+        """Whether bounds fix all variables."""
+        return self.lower is not None and self.upper is not None and bool(np.all(self.lower == self.upper))
+
+    @property
+    def widths(self) -> Flat | None:
+        """The widths of finite bounds where some are a thousand times others, 1 for fixed variables; None elsewhere."""
+        if self.lower is None or self.upper is None:
+            return None
+        width = self.upper.astype(np.float64) - self.lower
+        free = width > 0
+        if not np.all(np.isfinite(width)) or np.max(width) <= UNLIKE * np.min(width[free], initial=math.inf):
+            return None
+        return np.where(free, width, 1.0)
 
     def inside(self, x: Flat) -> Flat:
         """x with each variable moved to its nearest bound."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +21,9 @@ from zograd.errors import needs
 SEPARABLE = 200
 """Variables above which the covariance is diagonal."""
 
+RECENT = 5
+"""Populations whose values tell how low a run is, where values differ."""
+
 FAILED = 20
 """Populations in a row without a finite value, after which the search ends."""
 
@@ -27,12 +32,14 @@ FAILED = 20
 class CMA:
     """`cma.CMAEvolutionStrategy` of the package pycma (Hansen), restarted with a doubled population when it stops.
 
-    sigma: the first standard deviation, in units of x; None: `Problem.radius`. separable: a diagonal covariance
+    sigma: the first standard deviation, in units of x; None: `Problem.radius`. Where some bounds are a thousand times
+    wider than others, it is shared out by their widths. separable: a diagonal covariance
     (Ros and Hansen 2008); None: above 200 variables. The first run begins at the recommended point, a restart (Auger
     and Hansen 2005, IPOP) anywhere in the bounds, or without bounds around x0, each time four times as far.
     Values that are not finite rank last; after 20 populations without any other it ends.
 
-    Where values repeat, the recommended point is the best one seen, otherwise the mean of the population.
+    Where values repeat, the recommended point is the best one seen. Otherwise it is the mean of the population; that of
+    a restart only where its last five populations have a lower median than those at the end of the runs before.
     Memory: O(d^2), separable O(population d).
     """
 
@@ -56,18 +63,23 @@ class CMA:
         start = space.narrow(trace.position())
         best = trace.fun if repeats and trace.fun is not None else math.inf
         population = None
+        settled: tuple[float, Callable[[], Flat]] | None = None
         end, failed = End(Ending.ITSELF), 0
         for restart in range(self.restarts + 1):
             x0, wide = (start, sigma) if restart == 0 else space.elsewhere(rng, sigma, restart)
             es = cma.CMAEvolutionStrategy(x0, wide, _options(space, rng, separable, population))
             population = 2 * int(es.popsize)
+            level, recent = math.inf, deque[float](maxlen=RECENT)
             while not es.stop():
                 asked = [np.asarray(x) for x in es.ask()]
                 values = np.array((yield points([space.widen(x) for x in asked])))
                 finite = values[np.isfinite(values)]
                 failed = 0 if finite.size else failed + 1
                 if finite.size and not repeats:
-                    trace.position = partial(_mean, es, space)
+                    recent.append(float(np.median(finite)))
+                    level = float(np.median(recent))
+                    lower = settled is None or level < settled[0]
+                    trace.position = partial(_mean, es, space) if lower or settled is None else settled[1]
                 k = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
                 if repeats and finite.size and -math.inf < values[k] < best:
                     best = float(values[k])
@@ -78,7 +90,16 @@ class CMA:
                 if failed >= FAILED:
                     why = f"{FAILED} populations in a row had no finite value; start where f is finite around x0"
                     return End(Ending.FAILURES, why)
+            if settled is None or level < settled[0]:
+                settled = level, trace.position
+            if not repeats and not failed:
+                trace.stationary = True  # it ended by itself; a restart begins high
             end = End(Ending.ITSELF, f"CMA-ES stopped: {', '.join(es.stop())}")
+            if failed and not trace.stationary:  # what it takes for a plateau are failures
+                many = f"its last {failed} populations" if failed > 1 else "its last population"
+                end = End(
+                    Ending.FAILURES, f"CMA-ES stopped: {many} had no finite value; start where f is finite around x0"
+                )
         return end
 
 
@@ -137,6 +158,8 @@ def _options(space: _Free, rng: np.random.Generator, separable: bool, population
     if population is not None:
         options["popsize"] = population
     lower, upper = space.lower[space.free], space.upper[space.free]
+    if (widths := space.problem.widths) is not None:
+        options["CMA_stds"] = (widths[space.free] / np.mean(widths[space.free])).tolist()
     if np.any(np.isfinite(lower)) or np.any(np.isfinite(upper)):
         options["bounds"] = [lower.tolist(), upper.tolist()]
     return options

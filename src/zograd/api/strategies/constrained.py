@@ -14,7 +14,7 @@ from zograd.api.ending import End, Ending
 from zograd.api.strategies.auto import FEW_VARIABLES, REPEATS, Auto, evolution
 from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
 from zograd.api.strategies.lagrangian import LEAST, Evaluation, Lagrangian, Standing
-from zograd.api.strategies.lbfgs import LBFGS
+from zograd.api.strategies.lbfgs import LBFGS, RESOLVED
 from zograd.api.strategies.nested import nested
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.api.strategies.sqp import SQP, STATIONARY
@@ -37,6 +37,9 @@ QUADRATIC = 200
 
 DIFFER = End(Ending.ITSELF, "values that were equal at x0 differ elsewhere")
 CONVERGED = End(Ending.ITSELF, "multipliers and point have converged")
+
+RADII = 12
+"""At which a flat Lagrangian is looked at, from 1e-4 on, each 30 times the one before."""
 
 DIRECTIONS = 4
 """Along which slopes are measured; up to so many variables, along each of them."""
@@ -148,10 +151,13 @@ class ConstrainedSearch:
 
     def mean(self, here: list[Evaluated]) -> None:
         """Whether values repeat, and their noise."""
-        self.repeats = all(v == here[0] and np.array_equal(v.c, here[0].c) for v in here)
+        shared = self.problem.shared  # those of x0 have one batch, and those of other steps another one
+        self.repeats = not shared and all(v == here[0] and np.array_equal(v.c, here[0].c) for v in here)
         self.trace.noise = (
             float(np.std([float(v) for v in here], ddof=1)) if len(here) > 1 and not self.repeats else 0.0
         )
+        if shared:
+            self.trace.noise = math.nan
         self.trace.fun = float(np.mean([float(v) for v in here]))
 
     def slopes(self, start: Evaluation) -> Generator[Points, Values, float]:
@@ -256,11 +262,38 @@ class ConstrainedSearch:
             or end.residual > STATIONARY
             or self.rows.violation(end.value) > AIM_SQP
             or self.beaten(here)
+            or not (end.resolved or (yield from self.at_rest(here, end.multipliers)))
         ):
             return None
         merit.state["multipliers"] = end.multipliers.tolist()
         self.recommend(here, settled=True)
         return CONVERGED
+
+    def at_rest(self, here: Evaluation, multipliers: Flat) -> Generator[Points, Values, bool]:
+        """Whether the Lagrangian has a minimum near a point where differences are no more than its rounding.
+
+        Along random signs, at radii that grow until values differ: a slope that outweighs the curvature goes on.
+        """
+        lam = multipliers / self.rows.scale * self.merit.unit
+
+        def lagrangian(value: float) -> float:
+            return float(value + lam @ value.c) if isinstance(value, Evaluated) and math.isfinite(value) else math.nan
+
+        x, middle = here.x.astype(np.float64), lagrangian(here.value)
+        signs = np.random.default_rng(self.problem.seed).choice([-1.0, 1.0], x.size)
+        noise = (2.0**-23 if here.x.dtype != np.float64 else 2.0**-52) * abs(middle)
+        r = 1e-4 * max(1.0, float(np.max(np.abs(x))))
+        for _ in range(RADII):
+            ends = [self.problem.inside((x + side * r * signs).astype(here.x.dtype)) for side in (1.0, -1.0)]
+            if self.trace.left < 2 or not np.allclose((ends[0] + ends[1]) / 2, x, rtol=1e-6, atol=1e-6 * r):
+                return True  # a bound is near; nothing speaks against it
+            values = yield points(ends)
+            plus, minus = map(lagrangian, values)
+            slope, bend = abs(plus - minus) / 2, plus - 2 * middle + minus
+            if not math.isfinite(bend) or max(slope, abs(bend)) > RESOLVED * noise:
+                return not slope > max(bend, RESOLVED * noise)
+            r *= 30
+        return True
 
     def differs(self, here: Evaluation) -> Generator[Points, Values, bool]:
         """Whether a second evaluation of a point gives other values; then they do not repeat."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from zograd.api.ending import End, Ending
 from zograd.api.strategies.base import Points, Routine, Trace, Values, points
 from zograd.api.strategies.inverted import inverted
-from zograd.api.variables import Flat
+from zograd.api.strategies.nested import nested
+from zograd.api.variables import Flat, Variables
 
 Differences: TypeAlias = Literal["forward", "central", "both"]
 Asker: TypeAlias = Callable[[Points], Values]
@@ -23,8 +24,14 @@ RESOLVED = 100.0
 MANY = 50
 """Pairs of steps and gradients that SciPy remembers up to 1,000 variables; above, its own 10."""
 
+ALIKE = 1e-4
+"""The share of the largest curvature above which another one is served by the same steps."""
+
 LADDER = 10
 """Radii at which the curvature is looked for."""
+
+SMALLEST = 1e-307
+"""A normal number below which differences of values have lost their digits."""
 
 FEW = 2
 """Iterations in a row without progress after which SciPy is stopped."""
@@ -44,6 +51,10 @@ class LBFGS:
     seen (Moré and Wild 2011, "Estimating computational noise": equal values are no slope). c is measured at the start
     on a ladder of radii, in some 4 to 20 evaluations. Central differences take h^(2/3) times the cube root of the
     ladder's radius.
+    Where bounds are wider than others by a factor of 1,000, variables are in units of their bounds' width.
+    Where both have ended, the curvature along each variable, which central differences show, tells whether a soft one
+    is still far from its minimum, while the stiff ones fill the mean c. Then it begins again with variables in units
+    of their own, sqrt(P / c_i), P the drop that the slopes promise.
     The line search refuses a trial point that is worse than the last iterate whatever its gradient, so there one more
     evaluation, along the search line, takes the gradient's place. A value that is not finite counts as a wall.
 
@@ -51,6 +62,7 @@ class LBFGS:
     """
 
     differences: Differences = "both"
+    rescales: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -58,6 +70,8 @@ class LBFGS:
 
     def __call__(self, trace: Trace) -> Routine:
         trace.began(self.name)
+        if (widths := trace.problem.widths) is not None and trace.problem.x0.dtype == np.float64:
+            return (yield from self.rescaled(trace, trace.problem.x0.astype(np.float64), widths, self))
         search = _Search(trace)
         if (why := (yield from search.begin())) is not None:
             return End(Ending.ITSELF, why)
@@ -65,7 +79,47 @@ class LBFGS:
         for kind in ("forward", "central"):
             if self.differences in (kind, "both"):
                 end = yield from search.solve(central=kind == "central")
+        if self.differences == "both" and self.rescales and trace.stationary and not search.grid:
+            units = yield from search.units()
+            if units is not None:
+                trace.stationary = False
+                end = End(Ending.ITSELF, "no lower point near x, but the slopes of soft variables promise one")
+                if not search.single:
+                    end = yield from self.rescaled(trace, search.x, units, _Rescaled())
         return end
+
+    def rescaled(self, trace: Trace, x: Flat, units: Flat, again: LBFGS) -> Routine:
+        """Begin again at x on z -> f(x + units z), from z = 0."""
+        problem, zero = trace.problem, np.zeros_like(x)
+        low, high = problem.lower, problem.upper
+        inner = Trace(
+            replace(
+                problem,
+                variables=Variables(zero),
+                lower=None if low is None else (low - x) / units,
+                upper=None if high is None else (high - x) / units,
+            ),
+            trace.left, lambda: zero, trace.fun, trace.values_at_start if trace.fun is None else [trace.fun],
+            trace.noise,
+        )  # fmt: skip
+
+        def at(z: Flat) -> Flat:
+            return problem.inside((x + units * z).astype(problem.x0.dtype))
+
+        def asked(request: Points) -> Points:
+            trace.fun = inner.fun
+            return Points(lambda i: at(request.make(i)), len(request), request.rows)
+
+        trace.position = lambda: at(inner.position())
+        end = yield from nested(again, inner, trace, asked=asked)
+        trace.fun, trace.stationary = inner.fun, inner.stationary
+        return end
+
+
+class _Rescaled(LBFGS):
+    """The second round."""
+
+    rescales: ClassVar[bool] = False
 
 
 class _Search:
@@ -81,6 +135,8 @@ class _Search:
         self.grid = 0.0
         """The width of the steps of a staircase."""
         self.slope: Flat | None = None
+        self.bends: Flat | None = None
+        """The curvature along each variable where the last central differences resolve it, NaN elsewhere."""
         trace.position = lambda: self.x.astype(self.dtype)
 
     def given(self, x: Flat) -> Flat:
@@ -91,7 +147,7 @@ class _Search:
     def noise(self) -> float:
         """The uncertainty of a value at the lowest point."""
         measured = self.trace.noise if math.isfinite(self.trace.noise) else 0.0
-        return max(measured, self.grid / math.sqrt(12), (2.0**-23 if self.single else 2.0**-52) * abs(self.f), 1e-300)
+        return max(measured, self.grid / math.sqrt(12), (2.0**-23 if self.single else 2.0**-52) * abs(self.f), SMALLEST)
 
     def begin(self) -> Generator[Points, Values, str | None]:
         """f at the start, and the curvature along random signs; why there is none, if so."""
@@ -106,14 +162,22 @@ class _Search:
         found: list[tuple[float, float]] = []  # (radius, curvature), each resolved
         seen: list[float] = []
         for _ in range(LADDER):
-            plus, minus = yield points([self.given(self.x + r * signs), self.given(self.x - r * signs)])
-            second = abs(plus - 2 * self.f + minus)
-            changed |= plus != self.f or minus != self.f
-            seen += [plus, minus]
+            here, v = self.centred(r * signs)
+            middle = self.f
+            asked = [self.given(here + v), self.given(here - v)]
+            if here is not self.x:
+                asked.append(self.given(here))
+            told = yield points(asked)
+            plus, minus = told[:2]
+            middle = told[2] if len(told) > 2 else middle
+            second = abs(plus - 2 * middle + minus)
+            changed |= any(f != self.f for f in (plus, minus, middle))
+            x0 = self.given(self.x)  # f(x0) at x0 itself, where a bound is, makes no staircase
+            seen += [f for y, f in zip(asked, told, strict=True) if not np.array_equal(y, x0)]
             self.grid = max(self.grid, self.stairs(seen))
             resolved = second >= RESOLVED * self.noise
             if math.isfinite(second) and resolved:
-                found.append((r, second / (r * r * self.x.size)))
+                found.append((r, second / (r * r * self.x.size if here is self.x else float(v @ v))))
                 if len(found) > 1 and found[-2][1] < 2 * found[-1][1] < 4 * found[-2][1]:
                     break
             if found and not resolved:
@@ -126,6 +190,15 @@ class _Search:
             return f"f did not change within {r:.3g} of x0; scale x so that f feels such a change"
         self.radius, self.curvature = found[-1] if found else (r, 0.0)
         return None
+
+    def centred(self, v: Flat) -> tuple[Flat, Flat]:
+        """(y, w): the point nearest to x with y + w and y - w within the bounds; w is v where they leave room."""
+        low, high = self.problem.lower, self.problem.upper
+        if low is None or high is None or bool(np.all((self.x - abs(v) >= low) & (self.x + abs(v) <= high))):
+            return self.x, v
+        low, high = low.astype(np.float64), high.astype(np.float64)
+        r = np.minimum(abs(v), (high - low) / 2)
+        return np.clip(self.x, low + r, high - r), np.copysign(r, v)
 
     def stairs(self, seen: list[float]) -> float:
         """The smallest difference of values, where one of them is f(x) again and differences are no rounding."""
@@ -166,6 +239,11 @@ class _Search:
         minus = values[d:] if central else np.full(d, f)
         up = self.given(x + h).astype(np.float64) - here
         down = self.given(x - h).astype(np.float64) - here if central else np.zeros(d)
+        if central:
+            with np.errstate(all="ignore"):
+                second = plus - 2 * f + minus
+                even = (np.abs(up + down) <= 0.01 * np.abs(up)) & (second >= RESOLVED * self.noise)
+                self.bends = np.where(even, second / up**2, math.nan)
         bad_up, bad_down = ~np.isfinite(plus), ~np.isfinite(minus)
         plus, up = np.where(bad_up, f, plus), np.where(bad_up, 0.0, up)
         minus, down = np.where(bad_down, f, minus), np.where(bad_down, 0.0, down)
@@ -181,7 +259,7 @@ class _Search:
         bounds = None
         if self.problem.lower is not None and self.problem.upper is not None:
             bounds = Bounds(self.problem.lower.astype(np.float64), self.problem.upper.astype(np.float64))
-        idle, last = 0, self.f
+        idle, last, unit = 0, self.f, 1.0
         asked: list[float] = []
 
         def work(ask: Asker) -> Any:
@@ -191,6 +269,13 @@ class _Search:
                 return values
 
             def fun(x: Flat) -> tuple[float, Flat]:
+                nonlocal unit
+                f, g = value(x)
+                if self.slope is g and unit == 1.0:
+                    unit = _unit(g)
+                return f * unit, g * unit
+
+            def value(x: Flat) -> tuple[float, Flat]:
                 first = self.slope is None or np.array_equal(x, self.x)
                 f = self.f if first else counted(points([self.given(x)]))[0]
                 if not first and not -math.inf < f < self.f + self.noise:
@@ -206,8 +291,11 @@ class _Search:
                 self.trace.counted(asked)
                 asked.clear()
                 floor = max(4 * self.noise, 2.0**-52 * (self.start - self.f))
-                idle = idle + 1 if last - intermediate_result.fun <= floor else 0
-                last = intermediate_result.fun
+                now = intermediate_result.fun / unit
+                idle = idle + 1 if last - now <= floor else 0
+                last = now
+                if not self.grid:  # the budget may end before the next step
+                    self.trace.stationary = self.at_rest()
                 if idle >= FEW:
                     raise StopIteration
 
@@ -234,6 +322,67 @@ class _Search:
         self.trace.stationary = self.at_rest()
         return End(Ending.ITSELF, "no lower point near x: a local minimum, as far as finite differences show")
 
+    def units(self) -> Generator[Points, Values, Flat | None]:
+        """Units of the variables in which to begin again; None where no slope promises more than is known of f.
+
+        Variables along which nothing is resolved are moved together, ever farther, and then one by one where the
+        curvature that shows is not that of the others. 2 evaluations where they are alike.
+        """
+        if self.slope is None or self.bends is None:
+            return None
+        g, c = self.slope.copy(), self.bends.copy()
+        low, high = self.problem.lower, self.problem.upper
+        free = np.ones(g.size, dtype=bool)
+        if low is not None and high is not None:
+            free = (self.x > low) & (self.x < high)
+        unseen = free & np.isnan(c)
+        stiff = max(float(np.max(c[free & ~unseen], initial=0.0)), self.curvature)
+        signs = np.random.default_rng(self.problem.seed).choice([-1.0, 1.0], g.size)
+        r, farthest = self.radius, 1e10 * max(1.0, float(np.max(np.abs(self.x))))
+        while np.any(unseen) and r <= farthest:
+            v = np.where(unseen, r * signs, 0.0)
+            if self.centred(v)[0] is not self.x:
+                break
+            plus, minus = yield points([self.given(self.x + v), self.given(self.x - v)])
+            second = plus - 2 * self.f + minus
+            if not math.isfinite(second):
+                break
+            if second >= RESOLVED * self.noise:
+                group = second / float(v @ v)
+                if group > ALIKE * stiff:
+                    c[unseen] = group
+                    break
+                yield from self.one_by_one(unseen, r, g, c)
+            r *= 30
+        known = free & (c > 0)
+        with np.errstate(over="ignore"):
+            promised = float(np.sum(g[known] ** 2 / (2 * c[known]))) if np.any(known) else 0.0
+        if not max(1e-6 * (self.start - self.f), 100 * self.noise) < promised < math.inf:
+            return None
+        if float(np.min(c[known])) > ALIKE * stiff:
+            return None
+        units = np.maximum(1.0, np.abs(self.x))
+        units[known] = np.sqrt(promised / c[known])
+        return units
+
+    def one_by_one(self, unseen: Flat, r: float, g: Flat, c: Flat) -> Generator[Points, Values, None]:
+        """Slopes and curvatures of unseen variables at the radius r, which are no longer unseen then."""
+        which = np.flatnonzero(unseen)
+        n = which.size
+
+        def at(i: int) -> Flat:
+            y = self.x.copy()
+            y[which[i % n]] += r if i < n else -r
+            return self.given(y)
+
+        values = np.array((yield Points(at, 2 * n)), dtype=np.float64)
+        plus, minus = values[:n], values[n:]
+        with np.errstate(all="ignore"):
+            second = plus - 2 * self.f + minus
+            seen = np.isfinite(second) & (second >= RESOLVED * self.noise)
+        c[which[seen]], g[which[seen]] = second[seen] / r**2, (plus - minus)[seen] / (2 * r)
+        unseen[which[seen]] = False
+
     def refused(self, ask: Asker, x: Flat, f: float) -> tuple[float, Flat]:
         """(value, gradient) at a trial point that the line search will refuse: only the slope along its line counts."""
         p = x - self.x
@@ -254,5 +403,12 @@ class _Search:
         if self.problem.lower is not None and self.problem.upper is not None:
             g = np.where((self.x <= self.problem.lower) & (g > 0) | (self.x >= self.problem.upper) & (g < 0), 0.0, g)
         with np.errstate(over="ignore"):
-            promised = float(g @ g) / (2 * max(self.curvature, 1e-300))
+            promised = float(g @ (g / (2 * max(self.curvature, SMALLEST))))
         return promised <= max(1e-6 * (self.start - self.f), 100 * self.noise)
+
+
+def _unit(g: Flat) -> float:
+    """A power of two that brings slopes into the range in which their squares are numbers; 1 where they are."""
+    size = float(np.max(np.abs(g), initial=0.0))
+    exponent = math.frexp(size)[1]
+    return 1.0 if abs(exponent) < 64 or not 0 < size < math.inf else math.ldexp(1.0, max(min(-exponent, 1000), -1000))

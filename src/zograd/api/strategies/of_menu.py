@@ -70,7 +70,13 @@ class OfMenu:
         """The method, whose steps are projected onto the bounds where there are any. ValueError: they cannot be."""
         if problem.lower is None or problem.upper is None:
             return self.method
-        if not (self.method.rule.linear and self.method.space.flat):
+        if not self.method.space.flat:
+            name = type(self.method.space).__name__
+            raise ValueError(
+                f"bounds= and the space {name} do not go together: steps along {name} would leave the bounds; pass "
+                f"bounds as constraints=LinearConstraint(np.eye(d), low, high), or leave one of them out"
+            )
+        if not self.method.rule.linear:
             raise ValueError(
                 f"bounds need steps along the estimate, which {self.name} does not take; use 'auto', 'lbfgs', 'cma' or "
                 f"'zo_sgd', or a set: methods.zo_prox(sets.Box(low, high))"

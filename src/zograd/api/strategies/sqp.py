@@ -35,6 +35,8 @@ class Finish:
     value: Evaluated
     multipliers: Flat
     residual: float
+    resolved: bool
+    """Whether the slopes of f there are more than the rounding of f."""
 
 
 class SQP:
@@ -50,6 +52,7 @@ class SQP:
         self.x: Flat = np.empty(0)
         self.value = Evaluated(math.nan)
         self.slope: Flat | None = None
+        self.resolved = True
 
     def __call__(self, trace: Trace, x: Flat, value: Evaluated) -> Generator[Points, Values, Finish | None]:
         """None where a trial point had no finite values."""
@@ -112,7 +115,7 @@ class SQP:
                 trace.counted(asked)
         assert self.slope is not None
         lam, residual = self.multipliers(self.slope)
-        return Finish(self.given(self.x), self.value, lam, residual)
+        return Finish(self.given(self.x), self.value, lam, residual, self.resolved)
 
     def given(self, x: Flat) -> Flat:
         """A point as f gets it."""
@@ -138,6 +141,8 @@ class SQP:
             h[failed] *= -1
             for i, value in zip(failed, ask(Points(lambda k: end(failed[k]), len(failed))), strict=True):
                 values[i] = value
+        rounding = 8 * (2.0**-23 if single else 2.0**-52) * abs(float(self.value))
+        self.resolved = any(abs(float(f) - float(self.value)) > rounding for f in values)
         slope = np.zeros((1 + len(self.rows.kinds), d))
         for i, value in enumerate(values):
             y = end(i)

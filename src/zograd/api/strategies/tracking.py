@@ -75,7 +75,7 @@ class Tracking:
         """One run of the inner strategy."""
         trace, merit = self.trace, self.search.merit
         inner = Trace(self.problem, trace.left - reserve, trace.position, values_at_start=start)
-        if len(start) > 1 and not self.search.repeats:
+        if len(start) > 1 and not self.search.repeats and not self.problem.shared:
             inner.noise = float(np.std(start, ddof=1))
         sums, number, requests = np.zeros(len(self.rows.kinds)), 0, 0
 
