@@ -32,7 +32,7 @@ from zograd.llm.loading.polar import SPACE
 from zograd.llm.oracle import points_of
 from zograd.llm.parts import Parts, parts_of
 from zograd.llm.prompts import Form
-from zograd.llm.recipe import chosen, instead
+from zograd.llm.recipe import chosen, for_depth, instead
 from zograd.llm.schedule import settled, shaped
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
@@ -346,6 +346,8 @@ def _prepared(
         store.inputs = layers_of(module, store, method)
     if isinstance(estimator, FromBlocks):
         store.source = estimator.source(list(blocks), store.leaves, ends)
+    if why and s.layers is not None:
+        why = for_depth(why, s, len(loading.blocks(model)))
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages, why=why)
 
 

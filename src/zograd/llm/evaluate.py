@@ -191,6 +191,8 @@ def choose(
     split = split or ("all" if whole and task.drawn else "test")
     if split != "all" and split not in task.splits:
         raise SettingsError(f"--split {split}: there are {', '.join(task.splits)} and all")
+    if count is not None and count < 1:
+        raise SettingsError(f"--examples {count}: at least 1 is needed")
     found = select(task, split, count, seed=seed, draw=draw)
     if not found:
         raise TaskError(no_examples(task, split, "say which with --split"))
