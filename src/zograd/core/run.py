@@ -42,6 +42,8 @@ class Run(Generic[A]):
     """
 
     def __init__(self, store: Store, method: Method[A], seed: Seed = 0, *, terms: int = 0) -> None:
+        if not isinstance(method, Method):
+            raise TypeError(f"Run takes a Method, such as zograd.methods.fzoo(lr=1e-3), and got {method!r}")
         if store.space != method.space:
             mine, its = (type(s).__name__ for s in (store.space, method.space))
             mine, its = (mine, its) if mine != its else (str(store.space), str(method.space))
