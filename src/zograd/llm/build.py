@@ -486,7 +486,7 @@ def examples_of(s: TrainSettings, split_by: Sequence[str] | None = None) -> tupl
     for split, why in (("train", "trained on"), (s.eval_split, "held out")):
         if not task.splits[split]:
             file = {"validation": ", or --eval-file", "test": ", or --test-file"}.get(split, "")
-            raise TaskError(no_examples(task, split, f"nothing can be {why}; give more data{file}"))
+            raise TaskError(no_examples(task, split, f"nothing can be {why}; {_together(task)}give more data{file}"))
     examples = select(task, "train", s.train_examples, seed=s.seed, draw=s.draw)
     return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, draw=s.draw)
 
@@ -496,6 +496,18 @@ OF_DATA = (
     "test_file",
 )  # fmt: skip
 """Settings that say how data is read; arguments of `load_task`."""
+
+
+def _together(task: Task) -> str:
+    """A clause for data of which most records have the same text, so that a hash puts them into one split; else ""."""
+    prompts = [e.prompt for part in task.splits.values() for e in part]
+    different = len(set(prompts))
+    if not task.drawn or different > len(prompts) / 2:
+        return ""
+    return (
+        f"the {len(prompts):,} records have {different:,} different {' and '.join(task.split_by)}, and records with the "
+        f"same one stay in one split: write the split of each into a column named split, or "
+    )
 
 
 def no_examples(task: Task, split: str, remedy: str) -> str:
