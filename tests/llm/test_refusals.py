@@ -102,3 +102,29 @@ def test_a_run_at_its_end_says_so(tiny_model: Path, tmp_path: Path) -> None:
 def test_no_examples_at_all_are_refused(tiny_model: Path) -> None:
     result = zograd("eval", "--model", tiny_model, "--task", "mr", "--examples", 0)
     assert (result.exit_code, said(result)) == (2, "zograd: --examples 0: at least 1 is needed")
+
+
+def test_virtual_tokens_that_fill_the_model_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    words = ("--train", "prompt", "--tokens", 200, "--method", "zo_sgd", "--steps", 1, "--out", tmp_path / "run")
+    result = zograd("train", "--model", tiny_model, *FEW, *words)
+    assert result.exit_code == 1
+    assert "200 virtual tokens leave no room for a text: the model takes 128 tokens in all" in said(result)
+
+
+def test_a_metric_of_written_answers_is_not_offered_to_classes(tiny_model: Path) -> None:
+    result = zograd("eval", "--model", tiny_model, "--task", "mr", "--metric", "exact-match")
+    assert result.exit_code == 2
+    assert said(result).endswith("compares answers that are written, and this task has classes; use loss")
+
+
+def test_a_completion_that_the_tokenizer_joins_to_the_prompt_is_not_called_empty(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    task = tmp_path / "d.jsonl"
+    rows = [{"prompt": f"it was {i}", "completion": "terrible", "split": ("train", "test")[i % 2]} for i in range(8)]
+    task.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = zograd("eval", "--model", tiny_model, "--task", task)
+    assert result.exit_code == 1
+    assert re.search(
+        r"the completion 'terrible' has no token of its own behind .* with a space or a new line", said(result)
+    )

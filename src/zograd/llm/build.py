@@ -505,8 +505,8 @@ def _together(task: Task) -> str:
     if not task.drawn or different > len(prompts) / 2:
         return ""
     return (
-        f"the {len(prompts):,} records have {different:,} different {' and '.join(task.split_by)}, and records with the "
-        f"same one stay in one split: write the split of each into a column named split, or "
+        f"the {len(prompts):,} records have {different:,} different {' and '.join(task.split_by)}, and records with "
+        f"the same one stay in one split: write the split of each into a column named split, or "
     )
 
 
