@@ -294,8 +294,9 @@ class Scorer:
                 what = f"the text {example.completion!r} has no token to predict"
             elif example.completion:
                 what = (
-                    f"the completion {example.completion[:40]!r} has no token of its own behind the prompt that ends in "
-                    f"{example.prompt[-20:]!r}: the tokenizer joins them; begin the completion with a space or a new line"
+                    f"the completion {example.completion[:40]!r} has no token of its own behind the prompt that ends "
+                    f"in {example.prompt[-20:]!r}: the tokenizer joins them; begin the completion with a space or a "
+                    f"new line"
                 )
             raise TaskError(what)
         return [ScoredTokens(ids, start)]
