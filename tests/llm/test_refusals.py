@@ -128,3 +128,31 @@ def test_a_completion_that_the_tokenizer_joins_to_the_prompt_is_not_called_empty
     assert re.search(
         r"the completion 'terrible' has no token of its own behind .* with a space or a new line", said(result)
     )
+
+
+def test_a_run_whose_data_is_not_found_says_where_it_looked(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"text": f"it was {i}", "label": ("good", "bad")[i % 2]} for i in range(40)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    words = ("--method", "zo_sgd", "--steps", 1, "--dtype", "float32", "--out", "run")
+    assert zograd("train", "--model", tiny_model, "--task", "d.jsonl", *words).exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for command in (("eval", "--run", "../run"), ("train", "--resume", "--steps", 2, "--out", "../run")):
+        result = zograd(*command)
+        assert result.exit_code == 1
+        assert "the run was trained on d.jsonl, which is not to be found from" in said(result)
+    monkeypatch.chdir(tmp_path)
+    assert zograd("train", "--resume", "--steps", 2, "--out", "run").exit_code == 0
+
+
+def test_a_model_of_speech_is_refused_before_it_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    result = zograd("train", "--model", "whisper-tiny.en", *FEW, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "is a model of speech, and prompts are text" in said(result)
+    assert "Fetching" not in result.stderr
+    assert not (tmp_path / "cache").exists()

@@ -21,6 +21,7 @@ from zograd.core.run import Method, Run
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import Estimator, FromBlocks, NodePerturbation
 from zograd.hub import Example, Task, TaskError, load_task, resolve_model, select
+from zograd.hub.registry import REGISTRY
 from zograd.laws import Memory, NullSpace, OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
 from zograd.llm import loading, lora_init
@@ -491,6 +492,17 @@ def examples_of(s: TrainSettings, split_by: Sequence[str] | None = None) -> tupl
     return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, draw=s.draw)
 
 
+def check_found(s: TrainSettings) -> None:
+    """Raise TaskError where a file that a run names by a relative path is not found from the current folder."""
+    for name in (s.task, s.eval_file, s.test_file):
+        path = Path(name or "")
+        if path.suffix and ":" not in path.name and not path.is_absolute() and not path.expanduser().exists():
+            raise TaskError(
+                f"the run was trained on {name}, which is not to be found from {Path.cwd()}: go to the folder in which "
+                f"it was trained, or bring the file back"
+            )
+
+
 OF_DATA = (
     "prompt_template", "label_words", "text_column", "label_column", "completion_column", "records", "eval_file",
     "test_file",
@@ -643,9 +655,14 @@ def check_compares(s: TrainSettings, run: Run[Any]) -> None:
         )
 
 
+OF_OTHERS = ("vision", "speech")
+"""Kinds of models that take no text: the loader refuses them before it fetches any."""
+
+
 def with_head(s: TrainSettings, task: Task) -> TrainSettings:
     """The settings with the number of classes of a new head, where the model is an encoder without one."""
-    if s.classes is not None or s.quantized or task.kind != "classification":
+    known = REGISTRY.get(s.model)
+    if s.classes is not None or s.quantized or task.kind != "classification" or (known and known.kind in OF_OTHERS):
         return s
     try:
         bare = loading.is_bare(loading.configuration_of(resolve_model(s.model)))

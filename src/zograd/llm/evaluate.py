@@ -19,7 +19,7 @@ from zograd.hub import Example, FetchError, Task, TaskError, load_task, select
 from zograd.hub.sources import Source, is_source
 from zograd.jsons import finite
 from zograd.llm import loading
-from zograd.llm.build import OF_DATA, digest, examples_of, no_examples, text_of
+from zograd.llm.build import OF_DATA, check_found, digest, examples_of, no_examples, text_of
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
 from zograd.llm.scoring.objectives import Objective, objective_of
@@ -239,6 +239,7 @@ def _data(s: TrainSettings, given: dict[str, Any], sha256: str | None) -> tuple[
         raise SettingsError(
             f"--text-column {given['text_column']}: the data of a run is split by its own text column; leave it out"
         )
+    check_found(s)
     task, examples, held_out = examples_of(s)
     same = sha256 is None or sha256 == digest(task, examples, held_out)
     if given:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zograd.llm import loading
-from zograd.llm.build import resolve
+from zograd.llm.build import check_found, resolve
 from zograd.llm.recipe import chosen
 from zograd.llm.restore import fixed_settings, stored_settings
 from zograd.llm.schedule import SHAPES
@@ -97,6 +97,7 @@ def open_run(
             if not resume:
                 check_free(out)
             raise
+        check_found(s)
         return resolve(s, world), found, {name: getattr(stored, name) for name in changed}, ""
     except BaseException:
         found.close()
