@@ -591,6 +591,15 @@ def half_problem(
     return w, opt, lambda: w.double().mean() * 64
 
 
+def test_a_step_of_length_zero_is_not_called_too_small() -> None:
+    """The loss has the same value at every point: neither a larger rate nor another rounding would move anything."""
+    w, opt, _ = half_problem("stochastic", 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt.step(lambda: w.double().mean() * 0.0 + 1.0)
+    assert w.eq(1.0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
 def test_steps_that_vanish_are_told_once(rounding: str, dtype: torch.dtype) -> None:

@@ -424,3 +424,27 @@ def test_engines_that_shard_or_copy_the_model_are_refused_in_one_sentence(
     monkeypatch.setattr(transformers.Trainer, "_wrap_model", lambda self, model, **_: model)
     with pytest.raises(ValueError, match=rf"^forward_only does not go with {engine}: [^.]*$"):
         Forward(model=llama(), args=arguments(tmp_path), train_dataset=rows())
+
+
+def test_a_learning_rate_that_is_set_later_is_taken(tmp_path: Path) -> None:
+    """A search over hyperparameters sets the arguments of each trial after the trainer was made."""
+    trainer = Forward(
+        model_init=lambda trial=None: llama(),
+        args=arguments(tmp_path, lr_scheduler_type="constant", max_steps=2),
+        train_dataset=rows(),
+    )
+    for rate in (3e-3, 1e-3):
+        trainer.args.learning_rate = rate
+        trainer.train()
+        assert [line["learning_rate"] for line in trainer.state.log_history if "loss" in line] == [rate]
+        assert f"lr {rate:.3g} (learning_rate of TrainingArguments)" in trainer._chosen().line(trainer.model)
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"), [(zo.methods.fzoo, r"call it: method=zograd\.methods\.fzoo\(\)"), (3, "write method='fzoo'")]
+)
+def test_what_is_no_method_is_said_when_the_trainer_is_made(tmp_path: Path, method: Any, remedy: str) -> None:
+    with pytest.raises(TypeError, match=remedy):
+        Forward(model=llama(), args=arguments(tmp_path), train_dataset=rows(), method=method)
+    with pytest.raises(TypeError, match=r"Run takes a Method, such as zograd\.methods\.fzoo"):
+        zo.Run(zo.Store(dict(llama().named_parameters())), method)

@@ -240,6 +240,8 @@ ERRORS = [
     ("d.jsonl", GOOD + "[1]\n", {}, r"d\.jsonl, line 2: expected an object .* found a list"),
     ("d.jsonl", GOOD + '{"text": "a"}\n', {}, r"d\.jsonl, line 2: the column 'label' holds nothing"),
     ("d.jsonl", GOOD + '{"text": null, "label": "pos"}\n', {}, r"line 2: the column 'text' holds nothing"),
+    ("d.csv", "text,label\na,pos\na, \nc,neg\n", {}, r"d\.csv, line 3: the column 'label' is empty; fill the label in"),
+    ("d.csv", "text,label\na,pos\na,\nc,neg\n", {"label_words": None}, r"line 3: the column 'label' is empty"),
     ("d.jsonl", GOOD + '{"text": ["a"], "label": "pos"}\n', {}, r"line 2: the column 'text' holds a list"),
     (
         "d.jsonl",

@@ -109,3 +109,12 @@ def test_a_part_without_labels_is_left_out(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in ("x", None, "y")))
     with pytest.raises(TaskError, match="line 2: the column 'label' holds nothing"):
         load_task(file)
+
+
+def test_a_split_of_a_csv_without_labels_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\nc,x\n", encoding="utf-8")
+    (tmp_path / "test.csv").write_text("text,label\nd,\ne,\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="none of the 2 test records has a label; they are left out"):
+        task = load_task(tmp_path)
+    assert task.classes == ("x", "y")
+    assert not task.splits["test"]

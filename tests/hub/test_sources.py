@@ -46,6 +46,8 @@ FILES: dict[str, tuple[str, str]] = {
     "tsv with quotes in the text": ("d.tsv", "\n".join(["text\tlabel", *(f"{r['text']}\t{r['label']}" for r in ROWS)])),
     "csv": ("D.CSV", separated(",")),
     "csv with semicolons": ("d.csv", separated(";")),
+    "csv with tabs": ("d.csv", separated("\t")),
+    "csv with bars": ("d.csv", separated("|")),
     "upper case": ("D.JSONL", lines(ROWS)),
 }
 

@@ -170,6 +170,12 @@ def test_a_split_without_examples_is_said_before_the_model_is_loaded(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_records_with_one_prompt_say_why_nothing_is_held_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", [{"prompt": "a joke:", "completion": f"one {i}"} for i in range(30)])
+    with pytest.raises(TaskError, match=r"the 30 records have 1 different prompt, and records with the same one stay"):
+        train(TrainSettings(model=str(tmp_path / "no model"), task=str(path)), tmp_path / "run", quiet=True)
+
+
 # ---- files of their own for evaluation ------------------------------------------------------------------------------
 
 

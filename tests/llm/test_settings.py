@@ -104,3 +104,21 @@ def test_every_text_file_is_read_and_written_as_utf_8() -> None:
     files = {str(file.relative_to(SOURCES)): file.read_text(encoding="utf-8") for file in SOURCES.rglob("*.py")}
     found = {name: lines for name, text in files.items() if (lines := without_encoding(text))}
     assert not found
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            '{"settings": {"steps": 2}, "tape_version": 2, "model": [{"name": "w"}]}',
+            r"is the record of a run; copy what",
+        ),
+        ("", r"must hold keys and values, but it holds nothing"),
+        ("steps: [" + "1, " * 500 + "1]", r"^steps = \[1, .{180,200}\.\.\.: expected an integer$"),
+    ],
+)
+def test_a_config_that_is_something_else_gets_a_short_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=sentence):
+        parse(read_config(file))

@@ -32,6 +32,11 @@ REPLAYED = 64
 """Steps whose moves a replay makes in one pass over the weights."""
 
 
+def is_flat(vector: Vector) -> bool:
+    """Whether all coefficients of an estimate are 0: the loss had the same value at every point."""
+    return bool(vector) and not any(c for _, c in vector.terms)
+
+
 class Run(Generic[A]):
     """Steps of one method on one store; `seed` fixes every direction, rounding and dropout mask.
 
@@ -42,6 +47,8 @@ class Run(Generic[A]):
     """
 
     def __init__(self, store: Store, method: Method[A], seed: Seed = 0, *, terms: int = 0) -> None:
+        if not isinstance(method, Method):
+            raise TypeError(f"Run takes a Method, such as zograd.methods.fzoo(lr=1e-3), and got {method!r}")
         if store.space != method.space:
             mine, its = (type(s).__name__ for s in (store.space, method.space))
             mine, its = (mine, its) if mine != its else (str(store.space), str(method.space))
@@ -239,7 +246,7 @@ class Run(Generic[A]):
             return 1.0
         iterate = self.store.iterate(rates, keys.of_step(self.seed, step, OfStep.ROUNDING))
         self.method.rule.apply(iterate, estimate, self.state)
-        return self.store.health(iterate)
+        return self.store.health(iterate, warn=not is_flat(estimate.vector))
 
     def _count(self, record: Record) -> None:
         self.step_number = record.step + 1
@@ -258,7 +265,7 @@ class Run(Generic[A]):
             whole = unit * (1.0 - (self.method.rule.momentum or 0.0))  # momentum makes 1 / (1 - beta) of each step
             controller.moved(self.control, record.rates[0].lr / whole if whole else 0.0)
             controller.taken(self.control, self.method, record)
-        flat = not record.refused and bool(record.vector) and not any(c for _, c in record.vector.terms)
+        flat = not record.refused and is_flat(record.vector)
         self.flat_in_a_row = self.flat_in_a_row + 1 if flat else 0
 
     def _failed(self, control: State) -> None:

@@ -121,6 +121,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
     ) -> None:
         if method is not None and zo is not None:
             raise TypeError("method and zo are two names of one setting; give one of them")
+        check_method(zo if method is None else method)
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs)
         refuse_optimizers(given.arguments)
         asked = given.arguments.get("args")
@@ -137,6 +138,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         self._about: dict[str, Any] = {}
         super().__init__(*given.args, **given.kwargs)
         arguments.switch_off(self.args)
+        self._rate_seen = self.args.learning_rate
         self._peers = Peers(dist.group.WORLD if self.args.world_size > 1 else None)
         refuse_engines(self)
 
@@ -157,7 +159,13 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
             self._end()
 
     def _chosen(self) -> Choice:
-        """The method and what it trains, chosen once for a model."""
+        """The method and what it trains, chosen once for a model and a learning rate.
+
+        A rate that the arguments got since then is one that was set: a search over hyperparameters sets it so.
+        """
+        if self.args.learning_rate != self._rate_seen:
+            self._rate_seen, self._choice = self.args.learning_rate, None
+            self._learning_rate = float(self._rate_seen)
         if self._choice is None:
             tensors = trainable(self.model)
             self._choice = choose(self.model, tensors, self._method, self._lr, self._learning_rate)
@@ -369,6 +377,15 @@ def _pretrained() -> type[Any]:
     from transformers import PreTrainedModel
 
     return PreTrainedModel  # type: ignore[no-any-return]
+
+
+def check_method(method: Any) -> None:
+    """Raise TypeError for what is no name and no `Method`; of a function of the menu, it says to call it."""
+    if method is None or isinstance(method, str | Method):
+        return
+    name = getattr(method, "__name__", None)
+    remedy = f"call it: method=zograd.methods.{name}()" if callable(method) else "write method='fzoo', or leave it out"
+    raise TypeError(f"method is {method!r}, and expected is a name of the menu or a zograd.Method; {remedy}")
 
 
 def is_constant(schedule: Schedule) -> bool:

@@ -144,11 +144,15 @@ def _keys(column: Any) -> list[Any]:
 
 
 def _csv(file: Path, path: str) -> Table:
-    """Values between commas; or between semicolons, as spreadsheets of many countries write them."""
+    """Values between commas; or, where the names of the columns have none, between semicolons, tabs or bars.
+
+    Spreadsheets of many countries write semicolons.
+    """
     with file.open(encoding="utf-8-sig", newline="") as stream:
         names = stream.readline()
-    mark = ";" if ";" in names and "," not in names else ","
-    what = {",": "comma", ";": "semicolon"}[mark]
+    marks = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+    mark = next((mark for mark in marks if mark in names), ",")
+    what = marks[mark]
     return Table(list(_separated(file, path, delimiter=mark, remedy=f"quote texts that contain a {what}")))
 
 

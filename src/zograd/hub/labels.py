@@ -63,6 +63,8 @@ class Labels:
         value = record.text(column).strip()
         exact, loose = self._index
         found = exact.get(value, loose.get(_canonical(value)))
+        if found is None and not value:
+            raise TaskError(f"{record.place}: the column {column!r} is empty; fill the label in, or remove the line.")
         if found is None:
             raise TaskError(
                 f"{record.place}: the label {value!r} in column {column!r} has no label word; allowed are "
@@ -120,8 +122,11 @@ def labels_of(words: LabelWords, names: Sequence[str] = ()) -> Labels:
 
 
 def labels_in(records: Sequence[Record], column: str, where: str, names: Sequence[str] = ()) -> Labels:
-    """Each label of the data with itself as its word, in the order of `names`, or sorted; numbers by their values."""
-    given = {record.text(column).strip() for record in records if record.values.get(column) is not None}
+    """Each label of the data with itself as its word, in the order of `names`, or sorted; numbers by their values.
+
+    An empty value is no label.
+    """
+    given = {record.text(column).strip() for record in records if not record.lacks(column)}
     found = names or sorted(given, key=_by_value)
     if not 2 <= len(found) <= MOST_LABELS:
         raise TaskError(

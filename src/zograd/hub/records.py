@@ -80,6 +80,11 @@ class Record:
             "line."
         )
 
+    def lacks(self, column: str) -> bool:
+        """Whether the column is missing, null, or blank as in a CSV, which has no null."""
+        value = self.values.get(column)
+        return value is None or (isinstance(value, str) and not value.strip())
+
     def key(self, column: str) -> str:
         """The value of a column as a text by which the record is known: of a list or an object, its JSON."""
         value = self.values.get(column)

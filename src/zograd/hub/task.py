@@ -358,7 +358,7 @@ def _names_no_splits(table: Table) -> bool:
 
 def _labelled(records: Sequence[Record], shape: Shape, split: str) -> Sequence[Record]:
     """The records of a split, or none if all lack a label: public test sets often have none."""
-    if not records or not shape.label or any(r.values.get(shape.label) is not None for r in records):
+    if not records or not shape.label or "" in shape.labels.classes or not all(r.lacks(shape.label) for r in records):
         return records
     place = records[0].place.rpartition(", ")[0]
     warnings.warn(f"{place}: none of the {len(records):,} {split} records has a label; they are left out", stacklevel=4)

@@ -21,6 +21,7 @@ from zograd.core.run import Method, Run
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import Estimator, FromBlocks, NodePerturbation
 from zograd.hub import Example, Task, TaskError, load_task, resolve_model, select
+from zograd.hub.registry import REGISTRY
 from zograd.laws import Memory, NullSpace, OnLayerInputs, RankOne
 from zograd.learning_rate import AutoRate
 from zograd.llm import loading, lora_init
@@ -32,7 +33,7 @@ from zograd.llm.loading.polar import SPACE
 from zograd.llm.oracle import points_of
 from zograd.llm.parts import Parts, parts_of
 from zograd.llm.prompts import Form
-from zograd.llm.recipe import chosen, instead
+from zograd.llm.recipe import chosen, for_depth, instead
 from zograd.llm.schedule import settled, shaped
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
@@ -358,6 +359,8 @@ def _prepared(
         store.inputs = layers_of(module, store, method)
     if isinstance(estimator, FromBlocks):
         store.source = estimator.source(list(blocks), store.leaves, ends)
+    if why and s.layers is not None:
+        why = for_depth(why, s, len(loading.blocks(model)))
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages, why=why)
 
 
@@ -496,9 +499,20 @@ def examples_of(s: TrainSettings, split_by: Sequence[str] | None = None) -> tupl
     for split, why in (("train", "trained on"), (s.eval_split, "held out")):
         if not task.splits[split]:
             file = {"validation": ", or --eval-file", "test": ", or --test-file"}.get(split, "")
-            raise TaskError(no_examples(task, split, f"nothing can be {why}; give more data{file}"))
+            raise TaskError(no_examples(task, split, f"nothing can be {why}; {_together(task)}give more data{file}"))
     examples = select(task, "train", s.train_examples, seed=s.seed, draw=s.draw)
     return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, draw=s.draw)
+
+
+def check_found(s: TrainSettings) -> None:
+    """Raise TaskError where a file that a run names by a relative path is not found from the current folder."""
+    for name in (s.task, s.eval_file, s.test_file):
+        path = Path(name or "")
+        if path.suffix and ":" not in path.name and not path.is_absolute() and not path.expanduser().exists():
+            raise TaskError(
+                f"the run was trained on {name}, which is not to be found from {Path.cwd()}: go to the folder in which "
+                f"it was trained, or bring the file back"
+            )
 
 
 OF_DATA = (
@@ -506,6 +520,18 @@ OF_DATA = (
     "test_file",
 )  # fmt: skip
 """Settings that say how data is read; arguments of `load_task`."""
+
+
+def _together(task: Task) -> str:
+    """A clause for data of which most records have the same text, so that a hash puts them into one split; else ""."""
+    prompts = [e.prompt for part in task.splits.values() for e in part]
+    different = len(set(prompts))
+    if not task.drawn or different > len(prompts) / 2:
+        return ""
+    return (
+        f"the {len(prompts):,} records have {different:,} different {' and '.join(task.split_by)}, and records with "
+        f"the same one stay in one split: write the split of each into a column named split, or "
+    )
 
 
 def no_examples(task: Task, split: str, remedy: str) -> str:
@@ -642,9 +668,14 @@ def check_compares(s: TrainSettings, run: Run[Any]) -> None:
         )
 
 
+OF_OTHERS = ("vision", "speech")
+"""Kinds of models that take no text: the loader refuses them before it fetches any."""
+
+
 def with_head(s: TrainSettings, task: Task) -> TrainSettings:
     """The settings with the number of classes of a new head, where the model is an encoder without one."""
-    if s.classes is not None or s.quantized or task.kind != "classification":
+    known = REGISTRY.get(s.model)
+    if s.classes is not None or s.quantized or task.kind != "classification" or (known and known.kind in OF_OTHERS):
         return s
     try:
         bare = loading.is_bare(loading.configuration_of(resolve_model(s.model)))

@@ -19,7 +19,7 @@ from zograd.hub import Example, FetchError, Task, TaskError, load_task, select
 from zograd.hub.sources import Source, is_source
 from zograd.jsons import finite
 from zograd.llm import loading
-from zograd.llm.build import OF_DATA, digest, examples_of, no_examples, text_of
+from zograd.llm.build import OF_DATA, check_found, digest, examples_of, no_examples, text_of
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
 from zograd.llm.scoring.objectives import Objective, objective_of
@@ -191,6 +191,8 @@ def choose(
     split = split or ("all" if whole and task.drawn else "test")
     if split != "all" and split not in task.splits:
         raise SettingsError(f"--split {split}: there are {', '.join(task.splits)} and all")
+    if count is not None and count < 1:
+        raise SettingsError(f"--examples {count}: at least 1 is needed")
     found = select(task, split, count, seed=seed, draw=draw)
     if not found:
         raise TaskError(no_examples(task, split, "say which with --split"))
@@ -237,6 +239,7 @@ def _data(s: TrainSettings, given: dict[str, Any], sha256: str | None) -> tuple[
         raise SettingsError(
             f"--text-column {given['text_column']}: the data of a run is split by its own text column; leave it out"
         )
+    check_found(s)
     task, examples, held_out = examples_of(s)
     same = sha256 is None or sha256 == digest(task, examples, held_out)
     if given:

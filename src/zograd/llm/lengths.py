@@ -11,6 +11,7 @@ from zograd.hub import Example, Task, resolve_model
 from zograd.hub.labels import flat_words
 from zograd.llm.build import examples_of
 from zograd.llm.loading.errors import ModelError, extra, first_line
+from zograd.llm.loading.models import check_folder
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.encoding import Encoder
 from zograd.llm.settings import TrainSettings
@@ -75,6 +76,7 @@ def tokenizer_of(model: str) -> Any:
         raise ModelError(extra("llm")) from e
     path = Path(resolve_model(model))
     folder, file = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
+    check_folder(str(path))
     try:
         return AutoTokenizer.from_pretrained(str(folder), **file)
     except Exception as e:  # transformers raises OSError, ValueError ... for bad files

@@ -101,6 +101,13 @@ def instead(s: TrainSettings, reason: str, *, exact: bool) -> tuple[TrainSetting
     return new, f"training {_part(new)} by zo_sgd with a measured rate, {_lasts(new)}, because {reason}"
 
 
+def for_depth(why: str, s: TrainSettings, depth: int) -> str:
+    """The sentence of `chosen` or `instead` for a model of so many blocks: no more than those are its last ones."""
+    if s.layers is None or s.layers <= depth:
+        return why
+    return why.replace(_part(s), _part(s.model_copy(update={"layers": depth})), 1)
+
+
 def _length(s: TrainSettings, steps: int) -> dict[str, Any]:
     """What `budget` and `seconds` change, of a method that takes so many steps by default.
 
@@ -119,7 +126,9 @@ def _length(s: TrainSettings, steps: int) -> dict[str, Any]:
 
 
 def _lasts(s: TrainSettings) -> str:
-    return f"{s.steps:,} steps" if s.steps < NO_END else f"{about(s.seconds or 0.0)} in steps"
+    return (
+        f"{s.steps:,} step{'' if s.steps == 1 else 's'}" if s.steps < NO_END else f"{about(s.seconds or 0.0)} in steps"
+    )
 
 
 def _part(s: TrainSettings) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zograd.llm import loading
-from zograd.llm.build import resolve
+from zograd.llm.build import check_found, resolve
 from zograd.llm.recipe import chosen
 from zograd.llm.restore import fixed_settings, stored_settings
 from zograd.llm.schedule import SHAPES
@@ -36,7 +36,7 @@ def continued(given: TrainSettings, stored: TrainSettings, names: Collection[str
     other = [name for name in TrainSettings.model_fields if name in names and differs(name, given, stored)]
     bad = [name for name in other if name not in CHANGEABLE or name in fixed_settings(stored)]
     if bad:
-        listed = ", ".join(f"{setting_name(n)} = {getattr(given, n)} (the run has {getattr(stored, n)})" for n in bad)
+        listed = ", ".join(f"{setting_name(n)} = {getattr(given, n)} (the run has {_told(stored, n)})" for n in bad)
         may = ", ".join(setting_name(name) for name in CHANGEABLE if name not in fixed_settings(stored))
         raise SettingsError(
             f"--resume continues a run with its own settings and cannot change {listed}: leave that out, or begin "
@@ -51,6 +51,12 @@ def differs(name: str, given: TrainSettings, stored: TrainSettings) -> bool:
     if name in ("method", "shards", "threads", "dtype", "compile") and mine in (None, "auto"):
         return False
     return bool(loading.dtype_named(mine) != loading.dtype_named(its) if name == "dtype" else mine != its)
+
+
+def _told(s: TrainSettings, name: str) -> str:
+    """The value of a setting in a message; of one that may be left open, that it was."""
+    value = getattr(s, name)
+    return "none given" if value is None else str(value)
 
 
 def setting_name(name: str) -> str:
@@ -79,6 +85,7 @@ def open_run(
     if found is None:
         check_free(out)
         check_writable(out)
+        loading.check_device(s.device)
         new = resolve(s, world)
         warn_of_unused(given, new)
         return new, None, {}, why
@@ -90,6 +97,7 @@ def open_run(
             if not resume:
                 check_free(out)
             raise
+        check_found(s)
         return resolve(s, world), found, {name: getattr(stored, name) for name in changed}, ""
     except BaseException:
         found.close()

@@ -439,7 +439,8 @@ def parse(data: dict[str, Any]) -> TrainSettings:
             raise SettingsError(f"there is no setting {key!r}; there are {', '.join(known)}") from None
         if not first["type"].endswith("value_error"):
             text = f"expected {_expected(known[key], first)}"
-        raise SettingsError(f"{key} = {data[key]!r}: {text}") from None
+        given = repr(data[key])
+        raise SettingsError(f"{key} = {given if len(given) <= 200 else given[:197] + '...'}: {text}") from None
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -456,7 +457,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as e:
         raise SettingsError(f"the config {file} does not parse: {str(e).splitlines()[0]}") from None
     if not isinstance(data, dict):
-        raise SettingsError(f"the config {file} must hold keys and values, but it holds {type(data).__name__}")
+        found = "nothing" if data is None else f"a {type(data).__name__}"
+        raise SettingsError(f"the config {file} must hold keys and values, but it holds {found}")
+    if {"settings", "tape_version"} <= data.keys():
+        raise SettingsError(
+            f"{file} is the record of a run; copy what it has under 'settings' into a file of its own for --config, or "
+            f"continue the run with --resume"
+        )
     return data
 
 

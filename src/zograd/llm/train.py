@@ -193,7 +193,11 @@ def agree_on_run(s: TrainSettings, out: Path, resume: bool, quiet: bool, peers: 
 def _announced(s: TrainSettings, tape: Tape, changed: Mapping[str, Any]) -> str:
     """The line of the log that says where a resumed run continues, and with which other settings."""
     parts = [f"{setting_name(name)} = {getattr(s, name)} in place of {before}" for name, before in changed.items()]
-    return f"zograd: the run continues from step {tape.steps}" + (f", with {', '.join(parts)}" if parts else "")
+    where = f"continues from step {tape.steps}"
+    if s.seconds is None and tape.steps == s.steps:
+        where = f"has taken its {s.steps} steps already"
+        where += "" if "steps" in fixed_settings(s) else "; a larger --steps continues it"
+    return f"zograd: the run {where}" + (f", with {', '.join(parts)}" if parts else "")
 
 
 def decide_compiling(work: Work, peers: Peers) -> tuple[Work, dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 
 from zograd.hub import Example, Task
 from zograd.hub.labels import LabelWords
+from zograd.hub.registry import REGISTRY
 from zograd.llm import loading
 from zograd.llm.build import examples_of
 from zograd.llm.generation import Generated, generate
@@ -122,9 +123,11 @@ class Tuned:
         """Raise SettingsError where there are no labels to choose from."""
         if self.form.classes or self.form.records == CHOICE:
             return
-        what = (
-            f"the run {self.source} was trained to write" if self.is_run else f"the model {self.source} has no labels"
-        )
+        what = f"the model {self.source} has no labels"
+        if self.is_run:
+            what = f"the run {self.source} was trained to write"
+        elif self.source not in REGISTRY and not Path(self.source).expanduser().exists():
+            what = f"there is no run {self.source} here; check its path. As for a model of that name, it has no labels"
         raise SettingsError(
             f"{what}: choose the labels with --task, or with --prompt-template and --label-words; `zograd generate` "
             f"answers with text"

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from zograd.core.vector import HALF
 from zograd.spaces import Space
@@ -72,7 +73,13 @@ def check(name: str, tensor: Tensor, space: Space) -> None:
             f"{name!r} has dtype {tensor.dtype}; zograd trains float32, float64, bfloat16 and float16 tensors. "
             f"Leave it out of the selection, or train what scales it."
         )
-    if not (tensor if portion_of(tensor) is None else local(tensor)).is_contiguous():
+    held = tensor if portion_of(tensor) is None else local(tensor)
+    if is_traceable_wrapper_subclass(held):
+        raise TypeError(
+            f"{name!r} is of the class {type(held).__name__} ({type(held).__module__}), as libraries keep quantized "
+            f"weights; leave it out of the selection, and train adapters beside it (LoRA), or what scales it"
+        )
+    if not held.is_contiguous():
         raise ValueError(
             f"{name!r} is not contiguous (strides {tensor.stride()}); make it so, for a model with "
             f"model.to(memory_format=torch.contiguous_format)"

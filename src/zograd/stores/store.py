@@ -402,9 +402,10 @@ class Store:
         """Make the moves that are pending (`deferring`), of these leaves or of all; returns the leaves that moved."""
         return self.deferred.make(leaves)
 
-    def health(self, iterate: Iterate) -> float:
+    def health(self, iterate: Iterate, *, warn: bool = True) -> float:
         """Fraction of the weights whose bits the step changed; warns once when steps vanish below the spacing.
 
+        warn: False for a step of length 0, whose points all had the same value.
         Where moves are deferred: of the last step that is made at every leaf (0 before there is one).
         """
         complete = self.deferred.complete(iterate)
@@ -412,7 +413,7 @@ class Store:
             return 0.0
         iterate = complete
         fraction = iterate.counted() / self._held
-        if self._warned_small or not iterate.moved or fraction >= 0.02:
+        if not warn or self._warned_small or not iterate.moved or fraction >= 0.02:
             return fraction
         rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
         if not rounded or rounded < self.dim // 2:

@@ -11,6 +11,7 @@ from zograd.llm.loading.lora import LoraSpec, attach_lora
 from zograd.llm.loading.models import (
     DTYPES,
     auto_class_of,
+    check_device,
     configuration_of,
     dtype_named,
     import_transformers,
@@ -25,7 +26,7 @@ from zograd.llm.loading.virtual import PARTS, Virtual, attach_virtual, virtual_o
 
 __all__ = [
     "ADAPTERS", "DTYPES", "PARTS", "LoraSpec", "ModelError", "UnknownDtypeError", "Virtual", "as_lora", "attach_lora",
-    "attach_polar", "attach_virtual", "auto_class_of", "blocks", "configuration_of", "decay_groups", "dtype_named",
-    "extra", "first_line", "head_of", "import_transformers", "is_bare", "is_scales", "kind_of", "load", "merge_polar",
-    "plain_model", "polar_layers", "select", "silence", "stable_ranks", "virtual_of", "vocabulary",
+    "attach_polar", "attach_virtual", "auto_class_of", "blocks", "check_device", "configuration_of", "decay_groups",
+    "dtype_named", "extra", "first_line", "head_of", "import_transformers", "is_bare", "is_scales", "kind_of", "load",
+    "merge_polar", "plain_model", "polar_layers", "select", "silence", "stable_ranks", "virtual_of", "vocabulary",
 ]  # fmt: skip

@@ -18,6 +18,10 @@ class UnknownDtypeError(ModelError, UsageError):
     """The name of a dtype is unknown."""
 
 
+class DeviceError(ModelError, UsageError):
+    """There is no device of that name, or torch cannot use it on this machine."""
+
+
 def extra(name: str) -> str:
     """How to install the packages that are missing."""
     return f'this needs more packages: pip install "zograd[{name}]"'

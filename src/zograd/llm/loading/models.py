@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from logging import ERROR, getLogger
@@ -16,7 +17,7 @@ from zograd.hub.registry import REGISTRY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from zograd.llm.loading.errors import ModelError, UnknownDtypeError, extra, first_line
+from zograd.llm.loading.errors import DeviceError, ModelError, UnknownDtypeError, extra, first_line
 from zograd.llm.loading.structure import kind_named
 from zograd.llm.stages import Stages, importing
 
@@ -41,6 +42,22 @@ def dtype_named(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise UnknownDtypeError(f"there is no dtype {name!r}; use auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def check_device(name: str) -> None:
+    """Raise DeviceError for a name of no device, and for a device that torch cannot use on this machine."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"there is no device {name!r}; use cpu, cuda, cuda:1, mps or another one of torch") from None
+    try:
+        torch.empty(1, device=device)
+    except Exception as e:  # AssertionError, RuntimeError, NotImplementedError ..., by the kind of device
+        why = first_line(e).split(". ")[0]
+        raise DeviceError(
+            f"torch {torch.__version__} cannot use the device {name} on this machine ({why}); use --device cpu, or "
+            f"install a torch and a driver for it"
+        ) from e
 
 
 def fast_bfloat16() -> bool:
@@ -82,10 +99,12 @@ def load(
             from transformers import AutoTokenizer
     except ImportError as e:
         raise ModelError(extra("llm")) from e
+    check_device(device)
     known = REGISTRY.get(name_or_path)
     check_text(name_or_path, None if known is None else {"vision": "images", "speech": "speech"}.get(known.kind))
     path = resolve_model(name_or_path)
     kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
+    check_folder(path)
     if quantized:
         return load_packed(Path(path), kind, device)
     from zograd.quantized import libraries, quantizing
@@ -113,7 +132,8 @@ def load(
     except ImportError as e:  # the library of a quantized checkpoint is missing
         raise ModelError(f"cannot load {path}: {first_line(e)}; {extra('quantized')}") from e
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, SafetensorError ... for bad files
-        raise ModelError(f"cannot load a causal language model from {path}: {first_line(e)}") from e
+        where = path if Path(path).exists() else f"{path} of the hub (there is no folder of that name here)"
+        raise ModelError(f"cannot load a causal language model from {where}: {first_line(e)}") from e
     if quantize == "hqq4":
         quantizing.to_hqq(model, kind, device)
     if tokenizer.pad_token_id is None:
@@ -127,6 +147,30 @@ def load(
     except libraries.LibraryError as e:
         raise ModelError(f"{path}: {e}") from e
     return (model if model.device == torch.device(device) else model.to(device)).eval(), tokenizer
+
+
+def check_folder(path: str) -> None:
+    """Raise ModelError for a folder that holds something else than a model, and say what to do with that."""
+    folder = Path(path)
+    if not folder.is_dir() or (folder / "config.json").exists() or any(folder.glob("*.gguf")):
+        return
+    if (folder / "run.json").exists():
+        raise ModelError(
+            f"{path} is a run, not a model: write its weights with `zograd replay {path} --out FOLDER`, or give it "
+            f"where a run is taken (--run of eval, the first argument of predict and generate)"
+        )
+    adapter = folder / "adapter_config.json"
+    if not adapter.exists():
+        held = ", ".join(sorted(child.name for child in folder.iterdir())[:5]) or "nothing"
+        raise ModelError(f"{path} is a folder without a config.json, so it holds no model; it holds {held}")
+    kind = None
+    with suppress(OSError, ValueError, AttributeError):  # of a damaged file, the loading itself says what is wrong
+        kind = json.loads(adapter.read_text(encoding="utf-8")).get("peft_type")
+    if kind in ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"):
+        raise ModelError(
+            f"{path} holds virtual tokens that peft puts in front of a model ({kind}), not a model: load it in Python "
+            f"with peft.AutoPeftModelForCausalLM.from_pretrained, or give the run that it comes from"
+        )
 
 
 def configuration_of(path: str) -> Any:

@@ -41,6 +41,7 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
         return scales(model, train, layers)
     named: dict[str, Tensor] = dict(model.named_parameters())
     if train == "full":
+        check_dense(model)
         chosen = named
     elif train == "lora":
         chosen = {k: p for k, p in named.items() if "lora_" in k}
@@ -62,6 +63,17 @@ def select(model: nn.Module, train: str, *, layers: int | None = None) -> dict[s
     if not chosen:
         raise ModelError(f"--train {train!r} selects no parameter; names look like {', '.join(list(named)[:3])}")
     return chosen
+
+
+def check_dense(model: nn.Module) -> None:
+    """Raise ModelError for a model whose matrices are packed or quantized: "full" would mean its norms alone."""
+    from zograd.quantized import libraries
+
+    if hasattr(model, "packed_file") or libraries.is_quantized(model):
+        raise ModelError(
+            "--train full trains all weights, and the matrices of this model are packed integers; use --train lora or "
+            "--train scales, or a pattern of tensors that are not packed, such as norm"
+        )
 
 
 def is_scales(train: str) -> bool:
@@ -100,7 +112,7 @@ def scales(model: nn.Module, train: str, layers: int | None) -> dict[str, Tensor
         found = ", ".join(sorted(model.dense_formats)) or "no format that has any"  # type: ignore[arg-type]
         raise ModelError(
             f"--train {train}: the matrices of {model.packed_file} are in {found}, which has no scales; give a file in "
-            f"{', '.join(map(str, FORMATS.values()))}, or train lora or full"
+            f"{', '.join(map(str, FORMATS.values()))}, or train lora"
         )
     if kinds := libraries.unknown(model):
         raise ModelError(

@@ -172,6 +172,9 @@ def metric_of(asked: str | MetricFunction | None, kind: str, classes: int) -> Me
     elif asked in NAMED or asked in OF_LOSSES:
         found = Metric(asked, NAMED.get(asked))
     else:
+        if asked in WRITTEN:
+            what = "has classes" if kind in ("classification", "choice") else "writes none: all of the text is learned"
+            raise MetricError(f"metric = {asked!r} compares answers that are written, and this task {what}; use loss")
         names = ", ".join(dict.fromkeys((*NAMED, *OF_LOSSES, *WRITTEN)))
         raise MetricError(
             f"metric = {asked!r}: choose one of {names}, or write module:function, such as "

@@ -141,7 +141,13 @@ class Scorer:
         self._shape = padded_layout([1])  # of the last forward
         self._check()
         self.virtual = loading.virtual_of(model)
-        self.max_length -= 0 if self.virtual is None else self.virtual.count
+        if self.virtual is not None:
+            if self.virtual.count >= self.max_length:
+                raise TaskError(
+                    f"{self.virtual.count} virtual tokens leave no room for a text: the model takes {self.max_length} "
+                    f"tokens in all; lower --tokens"
+                )
+            self.max_length -= self.virtual.count
         behind = self.virtual is not None and self.virtual.part == "prefix"
         below = first_trained_block(self.base, trained) if trained and cache_prefix else 0
         if below:
@@ -284,7 +290,15 @@ class Scorer:
         ids, start = self.encoder.learned(example)
         if not example.completion or start >= len(ids):
             what = f"an empty completion for the prompt {example.prompt[:40]!r}"
-            raise TaskError(what if example.prompt else f"the text {example.completion!r} has no token to predict")
+            if not example.prompt:
+                what = f"the text {example.completion!r} has no token to predict"
+            elif example.completion:
+                what = (
+                    f"the completion {example.completion[:40]!r} has no token of its own behind the prompt that ends "
+                    f"in {example.prompt[-20:]!r}: the tokenizer joins them; begin the completion with a space or a "
+                    f"new line"
+                )
+            raise TaskError(what)
         return [ScoredTokens(ids, start)]
 
     def said(self, count: int) -> str:
