@@ -83,4 +83,5 @@ def test_methods_on_blocks_take_the_settings_of_adam_as_their_own(name: str) -> 
 
 
 def test_a_method_on_blocks_takes_its_settings_by_place() -> None:
-    assert methods.residual(1e-3, 0.5) == methods.residual(lr=1e-3, beta1=0.5)
+    assert methods.residual(1e-3, 2, 0.5) == methods.residual(lr=1e-3, exact=2, beta1=0.5)
+    assert methods.backprop(1e-3, True, 0.5) == methods.backprop(lr=1e-3, recompute=True, beta1=0.5)

@@ -203,8 +203,9 @@ def test_as_many_exact_blocks_as_are_trained_give_the_bits_of_backprop() -> None
     expected = gradients(Backprop(blocks, store.leaves), store, loss)
     found = gradients(Residual(blocks, store.leaves, exact=9), store, loss)
     assert all(torch.equal(found[name], g) for name, g in expected.items())
-    with pytest.raises(ValueError, match="exact is a number of blocks, at least 0, got -1"):
-        methods.residual(exact=-1)
+    for bad in (-1, 0.5):
+        with pytest.raises(ValueError, match=f"exact is a number of blocks, at least 0, got {bad}"):
+            methods.residual(exact=bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [Residual, Backprop])

@@ -127,7 +127,7 @@ class ResidualFeedback(FromBlocks):
     exact: int = 4
 
     def __post_init__(self) -> None:
-        if self.exact < 0:
+        if not isinstance(self.exact, int) or self.exact < 0:
             raise ValueError(f"exact is a number of blocks, at least 0, got {self.exact}")
 
     def states(self, blocks: int) -> int:
