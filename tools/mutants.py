@@ -66,8 +66,8 @@ MUTANTS = (
     Mutant(
         "every block is differentiated where the first one is",
         "src/zograd/blockwise/sources.py",
-        "derivative(block, call, number, self._states[k], call.behind, trained)",
-        "derivative(block, call, number, call.inputs[self.first], call.behind, trained)",
+        "hidden = call.inputs.pop(number) if exact else self._states[k]",
+        "hidden = call.inputs.pop(number) if exact else call.inputs[self.first]",
         ("tests/llm/test_blockwise.py::test_residual_feedback_is_exact_for_the_last_block_and_its_definition_below",),
     ),
     Mutant(

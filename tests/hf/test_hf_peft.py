@@ -95,5 +95,5 @@ def test_adapters_of_another_base_model_are_refused(tmp_path: Path) -> None:
 
 def test_the_learning_rate_for_adapters_is_theirs(tmp_path: Path) -> None:
     trainer = trained(tmp_path, adapted("lora"), method="residual")
-    whole = language_model("residual", FULL, Shape(32, 3))["lr"]
+    whole = language_model("residual", FULL, Shape(32, 3, texts=True))["lr"]
     assert trainer._zo.records[0].rates[0].lr == pytest.approx(5 * whole)

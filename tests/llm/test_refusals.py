@@ -86,7 +86,7 @@ def test_all_weights_of_a_quantized_model_are_refused(tiny_model: Path, tmp_path
 
 def test_the_line_before_training_names_the_blocks_that_there_are(tiny_model: Path, tmp_path: Path) -> None:
     result = zograd("train", "--model", tiny_model, *FEW, "--layers", 9, "--steps", 1, "--out", tmp_path / "run")
-    assert "training the weights of the last 4 blocks by residual, 1 step of 2 examples" in result.stderr
+    assert "training the weights of the last 4 blocks by backprop, 1 step of 2 examples" in result.stderr
 
 
 def test_a_run_at_its_end_says_so(tiny_model: Path, tmp_path: Path) -> None:
