@@ -51,6 +51,7 @@ sys.exit(bool(missing))
 """
 
 
+@pytest.mark.slow  # hundreds of processes
 def test_each_public_name_is_there_in_a_fresh_interpreter() -> None:
     """`zo.NAME` after nothing but `import zograd as zo`, each in a fork: one after another, a name would import for the
     next."""

@@ -63,8 +63,9 @@ def test_replay_is_bit_identical(case, kind: str, tmp_path) -> None:
 
 
 @vanishing
-@pytest.mark.parametrize("kind", ["float32", "bfloat16-split", "float64"])
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize(
+    ("case", "kind"), in_turn(CASES, ("float32", "bfloat16-split", "float64"), (lambda c: c.id, str))
+)
 def test_a_run_may_go_on_from_a_replay(case, kind: str) -> None:
     """Replay of the first steps, then real ones, equals the run that never stopped."""
     dtype, rounding = DTYPES[kind]

@@ -295,6 +295,7 @@ def descend(method: Method[Any], f: Callable[..., float], d: int, terms: int, bu
     return x.numpy()
 
 
+@pytest.mark.slow
 def test_zpdvr_converges_on_ridge_regression_where_zo_sgd_stalls() -> None:
     """n = 40, d = 20: gap below 1e-4 in 120,000 evaluations of single terms (the specification allows 800,000), with an
     lr at which ZO-SGD on single terms stays above 1e-2."""

@@ -107,6 +107,7 @@ def test_a_weight_read_alone_is_answered_outside_of_the_graph() -> None:
     assert graphs()[1] > 0
 
 
+@pytest.mark.slow
 def test_a_model_that_its_owner_compiled_is_seen() -> None:
     """No leaf escapes to be perturbed by copy."""
     torch.manual_seed(0)
@@ -121,6 +122,7 @@ def test_a_model_that_its_owner_compiled_is_seen() -> None:
     assert graphs() == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_lens_within_a_lens_and_dropout_run_as_they_are() -> None:
     """Both look at every call, which torch.compile does not trace."""
     model = make_model("llama")

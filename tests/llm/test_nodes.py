@@ -133,7 +133,7 @@ def test_recentred_estimates_have_the_same_mean_and_the_variance_of_what_the_cen
         torch.testing.assert_close(nothing[name], g, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "tied"])
+@pytest.mark.parametrize("kind", ["gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama", "tied"))])
 def test_by_values_the_mean_is_residual_feedback_without_the_derivative_of_a_block(kind: str) -> None:
     """What is added to the output of its block, and nothing else, is exact; each layer has its path."""
     _, blocks, store, batch = made(KINDS[kind])
