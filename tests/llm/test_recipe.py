@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,22 @@ def test_adapters_outside_of_the_blocks_are_trained_by_values(
     named = TrainSettings.model_validate({**asked, "lora_targets": ["q_proj", "lm_head"], "method": "residual"})
     with pytest.raises(SettingsError, match="trains tensors inside of the blocks"):
         train(named, tmp_path / "other", quiet=True)
+
+
+def test_where_texts_are_learned_the_rate_is_lower_and_kept_with_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    file, run = tmp_path / "texts.jsonl", tmp_path / "run"
+    pairs = [{"prompt": f"It was {k}", "completion": " very good" if k % 2 else " bad"} for k in range(24)]
+    file.write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    common = {"model": str(tiny_model), "task": str(file), "dtype": "float32", "eval_examples": 4, "batch_size": 4}
+    for more in ({}, {"layers": 2, "method": "backprop"}, {"train": "lora"}):
+        s = TrainSettings.model_validate({**common, **more, "steps": 2, "train_examples": 8})
+        shape = Shape(32, 2 if "layers" in more else 4, texts=True)
+        done = train(s, run, quiet=True)
+        kept = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]["lr"]
+        assert kept == pytest.approx(shape.lr * (5 if "train" in more else 1), rel=0.01)
+        assert shape.lr == pytest.approx(0.3 * shape._replace(texts=False).lr)
+        assert train(TrainSettings(), run, resume=True, quiet=True)["sha256"] == done["sha256"]
+        shutil.rmtree(run)
+    own = TrainSettings.model_validate({**common, "steps": 2, "train_examples": 8, "lr": 0.5})
+    train(own, run, quiet=True)
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]["lr"] == 0.5
