@@ -49,7 +49,7 @@ def shape_of_smollm2(folder: str) -> str:
 # %% The plan is followed: a rehearsal promises steps, and a run on the clock makes them.
 def followed(layers: int, weights: int, seed: int) -> dict[str, Any]:
     s = TrainSettings(
-        model="smollm2-135m", task="trec", layers=layers, threads=1, seed=seed, baseline=False, train_examples=200,
+        model="smollm2-135m", task="trec", layers=layers, threads=1, seed=seed, baseline=False, train_examples=800,
         eval_examples=16, **SHAPE,
     )  # fmt: skip
     found = rehearse(s)
