@@ -221,7 +221,8 @@ with signs. "lr" is the rate with the lowest loss at the end of seed 0, and of h
 the seeds their mean and range. "peak" is the peak of the process over that of inference. "MeZO's end after" are the
 forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one of ten evaluations. The task
 `{COMPLETIONS}` is the second halves of the sentences of mr: there the perplexity of a token stands in place of the
-accuracy, and lower is better. `residual` is with `exact=0`, `residual+4` has the exact derivative of the last four blocks, and so on;
+accuracy, and lower is better. `residual` is with `exact=0`; `residual+4` has the exact derivative of the last four
+blocks, and so on;
 `recomputed` is `backprop` with states that are computed again, to the same bits. What is trained:
 
 {parts}
