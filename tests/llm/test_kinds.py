@@ -222,25 +222,19 @@ def test_backprop_of_an_encoder_is_its_gradient(tokenizer: Any, tmp_path: Path, 
         torch.testing.assert_close(found[name], own, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_models_of_images_and_of_speech_are_refused_by_what_they_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_of_speech_are_refused_by_what_they_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An alias before it is downloaded, a folder by its configuration."""
 
     def download(*_: Any) -> None:
         raise AssertionError("a model was fetched")
 
     monkeypatch.setattr("zograd.llm.loading.models.resolve_model", download)
-    for name, reads in (("whisper-tiny.en", "speech"), ("efficientnet-lite0", "images")):
-        with pytest.raises(loading.ModelError, match=f"{name} is a model of {reads}, and prompts are text: train it"):
-            loading.load(name)
+    with pytest.raises(loading.ModelError, match=r"whisper-tiny\.en is a model of speech, and prompts are text"):
+        loading.load("whisper-tiny.en")
     monkeypatch.undo()
-    for kind, architecture, reads in (
-        ("vit", "ViTForImageClassification", "images"), ("whisper", "WhisperForConditionalGeneration", "speech"),
-        ("wav2vec2", "Wav2Vec2ForCTC", "speech"),
-    ):  # fmt: skip
+    for kind, architecture in (("whisper", "WhisperForConditionalGeneration"), ("wav2vec2", "Wav2Vec2ForCTC")):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
-        with pytest.raises(loading.ModelError, match=f"is a model of {reads}"):
+        with pytest.raises(loading.ModelError, match="is a model of speech"):
             loading.load(str(tmp_path))
 
 

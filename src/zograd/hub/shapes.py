@@ -6,6 +6,7 @@ completion       a prompt and its completion
 chat             turns of a conversation, of which the last is learned; also prompt and completion as turns
 instruction      instruction, input and output, as in Alpaca
 text             a text without a label, all of which is learned
+images           an image and a label
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from zograd.hub.choices import ANSWERS, CHOICES, example_of
 from zograd.hub.errors import TaskError, UnknownTaskError
 from zograd.hub.examples import Chat, Example
 from zograd.hub.labels import Labels, LabelWords, labels_in, labels_of
+from zograd.hub.pictures import Picture
 from zograd.hub.records import Record, Table
 from zograd.hub.template import Template
 
@@ -84,7 +86,7 @@ class Shape:
 
     kind: "classification", "choice", "completion" or "text". columns: those by whose hash the table is split. said: how
     records are read, for the line before training. needs: the columns that data must have. label: the column of the
-    label, or of the right choice.
+    label, or of the right choice. reads: "text", or "images".
     """
 
     kind: str
@@ -95,6 +97,7 @@ class Shape:
     needs: tuple[str, ...]
     labels: Labels = field(default_factory=lambda: Labels((), ()))
     label: str = ""
+    reads: str = "text"
 
 
 def shape_of(table: Table, asked: Asked, where: str) -> Shape:
@@ -108,6 +111,8 @@ def shape_of(table: Table, asked: Asked, where: str) -> Shape:
         if asked.records not in _MAKERS:
             raise UnknownTaskError(f"records = {asked.records!r}: choose one of auto, {', '.join(_MAKERS)}")
         return _MAKERS[asked.records](table, asked, where)
+    if _shows_images(table, asked):
+        return _images(table, asked, where)
     name = next(name for fits, name in _RECOGNISED if fits(columns, asked))
     if name in _ELSEWHERE:
         raise TaskError(f"{where} {_ELSEWHERE[name]}")
@@ -149,6 +154,20 @@ def _shows_label(columns: set[str], asked: Asked) -> bool:
 def _shows_text_alone(columns: set[str], asked: Asked) -> bool:
     """A text, and nothing that could be a label."""
     return "text" in columns and columns <= {"text", asked.text_column, *BESIDE}
+
+
+def _shows_images(table: Table, asked: Asked) -> bool:
+    """Whether images are classified: there are some, and no text beside them that was named or has a usual name."""
+    column = _image_in(table)
+    if column is None or asked.prompt_template is not None:
+        return False
+    return not {"text", *TURNS} & set(table.columns) if asked.text_column is None else asked.text_column == column
+
+
+def _image_in(table: Table) -> str | None:
+    """The first column that holds images."""
+    first = table.records[0].values if table.records else {}
+    return next((column for column, value in first.items() if isinstance(value, Picture)), None)
 
 
 def _anything(columns: set[str], asked: Asked) -> bool:
@@ -247,6 +266,27 @@ def _filled(template: Template, record: Record) -> tuple[str, tuple[tuple[int, i
     return template.place({column: record.text(column) for column in template.columns})
 
 
+def _images(table: Table, asked: Asked, where: str) -> Shape:
+    label = asked.label_column or "label"
+    _check([label], table, where, "Name the one with the label with label_column.")
+    image = asked.text_column or _image_in(table) or ""
+    if not isinstance(table.records[0].values.get(image), Picture):
+        raise TaskError(
+            f"{where} has no column of images; its columns are {', '.join(table.columns)}. A column named image, or "
+            f"the one that text_column names, holds the paths of image files."
+        )
+    names = table.classes.get(label, ())
+    words = asked.label_words
+    labels = labels_of(words, names) if words else labels_in(table.records, label, where, names)
+
+    def example(record: Record) -> Example:
+        picture: Picture = record.values[image]
+        return Example(picture.name, labels.of(record, label), image=picture)
+
+    said = f"the column {label} is predicted from the image in {image}"
+    return Shape("classification", "", (image,), example, said, (image, label), labels, label, reads="images")
+
+
 def _completion(table: Table, asked: Asked, where: str) -> Shape:
     completion = asked.completion_column or "completion"
     template = Template("{prompt}" if asked.prompt_template is None else asked.prompt_template)
@@ -330,6 +370,7 @@ _MAKERS: Final[dict[str, Callable[[Table, Asked, str], Shape]]] = {
     "chat": _chat,
     "instruction": _instruction,
     "text": _text,
+    "images": _images,
 }
 
 RECORDS: Final = ("auto", *_MAKERS)

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from zograd.hub.errors import TaskError
 from zograd.hub.formats import READERS, SUFFIXES, WHOLE, Reader, class_names, package_missing, read_file
+from zograd.hub.pictures import class_folders, pictured
 from zograd.hub.records import Record, Table, part_named
 from zograd.hub.suite import SUITE, Definition, split_name
 
@@ -51,6 +52,7 @@ def read(source: Source, text_column: str | None = None, definition: Definition 
     table = reader(source)
     if definition is not None and split_name(source)[0] is None:
         table = _plain(table, definition, source)
+    table = pictured(table, _place_of(source), text_column)
     columns, name = table.columns, source_name(source)
     if text_column is not None and text_column not in columns:
         raise TaskError(f"{name} has no column {text_column!r}; its columns are {', '.join(columns)}.")
@@ -60,6 +62,14 @@ def read(source: Source, text_column: str | None = None, definition: Definition 
         if text_column is not None:
             record.values["text"] = record.values[text_column]
     return table
+
+
+def _place_of(source: Source) -> Path:
+    """The folder from which paths in the data are taken: that of its file, or the current one."""
+    if not _is_text(source):
+        return Path.cwd()
+    path = Path(source).expanduser()
+    return path if path.is_dir() else path.parent
 
 
 # ---- the suite of MeZO -----------------------------------------------------------------------------------------------
@@ -116,11 +126,13 @@ def _folder(source: Source, readers: Mapping[str, Reader] = READERS) -> Table:
         return _dataset(_datasets(path, "export it as .jsonl or .csv").load_from_disk(str(folder)), path)
     if not (found := _files(folder)):
         found = _files(folder / "data")
+    if not found and (images := class_folders(folder, path)):
+        return _alone(images)
     if not found:
         names = ", ".join(sorted(f.name for f in folder.iterdir())[:5]) or "nothing"
         raise TaskError(
-            f"{path} is a folder without a file such as train.jsonl, validation.csv or test.parquet; it holds {names}. "
-            f"Give such files, or name one file."
+            f"{path} is a folder without a file such as train.jsonl, validation.csv or test.parquet, and without "
+            f"folders of images, one for each class; it holds {names}. Give such files or folders, or name one file."
         )
     table = Table([])
     for file in found:

@@ -39,7 +39,7 @@ class Task:
     (`Example.completion`, no label words) or "text" (a completion of nothing). `splits` has the keys train, validation
     and test; examples have a fixed order. `classes` names the classes, and `label_words` has the word of each, or a
     tuple of several. `own`: the task is a user's data or registered; `drawn`: its data names no splits. `split_by`: the
-    columns whose hash splits it. `said`: how records are read.
+    columns whose hash splits it. `said`: how records are read. `reads`: "text", or "images" (`Example.image`).
     """
 
     name: str
@@ -56,6 +56,7 @@ class Task:
     drawn: bool = False
     split_by: tuple[str, ...] = ()
     said: str = ""
+    reads: str = "text"
 
 
 def register_task(
@@ -128,6 +129,9 @@ def load_task(
     Data of MeZO's task suite has the name of its task in front: `sst2:FOLDER`, `copa:FILE`, `squad:hf:NAME`; of an
     object, `records` has it. The task says how its records are read (`zograd.hub.suite`), and brings its template and
     label words.
+
+    Images have a folder for each class, within folders named train, validation and test or without, or a column
+    `image` with their paths beside the label, or are objects of Pillow in a dataset.
 
     Otherwise its columns say what a record is (`zograd.hub.shapes`): a text and a label; `question`, `choices` and
     `answer`; `prompt` and `completion`; the conversation `messages`; `instruction`, `input` and `output`; or a `text`
@@ -327,6 +331,7 @@ def _from_data(
         drawn=not extra and _names_no_splits(tables[""]),
         split_by=tuple(split_by or shape.columns),
         said=shape.said,
+        reads=shape.reads,
     )
 
 

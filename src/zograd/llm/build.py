@@ -238,7 +238,8 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
         if reason and why:
             s, why = instead(s.model_copy(update={"lr": None}) if rated else s, reason, exact=exact)
             if s.method == "backprop" and s.lr is None:
-                shape = shape_of(module, s.layers)._replace(adds=False, texts=texts)
+                of_images = loading.kind_of(module) == "images"  # a stride between its blocks, and norms inside of them
+                shape = shape_of(module, s.layers)._replace(adds=of_images, texts=texts)
                 s = s.model_copy(update={"lr": rate_of_blocks(s, shape)})
             method, layers = build_method(s, module), s.layers if s.train not in loading.ADAPTERS else None
         elif reason:
@@ -333,10 +334,11 @@ def _prepared(
             )
         blocks = loading.blocks(model)
         trained, ends = inside(module, trained, s, estimator)
-        if loading.kind_of(model) == "pairs" and estimator.kind == "nodes":
+        if estimator.kind == "nodes" and (kind := loading.kind_of(model)) in ("pairs", "images"):
+            there = "an encoder reads those of" if kind == "pairs" else "there are none in the images of"
             raise SettingsError(
-                f"--method {s.method} needs the tokens on which each part of a loss depends, and an encoder reads "
-                f"those of {type(model).__name__}; use residual"
+                f"--method {s.method} needs the tokens on which each part of a loss depends, and {there} "
+                f"{type(model).__name__}; use residual or backprop"
             )
     streamed: Streamed | None = None
     if mapped is not None:
@@ -367,7 +369,8 @@ def _prepared(
 def shape_of(model: Any, layers: int | None) -> Shape:
     """The width of a model, and the number of its blocks that are trained."""
     depth = len(loading.blocks(model))
-    width = loading.plain_model(model).config.get_text_config().hidden_size
+    config = loading.plain_model(model).config.get_text_config()
+    width = getattr(config, "hidden_size", None) or config.hidden_dim  # EfficientNet has the latter alone
     return Shape(width, depth if layers is None else min(layers, depth))
 
 
@@ -541,8 +544,8 @@ def no_examples(task: Task, split: str, remedy: str) -> str:
 
 
 def text_of(e: Example) -> str:
-    """What an example is known by: its text with the answer or the choices, not with its label."""
-    return e.prompt + e.completion + "".join(e.choices)
+    """What an example is known by: its image, or its text with the answer or the choices, and not its label."""
+    return e.image.sha256 if e.image is not None else e.prompt + e.completion + "".join(e.choices)
 
 
 def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
@@ -552,7 +555,8 @@ def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example])
         h.update(b"\n")
         for e in part:
             more = [x for x in (e.chat, e.choices, e.also) if x]
-            h.update(json.dumps([e.prompt, e.label, e.completion, *more]).encode())
+            prompt = text_of(e) if e.image is not None else e.prompt
+            h.update(json.dumps([prompt, e.label, e.completion, *more]).encode())
     return h.hexdigest()
 
 
@@ -561,7 +565,7 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
     if not task.own:
         return
     words = ", ".join(map(repr, task.label_words))
-    scored = f", scored by {words}" if s.label_words is None and task.classes else ""
+    scored = f", scored by {words}" if s.label_words is None and task.classes and task.reads == "text" else ""
     print(f"zograd: {task.said}{scored}", file=sys.stderr, flush=True)
     known = set(map(text_of, examples))
     if shared := sum(text_of(e) in known for e in held_out):
@@ -623,6 +627,7 @@ def set_up(
     stages = Stages(quiet=True) if stages is None else stages
     with stages.stage(f"reading {s.task}"):
         data = data_of(s, metric)
+    check_images(s, data.task)
     announce(data.task, s, data.examples, data.held_out)
     loading.import_transformers(stages)
     s = with_head(s, data.task)
@@ -635,6 +640,18 @@ def set_up(
         print(f"zograd: {p.why}", file=sys.stderr)
     with stages.stage(f"reading the weights and {len(data.all):,} examples, trying the model"):
         return _tried(p, data, folder, stored)
+
+
+def check_images(s: TrainSettings, task: Task) -> None:
+    """Raise SettingsError for settings that are about texts, where the task holds images."""
+    if task.reads == "text":
+        return
+    asked = {
+        "--max-length": s.max_length is not None, "--truncate": s.truncate is not None, "--compile": bool(s.compile),
+        "--offload disk": s.offload == "disk",
+    }  # fmt: skip
+    if option := next((name for name, given in asked.items() if given), None):
+        raise SettingsError(f"{option} is for models of text, and {task.source} holds {task.reads}; leave it out")
 
 
 def check_objective(s: TrainSettings, objective: Objective | None, task: Task) -> None:
@@ -668,20 +685,29 @@ def check_compares(s: TrainSettings, run: Run[Any]) -> None:
         )
 
 
-OF_OTHERS = ("vision", "speech")
-"""Kinds of models that take no text: the loader refuses them before it fetches any."""
+OF_IMAGES = "efficientnet-lite0"
+"""The model of images where none is named."""
 
 
 def with_head(s: TrainSettings, task: Task) -> TrainSettings:
-    """The settings with the number of classes of a new head, where the model is an encoder without one."""
+    """The settings with the number of classes of a new head, where the model is an encoder without one.
+
+    A classifier of images gets one unless its classes have the names of the task's. Where no model is named, the one
+    of images is `OF_IMAGES`.
+    """
+    if task.reads == "images" and s.model == TrainSettings.model_fields["model"].default:
+        s = s.model_copy(update={"model": OF_IMAGES})
     known = REGISTRY.get(s.model)
-    if s.classes is not None or s.quantized or task.kind != "classification" or (known and known.kind in OF_OTHERS):
+    if s.classes is not None or s.quantized or task.kind != "classification" or (known and known.kind == "speech"):
         return s
     try:
-        bare = loading.is_bare(loading.configuration_of(resolve_model(s.model)))
+        config = loading.configuration_of(resolve_model(s.model))
+        named = sorted(map(str, config.id2label.values()))
+        of_images = task.reads == "images" and named != sorted(task.classes)
+        new = of_images or loading.is_bare(config)
     except Exception:  # the loader says what is wrong with it
         return s
-    return s.model_copy(update={"classes": len(task.label_words)}) if bare else s
+    return s.model_copy(update={"classes": len(task.label_words)}) if new else s
 
 
 def _tried(p: Prepared, of: Data, folder: Path, stored: bool) -> Work:

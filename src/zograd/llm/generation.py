@@ -58,7 +58,7 @@ def generate(
     """
     check_sampling(max_new_tokens, temperature, stop)
     base = plain_model(model)
-    if kind_of(base) in ("masked", "classes"):
+    if kind_of(base) in ("masked", "classes", "images"):
         raise TaskError(f"{type(base).__name__} writes no text; use a causal model, or an encoder with a decoder")
     encoder, pairs = Encoder(tokenizer, vocabulary(base), chat=chat), kind_of(base) == "pairs"
     encoded = [encoder.whole(p) if pairs else encoder.asked(p) for p in map(_example, prompts)]

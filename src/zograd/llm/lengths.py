@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zograd.hub import Example, Task, resolve_model
+from zograd.hub import Example, Task, TaskError, resolve_model
 from zograd.hub.labels import flat_words
 from zograd.llm.build import examples_of
 from zograd.llm.loading.errors import ModelError, extra, first_line
@@ -41,6 +41,11 @@ def lengths_of(s: TrainSettings) -> Lengths:
     Cost: the data is read and tokenized.
     """
     task, examples, _ = examples_of(s)
+    if task.reads != "text":
+        raise TaskError(
+            f"{s.task} holds {task.reads}, and what is planned is the memory of language models, from the lengths of "
+            f"texts: `zograd train --steps 2` measures the peak of a model of images"
+        )
     encoder = Encoder(tokenizer_of(s.model), MANY, chat=s.chat_template, eos=s.eos)
     most = s.max_length or MANY
     found = {id(e): sequences(encoder, task, e) for e in examples}

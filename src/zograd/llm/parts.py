@@ -85,7 +85,7 @@ def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool,
     if other is not None:
         return (
             f"block {other} of {type(base).__name__} does not add to the hidden states that enter it (a norm behind "
-            f"the sum, for example)"
+            f"the sum, or a stride, for example)"
         )
     tail = [name for k, name in enumerate(candidates) if bool(call.tail[k].any())]
     before: list[str] = []
@@ -174,7 +174,12 @@ def _tried(model: nn.Module, base: Any, parts: Parts, tail: Mapping[int, Tensor]
 
 
 def _of_little(model: nn.Module, base: Any) -> Tensor:
-    """A number from the outputs of a model for a few tokens, an empty image, or a spectrum without sound (Whisper)."""
+    """A number from the outputs of a model for a small input."""
+    return model(**little(base))[0].float().mean()  # type: ignore[no-any-return]
+
+
+def little(base: Any) -> dict[str, Any]:
+    """A small input of a model: a few tokens, an empty image, or a spectrum without sound (Whisper)."""
     device = next(base.parameters()).device
     inputs: dict[str, Any] = {}
     kind = getattr(base, "main_input_name", "input_ids")
@@ -191,4 +196,4 @@ def _of_little(model: nn.Module, base: Any) -> Tensor:
             inputs |= {kind: ids, "attention_mask": torch.ones_like(ids)}
         if has_encoder_and_decoder(base):
             inputs["decoder_input_ids"] = ids
-    return model(**inputs)[0].float().mean()  # type: ignore[no-any-return]
+    return inputs

@@ -12,12 +12,13 @@ from zograd.hub import Example, Task, TaskError, load_task
 from zograd.hub.choices import CHOICES, example_of
 from zograd.hub.formats import SUFFIXES
 from zograd.hub.labels import ClassWords, LabelWords, class_words
+from zograd.hub.pictures import IMAGE_SUFFIXES, Picture, picture_of, pictured
 from zograd.hub.records import Record, Table
 from zograd.hub.shapes import TURNS, Asked, shape_of
 from zograd.hub.sources import read
 from zograd.hub.template import Template
 
-CHAT, INSTRUCTION, CHOICE = "chat", "instruction", "choice"
+CHAT, INSTRUCTION, CHOICE, IMAGES = "chat", "instruction", "choice", "images"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Form:
 
     template: "" where a prompt is the text as it stands. records: "chat" or "instruction" where an input is the turn of
     a user, which the tokenizer's chat template writes; "choice" where an input brings its choices, in the column
-    `choices`; otherwise "".
+    `choices`; "images" where it is an image, or the path of one; otherwise "".
     """
 
     template: str = ""
@@ -40,7 +41,7 @@ class Form:
         """The form of a task. choices: the column of the choices, where it was named."""
         first = next((e for examples in task.splits.values() for e in examples), None)
         records = "" if first is None or not first.chat else INSTRUCTION if INSTRUCTION in task.split_by else CHAT
-        records = CHOICE if task.kind == CHOICE else records
+        records = CHOICE if task.kind == CHOICE else IMAGES if task.reads == IMAGES else records
         template = "" if task.kind == "text" else task.template  # a text goes on from what is given
         return cls(template, task.classes, task.label_words, records, choices or CHOICES)
 
@@ -85,6 +86,8 @@ class Form:
 
     def _example(self, value: str | Mapping[str, Any] | Record, place: str) -> Example:
         record = Record(dict(value), place) if isinstance(value, Mapping) else value
+        if self.records == IMAGES:
+            return _of_image(record, place)
         turns = None
         if isinstance(record, Record) and not self.classes:
             turns = next((c for c in (*TURNS, "prompt") if isinstance(record.values.get(c), list)), None)
@@ -143,6 +146,15 @@ class Form:
         return Record(values, place)
 
 
+def _of_image(value: Any, place: str) -> Example:
+    """An image: a path from the current folder, an object of Pillow, or a record with either."""
+    if isinstance(value, Record):
+        known, place = pictured(Table([value]), Path.cwd()).records[0].values, value.place
+        value = next((v for v in known.values() if isinstance(v, Picture)), None)
+    picture = picture_of(value, Path.cwd(), place)
+    return Example(picture.name, 0, image=picture)
+
+
 def _text(value: Any, place: str) -> str:
     if not isinstance(value, str):
         raise TaskError(f"{place} is {type(value).__name__}, and expected is a text or a mapping of columns")
@@ -181,6 +193,8 @@ def read_inputs(file: str | Path, text_column: str | None = None) -> list[str | 
     Raises TaskError for data that does not parse.
     """
     path = Path(file)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return [str(path)]
     if path.suffix != ".txt":
         if path.suffix.lower() not in SUFFIXES:
             raise TaskError(f"{file} is not a file of {', '.join(SUFFIXES)}; save it as one of these")

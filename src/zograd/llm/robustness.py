@@ -60,6 +60,8 @@ def measure(
         if value < 1:
             raise SettingsError(f"--{name} {value}: at least 1 is needed")
     loaded = load_task("trec" if task is None else task, seed=seed, **data)
+    if loaded.reads != "text":
+        raise SettingsError(f"{loaded.name} holds {loaded.reads}, and what is changed is words or sentences of a text")
     if loaded.kind not in ("classification", "choice"):
         raise SettingsError(
             f"{loaded.name} has no classes and no choices, and a changed answer could not be told from a right one; "

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from zograd.hub import Example, Task
+from zograd.hub import Example, Task, resolve_model
 from zograd.hub.labels import LabelWords
 from zograd.hub.registry import REGISTRY
 from zograd.llm import loading
 from zograd.llm.build import examples_of
 from zograd.llm.generation import Generated, generate
-from zograd.llm.prompts import CHOICE, Form, form_of_task
+from zograd.llm.prompts import CHOICE, IMAGES, Form, form_of_task
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -84,6 +84,8 @@ class Tuned:
                     f"--model out"
                 )
             self.form = form_of_task(task, prompt_template, label_words, **columns)
+            if not (task or prompt_template or label_words):
+                self.form = form_of_images(self.source) or self.form
             return
         check_own_model([name for name, value in loaded.items() if value is not None])
         if task is None:
@@ -162,6 +164,7 @@ class Tuned:
         return Task(
             "predict", form.template, form.label_words, {"test": examples}, self.source, licence, classes=form.classes,
             kind="choice" if form.records == CHOICE else "classification",
+            reads="images" if form.records == IMAGES else "text",
         )  # fmt: skip
 
     def _prediction(self, e: Example, row: torch.Tensor) -> Prediction:
@@ -189,3 +192,15 @@ class Tuned:
                 model, tokenizer, examples, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop,
                 seed=seed, progress=progress, chat=self.encoding["chat"],
             )  # fmt: skip
+
+
+def form_of_images(model: str) -> Form | None:
+    """The classes that the configuration of a classifier of images names; None for other models."""
+    try:
+        config = loading.configuration_of(resolve_model(model))
+        if loading.takes_no_text(config) != IMAGES:
+            return None
+    except Exception:  # the loader says what is wrong with it
+        return None
+    names = tuple(str(config.id2label[k]) for k in range(config.num_labels))
+    return Form(classes=names, label_words=names, records=IMAGES)

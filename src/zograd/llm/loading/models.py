@@ -18,6 +18,7 @@ from zograd.hub.registry import REGISTRY
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zograd.llm.loading.errors import DeviceError, ModelError, UnknownDtypeError, extra, first_line
+from zograd.llm.loading.images import load_images
 from zograd.llm.loading.structure import kind_named
 from zograd.llm.stages import Stages, importing
 
@@ -79,13 +80,16 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model in eval mode and its tokenizer: a causal one, or of the kind that its configuration names.
 
+    Of a classifier of images, the model and its image processor.
+
     name_or_path: an alias (fetched on first use), a directory, a .gguf file, or a name of the Hugging Face hub.
     dtype: of the weights; see `dtype_named`.
     quantized: keep the matrices of a .gguf file packed (that file, or the one in the folder of an alias) instead of
         de-quantizing them on loading. `dtype` is then the dtype of activations.
     quantize: quantize a dense model through another library, to one of `zograd.quantized.quantizing.QUANTIZE`. A
         checkpoint that such a library has quantized needs no option.
-    classes: an encoder without a head gets a new one of so many classes, drawn from `seed`.
+    classes: an encoder without a head, and a classifier of images, gets a new one of so many classes, drawn from
+        `seed`.
 
     Memory: the weights in `dtype`; with `quantized`, mapped blocks of the file.
     Raises ModelError for a name that cannot be resolved and for files that do not parse, FetchError for a download.
@@ -101,7 +105,7 @@ def load(
         raise ModelError(extra("llm")) from e
     check_device(device)
     known = REGISTRY.get(name_or_path)
-    check_text(name_or_path, None if known is None else {"vision": "images", "speech": "speech"}.get(known.kind))
+    check_text(name_or_path, "speech" if known is not None and known.kind == "speech" else None)
     path = resolve_model(name_or_path)
     kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
     check_folder(path)
@@ -116,7 +120,12 @@ def load(
         path, file = str(Path(path).parent), {"gguf_file": Path(path).name}
     try:
         config_ = configuration_of(path)
-        check_text(name_or_path, takes_no_text(config_))
+        reads = takes_no_text(config_)
+        check_text(name_or_path, None if reads == "images" else reads)
+        if reads == "images":
+            if quantize is not None:
+                raise ModelError(f"--quantize {quantize} is for models of text, and {name_or_path} is one of images")
+            return load_images(path, kind, device, classes, seed)
         tokenizer = AutoTokenizer.from_pretrained(path, **file)
         auto, head = auto_class_of(config_, classes), {"num_labels": classes} if is_bare(config_) else {}
         if (Path(path) / "qmodel.pt").exists():
@@ -133,7 +142,7 @@ def load(
         raise ModelError(f"cannot load {path}: {first_line(e)}; {extra('quantized')}") from e
     except Exception as e:  # transformers raises OSError, ValueError, KeyError, SafetensorError ... for bad files
         where = path if Path(path).exists() else f"{path} of the hub (there is no folder of that name here)"
-        raise ModelError(f"cannot load a causal language model from {where}: {first_line(e)}") from e
+        raise ModelError(f"cannot load a model from {where}: {first_line(e)}") from e
     if quantize == "hqq4":
         quantizing.to_hqq(model, kind, device)
     if tokenizer.pad_token_id is None:

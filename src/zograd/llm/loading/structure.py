@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -34,11 +34,13 @@ def _outermost(module: nn.Module) -> Iterator[nn.ModuleList]:
             yield from _outermost(child)
 
 
-Kind = Literal["causal", "masked", "classes", "pairs"]
-"""What a model predicts: the next token, masked tokens, a class of a text, or an answer that a decoder writes."""
+Kind = Literal["causal", "masked", "classes", "pairs", "images"]
+"""What a model predicts: the next token, masked tokens, a class of a text, an answer that a decoder writes, or a class
+of an image."""
 
 ENDINGS: dict[str, Kind] = {
     "ForMaskedLM": "masked", "ForSequenceClassification": "classes", "ForConditionalGeneration": "pairs",
+    "ForImageClassification": "images",
 }  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def head_of(model: nn.Module) -> dict[str, Tensor]:
     Embeddings that are also the output matrix are not among them. Empty for other kinds.
     """
     base = plain_model(model)
-    if kind_of(base) not in ("masked", "classes"):
+    if kind_of(base) not in ("masked", "classes", "images"):
         return {}
     backbone = getattr(base, base.base_model_prefix)
     pooler = getattr(backbone, "pooler", None)
@@ -77,6 +79,16 @@ def head_of(model: nn.Module) -> dict[str, Tensor]:
 def has_encoder_and_decoder(base: Any) -> bool:
     """Whether a model reads its input with an encoder and writes with a decoder (T5, BART)."""
     return bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False)) and hasattr(base, "get_decoder")
+
+
+def name_classes(model: nn.Module, classes: Sequence[str]) -> None:
+    """Write the names of the classes into the configuration of a classifier that has none of its own (LABEL_0, ...)."""
+    base = plain_model(model)
+    if kind_of(base) not in ("classes", "images") or base.config.num_labels != len(classes):
+        return
+    if all(str(name).startswith("LABEL_") for name in base.config.id2label.values()):
+        base.config.id2label = dict(enumerate(classes))
+        base.config.label2id = {name: k for k, name in enumerate(classes)}
 
 
 def vocabulary(base: Any) -> int:

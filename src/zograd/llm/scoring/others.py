@@ -1,13 +1,16 @@
-"""Scorers of models that do not predict the next token: masked ones, classifiers, and encoders with a decoder."""
+"""Scorers of models that do not predict the next token: masked ones, classifiers of texts or images, and encoders with
+a decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zograd.blockwise import Terms
 from zograd.hub import Example, TaskError
 from zograd.llm import loading
 from zograd.llm.loading import ModelError
@@ -16,13 +19,27 @@ from zograd.llm.parts import without_cache
 from zograd.llm.scoring.encoding import ScoredTokens, Tokens
 from zograd.llm.scoring.packing import Layout, padded_layout
 from zograd.llm.scoring.prefix import States
-from zograd.llm.scoring.scorer import Scorer
+from zograd.llm.scoring.scorer import TOGETHER, Scorer
 
 
 def scorer_of(model: Any, *args: Any, **options: Any) -> Scorer:
-    """The scorer for this kind of model; arguments are those of `Scorer`."""
-    kinds = {"masked": MaskedScorer, "classes": ClassScorer, "pairs": PairScorer}
-    return kinds.get(kind_of(loading.plain_model(model)), Scorer)(model, *args, **options)
+    """The scorer for this kind of model; arguments are those of `Scorer`.
+
+    Raises TaskError for a task of images with a model of text, or the other way round.
+    """
+    base, task = loading.plain_model(model), args[1] if len(args) > 1 else options["task"]
+    kind = kind_of(base)
+    reads = "images" if kind == "images" else "text"
+    if task.reads != reads:
+        raise TaskError(
+            f"{type(base).__name__} reads {reads}, and {task.source} holds {_HOLDS[task.reads]}: choose a model of "
+            f"{task.reads} with --model{' such as efficientnet-lite0' if task.reads == 'images' else ''}"
+        )
+    kinds = {"masked": MaskedScorer, "classes": ClassScorer, "pairs": PairScorer, "images": ImageScorer}
+    return kinds.get(kind, Scorer)(model, *args, **options)
+
+
+_HOLDS = {"text": "texts", "images": "images"}
 
 
 class _Unpacked(Scorer):
@@ -120,6 +137,80 @@ class ClassScorer(_Unpacked):
     def scores(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
         logits, _ = self._hidden([s for e in examples for s in self.encode(e)], copies)
         return logits.float()[:, self.order]
+
+
+class ImageScorer(ClassScorer):
+    """A classifier of images (ViT, EfficientNet): its scores are its logits.
+
+    In place of a tokenizer it has an image processor (`AutoImageProcessor`), which makes the pixel values [3, H, W] of
+    an image whenever a forward needs them; those of `KEPT` images are kept. The states below the trained blocks are
+    stored as those of texts are. A sequence is one number, that of the image.
+    """
+
+    def __init__(self, model: Any, processor: Any, *args: Any, **options: Any) -> None:
+        self._images: dict[Example, int] = {}
+        self._by_number: list[Example] = []
+        self._pixels: dict[int, Tensor] = {}
+        self._empty: Tensor | None = None
+        Scorer.__init__(self, model, processor, *args, **{**options, "max_length": None})
+
+    def _read_with(self, processor: Any, chat: bool, eos: bool) -> None:
+        self.processor, self.pad = processor, 0
+
+    def _sample(self) -> list[int]:
+        """The number of the first image."""
+        first = next(e for examples in self.task.splits.values() for e in examples)
+        return list(self._sequences(first)[0].ids)
+
+    def _sequences(self, example: Example) -> list[ScoredTokens]:
+        if example not in self._images:
+            assert example.image is not None
+            example.image.check()
+            self._images[example] = len(self._images)
+            self._by_number.append(example)
+        return [ScoredTokens((self._images[example],), 1)]
+
+    def layout(self, lengths: Sequence[int]) -> Layout:
+        return replace(padded_layout(lengths), whole=True)
+
+    def _inputs(
+        self, sequences: Sequence[ScoredTokens], layout: Layout, copies: int, tails: Sequence[Sequence[int]]
+    ) -> dict[str, Any]:
+        stored = [self._numbers.get(s, -1) for s in sequences]
+        if self.prefix is not None and self._empty is not None and all(n in self.prefix.kept for n in stored):
+            pixels = self._empty.expand(len(sequences), *self._empty.shape)  # what they give is replaced
+        else:
+            pixels = torch.stack([self._values(s.ids[0]) for s in sequences])
+            self._empty = torch.zeros_like(pixels[0])
+        return {"pixel_values": torch.cat([pixels] * copies)}
+
+    def _values(self, number: int) -> Tensor:
+        """The pixel values of an image as the model takes them."""
+        if number not in self._pixels:
+            example = self._by_number[number]
+            assert example.image is not None
+            made = self.processor(images=example.image.open(), return_tensors="pt")["pixel_values"][0]
+            while len(self._pixels) >= KEPT:
+                self._pixels.pop(next(iter(self._pixels)))
+            self._pixels[number] = made.to(self.device, self.base.dtype)
+        return self._pixels[number]
+
+    def longest(self, examples: Sequence[Example]) -> list[int]:
+        """Each image counts as `PATCHES` tokens."""
+        return [PATCHES] * len(examples)
+
+    def together(self, examples: Sequence[Example]) -> int:
+        """One: a forward of a few images keeps the processor busy."""
+        return 1
+
+    def terms(self, examples: Sequence[Example], most: int = TOGETHER) -> list[Terms]:
+        raise TaskError("a method that perturbs the outputs of layers has no images; use residual or backprop")
+
+
+KEPT = 256
+"""Images whose pixel values are kept: 150 MB of 224 x 224 in float32."""
+PATCHES = 8
+"""Tokens that an image counts for where a forward is cut by tokens."""
 
 
 class PairScorer(_Unpacked):

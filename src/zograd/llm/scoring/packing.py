@@ -31,6 +31,8 @@ class Layout:
     rows: tuple[int, ...]
     starts: tuple[int, ...]
     width: int
+    whole: bool = False
+    """Whether each has all states of its row, however many (an image)."""
 
     @property
     def count(self) -> int:
@@ -48,8 +50,10 @@ class Layout:
         return self.count == len(self.lengths)
 
     @property
-    def cells(self) -> list[tuple[int, slice]]:
-        """Row and columns of each sequence."""
+    def cells(self) -> list[tuple[int, Any]]:
+        """Row and columns of each sequence, as an index of states."""
+        if self.whole:
+            return [(row, ...) for row in self.rows]
         ends = zip(self.rows, self.starts, self.lengths, strict=True)
         return [(row, slice(start, start + length)) for row, start, length in ends]
 

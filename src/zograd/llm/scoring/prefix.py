@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd.llm.loading import blocks
+from zograd.llm.parts import little, without_cache
 from zograd.llm.scoring.head import backbone_of
 from zograd.llm.scoring.packing import Layout
 
@@ -46,11 +47,10 @@ def _after_blocks(model: Any) -> set[int]:
     layers = blocks(model)
     within = set(layers.modules())
     called: list[nn.Module] = []
-    with ExitStack() as stack:
+    with without_cache(model), ExitStack() as stack:
         for module in (*(m for m in backbone_of(model).modules() if not any(m.children())), *layers):
             stack.callback(module.register_forward_pre_hook(lambda module, _: called.append(module)).remove)
-        device = next(layers.parameters()).device
-        backbone_of(model)(input_ids=torch.ones(1, 2, dtype=torch.int64, device=device), use_cache=False)
+        backbone_of(model)(**little(model))
     last = max((k for k, module in enumerate(called) if module in within), default=len(called))
     before = {id(p) for module in called[: last + 1] for p in module.parameters()}
     return {id(p) for module in called[last + 1 :] for p in module.parameters()} - before
@@ -210,6 +210,8 @@ class Prefix:
 
 def _batch(kept: States, numbers: Sequence[int], layout: Layout, copies: int) -> Tensor:
     """The states of several examples, each at its place in the batch, with 0 elsewhere."""
+    if layout.whole:
+        return torch.cat([torch.stack([kept[number] for number in numbers])] * copies)
     first = kept[numbers[0]]
     out = torch.zeros(layout.count, layout.width, first.shape[-1], dtype=first.dtype, device=first.device)
     for number, (row, here) in zip(numbers, layout.cells, strict=True):

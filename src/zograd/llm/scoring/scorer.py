@@ -110,8 +110,7 @@ class Scorer:
             self.judge = objective_of(self.metric.name, task.kind, answer_tokens)
         self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
-        self.encoder = Encoder(tokenizer, loading.vocabulary(self.base), chat=chat, eos=eos)
-        self.pad = self.encoder.padding
+        self._read_with(tokenizer, chat, eos)
         self.limit = getattr(self.base.config, "max_position_embeddings", None) or 10**9
         """The longest sequence that the model takes."""
         self.max_length, self.truncate = min(max_length or 10**9, self.limit), truncate
@@ -160,6 +159,11 @@ class Scorer:
         shares = several and supports_packing(self.base, self.device, TAILS)
         self.answers = Answers(self.words, self.device) if shares else None
         """The label words if they share the keys and values of a prompt, else None."""
+
+    def _read_with(self, tokenizer: Any, chat: bool, eos: bool) -> None:
+        """Make what turns examples into inputs of the model."""
+        self.encoder = Encoder(tokenizer, loading.vocabulary(self.base), chat=chat, eos=eos)
+        self.pad = self.encoder.padding
 
     def _ways(self, prompts: Iterable[str]) -> list[list[Tokens]]:
         """The tokens of the label words, as many times as they differ after these prompts."""
