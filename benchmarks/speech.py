@@ -24,6 +24,7 @@ import zograd as zo
 from zograd.cli.options import script
 from zograd.cli.output import say as say_so
 from zograd.hub import fetch, load_task
+from zograd.llm.scoring.rewards import word_accuracy
 
 RATE = 16_000
 """Samples a second that Whisper takes."""
@@ -74,21 +75,6 @@ def questions(count: int) -> list[str]:
     return found[:count]
 
 
-def words(text: str) -> list[str]:
-    return re.sub(r"[^a-z0-9' ]", "", text.lower().replace("-", " ")).split()
-
-
-def errors(said: str, right: str) -> int:
-    """Words to put in, leave out or replace; at most those of the right text, so that no text counts for many."""
-    mine, there = words(said), words(right)
-    row = list(range(len(there) + 1))
-    for i, word in enumerate(mine, start=1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(there, start=1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
-    return min(row[-1], len(there))
-
-
 class Listener:
     """Whisper with the states that its encoder, which is not trained, has of each recording."""
 
@@ -130,8 +116,9 @@ class Listener:
     def rate(self, rows: Sequence[int]) -> float:
         """The word error rate on these recordings."""
         right = [self.texts[k] for k in rows]
-        wrong = sum(errors(said, text) for said, text in zip(self.write(rows), right, strict=True))
-        return wrong / sum(len(words(text)) for text in right)
+        pairs = zip(self.write(rows), right, strict=True)
+        wrong = sum((1.0 - word_accuracy("", said, text)) * len(text.split()) for said, text in pairs)
+        return wrong / sum(len(text.split()) for text in right)
 
 
 def measure(

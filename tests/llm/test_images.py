@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from zograd.cli import app
 from zograd.hub import TaskError, load_task
-from zograd.hub.pictures import Picture
+from zograd.hub.media import Picture
 from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
 from zograd.llm.restore import replay
@@ -107,10 +107,10 @@ def test_a_folder_for_each_class(pictures: Path) -> None:
     examples = [e for split in task.splits.values() for e in split]
     assert len(examples) == 60
     for e in examples:
-        assert e.image is not None
-        assert e.prompt == e.image.name
+        assert isinstance(e.media, Picture)
+        assert e.prompt == e.media.name
         assert NAMES[e.label] == Path(e.prompt).parent.name
-        assert np.array_equal(np.asarray(e.image.open()), np.asarray(drawn(int(Path(e.prompt).stem))))
+        assert np.array_equal(np.asarray(e.media.open()), np.asarray(drawn(int(Path(e.prompt).stem))))
 
 
 def test_folders_of_classes_within_folders_of_splits(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_the_same_image_is_in_one_split_whatever_its_name(tmp_path: Path) -> Non
     where: dict[str, set[str]] = {}
     for split, part in load_task(tmp_path).splits.items():
         for e in part:
-            assert e.image is not None
-            where.setdefault(e.image.sha256, set()).add(split)
+            assert isinstance(e.media, Picture)
+            where.setdefault(e.media.sha256, set()).add(split)
     assert len(where) == 40
     assert all(len(splits) == 1 for splits in where.values())
 
@@ -202,7 +202,7 @@ def test_scores_are_the_logits_of_the_model(pictures: Path, net: str) -> None:
     model, processor = loading.load(net, dtype="float32")
     scorer = scorer_of(model, processor, task)
     examples = [*task.splits["train"]][:5]
-    values = processor(images=[e.image.open() for e in examples if e.image], return_tensors="pt")["pixel_values"]
+    values = processor(images=[e.media.open() for e in examples if e.media], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         assert torch.allclose(scorer.scores(examples), model(pixel_values=values).logits, atol=1e-5)
 
@@ -314,7 +314,7 @@ def test_commands(pictures: Path, net: str, tmp_path: Path, monkeypatch: pytest.
         (["train", "--model", net, "--task", str(pictures), "--train", "lora", "--out", str(run) + "4"],
          "no linear layer in its blocks"),
         *((["train", "--model", net, "--task", str(pictures), *option, "--out", str(run) + "5"],
-           f"{' '.join(option[:1])}") for option in (["--max-length", "5"], ["--offload", "disk"], ["--compile"])),
+           option[0]) for option in (["--max-length", "5"], ["--offload", "disk"], ["--truncate", "left"])),
     ):  # fmt: skip
         refused = CliRunner().invoke(app, command)
         assert refused.exit_code in (1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from zograd.hub.pictures import Picture
+from zograd.hub.media import Media
 
 __all__ = ["Chat", "Example"]
 
@@ -21,7 +21,7 @@ class Example:
         one. also: further right answers: choices, or texts that are as good as the completion.
     chat: the turns of a conversation, of which the last is learned; the tokenizer's chat template writes them. Prompt
         and completion are the same as plain text.
-    image: what is classified in place of a text; `prompt` is then its name.
+    media: the image or the recording that is read in place of a text; `prompt` is then its name.
     spans: where columns stand in the prompt, (start, end) each: what may be cut if the prompt is too long.
     """
 
@@ -32,7 +32,7 @@ class Example:
     spans: tuple[tuple[int, int], ...] = field(default=(), compare=False)
     choices: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
-    image: Picture | None = None
+    media: Media | None = None
 
     @property
     def right(self) -> tuple[bool, ...]:

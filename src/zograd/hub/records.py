@@ -87,7 +87,7 @@ class Record:
         return value is None or (isinstance(value, str) and not value.strip())
 
     def key(self, column: str) -> str:
-        """The value of a column as a text by which the record is known: JSON of a list or an object, a hash of an image."""
+        """The value of a column as a text by which the record is known: JSON of a list or object, hash of an image."""
         value = self.values.get(column)
         if sha256 := getattr(value, "sha256", None):  # of a picture
             return str(sha256)

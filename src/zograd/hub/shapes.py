@@ -7,6 +7,7 @@ chat             turns of a conversation, of which the last is learned; also pro
 instruction      instruction, input and output, as in Alpaca
 text             a text without a label, all of which is learned
 images           an image and a label
+speech           a recording and what is said in it, which is learned
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from zograd.hub.choices import ANSWERS, CHOICES, example_of
 from zograd.hub.errors import TaskError, UnknownTaskError
 from zograd.hub.examples import Chat, Example
 from zograd.hub.labels import Labels, LabelWords, labels_in, labels_of
-from zograd.hub.pictures import Picture
+from zograd.hub.media import Media, Picture, Recording
 from zograd.hub.records import Record, Table
 from zograd.hub.template import Template
 
@@ -86,7 +87,7 @@ class Shape:
 
     kind: "classification", "choice", "completion" or "text". columns: those by whose hash the table is split. said: how
     records are read, for the line before training. needs: the columns that data must have. label: the column of the
-    label, or of the right choice. reads: "text", or "images".
+    label, or of the right choice. reads: "text", "images" or "speech".
     """
 
     kind: str
@@ -111,8 +112,8 @@ def shape_of(table: Table, asked: Asked, where: str) -> Shape:
         if asked.records not in _MAKERS:
             raise UnknownTaskError(f"records = {asked.records!r}: choose one of auto, {', '.join(_MAKERS)}")
         return _MAKERS[asked.records](table, asked, where)
-    if _shows_images(table, asked):
-        return _images(table, asked, where)
+    if (reads := _shows_media(table, asked)) is not None:
+        return _MAKERS[reads](table, asked, where)
     name = next(name for fits, name in _RECOGNISED if fits(columns, asked))
     if name in _ELSEWHERE:
         raise TaskError(f"{where} {_ELSEWHERE[name]}")
@@ -156,18 +157,29 @@ def _shows_text_alone(columns: set[str], asked: Asked) -> bool:
     return "text" in columns and columns <= {"text", asked.text_column, *BESIDE}
 
 
-def _shows_images(table: Table, asked: Asked) -> bool:
-    """Whether images are classified: there are some, and no text beside them that was named or has a usual name."""
-    column = _image_in(table)
-    if column is None or asked.prompt_template is not None:
-        return False
-    return not {"text", *TURNS} & set(table.columns) if asked.text_column is None else asked.text_column == column
+def _shows_media(table: Table, asked: Asked) -> str | None:
+    """ "images" or "speech", where there are some and no text was named to be read in their place; else None.
+
+    Beside images, a text of a usual name is read; beside recordings it is what is said.
+    """
+    if asked.prompt_template is not None:
+        return None
+    for reads, kind in (("speech", Recording), ("images", Picture)):
+        column = _media_in(table, kind)
+        texts = {"text", *TURNS} & set(table.columns) if reads == "images" else set()
+        if column is not None and (not texts if asked.text_column is None else asked.text_column == column):
+            return reads
+    return None
 
 
-def _image_in(table: Table) -> str | None:
-    """The first column that holds images."""
+def _media_in(table: Table, kind: type[Media]) -> str | None:
+    """The first column that holds images or recordings."""
     first = table.records[0].values if table.records else {}
-    return next((column for column, value in first.items() if isinstance(value, Picture)), None)
+    return next((column for column, value in first.items() if isinstance(value, kind)), None)
+
+
+SAID: Final = ("text", "transcription", "transcript", "sentence", "completion")
+"""Columns that hold what is said in a recording."""
 
 
 def _anything(columns: set[str], asked: Asked) -> bool:
@@ -269,7 +281,7 @@ def _filled(template: Template, record: Record) -> tuple[str, tuple[tuple[int, i
 def _images(table: Table, asked: Asked, where: str) -> Shape:
     label = asked.label_column or "label"
     _check([label], table, where, "Name the one with the label with label_column.")
-    image = asked.text_column or _image_in(table) or ""
+    image = asked.text_column or _media_in(table, Picture) or ""
     if not isinstance(table.records[0].values.get(image), Picture):
         raise TaskError(
             f"{where} has no column of images; its columns are {', '.join(table.columns)}. A column named image, or "
@@ -281,10 +293,29 @@ def _images(table: Table, asked: Asked, where: str) -> Shape:
 
     def example(record: Record) -> Example:
         picture: Picture = record.values[image]
-        return Example(picture.name, labels.of(record, label), image=picture)
+        return Example(picture.name, labels.of(record, label), media=picture)
 
     said = f"the column {label} is predicted from the image in {image}"
     return Shape("classification", "", (image,), example, said, (image, label), labels, label, reads="images")
+
+
+def _speech(table: Table, asked: Asked, where: str) -> Shape:
+    sound = asked.text_column or _media_in(table, Recording) or ""
+    if not isinstance(table.records[0].values.get(sound), Recording):
+        raise TaskError(
+            f"{where} has no column of recordings; its columns are {', '.join(table.columns)}. A column named audio, "
+            f"or the one that text_column names, holds the paths of sound files."
+        )
+    there = [c for c in SAID if c in table.columns and not isinstance(table.records[0].values[c], Media)]
+    said = asked.completion_column or (there or ["text"])[0]
+    _check([said], table, where, "Name the one that holds what is said with completion_column.")
+
+    def example(record: Record) -> Example:
+        recording: Recording = record.values[sound]
+        return Example(recording.name, -1, record.text(said).strip(), media=recording)
+
+    what = f"the column {said} is learned as what is said in {sound}"
+    return Shape("completion", "", (sound,), example, what, needs=(sound, said), reads="speech")
 
 
 def _completion(table: Table, asked: Asked, where: str) -> Shape:
@@ -371,6 +402,7 @@ _MAKERS: Final[dict[str, Callable[[Table, Asked, str], Shape]]] = {
     "instruction": _instruction,
     "text": _text,
     "images": _images,
+    "speech": _speech,
 }
 
 RECORDS: Final = ("auto", *_MAKERS)

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from zograd.hub.errors import TaskError
 from zograd.hub.formats import READERS, SUFFIXES, WHOLE, Reader, class_names, package_missing, read_file
-from zograd.hub.pictures import class_folders, pictured
+from zograd.hub.media import class_folders, with_media
 from zograd.hub.records import Record, Table, part_named
 from zograd.hub.suite import SUITE, Definition, split_name
 
@@ -52,7 +52,7 @@ def read(source: Source, text_column: str | None = None, definition: Definition 
     table = reader(source)
     if definition is not None and split_name(source)[0] is None:
         table = _plain(table, definition, source)
-    table = pictured(table, _place_of(source), text_column)
+    table = with_media(table, _place_of(source), text_column)
     columns, name = table.columns, source_name(source)
     if text_column is not None and text_column not in columns:
         raise TaskError(f"{name} has no column {text_column!r}; its columns are {', '.join(columns)}.")
@@ -141,11 +141,12 @@ def _folder(source: Source, readers: Mapping[str, Reader] = READERS) -> Table:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The data files of a folder that are named for a split, in order."""
+    """The data files of a folder that are named for a split, in order, or the table beside images and recordings."""
     if not folder.is_dir():
         return []
     files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in READERS)
-    return [f for f in files if part_named(f.name)] or [f for f in files if _part_of(f)]
+    named = [f for f in files if part_named(f.name)] or [f for f in files if _part_of(f)]
+    return named or [f for f in files if f.stem == "metadata"]
 
 
 def _part_of(file: Path) -> str | None:
@@ -214,6 +215,9 @@ def _dataset(source: Source, name: str | None = None) -> Table:
 
 
 def _rows(dataset: Any, name: str) -> Table:
+    for column, feature in dataset.features.items():
+        if type(feature).__name__ == "Audio":  # its bytes, which need no decoder of `datasets`
+            dataset = dataset.cast_column(column, type(feature)(decode=False))
     rows = [Record(dict(row), f"{name}, row {number}") for number, row in enumerate(dataset, start=1)]
     if not rows:
         raise TaskError(f"{name} holds no records; it needs at least one.")

@@ -39,7 +39,8 @@ class Task:
     (`Example.completion`, no label words) or "text" (a completion of nothing). `splits` has the keys train, validation
     and test; examples have a fixed order. `classes` names the classes, and `label_words` has the word of each, or a
     tuple of several. `own`: the task is a user's data or registered; `drawn`: its data names no splits. `split_by`: the
-    columns whose hash splits it. `said`: how records are read. `reads`: "text", or "images" (`Example.image`).
+    columns whose hash splits it. `said`: how records are read. `reads`: "text", or of `Example.media`
+    "images" or "speech".
     """
 
     name: str
@@ -131,7 +132,8 @@ def load_task(
     label words.
 
     Images have a folder for each class, within folders named train, validation and test or without, or a column
-    `image` with their paths beside the label, or are objects of Pillow in a dataset.
+    `image` with their paths beside the label, or are objects of Pillow in a dataset. Recordings have a column `audio`
+    with their paths beside `text`, what is said, in a table or in the file metadata.csv of a folder.
 
     Otherwise its columns say what a record is (`zograd.hub.shapes`): a text and a label; `question`, `choices` and
     `answer`; `prompt` and `completion`; the conversation `messages`; `instruction`, `input` and `output`; or a `text`

@@ -38,7 +38,7 @@ from zograd.llm.schedule import settled, shaped
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
 from zograd.llm.scoring.objectives import LOSS, Contest, Objective, objective_of
-from zograd.llm.scoring.others import scorer_of
+from zograd.llm.scoring.others import OF_MEDIA, scorer_of
 from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages
@@ -334,8 +334,8 @@ def _prepared(
             )
         blocks = loading.blocks(model)
         trained, ends = inside(module, trained, s, estimator)
-        if estimator.kind == "nodes" and (kind := loading.kind_of(model)) in ("pairs", "images"):
-            there = "an encoder reads those of" if kind == "pairs" else "there are none in the images of"
+        if estimator.kind == "nodes" and (kind := loading.kind_of(model)) in ("pairs", "images", "speech"):
+            there = "there are none in the images of" if kind == "images" else "an encoder reads those of"
             raise SettingsError(
                 f"--method {s.method} needs the tokens on which each part of a loss depends, and {there} "
                 f"{type(model).__name__}; use residual or backprop"
@@ -544,8 +544,8 @@ def no_examples(task: Task, split: str, remedy: str) -> str:
 
 
 def text_of(e: Example) -> str:
-    """What an example is known by: its image, or its text with the answer or the choices, and not its label."""
-    return e.image.sha256 if e.image is not None else e.prompt + e.completion + "".join(e.choices)
+    """What an example is known by: its text with the answer or choices, or its image or recording; not its label."""
+    return e.media.sha256 if e.media is not None else e.prompt + e.completion + "".join(e.choices)
 
 
 def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
@@ -555,7 +555,7 @@ def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example])
         h.update(b"\n")
         for e in part:
             more = [x for x in (e.chat, e.choices, e.also) if x]
-            prompt = text_of(e) if e.image is not None else e.prompt
+            prompt = e.media.sha256 if e.media is not None else e.prompt
             h.update(json.dumps([prompt, e.label, e.completion, *more]).encode())
     return h.hexdigest()
 
@@ -627,7 +627,7 @@ def set_up(
     stages = Stages(quiet=True) if stages is None else stages
     with stages.stage(f"reading {s.task}"):
         data = data_of(s, metric)
-    check_images(s, data.task)
+    check_of_texts(s, data.task)
     announce(data.task, s, data.examples, data.held_out)
     loading.import_transformers(stages)
     s = with_head(s, data.task)
@@ -642,8 +642,8 @@ def set_up(
         return _tried(p, data, folder, stored)
 
 
-def check_images(s: TrainSettings, task: Task) -> None:
-    """Raise SettingsError for settings that are about texts, where the task holds images."""
+def check_of_texts(s: TrainSettings, task: Task) -> None:
+    """Raise SettingsError for settings that are about texts, where the task holds images or recordings."""
     if task.reads == "text":
         return
     asked = {
@@ -685,18 +685,14 @@ def check_compares(s: TrainSettings, run: Run[Any]) -> None:
         )
 
 
-OF_IMAGES = "efficientnet-lite0"
-"""The model of images where none is named."""
-
-
 def with_head(s: TrainSettings, task: Task) -> TrainSettings:
     """The settings with the number of classes of a new head, where the model is an encoder without one.
 
-    A classifier of images gets one unless its classes have the names of the task's. Where no model is named, the one
-    of images is `OF_IMAGES`.
+    A classifier of images gets one unless its classes have the names of the task's. Where no model is named, images and
+    recordings have their own (`OF_MEDIA`).
     """
-    if task.reads == "images" and s.model == TrainSettings.model_fields["model"].default:
-        s = s.model_copy(update={"model": OF_IMAGES})
+    if task.reads != "text" and s.model == TrainSettings.model_fields["model"].default:
+        s = s.model_copy(update={"model": OF_MEDIA[task.reads]})
     known = REGISTRY.get(s.model)
     if s.classes is not None or s.quantized or task.kind != "classification" or (known and known.kind == "speech"):
         return s

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zograd.hub import Example, TaskError
+from zograd.hub.media import Recording
 from zograd.llm.loading import plain_model, vocabulary
 from zograd.llm.loading.structure import kind_of
 from zograd.llm.scoring.encoding import Encoder, Tokens
@@ -60,6 +61,8 @@ def generate(
     base = plain_model(model)
     if kind_of(base) in ("masked", "classes", "images"):
         raise TaskError(f"{type(base).__name__} writes no text; use a causal model, or an encoder with a decoder")
+    if kind_of(base) == "speech":
+        return _heard(model, tokenizer, prompts, max_new_tokens, temperature, seed, progress)
     encoder, pairs = Encoder(tokenizer, vocabulary(base), chat=chat), kind_of(base) == "pairs"
     encoded = [encoder.whole(p) if pairs else encoder.asked(p) for p in map(_example, prompts)]
     texts = [p if isinstance(p, str) else p.prompt for p in prompts]
@@ -91,6 +94,37 @@ def generate(
             for i, asked, row in zip(part, before, whole[:, width:].tolist(), strict=True):
                 found[i] = _written(texts[i], asked, row, base, tokenizer, stop, encoder.padding)
     return [found[i] for i in range(len(texts))]
+
+
+def _heard(
+    model: Any, processor: Any, examples: Sequence[str | Example], limit: int, temperature: float, seed: int | None,
+    progress: Callable[[float], object] | None,
+) -> list[Generated]:  # fmt: skip
+    """What a model of speech writes down of each recording. Cost: the encoder, and a forward of each token."""
+    from zograd.llm.scoring.others import spectrum
+
+    base, found = plain_model(model), []
+    limit = min(limit, base.config.max_target_positions - len(processor.tokenizer.prefix_tokens or [0]))
+    device, ends = next(model.parameters()).device, base.generation_config.eos_token_id
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        if seed is not None:
+            torch.manual_seed(seed)
+        for start in range(0, len(examples), TOGETHER):
+            part = [_example(e) for e in examples[start : start + TOGETHER]]
+            recordings = [e.media for e in part]
+            if not all(isinstance(r, Recording) for r in recordings):
+                raise TaskError(f"{type(base).__name__} reads recordings, and here is a text: give the path of a file")
+            features = torch.cat([spectrum(processor, r) for r in recordings if isinstance(r, Recording)])
+            options = {name: value for name, value in _options(limit, temperature, ends).items() if value is not None}
+            written = base.generate(input_features=features.to(device, base.dtype), **options)
+            for e, row in zip(part, written.tolist(), strict=True):
+                special = set(processor.tokenizer.all_special_ids) | set(processor.tokenizer.prefix_tokens)
+                tokens = [t for t in row if t not in special]
+                text = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                found.append(Generated(e.prompt, text, len(tokens), "length" if len(tokens) >= limit else "stop"))
+            if progress is not None:
+                progress(len(part))
+    return found
 
 
 def _example(prompt: str | Example) -> Example:

@@ -12,13 +12,13 @@ from zograd.hub import Example, Task, TaskError, load_task
 from zograd.hub.choices import CHOICES, example_of
 from zograd.hub.formats import SUFFIXES
 from zograd.hub.labels import ClassWords, LabelWords, class_words
-from zograd.hub.pictures import IMAGE_SUFFIXES, Picture, picture_of, pictured
+from zograd.hub.media import SUFFIXES_OF_MEDIA, Media, Picture, Recording, media_of, with_media
 from zograd.hub.records import Record, Table
 from zograd.hub.shapes import TURNS, Asked, shape_of
 from zograd.hub.sources import read
 from zograd.hub.template import Template
 
-CHAT, INSTRUCTION, CHOICE, IMAGES = "chat", "instruction", "choice", "images"
+CHAT, INSTRUCTION, CHOICE, IMAGES, SPEECH = "chat", "instruction", "choice", "images", "speech"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Form:
 
     template: "" where a prompt is the text as it stands. records: "chat" or "instruction" where an input is the turn of
     a user, which the tokenizer's chat template writes; "choice" where an input brings its choices, in the column
-    `choices`; "images" where it is an image, or the path of one; otherwise "".
+    `choices`; "images" and "speech" where it is an image or a recording, or the path of one; otherwise "".
     """
 
     template: str = ""
@@ -41,7 +41,7 @@ class Form:
         """The form of a task. choices: the column of the choices, where it was named."""
         first = next((e for examples in task.splits.values() for e in examples), None)
         records = "" if first is None or not first.chat else INSTRUCTION if INSTRUCTION in task.split_by else CHAT
-        records = CHOICE if task.kind == CHOICE else IMAGES if task.reads == IMAGES else records
+        records = CHOICE if task.kind == CHOICE else records if task.reads == "text" else task.reads
         template = "" if task.kind == "text" else task.template  # a text goes on from what is given
         return cls(template, task.classes, task.label_words, records, choices or CHOICES)
 
@@ -86,8 +86,8 @@ class Form:
 
     def _example(self, value: str | Mapping[str, Any] | Record, place: str) -> Example:
         record = Record(dict(value), place) if isinstance(value, Mapping) else value
-        if self.records == IMAGES:
-            return _of_image(record, place)
+        if self.records in (IMAGES, SPEECH):
+            return self._of_media(record, place)
         turns = None
         if isinstance(record, Record) and not self.classes:
             turns = next((c for c in (*TURNS, "prompt") if isinstance(record.values.get(c), list)), None)
@@ -102,6 +102,17 @@ class Form:
             return example_of(known, Template(self.template), self.choices)
         text, spans = self._prompt(record, place)
         return Example(text, 0 if self.classes else -1, spans=spans)
+
+    def _of_media(self, value: Any, place: str) -> Example:
+        """An image or a recording: a path from the current folder, an object in memory, or a record with either."""
+        kind = Picture if self.records == IMAGES else Recording
+        if isinstance(value, Record):
+            known, place = with_media(Table([value]), Path.cwd()).records[0].values, value.place
+            value = next((v for v in known.values() if isinstance(v, kind)), None)
+        media: Media = media_of(value, Path.cwd(), place)
+        if not isinstance(media, kind):
+            raise TaskError(f"{media.name} is no {'image' if kind is Picture else 'recording'}, which is read here")
+        return Example(media.name, 0 if self.classes else -1, media=media)
 
     def _prompt(self, value: str | Record, place: str) -> tuple[str, tuple[tuple[int, int], ...]]:
         """The prompt, and where the columns stand in it."""
@@ -146,15 +157,6 @@ class Form:
         return Record(values, place)
 
 
-def _of_image(value: Any, place: str) -> Example:
-    """An image: a path from the current folder, an object of Pillow, or a record with either."""
-    if isinstance(value, Record):
-        known, place = pictured(Table([value]), Path.cwd()).records[0].values, value.place
-        value = next((v for v in known.values() if isinstance(v, Picture)), None)
-    picture = picture_of(value, Path.cwd(), place)
-    return Example(picture.name, 0, image=picture)
-
-
 def _text(value: Any, place: str) -> str:
     if not isinstance(value, str):
         raise TaskError(f"{place} is {type(value).__name__}, and expected is a text or a mapping of columns")
@@ -193,7 +195,7 @@ def read_inputs(file: str | Path, text_column: str | None = None) -> list[str | 
     Raises TaskError for data that does not parse.
     """
     path = Path(file)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.suffix.lower() in SUFFIXES_OF_MEDIA:
         return [str(path)]
     if path.suffix != ".txt":
         if path.suffix.lower() not in SUFFIXES:

@@ -244,13 +244,14 @@ class TrainSettings(BaseModel):
     metric: str | None = setting(
         None,
         "What is reported: accuracy, balanced-accuracy, macro-f1, f1, mcc, loss, perplexity, or module:function; of "
-        "completions also exact-match, f1, bleu, chrf or rouge-l of what the model writes.",
+        "completions also exact-match, f1, bleu, chrf, rouge-l or word-accuracy of what the model writes.",
         CHECKS,
         unset="accuracy, or loss",
     )
     objective: str = setting(
         "loss",
-        "What training lowers: loss; accuracy, exact-match, f1, bleu, chrf or rouge-l (what they lack of 1); a reward "
+        "What training lowers: loss; accuracy, exact-match, f1, bleu, chrf, rouge-l or word-accuracy (what they lack of "
+        "1); a reward "
         "module:function; or a judge of answers prefers:module:function.",
         METHOD,
     )

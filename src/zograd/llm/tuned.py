@@ -16,7 +16,7 @@ from zograd.hub.registry import REGISTRY
 from zograd.llm import loading
 from zograd.llm.build import examples_of
 from zograd.llm.generation import Generated, generate
-from zograd.llm.prompts import CHOICE, IMAGES, Form, form_of_task
+from zograd.llm.prompts import CHOICE, IMAGES, SPEECH, Form, form_of_task
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -85,7 +85,7 @@ class Tuned:
                 )
             self.form = form_of_task(task, prompt_template, label_words, **columns)
             if not (task or prompt_template or label_words):
-                self.form = form_of_images(self.source) or self.form
+                self.form = form_of_media(self.source) or self.form
             return
         check_own_model([name for name, value in loaded.items() if value is not None])
         if task is None:
@@ -194,12 +194,13 @@ class Tuned:
             )  # fmt: skip
 
 
-def form_of_images(model: str) -> Form | None:
-    """The classes that the configuration of a classifier of images names; None for other models."""
+def form_of_media(model: str) -> Form | None:
+    """How a model of images or of speech is asked; its classes are those of its configuration. None for others."""
     try:
         config = loading.configuration_of(resolve_model(model))
-        if loading.takes_no_text(config) != IMAGES:
-            return None
+        reads = loading.takes_no_text(config)
+        if reads != IMAGES:
+            return Form(records=SPEECH) if reads == SPEECH else None
     except Exception:  # the loader says what is wrong with it
         return None
     names = tuple(str(config.id2label[k]) for k in range(config.num_labels))

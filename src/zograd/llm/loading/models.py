@@ -13,12 +13,11 @@ import torch
 
 from zograd.hub import resolve_model
 from zograd.hub.gguf_header import GGUFError, check_header
-from zograd.hub.registry import REGISTRY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from zograd.llm.loading.errors import DeviceError, ModelError, UnknownDtypeError, extra, first_line
-from zograd.llm.loading.images import load_images
+from zograd.llm.loading.media import load_images, load_speech
 from zograd.llm.loading.structure import kind_named
 from zograd.llm.stages import Stages, importing
 
@@ -80,7 +79,7 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model in eval mode and its tokenizer: a causal one, or of the kind that its configuration names.
 
-    Of a classifier of images, the model and its image processor.
+    Of a classifier of images the model and its image processor, and of a model of speech (Whisper) its processor.
 
     name_or_path: an alias (fetched on first use), a directory, a .gguf file, or a name of the Hugging Face hub.
     dtype: of the weights; see `dtype_named`.
@@ -104,8 +103,6 @@ def load(
     except ImportError as e:
         raise ModelError(extra("llm")) from e
     check_device(device)
-    known = REGISTRY.get(name_or_path)
-    check_text(name_or_path, "speech" if known is not None and known.kind == "speech" else None)
     path = resolve_model(name_or_path)
     kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
     check_folder(path)
@@ -121,10 +118,12 @@ def load(
     try:
         config_ = configuration_of(path)
         reads = takes_no_text(config_)
-        check_text(name_or_path, None if reads == "images" else reads)
-        if reads == "images":
+        if reads is not None:
             if quantize is not None:
-                raise ModelError(f"--quantize {quantize} is for models of text, and {name_or_path} is one of images")
+                raise ModelError(f"--quantize {quantize} is for models of text, and {name_or_path} is one of {reads}")
+            check_writes(name_or_path, config_)
+            if reads == "speech":
+                return load_speech(path, kind, device)
             return load_images(path, kind, device, classes, seed)
         tokenizer = AutoTokenizer.from_pretrained(path, **file)
         auto, head = auto_class_of(config_, classes), {"num_labels": classes} if is_bare(config_) else {}
@@ -203,12 +202,12 @@ def is_bare(config: Any) -> bool:
     return architecture_of(config).endswith("Model") and getattr(config, "model_type", None) in MASKED
 
 
-def check_text(name: str, reads: str | None) -> None:
-    """Raise ModelError for a model that reads something else than text."""
-    if reads is not None:
+def check_writes(name: str, config: Any) -> None:
+    """Raise ModelError for a model of speech whose outputs are no text that a decoder writes (wav2vec 2.0)."""
+    if takes_no_text(config) == "speech" and not config.is_encoder_decoder:
         raise ModelError(
-            f"{name} is a model of {reads}, and prompts are text: train it from Python with "
-            f"zograd.hf.forward_only(Trainer)"
+            f"{name} labels the frames of a recording ({architecture_of(config)}): train it from Python with "
+            f"zograd.hf.forward_only(Trainer), or take a model that writes, such as whisper-tiny.en"
         )
 
 

@@ -34,9 +34,9 @@ def _outermost(module: nn.Module) -> Iterator[nn.ModuleList]:
             yield from _outermost(child)
 
 
-Kind = Literal["causal", "masked", "classes", "pairs", "images"]
-"""What a model predicts: the next token, masked tokens, a class of a text, an answer that a decoder writes, or a class
-of an image."""
+Kind = Literal["causal", "masked", "classes", "pairs", "images", "speech"]
+"""What a model predicts: the next token, masked tokens, a class of a text, an answer that a decoder writes, a class of
+an image, or what is said in a recording."""
 
 ENDINGS: dict[str, Kind] = {
     "ForMaskedLM": "masked", "ForSequenceClassification": "classes", "ForConditionalGeneration": "pairs",
@@ -45,7 +45,9 @@ ENDINGS: dict[str, Kind] = {
 
 
 def kind_of(base: Any) -> Kind:
-    """The kind of a transformers model, by the name of its class."""
+    """The kind of a transformers model, by the name of its class, and by what it reads."""
+    if getattr(base, "main_input_name", "") == "input_features" and has_encoder_and_decoder(base):
+        return "speech"
     return kind_named(type(base).__name__, has_encoder_and_decoder(base))
 
 

@@ -1,5 +1,5 @@
-"""Scorers of models that do not predict the next token: masked ones, classifiers of texts or images, and encoders with
-a decoder."""
+"""Scorers of models that do not predict the next token: masked ones, classifiers of texts or images, and encoders of
+texts or recordings with a decoder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zograd.blockwise import Terms
 from zograd.hub import Example, TaskError
+from zograd.hub.media import Picture, Recording
 from zograd.llm import loading
 from zograd.llm.loading import ModelError
 from zograd.llm.loading.structure import kind_of
@@ -29,17 +30,20 @@ def scorer_of(model: Any, *args: Any, **options: Any) -> Scorer:
     """
     base, task = loading.plain_model(model), args[1] if len(args) > 1 else options["task"]
     kind = kind_of(base)
-    reads = "images" if kind == "images" else "text"
+    reads = kind if kind in ("images", "speech") else "text"
     if task.reads != reads:
+        instead = OF_MEDIA.get(task.reads)
         raise TaskError(
             f"{type(base).__name__} reads {reads}, and {task.source} holds {_HOLDS[task.reads]}: choose a model of "
-            f"{task.reads} with --model{' such as efficientnet-lite0' if task.reads == 'images' else ''}"
+            f"{task.reads} with --model{f' such as {instead}' if instead else ''}"
         )
-    kinds = {"masked": MaskedScorer, "classes": ClassScorer, "pairs": PairScorer, "images": ImageScorer}
-    return kinds.get(kind, Scorer)(model, *args, **options)
+    return _KINDS.get(kind, Scorer)(model, *args, **options)
 
 
-_HOLDS = {"text": "texts", "images": "images"}
+OF_MEDIA = {"images": "efficientnet-lite0", "speech": "whisper-tiny.en"}
+"""The bundled models of images and of speech."""
+
+_HOLDS = {"text": "texts", "images": "images", "speech": "recordings"}
 
 
 class _Unpacked(Scorer):
@@ -164,8 +168,8 @@ class ImageScorer(ClassScorer):
 
     def _sequences(self, example: Example) -> list[ScoredTokens]:
         if example not in self._images:
-            assert example.image is not None
-            example.image.check()
+            assert example.media is not None
+            example.media.check()
             self._images[example] = len(self._images)
             self._by_number.append(example)
         return [ScoredTokens((self._images[example],), 1)]
@@ -188,8 +192,8 @@ class ImageScorer(ClassScorer):
         """The pixel values of an image as the model takes them."""
         if number not in self._pixels:
             example = self._by_number[number]
-            assert example.image is not None
-            made = self.processor(images=example.image.open(), return_tensors="pt")["pixel_values"][0]
+            assert isinstance(example.media, Picture)
+            made = self.processor(images=example.media.open(), return_tensors="pt")["pixel_values"][0]
             while len(self._pixels) >= KEPT:
                 self._pixels.pop(next(iter(self._pixels)))
             self._pixels[number] = made.to(self.device, self.base.dtype)
@@ -254,6 +258,11 @@ class PairScorer(_Unpacked):
                 f"the token before an answer"
             )
 
+    @property
+    def front(self) -> Tokens:
+        """What stands in front of an answer in the decoder."""
+        return (self.base.config.decoder_start_token_id,)
+
     def _encoded_prompts(self, prompts: Sequence[Tokens], copies: int) -> dict[str, Any]:
         """The inputs of the model that stand for these prompts: tokens, or the states that its encoder gave."""
         layout = padded_layout([len(p) for p in prompts])
@@ -279,8 +288,8 @@ class PairScorer(_Unpacked):
         sequences = [s for e in examples for s in self.encode(e)]
         self._shape = padded_layout([len(s.ids) for s in sequences])
         answers = [s.ids[s.scored_from :] for s in sequences]
-        start = self.base.config.decoder_start_token_id
-        written = [(start, *answer[:-1]) for answer in answers]
+        before = self.front
+        written = [(*before, *answer[:-1]) for answer in answers]
         decoder = padded_layout([len(w) for w in written]).inputs(written, self.pad, self.device, self.base.dtype)
         logits = self.base(
             **self._encoded_prompts([s.ids[: s.scored_from] for s in sequences], copies),
@@ -289,14 +298,84 @@ class PairScorer(_Unpacked):
             use_cache=False,
         ).logits
         if self.single:
-            found: Tensor = logits[:, 0, self.label_ids].float()
+            found: Tensor = logits[:, len(before) - 1, self.label_ids].float()
             return found
         rows, picked = [], torch.log_softmax(logits.float(), -1)
         for k, answer in enumerate(answers * copies):
             tokens = torch.tensor(answer, device=self.device)
-            rows.append(picked[k, : len(answer)].gather(1, tokens[:, None]).mean())
+            rows.append(picked[k, len(before) - 1 :][: len(answer)].gather(1, tokens[:, None]).mean())
         return self._by_example(torch.stack(rows), examples, copies)
 
     def infer(self, batch: Sequence[Example], held_out: Sequence[Example], *, evaluated: bool = False) -> None:
         if not evaluated:
             super().infer(batch, held_out)
+
+
+class SpeechScorer(PairScorer):
+    """A model that writes down what is said in a recording (Whisper), scored on the tokens of the right text.
+
+    Its processor makes the spectrum of a recording, whose states the encoder computes once where it is not trained. A
+    sequence is the number of the recording and the tokens of the text, which end with the end of the sequence; in the
+    decoder they stand behind the tokens of task and language that the tokenizer puts in front.
+
+    Memory: 1500 states of a recording of up to 30 seconds, in a temporary file.
+    """
+
+    def __init__(self, model: Any, processor: Any, *args: Any, **options: Any) -> None:
+        self.processor = processor
+        self._recordings: dict[Any, int] = {}
+        self._by_number: list[Recording] = []
+        super().__init__(model, processor.tokenizer, *args, **options)
+        self.tokenizer = processor  # for `generate`, which reads the recordings too
+
+    @property
+    def front(self) -> Tokens:
+        return tuple(self.processor.tokenizer.prefix_tokens) or super().front
+
+    def _sequences(self, example: Example) -> list[ScoredTokens]:
+        assert isinstance(example.media, Recording)
+        if not example.completion:
+            raise TaskError(f"nothing is said in {example.prompt}: its text is empty; leave the recording out")
+        if example.media not in self._recordings:
+            example.media.check()
+            self._recordings[example.media] = len(self._by_number)
+            self._by_number.append(example.media)
+        words = self.processor.tokenizer.encode(example.completion, add_special_tokens=False)
+        ids = self.encoder.known((*words, self.base.config.eos_token_id))
+        return [ScoredTokens((self._recordings[example.media], *ids), 1)]
+
+    def _encoded_prompts(self, prompts: Sequence[Tokens], copies: int) -> dict[str, Any]:
+        numbers = [number for (number,) in prompts]
+        if self.read is None:
+            features = torch.cat([self._spectrum(n) for n in numbers])
+            return {"input_features": torch.cat([features] * copies)}
+        from transformers.modeling_outputs import BaseModelOutput
+
+        for number in numbers:
+            if number not in self.read:  # alone, so that the states do not depend on the batch
+                with torch.no_grad():
+                    self.read.keep(number, self.base.get_encoder()(self._spectrum(number)).last_hidden_state[0])
+        states = torch.stack([self.read[number] for number in numbers]).to(self.device)
+        return {"encoder_outputs": BaseModelOutput(torch.cat([states] * copies))}
+
+    def _spectrum(self, number: int) -> Tensor:
+        """[1, bands, frames] of a recording."""
+        return spectrum(self.processor, self._by_number[number]).to(self.device, self.base.dtype)
+
+
+def spectrum(processor: Any, recording: Recording) -> Tensor:
+    """[1, bands, frames]: what a model of speech reads of a recording. Raises TaskError for one that is too long."""
+    extractor = processor.feature_extractor
+    samples, rate = recording.samples(extractor.sampling_rate), extractor.sampling_rate
+    if len(samples) > (longest := extractor.chunk_length * rate):
+        raise TaskError(
+            f"{recording.name} takes {len(samples) / rate:.0f} s, and the model hears {longest / rate:.0f} s: cut it "
+            f"into pieces with the text of each"
+        )
+    found: Tensor = extractor(samples, sampling_rate=rate, return_tensors="pt").input_features
+    return found
+
+
+_KINDS: dict[str, type[Scorer]] = {
+    "masked": MaskedScorer, "classes": ClassScorer, "pairs": PairScorer, "images": ImageScorer, "speech": SpeechScorer,
+}  # fmt: skip

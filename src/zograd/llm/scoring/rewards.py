@@ -1,4 +1,5 @@
-"""Rewards of a written answer by name: the same text, F1 of its words, BLEU, chrF, ROUGE-L; each from 0 to 1."""
+"""Rewards of a written answer by name, each from 0 to 1: the same text, F1 of its words, BLEU, chrF, ROUGE-L, and one
+less its word error rate."""
 
 from __future__ import annotations
 
@@ -50,6 +51,27 @@ def rouge_l(prompt: str, answer: str, wanted: str) -> float:
     return float(_rouge().score(wanted, answer)["rougeL"].fmeasure)
 
 
+def word_accuracy(prompt: str, answer: str, wanted: str) -> float:
+    """1 - the word error rate, at least 0: the words to put in, leave out or replace, over those of the right text.
+
+    >>> word_accuracy("", "the cat sat", "The cat sat down.")
+    0.75
+    """
+    mine, there = _spoken(answer), _spoken(wanted)
+    row = list(range(len(there) + 1))  # of Levenshtein's table
+    for i, word in enumerate(mine, start=1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(there, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return max(0.0, 1.0 - row[-1] / len(there)) if there else float(not mine)
+
+
+def _spoken(text: str) -> list[str]:
+    """The words of a text without case and marks, but for apostrophes."""
+    marks = string.punctuation.replace("'", "")
+    return text.lower().translate(str.maketrans(marks, " " * len(marks))).split()
+
+
 @cache
 def _sacrebleu() -> Any:
     try:
@@ -74,6 +96,7 @@ OF_TEXTS: Final[dict[str, Reward]] = {
     "bleu": bleu,
     "chrf": chrf,
     "rouge-l": rouge_l,
+    "word-accuracy": word_accuracy,
 }
 """The rewards by name."""
 

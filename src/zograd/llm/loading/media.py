@@ -1,4 +1,4 @@
-"""Load a classifier of images and what turns an image into its input."""
+"""Load models of images and of speech, and what turns a file into their input."""
 
 from __future__ import annotations
 
@@ -36,3 +36,12 @@ def _draw_head(model: Any, seed: int) -> None:
         for module in model.modules():
             if id(module) not in backbone and isinstance(module, nn.Linear | nn.Conv2d):
                 module.reset_parameters()
+
+
+def load_speech(path: str, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
+    """A model in eval mode that writes down what is said (Whisper), and its processor (`AutoProcessor`)."""
+    from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(path)
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(path, dtype=dtype)
+    return model.to(device).eval(), processor
