@@ -250,8 +250,8 @@ class TrainSettings(BaseModel):
     )
     objective: str = setting(
         "loss",
-        "What training lowers: loss; accuracy, exact-match, f1, bleu, chrf, rouge-l or word-accuracy (what they lack of "
-        "1); a reward "
+        "What training lowers: loss; accuracy, exact-match, f1, bleu, chrf, rouge-l or word-accuracy (what they lack "
+        "of 1); a reward "
         "module:function; or a judge of answers prefers:module:function.",
         METHOD,
     )
