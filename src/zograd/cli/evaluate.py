@@ -150,13 +150,17 @@ def robustness(
     plugins.load(plugin or ())
     if run is not None:
         plugins.check(run)
-    from zograd.llm.robustness import STRENGTHS
-    from zograd.llm.robustness import measure as go
+    from zograd.llm.stages import importing
+
+    stages = stages_for(json)
+    with stages.stage("importing torch", STARTED), importing():
+        from zograd.llm.robustness import STRENGTHS
+        from zograd.llm.robustness import measure as go
 
     how: Any = kind.value
     result = go(
         chosen.pop("model", None), chosen.pop("task", None), kind=how, run=run, split=split, examples=examples,
-        candidates=candidates, strengths=strengths or STRENGTHS, **chosen,
+        candidates=candidates, strengths=strengths or STRENGTHS, stages=stages, **chosen,
     )  # fmt: skip
     width = max(len(row["kind"]) for row in result["rows"]) if result["rows"] else 4
     lines = [f"{'kind':<{width}}  strength  examples  before   after  95 % interval       p"]

@@ -101,12 +101,13 @@ def pack(
     from zograd.hf.packing import is_checkpoint, pack_checkpoint
     from zograd.llm.pack import pack as go
 
+    stages = stages_for(json)
     plugins.load(plugin or ())
     if is_checkpoint(run):
         result = pack_checkpoint(run, out, model)
     else:
         plugins.check(run)
-        result = go(run, out, model=model)
+        result = go(run, out, model=model, stages=stages)
     if result["kind"] == "tape":
         what = f"the tape of {result['steps']:,} steps of {result['method']}, without loss"
     else:
@@ -171,13 +172,17 @@ def compress(
     chosen = {name: getattr(settings, name) for name in given}
     set_threads(chosen.pop("threads", None))
     plugins.load(plugin or ())
-    from zograd.llm.compressing import compress as go
+    from zograd.llm.stages import importing
+
+    stages = stages_for(json)
+    with stages.stage("importing torch", STARTED), importing():
+        from zograd.llm.compressing import compress as go
 
     model = chosen.pop("model", TrainSettings.model_fields["model"].default)
     how: Any = {"scores": scores and scores.value, "factors": factors and factors.value}
     result = go(
         model, chosen.pop("task", "trec"), out, sparsity=sparsity, keep=keep, modules=modules, general=general,
-        calibration=calibration, split=split, examples=examples, **how, **chosen,
+        calibration=calibration, split=split, examples=examples, stages=stages, **how, **chosen,
     )  # fmt: skip
     conclude(result, json, _compressed(result))
 
@@ -233,12 +238,16 @@ def protect(
     plugins.load(plugin or ())
     if run is not None:
         plugins.check(run)
-    from zograd.llm.protecting import protect as go
+    from zograd.llm.stages import importing
+
+    stages = stages_for(json)
+    with stages.stage("importing torch", STARTED), importing():
+        from zograd.llm.protecting import protect as go
 
     model = chosen.pop("model", None if run is not None else TrainSettings.model_fields["model"].default)
     result = go(
         model, chosen.pop("task", "trec"), out, run=run, extend=extend, energy=energy, modules=modules,
-        calibration=calibration, **chosen,
+        calibration=calibration, stages=stages, **chosen,
     )  # fmt: skip
     text = (
         f"{result['out']}: {result['layers']} layers, {result['calibration']} examples; of the dimensions that enter a "

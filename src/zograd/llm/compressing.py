@@ -18,11 +18,12 @@ from zograd.hub.sources import Source
 from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.evaluate import choose, metric_for
-from zograd.llm.restore import check_out, save
+from zograd.llm.restore import check_out, run_or_model, save
 from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError
+from zograd.llm.stages import Stages
 from zograd.quantized import libraries
 
 Scores = Literal["magnitude", "wanda", "task-aware"]
@@ -55,6 +56,7 @@ def compress(
     max_length: int | None = None,
     truncate: str | None = None,
     chat_template: bool = True,
+    stages: Stages | None = None,
     **data: Any,
 ) -> dict[str, Any]:
     """Prune or factorise the linear layers of the blocks of a model, by what it does on a task, and save it.
@@ -67,7 +69,8 @@ def compress(
         the task, by autograd. keep: the share of the numbers of each layer that its factors have.
     modules: a regular expression of the names of layers inside of the blocks; all of them by default.
     calibration: training examples of the task (and of `general`) that are looked at. split, examples: what the metric
-        before and after is measured on. data: as `load_task` takes it.
+        before and after is measured on. stages: what shows the work; None: it is not shown. data: as `load_task` takes
+        it.
 
     Returns the metrics before and after, numbers and bytes of the layers, and the folder. In `out` are the model, which
     transformers loads (of factors it has the products), and masks.safetensors or factors.safetensors: masks are scores
@@ -80,9 +83,10 @@ def compress(
     how = factors or scores or "wanda"
     folder = Path(out)
     check_out(folder)
+    stages = Stages(quiet=True) if stages is None else stages
     loaded, other = load_task(task, seed=seed, **data), load_task(general, seed=seed) if how == "task-aware" else None
     chosen, asked = choose(loaded, split, examples, seed), metric_for(metric, loaded)
-    base, tokenizer = loading.load(model, dtype=dtype, device=device)
+    base, tokenizer = run_or_model(None, model, dtype=dtype, device=device, stages=stages)
     if libraries.is_quantized(base):
         raise SettingsError(
             f"{model} is quantized: its layers are integers; compress the dense model, then quantize it"
@@ -90,24 +94,28 @@ def compress(
     layers = layers_of(base, modules)
     encoding = {"max_length": max_length, "truncate": truncate, "chat": chat_template}
     scorer: Scorer = scorer_of(base, tokenizer, loaded, metric=asked, **encoding)
-    before = scorer.evaluate(chosen.examples, interval=True)
+    with stages.counted("evaluating before", len(chosen.examples)) as progress:
+        before = scorer.evaluate(chosen.examples, interval=True, progress=progress)
     seen = batches(loaded, calibration, seed)
     made: dict[str, Tensor] = {}
     if factors is None:
-        norms = {} if how == "magnitude" else norms_of(scorer, layers, seen)
+        norms = {} if how == "magnitude" else norms_of(scorer, layers, seen, stages)
         of_text: dict[str, Tensor] = {}
         if other is not None:
             reader = scorer_of(base, tokenizer, other, **encoding)
-            of_text = norms_of(reader, layers, batches(other, calibration, seed))
-        made = parts.prune_(layers, {n: score(how, m.weight, norms.get(n), of_text.get(n)) for n, m in layers.items()},
-                            sparsity)  # fmt: skip
+            of_text = norms_of(reader, layers, batches(other, calibration, seed), stages)
+        with stages.stage(f"pruning {len(layers)} layers"):
+            scored = {n: score(how, m.weight, norms.get(n), of_text.get(n)) for n, m in layers.items()}
+            made = parts.prune_(layers, scored, sparsity)
         numbers = sum(int(mask.sum()) for mask in made.values())
-        after = scorer.evaluate(chosen.examples, interval=True)
     else:
-        rows = fisher_of(scorer, layers, seen) if factors == "fwsvd" else None
-        thin = parts.factorise_(base, layers, keep, rows)
+        rows = fisher_of(scorer, layers, seen, stages) if factors == "fwsvd" else None
+        with stages.stage(f"factorising {len(layers)} layers"):
+            thin = parts.factorise_(base, layers, keep, rows)
         numbers = sum(m.first.numel() + m.second.numel() for m in thin.values())
-        after = scorer_of(base, tokenizer, loaded, metric=asked, **encoding).evaluate(chosen.examples, interval=True)
+        scorer = scorer_of(base, tokenizer, loaded, metric=asked, **encoding)
+    with stages.counted("evaluating after", len(chosen.examples)) as progress:
+        after = scorer.evaluate(chosen.examples, interval=True, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     if factors is None:
         save_file({name: mask.cpu().contiguous() for name, mask in made.items()}, folder / MASKS)
@@ -162,20 +170,30 @@ def batches(task: Task, count: int, seed: int) -> list[list[Example]]:
     return [list(found[k : k + BATCH]) for k in range(0, len(found), BATCH)]
 
 
-def norms_of(scorer: Scorer, layers: dict[str, nn.Linear], seen: Sequence[list[Example]]) -> dict[str, Tensor]:
+def told(
+    scorer: Scorer, seen: Sequence[list[Example]], progress: Callable[[float], object]
+) -> Iterator[Callable[[], Tensor]]:
+    """The loss of each batch, to be computed; progress hears of a batch when the next one is asked for."""
+    for batch in seen:
+        yield partial(scorer.loss, batch)
+        progress(len(batch))
+
+
+def norms_of(
+    scorer: Scorer, layers: dict[str, nn.Linear], seen: Sequence[list[Example]], stages: Stages
+) -> dict[str, Tensor]:
     """The norms of what enters the layers while the scorer reads these batches."""
-    return parts.activation_norms(layers, (partial(scorer.loss, batch) for batch in seen), lambda: scorer.filled)
+    with stages.counted(f"reading {scorer.task.name}", sum(map(len, seen))) as progress:
+        return parts.activation_norms(layers, told(scorer, seen, progress), lambda: scorer.filled)
 
 
-def fisher_of(scorer: Scorer, layers: dict[str, nn.Linear], seen: Sequence[list[Example]]) -> dict[str, Tensor]:
+def fisher_of(
+    scorer: Scorer, layers: dict[str, nn.Linear], seen: Sequence[list[Example]], stages: Stages
+) -> dict[str, Tensor]:
     """The weights of the rows: an example a batch, since the Fisher information is of single examples."""
-
-    def losses() -> Iterator[Callable[[], Tensor]]:
-        for batch in seen:
-            for example in batch:
-                yield partial(scorer.loss, [example])
-
-    return parts.row_fisher_by_autograd(layers, losses())
+    single = [[example] for batch in seen for example in batch]
+    with stages.counted("differentiating", len(single)) as progress:
+        return parts.row_fisher_by_autograd(layers, told(scorer, single, progress))
 
 
 def score(how: str, w: Tensor, norms: Tensor | None, general: Tensor | None) -> Tensor:

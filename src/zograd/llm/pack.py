@@ -9,6 +9,7 @@ from typing import Any
 from zograd.llm import lora_init
 from zograd.llm.build import build_method
 from zograd.llm.restore import base_of, fixed_settings, load_weights, restore, stored_settings
+from zograd.llm.stages import Stages
 from zograd.runs.errors import RunError
 from zograd.runs.packed import bits_of, is_pack, write_pack
 from zograd.runs.rundir import RunDirectory
@@ -16,11 +17,13 @@ from zograd.runs.rundir import RunDirectory
 SUFFIX = ".zopack"
 
 
-def pack(run: str | Path, out: str | Path | None = None, *, model: str | None = None) -> dict[str, Any]:
+def pack(
+    run: str | Path, out: str | Path | None = None, *, model: str | None = None, stages: Stages | None = None
+) -> dict[str, Any]:
     """Write a run as one file; returns what `zograd pack --json` prints.
 
     run: the folder of the run. out: the file; None: the name of the folder with `.zopack` behind it.
-    model: where the base model is now; None: where the run found it.
+    model: where the base model is now; None: where the run found it. stages: what shows the work; None: nothing does.
 
     Where the tape gives the weights back, the file holds the tape ("kind": "tape"), some 20 bytes a step of two
     evaluations; the base model is read only if the run did not come to its end. Otherwise (`residual`, `backprop`,
@@ -33,6 +36,7 @@ def pack(run: str | Path, out: str | Path | None = None, *, model: str | None = 
         pack("runs/a", "a.zopack")["bytes"]
     """
     start = time.perf_counter()
+    stages = Stages(quiet=True) if stages is None else stages
     if is_pack(run):
         raise RunError(f"{run} is packed already")
     directory = RunDirectory.open(run)
@@ -44,16 +48,18 @@ def pack(run: str | Path, out: str | Path | None = None, *, model: str | None = 
     weights = 0
     if method.estimator.replays:
         whole = recorded.get("steps") == tape.steps and isinstance(recorded.get("sha256"), str)
-        sha256 = recorded["sha256"] if whole else restore(run, model)[0].store.digest()
+        sha256 = recorded["sha256"] if whole else restore(run, model, stages=stages)[0].store.digest()
         write_pack(file, directory, tape, sha256, files=[lora_init.FILE])
     else:
-        p = base_of(directory, model=model)
+        with stages.stage(f"loading {model or s.model}"):
+            p = base_of(directory, model=model)
         before = {leaf.name: bits_of(leaf.tensor).clone() for leaf in p.store.leaves}
         load_weights(directory, p, tape, tape.steps)
         weights = p.store.dim
         changed = ((leaf.name, before[leaf.name] ^ bits_of(leaf.tensor)) for leaf in p.store.leaves)
-        write_pack(file, directory, tape, p.store.digest(), files=[lora_init.FILE], difference=changed)
         sha256 = p.store.digest()
+        with stages.stage(f"writing the difference of {weights:,} weights"):
+            write_pack(file, directory, tape, sha256, files=[lora_init.FILE], difference=changed)
     return {
         "path": str(file),
         "bytes": file.stat().st_size,

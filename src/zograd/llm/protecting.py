@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from zograd.hub.sources import Source
 from zograd.laws import Memory
 from zograd.llm import loading
 from zograd.llm.build import memory_at
-from zograd.llm.compressing import batches, layers_of
+from zograd.llm.compressing import batches, layers_of, told
 from zograd.llm.restore import run_or_model
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError
+from zograd.llm.stages import Stages
 
 LAYERS = 4
 """The last blocks that are remembered where nothing else is said, as many as are trained then."""
@@ -37,14 +37,15 @@ def protect(
     max_length: int | None = None,
     truncate: str | None = None,
     chat_template: bool = True,
+    stages: Stages | None = None,
     **data: Any,
 ) -> dict[str, Any]:
     """Write what linear layers of the last blocks read on training examples of a task, as a `laws.Memory`.
 
     model, or run: a folder, whose model is read (the one that was trained on the task). extend: a file of earlier
     tasks, which stays remembered. energy: the share of the inputs that is remembered. layers: of the last blocks, 4 by
-    default; modules: a regular expression of the names in them. calibration: examples that are read. data: as
-    `load_task` takes it. Returns the shares of dimensions that are taken.
+    default; modules: a regular expression of the names in them. calibration: examples that are read. stages: what shows
+    the work; None: it is not shown. data: as `load_task` takes it. Returns the shares of dimensions that are taken.
 
     `zograd train --protect FILE` then moves the weights off these directions: what they give on the remembered inputs
     stays. What enters them may still change, where layers before them are trained too. Cost: a forward an example, and
@@ -59,7 +60,8 @@ def protect(
         raise SettingsError(f"--calibration {calibration}: it counts training examples, at least 1")
     before = None if extend is None else memory_at("--extend", extend)
     loaded = load_task(task, seed=seed, **data)
-    base, tokenizer = run_or_model(run, model, dtype=dtype, device=device)
+    stages = Stages(quiet=True) if stages is None else stages
+    base, tokenizer = run_or_model(run, model, dtype=dtype, device=device, stages=stages)
     found = layers_of(base, modules)
     inside = {id(m) for block in loading.blocks(base)[-(layers or LAYERS) :] for m in block.modules()}
     found = {name: m for name, m in found.items() if id(m) in inside}
@@ -67,10 +69,10 @@ def protect(
         raise SettingsError(f"--modules {modules!r}: no linear layer of the last {layers or LAYERS} blocks matches")
     scorer = scorer_of(base, tokenizer, loaded, max_length=max_length, truncate=truncate, chat=chat_template)
     seen = batches(loaded, calibration, seed)
-    memory = Memory.from_activations(
-        found, (partial(scorer.loss, batch) for batch in seen), energy=energy, filled=lambda: scorer.filled,
-        before=before,
-    )  # fmt: skip
+    with stages.counted("reading", sum(map(len, seen))) as progress:
+        memory = Memory.from_activations(
+            found, told(scorer, seen, progress), energy=energy, filled=lambda: scorer.filled, before=before
+        )
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     memory.save(folder)
     shares = memory.shares()

@@ -197,15 +197,21 @@ def merged_model(model: Any) -> Any:
     return model if quantized or not hasattr(model, "merge_and_unload") else model.merge_and_unload()
 
 
-def run_or_model(run: Path | None, model: str | None, *, dtype: str, device: str) -> tuple[Any, Any]:
+def run_or_model(
+    run: Path | None, model: str | None, *, dtype: str, device: str, stages: Stages | None = None
+) -> tuple[Any, Any]:
     """A model with its tokenizer: of a run, with adapters merged, whose base is at `model`; or without a run `model`.
 
     dtype: of a model; a run has its own. Without both, it is the model that `zograd train` has by default.
     """
+    stages = Stages(quiet=True) if stages is None else stages
     if run is not None:
-        p, _ = restore(run, model, device=device)
+        p, _ = restore(run, model, device=device, stages=stages)
         return merged_model(p.model), p.tokenizer
-    return loading.load(model or TrainSettings.model_fields["model"].default, dtype=dtype, device=device)
+    name = model or TrainSettings.model_fields["model"].default
+    loading.import_transformers(stages)
+    with stages.stage(f"loading {name}"):
+        return loading.load(name, dtype=dtype, device=device)
 
 
 def save(model: Any, tokenizer: Any, out: Path) -> None:

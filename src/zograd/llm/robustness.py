@@ -21,6 +21,7 @@ from zograd.llm.evaluate import choose
 from zograd.llm.restore import run_or_model
 from zograd.llm.scoring.others import scorer_of
 from zograd.llm.settings import SettingsError
+from zograd.llm.stages import Stages
 
 Kind = Literal["words", "numbers"]
 STRENGTHS = (1, 2, 4)
@@ -42,6 +43,7 @@ def measure(
     max_length: int | None = None,
     truncate: str | None = None,
     chat_template: bool = True,
+    stages: Stages | None = None,
     **data: Any,
 ) -> dict[str, Any]:
     """Accuracy before and after changes that leave the answer of an example; rows of `diagnostics.robustness`.
@@ -49,7 +51,8 @@ def measure(
     kind "words": the worst swap of a single word for one of its `candidates` nearest words, by the cosine of the
     model's own embeddings (`diagnostics.one_word`), and the best of random swaps at as many evaluations. "numbers":
     `strengths` irrelevant sentences in front, without and with numbers in them, and the text without its question.
-    model, or run: a folder whose model is read. Words are single tokens; names, numbers and stop words stay.
+    model, or run: a folder whose model is read. Words are single tokens; names, numbers and stop words stay. stages:
+    what shows the work; None: nothing does.
 
     Cost for words: up to (words of an example) x (candidates + 1) forwards for each right answer. Raises SettingsError
     for tasks without classes or choices, other kinds, and counts below 1.
@@ -68,7 +71,8 @@ def measure(
             f"use a task of classification or of multiple choice"
         )
     chosen = choose(loaded, split, examples, seed)
-    base, tokenizer = run_or_model(run, model, dtype=dtype, device=device)
+    stages = Stages(quiet=True) if stages is None else stages
+    base, tokenizer = run_or_model(run, model, dtype=dtype, device=device, stages=stages)
     scorer = scorer_of(base, tokenizer, loaded, max_length=max_length, truncate=truncate, chat=chat_template)
 
     def score(asked: Sequence[Example]) -> np.ndarray[Any, Any]:
@@ -78,14 +82,17 @@ def measure(
     labels = [e.label for e in chosen.examples]
     if kind == "numbers":
         plain, numbers = Sentences(PLAIN), Sentences(NUMBERS)
-        rows = robustness(
-            score, chosen.examples, labels, {"sentences": plain, "numbers": numbers}, strengths, seed=seed
-        )
-        rows += robustness(score, chosen.examples, labels, {"no question": WithoutQuestion()}, (1,), seed=seed)
+        with stages.stage(f"changing {len(labels):,} examples"):
+            rows = robustness(
+                score, chosen.examples, labels, {"sentences": plain, "numbers": numbers}, strengths, seed=seed
+            )
+            rows += robustness(score, chosen.examples, labels, {"no question": WithoutQuestion()}, (1,), seed=seed)
         evaluations = 2 * len(labels) + sum(row.examples for row in rows)
     else:
-        near = neighbours(base, tokenizer, candidates)
-        rows, evaluations = by_words(score, chosen.examples, labels, near, seed)
+        with stages.stage("comparing the embeddings of words"):
+            near = neighbours(base, tokenizer, candidates)
+        with stages.counted("changing words", len(labels)) as progress:
+            rows, evaluations = by_words(score, chosen.examples, labels, near, seed, progress)
     return dict(finite({
         "kind": kind, "task": loaded.name, "split": chosen.split, "examples": len(labels), "evaluations": evaluations,
         "rows": [{**asdict(row), "significant": row.significant} for row in rows],
@@ -93,13 +100,15 @@ def measure(
 
 
 def by_words(
-    score: Any, examples: Sequence[Example], labels: Sequence[int], near: Callable[[str], Sequence[str]], seed: int
-) -> tuple[list[Any], int]:
-    """The rows of the search and of random swaps at equal evaluations."""
+    score: Any, examples: Sequence[Example], labels: Sequence[int], near: Callable[[str], Sequence[str]], seed: int,
+    progress: Callable[[float], object],
+) -> tuple[list[Any], int]:  # fmt: skip
+    """The rows of the search and of random swaps at equal evaluations. progress: told of each example."""
     right = np.argmax(score(examples), axis=1) == np.asarray(labels)
     swap, rng = WordSwap(near), np.random.default_rng(seed)
     kept, luck, total = right.copy(), right.copy(), len(examples)
     for k, example in enumerate(examples):
+        progress(1)
         if not right[k]:
             continue
         attack = one_word(score, example, near)
