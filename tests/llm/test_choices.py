@@ -15,8 +15,8 @@ from zograd.hub import Example, Task, TaskError
 from zograd.llm import loading
 from zograd.llm.build import set_up
 from zograd.llm.evaluate import evaluate
+from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.scoring.metrics import MetricError, losses_of, metric_of, metrics_of
-from zograd.llm.scoring.others import scorer_of
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train

@@ -17,7 +17,7 @@ from zograd.hub import load_task, select
 from zograd.laws import Scores, TopScores
 from zograd.llm import loading
 from zograd.llm.compressing import FACTORS, MASKS, compress
-from zograd.llm.scoring.others import scorer_of
+from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.settings import SettingsError
 from zograd.runs.errors import RunError
 

@@ -22,7 +22,8 @@ from zograd.hub.media import Picture
 from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
 from zograd.llm.restore import replay
-from zograd.llm.scoring.others import ImageScorer, scorer_of
+from zograd.llm.scoring.kinds import scorer_of
+from zograd.llm.scoring.media import ImageScorer
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
 from zograd.llm.tuned import Tuned

@@ -16,7 +16,8 @@ from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
 from zograd.llm.generation import generate
 from zograd.llm.restore import replay
-from zograd.llm.scoring.others import ClassScorer, MaskedScorer, PairScorer, scorer_of
+from zograd.llm.scoring.kinds import scorer_of
+from zograd.llm.scoring.others import ClassScorer, MaskedScorer, PairScorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
 from zograd.methods.defaults import Shape

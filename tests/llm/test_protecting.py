@@ -56,7 +56,7 @@ def test_training_leaves_the_remembered_directions_alone(tiny_model: Path, tmp_p
 def test_the_memory_is_that_of_single_forwards(tiny_model: Path, remembered: Path) -> None:
     """The span holds 90 % of the squares of what enters the layer, without padding."""
     from zograd.llm.compressing import batches
-    from zograd.llm.scoring.others import scorer_of
+    from zograd.llm.scoring.kinds import scorer_of
 
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     task = load_task("mr")

@@ -29,7 +29,8 @@ from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
 from zograd.llm.generation import generate
 from zograd.llm.restore import replay
-from zograd.llm.scoring.others import SpeechScorer, scorer_of
+from zograd.llm.scoring.kinds import scorer_of
+from zograd.llm.scoring.media import SpeechScorer
 from zograd.llm.scoring.rewards import word_accuracy
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train

@@ -36,9 +36,9 @@ from zograd.llm.prompts import Form
 from zograd.llm.recipe import chosen, for_depth, instead
 from zograd.llm.schedule import settled, shaped
 from zograd.llm.scoring.batches import Batches
+from zograd.llm.scoring.kinds import OF_MEDIA, scorer_of
 from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
 from zograd.llm.scoring.objectives import LOSS, Contest, Objective, objective_of
-from zograd.llm.scoring.others import OF_MEDIA, scorer_of
 from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages

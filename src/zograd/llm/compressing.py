@@ -19,8 +19,8 @@ from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.evaluate import choose, metric_for
 from zograd.llm.restore import check_out, run_or_model, save
+from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.scoring.metrics import Metrics
-from zograd.llm.scoring.others import scorer_of
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError
 from zograd.llm.stages import Stages

@@ -21,9 +21,9 @@ from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.build import OF_DATA, check_found, digest, examples_of, no_examples, text_of
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
+from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
 from zograd.llm.scoring.objectives import Objective, objective_of
-from zograd.llm.scoring.others import scorer_of
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages

@@ -101,7 +101,7 @@ def _heard(
     progress: Callable[[float], object] | None,
 ) -> list[Generated]:  # fmt: skip
     """What a model of speech writes down of each recording. Cost: the encoder, and a forward of each token."""
-    from zograd.llm.scoring.others import spectrum
+    from zograd.llm.scoring.media import spectrum
 
     base, found = plain_model(model), []
     limit = min(limit, base.config.max_target_positions - len(processor.tokenizer.prefix_tokens or [0]))

@@ -12,7 +12,7 @@ from zograd.llm import loading
 from zograd.llm.build import memory_at
 from zograd.llm.compressing import batches, layers_of, told
 from zograd.llm.restore import run_or_model
-from zograd.llm.scoring.others import scorer_of
+from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.settings import SettingsError
 from zograd.llm.stages import Stages
 

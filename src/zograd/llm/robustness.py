@@ -19,7 +19,7 @@ from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.evaluate import choose
 from zograd.llm.restore import run_or_model
-from zograd.llm.scoring.others import scorer_of
+from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.settings import SettingsError
 from zograd.llm.stages import Stages
 

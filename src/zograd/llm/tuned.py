@@ -18,7 +18,7 @@ from zograd.llm.build import examples_of
 from zograd.llm.generation import Generated, generate
 from zograd.llm.prompts import CHOICE, IMAGES, SPEECH, Form, form_of_task
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
-from zograd.llm.scoring.others import scorer_of
+from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages
 from zograd.runs.packed import holds_run, opened

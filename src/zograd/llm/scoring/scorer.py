@@ -57,7 +57,7 @@ SATURATED = 512
 class Scorer:
     """Computes scores, losses and metrics of examples of a task with one model.
 
-    `scorer_of` (`llm/scoring/others.py`) makes the one that fits a model; this one is for causal models.
+    `scorer_of` (`llm/scoring/kinds.py`) makes the one that fits a model; this one is for causal models.
 
     model: a causal language model of transformers, with or without peft adapters, on any device.
     task: the task. Its examples are encoded when they are first used, and kept.
