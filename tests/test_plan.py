@@ -188,6 +188,16 @@ def test_bad_input_is_named(folder: str, tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="cannot read the configuration"):
         plan(str(tmp_path))
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is a model of images, and what is planned is the memory of language models"):
+        plan(str(tmp_path))
+    longest = json.loads((Path(folder) / "config.json").read_text())["max_position_embeddings"]
+    plan(folder, seq_len=longest)
+    with pytest.raises(ValueError, match=f"takes {longest} tokens; give at most {longest}"):
+        plan(folder, seq_len=longest + 1)
+    with pytest.raises(ValueError, match=f"give at most {longest - 10}"):
+        plan(folder, seq_len=longest, train="prompt", tokens=10)
 
 
 @pytest.mark.model

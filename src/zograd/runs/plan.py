@@ -73,6 +73,7 @@ from zograd.llm.loading import (
     plain_model,
     select,
     silence,
+    takes_no_text,
 )
 from zograd.llm.oracle import AT_ONCE
 from zograd.llm.parts import embeddings_and_output
@@ -157,8 +158,8 @@ def plan(
     Accuracy: for a 135M model, `process_peak_bytes` is within 10 % of what the operating system measures
     (`benchmarks.plans`), and the part of a measured peak above the weights within 30 %, plus 16 MiB.
     Cost: seconds, most of them for importing transformers.
-    Raises ModelError for a model without a readable configuration and for a selection that matches nothing, ValueError
-    for a method that is not on the menu.
+    Raises ModelError for a model without a readable configuration, one that reads no text, and a selection that matches
+    nothing, ValueError for a method that is not on the menu and for more tokens than the model takes.
 
         plan("smollm2-135m", method="fzoo", batch_size=16, seq_len=64)["method_peak_bytes"]
     """
@@ -176,7 +177,16 @@ def plan(
     except (TypeError, ValueError) as e:
         raise UsageError(f"method {method!r}: {e}") from e
     config = skeleton_of_packed(model, dtype).config if quantized else configuration(model)
+    if (reads := takes_no_text(config)) is not None:
+        raise ModelError(
+            f"{model} is a model of {reads}, and what is planned is the memory of language models: `zograd train "
+            f"--steps 2` measures it"
+        )
     virtual = tokens if train in PARTS else 0
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and seq_len + virtual > longest:
+        behind = f" with {virtual} virtual tokens" if virtual else ""
+        raise UsageError(f"seq_len={seq_len}{behind}: {model} takes {longest} tokens; give at most {longest - virtual}")
     question = Question(
         method, batch_size, seq_len + virtual, dtype_named(dtype), train, rounding, model if quantized else None,
         bool(offload), layers, virtual, settings,
