@@ -171,9 +171,11 @@ def test_texts_beside_images_are_read_as_before() -> None:
     rows = [{"text": f"word {k}", "image": "a.png", "label": k % 2} for k in range(20)]
     with pytest.raises(TaskError, match=r"record 1: the image 'a\.png' cannot be read"):
         load_task([{"image": "a.png", "label": 0}])
+    assert load_task(rows).reads == "text"  # whatever the image is, there or not
     for row in rows:
         row["image"] = drawn(0)
     assert load_task(rows).reads == "text"
+    assert load_task(rows, text_column="image").reads == "images"
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [

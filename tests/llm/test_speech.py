@@ -274,6 +274,13 @@ def test_commands_and_what_does_not_go(recordings: Path, whisper: str, tmp_path:
         assert says in refused.stderr, (command, refused.stderr[-300:])
 
 
+def test_texts_with_labels_beside_recordings_are_read_as_before() -> None:
+    rows = [{"text": f"word {k}", "audio": "a.wav", "label": k % 2} for k in range(20)]
+    assert load_task(rows).reads == "text"
+    with pytest.raises(TaskError, match="holds recordings with labels"):
+        load_task([{"audio": {"array": sound(k), "sampling_rate": RATE}, "label": k % 2} for k in range(4)])
+
+
 def test_a_text_is_no_recording(whisper: str) -> None:
     model, processor = loading.load(whisper, dtype="float32")
     with pytest.raises(TaskError, match="reads recordings, and here is a text"):

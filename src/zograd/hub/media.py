@@ -181,24 +181,31 @@ def _is_of_pillow(value: Any) -> bool:
     return any(kind.__module__.startswith("PIL.") for kind in type(value).__mro__)
 
 
-def _shows_media(column: str, value: Any) -> bool:
+def _shown(value: Any, is_path: bool) -> type[Media] | None:
+    """What a value is; of a text, what its name says, if the column is one of paths."""
     if isinstance(value, str):
-        return column.lower() in COLUMNS and value.lower().endswith(SUFFIXES_OF_MEDIA)
+        return _kind(b"", value) if is_path and value.lower().endswith(SUFFIXES_OF_MEDIA) else None
     if isinstance(value, Mapping):
+        if {"array", "sampling_rate"} <= set(value):
+            return Recording
         stored = {"bytes", "path"} == set(value) and isinstance(value["bytes"] or b"", bytes)
-        return stored or {"array", "sampling_rate"} <= set(value)
-    return isinstance(value, Media) or _is_of_pillow(value)
+        return _kind((value["bytes"] or b"")[:4], "" if value["bytes"] else str(value["path"])) if stored else None
+    return type(value) if isinstance(value, Media) else Picture if _is_of_pillow(value) else None
 
 
 def with_media(table: Table, folder: Path, named: str | None = None) -> Table:
     """The table with pictures and recordings in place of what names them, in the columns whose first value shows one.
 
-    named: a column whose texts are paths, whatever it is called. Cost: every file is read once, for its SHA-256.
+    Beside a text they stay as they are: images always, recordings where there is a label, too. named: the column that
+    is read, whatever it is called; then its texts are paths. Cost: every file is read once, for its SHA-256.
     """
-    for column in table.columns:
+    columns = table.columns
+    text = named is None and not {"text", "messages", "conversations"}.isdisjoint(columns)
+    left = {Picture: text, Recording: text and "label" in columns}
+    for column in columns:
         first = next((r.values[column] for r in table.records if r.values.get(column) is not None), None)
-        asked = column == named and isinstance(first, str) and first.lower().endswith(SUFFIXES_OF_MEDIA)
-        if asked or _shows_media(column, first):
+        kind = _shown(first, column == named or column.lower() in COLUMNS)
+        if kind is not None and not left.get(kind, False):
             for record in table.records:
                 record.values[column] = media_of(record.values.get(column), folder, record.place)
     return table

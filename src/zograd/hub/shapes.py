@@ -158,24 +158,19 @@ def _shows_text_alone(columns: set[str], asked: Asked) -> bool:
 
 
 def _shows_media(table: Table, asked: Asked) -> str | None:
-    """ "images" or "speech", where there are some and no text was named to be read in their place; else None.
-
-    Beside images, a text of a usual name is read; beside recordings it is what is said.
-    """
+    """What is read in place of texts, "images" or "speech", where there are some and no text was named; else None."""
     if asked.prompt_template is not None:
         return None
     for reads, kind in (("speech", Recording), ("images", Picture)):
-        column = _media_in(table, kind)
-        texts = {"text", *TURNS} & set(table.columns) if reads == "images" else set()
-        if column is not None and (not texts if asked.text_column is None else asked.text_column == column):
+        if _media_in(table, kind, asked.text_column) is not None:
             return reads
     return None
 
 
-def _media_in(table: Table, kind: type[Media]) -> str | None:
-    """The first column that holds images or recordings."""
+def _media_in(table: Table, kind: type[Media], named: str | None) -> str | None:
+    """The first column that holds images or recordings, or the named one if it does."""
     first = table.records[0].values if table.records else {}
-    return next((column for column, value in first.items() if isinstance(value, kind)), None)
+    return next((c for c, value in first.items() if isinstance(value, kind) and named in (None, c)), None)
 
 
 SAID: Final = ("text", "transcription", "transcript", "sentence", "completion")
@@ -281,8 +276,8 @@ def _filled(template: Template, record: Record) -> tuple[str, tuple[tuple[int, i
 def _images(table: Table, asked: Asked, where: str) -> Shape:
     label = asked.label_column or "label"
     _check([label], table, where, "Name the one with the label with label_column.")
-    image = asked.text_column or _media_in(table, Picture) or ""
-    if not isinstance(table.records[0].values.get(image), Picture):
+    image = _media_in(table, Picture, asked.text_column)
+    if image is None:
         raise TaskError(
             f"{where} has no column of images; its columns are {', '.join(table.columns)}. A column named image, or "
             f"the one that text_column names, holds the paths of image files."
@@ -300,14 +295,20 @@ def _images(table: Table, asked: Asked, where: str) -> Shape:
 
 
 def _speech(table: Table, asked: Asked, where: str) -> Shape:
-    sound = asked.text_column or _media_in(table, Recording) or ""
-    if not isinstance(table.records[0].values.get(sound), Recording):
+    sound = _media_in(table, Recording, asked.text_column)
+    if sound is None:
         raise TaskError(
             f"{where} has no column of recordings; its columns are {', '.join(table.columns)}. A column named audio, "
             f"or the one that text_column names, holds the paths of sound files."
         )
     there = [c for c in SAID if c in table.columns and not isinstance(table.records[0].values[c], Media)]
     said = asked.completion_column or (there or ["text"])[0]
+    if "label" in table.columns and said not in table.columns:
+        raise TaskError(
+            f"{where} holds recordings with labels, and what is learned here is what is said in them: train a "
+            f"classifier of sounds in Python, with forward_only(Trainer) of zograd.hf, or name the text with "
+            f"completion_column."
+        )
     _check([said], table, where, "Name the one that holds what is said with completion_column.")
 
     def example(record: Record) -> Example:
