@@ -13,7 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import EfficientNetConfig, EfficientNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    EfficientNetConfig,
+    EfficientNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 from typer.testing import CliRunner
 
 from zograd.cli import app
@@ -228,6 +235,38 @@ def test_stored_states_give_the_scores_of_a_full_forward(
         assert torch.allclose(stored.all_scores(examples), expected, atol=1e-5)
     twice = stored.scores(examples[:3], copies=2)
     assert torch.allclose(twice, plain.scores(examples[:3]).repeat(2, 1), atol=1e-5)
+
+
+FAMILIES: dict[str, Any] = {
+    "convnext": {"num_channels": 3, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "image_size": 32},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "swin": {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2],
+             "window_size": 4},
+    "deit": {"architectures": ["DeiTForImageClassification"], "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+             "image_size": 16, "patch_size": 8},
+    "beit": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+             "image_size": 16, "patch_size": 8},
+    "dinov2": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8},
+    "mobilenet_v2": {"depth_multiplier": 0.25, "image_size": 32},
+    "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_of_models(family: str, pictures: Path, tmp_path: Path) -> None:
+    """Each is trained by default and by losses alone, stops, and is scored again."""
+    config = AutoConfig.for_model(family, num_labels=3, **FAMILIES[family])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForImageClassification.from_config(config)
+    folder = saved(model, tmp_path / family)
+    side = FAMILIES[family].get("image_size", 32)
+    processor = {**PROCESSOR, "size": {"height": side, "width": side}}
+    (Path(folder) / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    for name, more in (("default", {}), ("values", {"method": "zo_sgd", "lr": 1e-3, "layers": 1})):
+        done = train(settings(folder, pictures, steps=2, batch_size=4, **more), tmp_path / name, quiet=True)
+        assert done["steps"] == 2
+    assert evaluate(None, None, tmp_path / "default", split="validation")["value"] is not None
 
 
 def test_a_head_of_other_classes_is_drawn_anew_and_one_of_the_same_names_is_kept(pictures: Path, vit: str) -> None:

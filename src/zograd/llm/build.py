@@ -370,7 +370,9 @@ def shape_of(model: Any, layers: int | None) -> Shape:
     """The width of a model, and the number of its blocks that are trained."""
     depth = len(loading.blocks(model))
     config = loading.plain_model(model).config.get_text_config()
-    width = getattr(config, "hidden_size", None) or config.hidden_dim  # EfficientNet has the latter alone
+    width = getattr(config, "hidden_size", None)
+    if width is None:  # convolutions: the channels that enter the head
+        width = next(p.shape[-1] for p in loading.head_of(model).values() if p.ndim == 2)
     return Shape(width, depth if layers is None else min(layers, depth))
 
 

@@ -17,6 +17,9 @@ from zograd.llm.loading.structure import blocks, has_encoder_and_decoder, plain_
 TRIED = 8
 """Tokens of the forward that shows what the blocks of a model do."""
 
+SIDE = 64
+"""Pixels a side of an image that shows it."""
+
 PASSED_ON = ("relative_attention_bias",)
 """Parts of a block whose values later blocks get as an argument (T5), so that its own derivative is not all."""
 
@@ -184,7 +187,7 @@ def little(base: Any) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     kind = getattr(base, "main_input_name", "input_ids")
     if kind == "pixel_values":
-        size = base.config.image_size
+        size = getattr(base.config, "image_size", None) or SIDE  # some models take any
         shape = (1, base.config.num_channels, *((size, size) if isinstance(size, int) else size))
         inputs["pixel_values"] = torch.zeros(shape, device=device, dtype=base.dtype)
     else:
