@@ -223,10 +223,14 @@ def test_backprop_of_an_encoder_is_its_gradient(tokenizer: Any, tmp_path: Path, 
         torch.testing.assert_close(found[name], own, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_a_model_of_speech_that_writes_no_text_is_refused(tmp_path: Path) -> None:
-    config = {"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(loading.ModelError, match=r"labels the frames of a recording \(Wav2Vec2ForCTC\): train it from"):
+@pytest.mark.parametrize(("kind", "architecture"), [
+    ("wav2vec2", "Wav2Vec2ForCTC"), ("moonshine", "MoonshineForConditionalGeneration"),
+])  # fmt: skip
+def test_other_models_of_speech_are_refused(tmp_path: Path, kind: str, architecture: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
+    with pytest.raises(
+        loading.ModelError, match=rf"\({architecture}\) is a model of speech, and of these only Whisper"
+    ):
         loading.load(str(tmp_path))
 
 

@@ -121,7 +121,7 @@ def load(
         if reads is not None:
             if quantize is not None:
                 raise ModelError(f"--quantize {quantize} is for models of text, and {name_or_path} is one of {reads}")
-            check_writes(name_or_path, config_)
+            check_whisper(name_or_path, config_)
             if reads == "speech":
                 return load_speech(path, kind, device)
             return load_images(path, kind, device, classes, seed)
@@ -202,12 +202,12 @@ def is_bare(config: Any) -> bool:
     return architecture_of(config).endswith("Model") and getattr(config, "model_type", None) in MASKED
 
 
-def check_writes(name: str, config: Any) -> None:
-    """Raise ModelError for a model of speech whose outputs are no text that a decoder writes (wav2vec 2.0)."""
-    if takes_no_text(config) == "speech" and not config.is_encoder_decoder:
+def check_whisper(name: str, config: Any) -> None:
+    """Raise ModelError for a model of speech of another family: its decoder may begin otherwise, or there is none."""
+    if takes_no_text(config) == "speech" and config.model_type != "whisper":
         raise ModelError(
-            f"{name} labels the frames of a recording ({architecture_of(config)}): train it from Python with "
-            f"zograd.hf.forward_only(Trainer), or take a model that writes, such as whisper-tiny.en"
+            f"{name} ({architecture_of(config)}) is a model of speech, and of these only Whisper is trained here: train "
+            f"it from Python with zograd.hf.forward_only(Trainer), or take whisper-tiny.en"
         )
 
 
