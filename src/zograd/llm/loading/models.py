@@ -206,7 +206,7 @@ def check_whisper(name: str, config: Any) -> None:
     """Raise ModelError for a model of speech of another family: its decoder may begin otherwise, or there is none."""
     if takes_no_text(config) == "speech" and config.model_type != "whisper":
         raise ModelError(
-            f"{name} ({architecture_of(config)}) is a model of speech, and of these only Whisper is trained here: train "
+            f"{name} ({architecture_of(config)}) is a model of speech, and only Whisper is trained here: train "
             f"it from Python with zograd.hf.forward_only(Trainer), or take whisper-tiny.en"
         )
 
