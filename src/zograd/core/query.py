@@ -9,6 +9,8 @@ from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 
+from zograd.core import keys
+from zograd.core.keys import OfStep
 from zograd.core.vector import Array, Gram, Vector
 from zograd.noise import fold
 
@@ -54,6 +56,7 @@ Routine: TypeAlias = Generator[Sequence[Query], Sequence[float], Estimate[A]]
 class Ask:
     """All that an estimator may know: the step, the dimension, the radius mu, directions, inner products.
 
+    scalars: the seed of scalar randomness, None for that of this step of the run; it is read as `seed`.
     moves: steps that were taken so far (refused ones not counted); 0 means that slots hold their initial values.
     lr: learning rate of this step, of the first group. terms: number N of terms of a finite sum, 0 when f is not one.
     shapes: of the leaves, in order. run: the key that all steps of the run share. repeats: how often f(x) is evaluated
@@ -66,7 +69,7 @@ class Ask:
     mu: float
     draw: Callable[[int], Vector]
     gram: Gram
-    seed: int
+    scalars: int | None = None
     moves: int = 0
     lr: float = 0.0
     terms: int = 0
@@ -78,7 +81,12 @@ class Ask:
 
     def after(self, n: int) -> Ask:
         """The same, with directions n, n + 1, ... in place of 0, 1, ...: for a second estimator in one step."""
-        return replace(self, draw=lambda j: self.draw(n + j), seed=fold(self.seed, n))
+        return replace(self, draw=lambda j: self.draw(n + j), scalars=fold(self.seed, n))
+
+    @cached_property
+    def seed(self) -> int:
+        """The seed of the scalar randomness of this step; made when it is read, for few estimators do."""
+        return keys.of_step(self.run, self.step, OfStep.SCALAR) if self.scalars is None else self.scalars
 
     @cached_property
     def rng(self) -> np.random.Generator:

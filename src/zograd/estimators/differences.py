@@ -65,8 +65,8 @@ class Central(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
         f = yield pairs(v, ask.mu)
-        alive = [j for j in range(self.n) if math.isfinite(f[2 * j]) and math.isfinite(f[2 * j + 1])]
-        if len(alive) < self.n:
+        if not all(map(math.isfinite, f)):
+            alive = [j for j in range(self.n) if math.isfinite(f[2 * j]) and math.isfinite(f[2 * j + 1])]
             f, v = [f[i] for j in alive for i in (2 * j, 2 * j + 1)], [v[j] for j in alive]
             if not alive:
                 return Estimate(Vector(), math.nan, [], None)
