@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import Generic, TypeAlias, TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from zograd.core import keys
 from zograd.core.keys import OfStep
+from zograd.core.messages import message
 from zograd.core.vector import Array, Gram, Vector
 from zograd.noise import fold
 
@@ -18,7 +19,7 @@ A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+@message(slots=True)
 class Query:
     """The loss is wanted at Retr_x(at): x + at in a flat space. Queries of one yield share batch and randomness.
 
@@ -31,7 +32,7 @@ class Query:
     inputs: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@message(slots=True)
 class Estimate(Generic[A_co]):
     """What an estimator returns.
 
@@ -52,7 +53,7 @@ class Estimate(Generic[A_co]):
 Routine: TypeAlias = Generator[Sequence[Query], Sequence[float], Estimate[A]]
 
 
-@dataclass(frozen=True)
+@message()
 class Ask:
     """All that an estimator may know: the step, the dimension, the radius mu, directions, inner products.
 
