@@ -12,6 +12,7 @@ from zograd.estimators import Central
 from zograd.laws import Rademacher
 from zograd.learning_rate import AutoRadius, TrustRate
 from zograd.methods.defaults import black_box
+from zograd.problems.small import mlp_digits
 from zograd.rules import SGD
 
 
@@ -56,6 +57,25 @@ def test_the_ladder_finds_the_scale_of_a_function() -> None:
     assert all(r.rates[0].lr == 0 and not r.vector for r in rounded.records if r.mu < 0.5)
     narrow = walk(lambda x: float(np.sum(np.cos((x - 1e-6) / 1e-5))), np.zeros(5), 12)
     assert narrow.run.mu < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:f.x0. gave:UserWarning")
+def test_the_ladder_in_noise_ends_where_a_network_is_no_parabola_any_more() -> None:
+    """At mu = 1 the network is saturated: its probes have a loss of 12 in place of 2, and half of the slope is lost."""
+    problem = mlp_digits()
+    assert problem.part is not None
+    for seed in range(3):
+        rng = np.random.default_rng([seed, 7])
+        result = minimize(
+            lambda x, rng=rng: problem.part(x, rng.integers(0, problem.terms, 128)), problem.x0, budget=400, seed=seed
+        )
+        assert max(r.mu for r in result.tape) == 0.25
+
+
+def test_the_ladder_in_noise_goes_on_where_all_directions_bend_alike() -> None:
+    rng = np.random.default_rng(0)
+    loop = walk(lambda x: float(np.mean(x * x)) * 10 + 0.1 * float(rng.normal()), np.ones(5000), 12, n=8)
+    assert max(r.mu for r in loop.records) >= 1
 
 
 def test_noise_sets_the_radius_that_its_formula_states() -> None:

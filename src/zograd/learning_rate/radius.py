@@ -39,6 +39,8 @@ class AutoRadius(Controller):
         f repeats, and |f(x + mu v) - f(x - mu v)| <= 1e-9 |f(x)|       mu is too small: 4 mu (64 mu after 8 such steps)
         f repeats, and |f+ - 2 f + f-| > |f+ - f-|                      mu is as large as the scale of f: mu / 8
         f is noisy with deviation s, and the differences are below 8 s  4 mu, up to 1024 times the start
+            unless second differences above 8 s bend f by an amount     mu stays: f need be no parabola farther out, and
+            that depends on the direction                               a bowl that is round has nothing to lose
         all points of the step failed                                   mu / 8
         f repeats, and half of the values are the number f(x)           4 mu: f is a staircase, such as a rounded one
 
@@ -135,7 +137,8 @@ class AutoRadius(Controller):
             if climbed == 0 and "spread2" in meters:  # here the spread of the pairs is noise alone
                 state["repeats"] = [*state["repeats"], *[2 * meters["spread2"]] * (int(meters.get("n", 1)) - 1)]
                 sd = noise_sd(state)
-            up, down = first < 8 * sd and climbed < 5, False
+            bends = second > 8 * sd and meters.get("spread2", 0.0) > 2 * sd * sd
+            up, down = first < 8 * sd and climbed < 5 and not bends, False
         else:
             up = (max(first, second) <= 1e-9 * here or meters.get("equal", 0.0) >= 2 * EQUAL) and 0 <= climbed < 16
             down = -5 < climbed <= 0 and second > first and second > 1e-6 * here
