@@ -134,6 +134,27 @@ def test_a_disk_is_followed_along_its_edge() -> None:
     assert best < 1.8
 
 
+@pytest.mark.parametrize(("share", "left"), [(0.0, 1e-3), (0.01, 1e-3), (0.1, 0.01), (0.3, 1.0)])
+def test_failures_that_come_and_go_are_no_edge(share: float, left: float) -> None:
+    """One failure in a hundred values, taken for an edge, left half of the drop: probes became as long as steps."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        result = minimize(
+            lambda x, rng=rng: math.nan if rng.random() < share else square(x),
+            np.zeros(100), "zo_sgd", budget=4000, seed=seed,
+        )  # fmt: skip
+        assert square(result.x) < left
+        assert all(r.mu < 0.1 for r in result.tape)
+
+
+def test_a_step_out_of_where_f_is_finite_is_taken_back_where_failures_come_and_go() -> None:
+    rng = np.random.default_rng(0)
+    f = lambda x: math.nan if rng.random() < 0.05 or np.any(x > 1) else float(np.sum((x - 0.9) ** 2))  # noqa: E731
+    result = minimize(f, np.zeros(20), "zo_sgd", budget=4000, seed=0)
+    assert result.nfev > 3900
+    assert np.sum((result.best_x - 0.9) ** 2) < 0.02 * 20 * 0.81
+
+
 def test_pairs_that_failed_are_left_out() -> None:
     """The estimate is the mean over the pairs that are whole: one of three, exactly."""
     loop = AskTell(np.zeros(4), Method(Central(3), Rademacher(), SGD(), mu=0.5, lr=1.0), seed=2)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from zograd.core.sums import mean
 from zograd.estimators.base import Estimator
 from zograd.learning_rate.controller import Controller, State
-from zograd.learning_rate.levels import noise_sd, repeats_wanted, sense_noise, with_levels
+from zograd.learning_rate.levels import noise_sd, passes, repeats_wanted, sense_noise, with_levels
 
 A = TypeVar("A")
 
@@ -53,6 +53,9 @@ class AutoRadius(Controller):
         Wild 2011, "Estimating computational noise", take half), and never below again; mu / 2 where it exceeds the
         trust radius, or where no pair is finite and none has a finite point that lies lower; 8 mu where the second
         differences are lost in rounding and the trust radius allows it. f(x) is evaluated twice once in 32 steps.
+
+    Failures that come and go, since a point that failed has a value when it is evaluated again, are no edge of where f
+    is finite: their pairs are left out, and neither mu nor the trust radius follows them.
 
     s and T are means over the last 12 and 24 measurements, T never below twice its standard error. With a `TrustRate`
     the two share their measurements; with any other lr, mu follows alone.
@@ -107,6 +110,8 @@ class AutoRadius(Controller):
         return None
 
     def failed(self, state: State) -> None:
+        if passes(state, "radius.failed"):
+            return
         if state.get("length", 0.0) > 0 and state["again"] < 4:  # the step that led here is taken back first
             return
         state["radius"] = max(state["radius"] / (4 if state["fits"] else 8), self.start * 2.0**-60)
@@ -115,7 +120,11 @@ class AutoRadius(Controller):
         sense_noise(state, meters)
         if "here" in meters:
             state["equal"] += (meters.get("equal", 0.0) - state["equal"]) / REMEMBERED
-        state["edge"] = EDGE if "failures" in meters else max(state["edge"] - 1, 0)
+        state["radius.failed"] = 0
+        chance = state.get("chance", False)
+        state["edge"] = 0 if chance else EDGE if "failures" in meters else max(state["edge"] - 1, 0)
+        if chance and "slope2" not in meters:
+            return
         if "failures" in meters and "slope2" not in meters:
             state["blocked"] += 1
             state["radius"], state["curved"] = meters["mu"] / (2 if state["blocked"] % BLOCKED == 0 else 1), []
