@@ -70,6 +70,7 @@ def test_the_ladder_in_noise_ends_where_a_network_is_no_parabola_any_more() -> N
             lambda x, rng=rng: problem.part(x, rng.integers(0, problem.terms, 128)), problem.x0, budget=400, seed=seed
         )
         assert max(r.mu for r in result.tape) == 0.25
+        assert result.tape[-1].mu == 0.125  # the ladder has passed it by
 
 
 def test_the_ladder_in_noise_goes_on_where_all_directions_bend_alike() -> None:

@@ -39,15 +39,15 @@ class AutoRadius(Controller):
         f repeats, and |f(x + mu v) - f(x - mu v)| <= 1e-9 |f(x)|       mu is too small: 4 mu (64 mu after 8 such steps)
         f repeats, and |f+ - 2 f + f-| > |f+ - f-|                      mu is as large as the scale of f: mu / 8
         f is noisy with deviation s, and the differences are below 8 s  4 mu, up to 1024 times the start
-            unless second differences above 8 s bend f by an amount     mu stays: f need be no parabola farther out, and
-            that depends on the direction                               a bowl that is round has nothing to lose
+            unless second differences above 8 s bend f by an amount     mu stays, or comes down to a half: f need be no
+            that depends on the direction                               parabola farther out, as a round bowl is
         all points of the step failed                                   mu / 8
         f repeats, and half of the values are the number f(x)           4 mu: f is a staircase, such as a rounded one
 
     At a radius that fits at once the ladder costs no step. Then, on measuring steps (`Levels`):
 
         noise of deviation s: mu -> sqrt(2.83 s / T), T ~ tr H, by a factor of 1/2 to 4, never below what the ladder
-        gave. This mu makes the bias of curvature, mu^2 T / 2, as large as the noise of a difference. It stands while
+        gave (its half, where f bent by an amount that depends on the direction). This mu makes the bias of curvature, mu^2 T / 2, as large as the noise of a difference. It stands while
         within 0.75 to 1.35 of what is wanted. f(x) is evaluated twice on measuring steps.
         f repeats: 2 mu where more than a quarter of the values are the number f(x), the sign of a staircase (Moré and
         Wild 2011, "Estimating computational noise", take half), and never below again; mu / 2 where it exceeds the
@@ -141,7 +141,7 @@ class AutoRadius(Controller):
     def _climb(self, state: State, meters: Mapping[str, float]) -> None:
         mu, here, climbed = state["radius"], abs(meters["here"]), state["climbed"]
         first, second = 2 * mu * math.sqrt(meters["slope2"]), mu * mu * math.sqrt(meters["curvature2"])
-        sd = noise_sd(state)
+        sd, bends = noise_sd(state), False
         if sd > 0:
             if climbed == 0 and "spread2" in meters:  # here the spread of the pairs is noise alone
                 state["repeats"] = [*state["repeats"], *[2 * meters["spread2"]] * (int(meters.get("n", 1)) - 1)]
@@ -152,7 +152,7 @@ class AutoRadius(Controller):
             up = (max(first, second) <= 1e-9 * here or meters.get("equal", 0.0) >= 2 * EQUAL) and 0 <= climbed < 16
             down = -5 < climbed <= 0 and second > first and second > 1e-6 * here
         if not (up or down):
-            state["fits"], state["least"] = True, mu
+            state["fits"], state["least"] = True, mu / 2 if bends else mu
             return
         state["climbed"] = climbed + 1 if up else climbed - 1
         state["radius"] = mu * (4.0 if climbed < 8 else 64.0) if up else mu / 8
