@@ -47,8 +47,9 @@ class AutoRadius(Controller):
     At a radius that fits at once the ladder costs no step. Then, on measuring steps (`Levels`):
 
         noise of deviation s: mu -> sqrt(2.83 s / T), T ~ tr H, by a factor of 1/2 to 4, never below what the ladder
-        gave (its half, where f bent by an amount that depends on the direction). This mu makes the bias of curvature, mu^2 T / 2, as large as the noise of a difference. It stands while
-        within 0.75 to 1.35 of what is wanted. f(x) is evaluated twice on measuring steps.
+        gave (its half, where f bent by an amount that depends on the direction). This mu makes the bias of curvature,
+        mu^2 T / 2, as large as the noise of a difference. It stands while within 0.75 to 1.35 of what is wanted. f(x)
+        is evaluated twice on measuring steps.
         f repeats: 2 mu where more than a quarter of the values are the number f(x), the sign of a staircase (Moré and
         Wild 2011, "Estimating computational noise", take half), and never below again; mu / 2 where it exceeds the
         trust radius, or where no pair is finite and none has a finite point that lies lower; 8 mu where the second
