@@ -61,7 +61,7 @@ def test_the_ladder_finds_the_scale_of_a_function() -> None:
 
 @pytest.mark.filterwarnings("ignore:f.x0. gave:UserWarning")
 def test_the_ladder_in_noise_ends_where_a_network_is_no_parabola_any_more() -> None:
-    """At mu = 1 the network is saturated: its probes have a loss of 12 in place of 2, and half of the slope is lost."""
+    """At mu = 1 the network is saturated: its probes have a loss of 12, and the network of 2."""
     problem = mlp_digits()
     assert problem.part is not None
     for seed in range(3):
