@@ -76,11 +76,17 @@ def measure(
             error = abs(value - case.best) / max(abs(case.best), 1.0)
             table.append({"problem": case.name, "solver": name, "evaluations": calls, "error": error,
                           "violation": float(over.max())})  # fmt: skip
-            progress(f"{case.name:14s} {name:13s} {calls:6d}  error {error:.1e}  violation {over.max():.1e}")
+        progress(f"{case.name}: done")
     return {"rows": table}
 
 
-app = script(measure)
+def shown(result: dict[str, Any]) -> str:
+    """The rows for people."""
+    line = "{problem:14s} {solver:13s} {evaluations:6d}  error {error:.1e}  violation {violation:.1e}"
+    return "\n".join([line.format(**row) for row in result["rows"]])
+
+
+app = script(measure, shown)
 
 if __name__ == "__main__":
     app()

@@ -15,6 +15,7 @@ import zograd as zo
 from benchmarks.constraints import PROBLEMS, Case
 from zograd.api.constraints import Evaluated, as_rows
 from zograd.api.variables import Variables
+from zograd.problems.stiefel import trace as eigenspace
 
 HS6, HS7, HS71, HS100, PLANE = PROBLEMS
 
@@ -220,6 +221,15 @@ def test_sets_and_spaces_choose_the_method() -> None:
     assert sphere.strategy.endswith("in coordinates of Sphere")
     assert sphere.x @ sphere.x == pytest.approx(1.0)
     assert sphere.fun == pytest.approx(-1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_coordinates_of_frames_reach_the_leading_eigenspace(seed: int) -> None:
+    """By tangent vectors 1 % of the gap was left after 3,000 evaluations, since a frame far away is at infinity."""
+    problem = eigenspace(20, 3, seed)
+    res = zo.minimize(problem.value, problem.x0, space=zo.spaces.Stiefel(), budget=1_000)
+    assert res.fun - problem.minimum <= 0.01 * (problem.value(problem.x0) - problem.minimum)
+    np.testing.assert_allclose(res.x.T @ res.x, np.eye(3), atol=1e-12)
 
 
 @pytest.mark.parametrize(("settings", "error", "sentence"), [

@@ -61,6 +61,16 @@ def test_moves_stay_in_the_space(space, size: float) -> None:
 
 
 @by_space
+def test_a_space_that_takes_any_vector_stays_in_itself(space) -> None:
+    """explain(Retr_x(v)) is None for vectors that are not tangent."""
+    assert space.ambient == isinstance(space, Euclidean | Stiefel)
+    for seed in range(20):
+        part, x, z, _ = case(space, seed)
+        if part.ambient:
+            assert part.explain(part.move_(x.clone(), 30 * z)) is None
+
+
+@by_space
 def test_moves_and_lifts_happen_in_place(space) -> None:
     part, x, z, slots = case(space, 0)
     before = x.clone()

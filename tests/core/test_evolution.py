@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import torch
 from small_problems import dense, smooth, start
 
 from zograd import AskTell, minimize
+from zograd.core.query import Ask, Estimate
 from zograd.core.run import Method, Run
 from zograd.core.vector import Slot, Vector
-from zograd.estimators import Central, Evolution, OneSided, RestrictedEvolution, population_size
+from zograd.estimators import Central, Evolution, Forward, OneSided, RestrictedEvolution, Richardson, population_size
 from zograd.estimators.evolution import best_half, parents, root_of_distance
 from zograd.estimators.ranked import by_order
 from zograd.laws import Gaussian, Rademacher
@@ -81,9 +84,40 @@ def test_a_step_without_a_finite_loss_is_refused(method) -> None:
 
 
 def test_other_estimators_are_told_no_failure() -> None:
-    assert not OneSided(4).takes_failures
+    assert not Richardson(4).takes_failures
     loop = AskTell(start(), fzoo(lr=1e-2), seed=0)
-    assert loop.tell([math.nan, *[1.0] * (len(loop.ask()) - 1)]).refused
+    assert loop.tell([math.nan, *[1.0] * (len(loop.ask()) - 1)]).refused  # f(x) itself
+
+
+@pytest.mark.parametrize("estimator", [Forward(8), OneSided(8)], ids=lambda e: type(e).__name__)
+def test_one_sided_differences_are_means_over_what_is_finite(estimator) -> None:
+    def told(losses: list[float], n: int) -> Estimate[Any]:
+        v = [Vector(((Slot(str(j)), 1.0),)) for j in range(n)]
+        routine = replace(estimator, n=n)(Ask(0, 8, 0.5, v.__getitem__, lambda vectors: np.zeros((0, 0))))
+        next(routine)
+        with pytest.raises(StopIteration) as stop:
+            routine.send(losses)
+        return stop.value.value
+
+    some = told([1.0, 2.0, math.nan, 4.0, math.inf, 1.5], 5)
+    assert [(e.name, c) for e, c in some.vector.terms] == [("0", 2 / 3), ("2", 2.0), ("4", 1 / 3)]
+    assert (some.loss, list(some.losses)) == (1.0, [1.0, 2.0, 4.0, 1.5])
+    assert some.aux == told([1.0, 2.0, 4.0, 1.5], 3).aux
+    for dead in ([math.nan, 1.0, 2.0], [1.0, math.nan, math.inf]):
+        nothing = told(dead, 2)
+        assert not nothing.vector
+        assert math.isnan(nothing.loss)
+
+
+def test_fzoo_descends_where_three_values_in_ten_fail() -> None:
+    """One failure refused the whole step, and twenty such steps in a row ended the run."""
+    rng = np.random.default_rng(0)
+    result = minimize(
+        lambda x: math.nan if rng.random() < 0.3 else float(np.sum((x - 1) ** 2)), np.zeros(10),
+        fzoo(n=8, lr=1e-2), budget=4000, seed=0,
+    )  # fmt: skip
+    assert np.sum((result.x - 1) ** 2) < 1e-3
+    assert result.nfev > 3900
 
 
 @by_method

@@ -79,9 +79,10 @@ def test_each_use_in_a_step_has_the_key_of_its_domain(monkeypatch: pytest.Monkey
     run.step(sequential(lambda: w.float().sum()))  # so that the step below is number 1
     iterate = store.iterate
 
-    def watched(rates: object, key: int) -> object:
-        seen["rounding"] = key
-        return iterate(rates, key)  # type: ignore[arg-type]
+    def watched(rates: object, key: object) -> object:
+        made = iterate(rates, key)  # type: ignore[arg-type]
+        seen["rounding"] = made.key
+        return made
 
     def oracle(store: Store, queries: list[Query], key: int) -> list[float]:
         seen["evaluation"] = key
@@ -228,3 +229,21 @@ def test_both_classes_of_one_name_go_over_the_tape_as_themselves() -> None:
     )  # fmt: skip
     assert unpack_record(pack_record(record)).vector == v
     assert vector.BASES["Outer"].__module__.startswith("zograd.")
+
+
+def test_a_step_makes_no_key_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a function of a few numbers each key costs more than the arithmetic of the step."""
+    made: list[tuple[int, ...]] = []
+
+    def counted(key: int, *data: int) -> int:
+        made.append(data)
+        return fold(key, *data)
+
+    w = torch.zeros(64, dtype=torch.float64)
+    run = Run(Store({"w": w}), methods.make("zo_sgd", lr=1e-3), SEED)
+    keys.of_step.cache_clear()
+    monkeypatch.setattr(keys, "fold", counted)
+    run.tell([float(k) for k, _ in enumerate(run.ask())])
+    assert run.moves == 1
+    assert w.abs().sum() > 0
+    assert made == [(0, OfStep.DIRECTION), (0,)]  # of the step, then of its first direction

@@ -12,6 +12,7 @@ from zograd.estimators import Central
 from zograd.laws import Rademacher
 from zograd.learning_rate import AutoRadius, TrustRate
 from zograd.methods.defaults import black_box
+from zograd.problems.small import mlp_digits
 from zograd.rules import SGD
 
 
@@ -56,6 +57,26 @@ def test_the_ladder_finds_the_scale_of_a_function() -> None:
     assert all(r.rates[0].lr == 0 and not r.vector for r in rounded.records if r.mu < 0.5)
     narrow = walk(lambda x: float(np.sum(np.cos((x - 1e-6) / 1e-5))), np.zeros(5), 12)
     assert narrow.run.mu < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:f.x0. gave:UserWarning")
+def test_the_ladder_in_noise_ends_where_a_network_is_no_parabola_any_more() -> None:
+    """At mu = 1 the network is saturated: its probes have a loss of 12, and the network of 2."""
+    problem = mlp_digits()
+    assert problem.part is not None
+    for seed in range(3):
+        rng = np.random.default_rng([seed, 7])
+        result = minimize(
+            lambda x, rng=rng: problem.part(x, rng.integers(0, problem.terms, 128)), problem.x0, budget=400, seed=seed
+        )
+        assert max(r.mu for r in result.tape) == 0.25
+        assert result.tape[-1].mu == 0.125  # the ladder has passed it by
+
+
+def test_the_ladder_in_noise_goes_on_where_all_directions_bend_alike() -> None:
+    rng = np.random.default_rng(0)
+    loop = walk(lambda x: float(np.mean(x * x)) * 10 + 0.1 * float(rng.normal()), np.ones(5000), 12, n=8)
+    assert max(r.mu for r in loop.records) >= 1
 
 
 def test_noise_sets_the_radius_that_its_formula_states() -> None:
@@ -112,6 +133,27 @@ def test_a_disk_is_followed_along_its_edge() -> None:
         loop.tell([disk(x) for x in loop.ask()])
         best = min(best, disk(loop.x))
     assert best < 1.8
+
+
+@pytest.mark.parametrize(("share", "left"), [(0.0, 1e-3), (0.01, 1e-3), (0.1, 0.01), (0.3, 1.0)])
+def test_failures_that_come_and_go_are_no_edge(share: float, left: float) -> None:
+    """One failure in a hundred values, taken for an edge, left half of the drop: probes became as long as steps."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        result = minimize(
+            lambda x, rng=rng: math.nan if rng.random() < share else square(x),
+            np.zeros(100), "zo_sgd", budget=4000, seed=seed,
+        )  # fmt: skip
+        assert square(result.x) < left
+        assert all(r.mu < 0.1 for r in result.tape)
+
+
+def test_a_step_out_of_where_f_is_finite_is_taken_back_where_failures_come_and_go() -> None:
+    rng = np.random.default_rng(0)
+    f = lambda x: math.nan if rng.random() < 0.05 or np.any(x > 1) else float(np.sum((x - 0.9) ** 2))  # noqa: E731
+    result = minimize(f, np.zeros(20), "zo_sgd", budget=4000, seed=0)
+    assert result.nfev > 3900
+    assert np.sum((result.best_x - 0.9) ** 2) < 0.02 * 20 * 0.81
 
 
 def test_pairs_that_failed_are_left_out() -> None:

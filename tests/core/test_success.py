@@ -13,10 +13,10 @@ from zograd import methods, minimize
 from zograd.core.run import Method
 from zograd.estimators import Central
 from zograd.laws import Rademacher
-from zograd.learning_rate import AutoRate
+from zograd.learning_rate import AutoRate, TrustRate
 from zograd.methods.defaults import BLACK_BOX_LR, FULL, LORA, SCALES, black_box, language_model
 from zograd.rules import SGD
-from zograd.sets import L1Ball
+from zograd.sets import L1, L1Ball
 from zograd.spaces import PositiveOrthant
 
 pytestmark = pytest.mark.filterwarnings("ignore:f.x0. gave:UserWarning")  # noise that no batch and no seed explains
@@ -97,8 +97,12 @@ def test_a_runaway_of_a_measured_rate_is_no_success() -> None:
     result = minimize(f, x0, methods.mezo(lr="auto"), budget=600)
     assert result.fun > 1e3
     assert not result.success
-    assert result.message.endswith("steps were too long; try methods.mezo(lr=0.01)")
+    assert result.message.endswith(
+        "steps were too long; try methods.mezo(lr=0.01), or lr=zograd.learning_rate.TrustRate(), which takes such "
+        "steps back"
+    )
     assert minimize(f, x0, methods.mezo(lr=0.01), budget=600).success
+    assert minimize(f, x0, methods.mezo(lr=TrustRate()), budget=600).success
 
 
 def test_nothing_that_moved_is_no_success() -> None:
@@ -106,7 +110,11 @@ def test_nothing_that_moved_is_no_success() -> None:
     straight = minimize(lambda x: float(np.sum(x)), x0, methods.zo_sgd(lr="auto"), budget=100)
     assert not straight.success
     assert "lr='auto' needs positive curvature" in straight.message
+    assert straight.message.endswith("lr=zograd.learning_rate.TrustRate(), which needs none")
+    assert minimize(lambda x: float(np.sum(x)), x0, methods.zo_sgd(lr=TrustRate()), budget=100).fun < -1
     np.testing.assert_array_equal(straight.x, x0)
+    penalised = minimize(lambda x: float(np.sum(x)), x0, methods.zo_prox(L1(0.1), lr="auto"), budget=100)
+    assert penalised.message.endswith("pass a number for lr")  # TrustRate judges the loss alone
     lost = minimize(lambda x: float(np.sum((x - 2e9) ** 2)), np.full(3, 1e9, np.float32),
                     methods.zo_sgd(lr=1e-12, mu=1e3), budget=100)  # fmt: skip
     assert not lost.success

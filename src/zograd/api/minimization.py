@@ -68,11 +68,11 @@ class Minimization:
         try:
             while self.stopped is None and (request := search.ask()) is not None:
                 self.warn(search)
-                seen = len(search.tape)
-                if (values := self.values(request, search.trace.steps + 1)) is None:
+                seen = search.trace.steps
+                if (values := self.values(request, seen + 1)) is None:
                     break
                 search.tell(values)
-                if len(search.tape) > seen:
+                if search.trace.steps > seen:
                     self.after_step(search)
         except KeyboardInterrupt:
             self.interrupt()

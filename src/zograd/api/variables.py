@@ -164,10 +164,10 @@ class ArrayStore(Store):
             return None
         pairs = []
         for plus, minus in zip(ats[::2], ats[1::2], strict=True):
-            if len(plus.terms) != 1 or (-plus).terms != minus.terms:
+            if len(plus.terms) != 1:
                 return None
             e, c = plus.terms[0]
-            if type(e) is not Noise:
+            if type(e) is not Noise or minus.terms != ((e, -c),):
                 return None
             pairs.append(noise.Term(e.kind, e.key, c))
         self.make_moves()

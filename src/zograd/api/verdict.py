@@ -15,7 +15,7 @@ from zograd.core.record import Record
 from zograd.core.records import Records
 from zograd.core.schedules import as_schedule
 from zograd.estimators import Players, Saddle
-from zograd.learning_rate import AutoRate
+from zograd.learning_rate import AutoRate, TrustRate
 from zograd.methods.defaults import BLACK_BOX_LR
 from zograd.methods.menu import MENU, describe
 
@@ -261,7 +261,7 @@ def _range(record: Record) -> float:
 def _stuck(method: Method[Any], taken: Sequence[Record]) -> str:
     """Why steps left x where it was."""
     if method.controller.standstill and not any(r.rates[0].lr for r in taken):
-        return method.controller.standstill
+        return method.controller.standstill + _trusted(method, "which needs none")
     if any(c for r in taken for _, c in r.vector.terms):
         return "the steps are smaller than the spacing of its numbers; pass a larger lr, or x0 in float64"
     return "no step found a way down from x0; pass a smaller lr or mu, or start elsewhere if x0 is no minimum"
@@ -274,7 +274,15 @@ def _shorter(method: Method[Any], taken: Sequence[Record], f0: float) -> str:
     if not rates:
         return "pass a smaller lr"
     lr = f"lr={min(0.1 * float(np.median(rates)), BLACK_BOX_LR):.1g}"
-    return f"pass a smaller lr, such as {lr}" if method.name == "custom" else f"try methods.{method.name}({lr})"
+    shorter = f"pass a smaller lr, such as {lr}" if method.name == "custom" else f"try methods.{method.name}({lr})"
+    return shorter + _trusted(method, "which takes such steps back")
+
+
+def _trusted(method: Method[Any], why: str) -> str:
+    """The end of a remedy for lr="auto": the rate that judges its steps, where the method takes it."""
+    if type(method.controller) is not AutoRate or TrustRate().misfit(method) is not None:
+        return ""
+    return f", or lr=zograd.learning_rate.TrustRate(), {why}"
 
 
 def _beyond_noise(taken: Sequence[Record], at_start: Sequence[float], final: float) -> tuple[bool, bool]:

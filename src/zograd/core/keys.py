@@ -63,7 +63,7 @@ class Part(IntEnum):
 @lru_cache(maxsize=64)  # all directions of a step ask for the same few
 def of_step(seed: int, step: int, what: OfStep | None = None) -> int:
     """The key of a step, or of a domain within it."""
-    return fold(seed, step) if what is None else fold(of_step(seed, step), what)
+    return fold(seed, step) if what is None else fold(seed, step, what)
 
 
 def direction(seed: int, step: int, j: int) -> int:

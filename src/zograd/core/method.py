@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar, cast
+from typing import Generic, Literal, TypeVar
 
 from zograd.core.parts import Part, check
 from zograd.core.schedules import Schedule, as_schedule
@@ -70,12 +70,12 @@ class Method(Generic[A]):
     @property
     def controller(self) -> Controller:
         """What chooses the learning rate: lr, as it was read."""
-        return cast(Controller, self.lr)
+        return self.lr  # type: ignore[return-value]
 
     @property
     def radius(self) -> Controller:
         """What chooses the radius of the probes: mu, as it was read."""
-        return cast(Controller, self.mu)
+        return self.mu  # type: ignore[return-value]
 
     @property
     def measured(self) -> Estimator[A]:

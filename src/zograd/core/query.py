@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 
+from zograd.core import keys
+from zograd.core.keys import OfStep
+from zograd.core.messages import message
 from zograd.core.vector import Array, Gram, Vector
 from zograd.noise import fold
 
@@ -16,7 +19,7 @@ A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+@message(slots=True)
 class Query:
     """The loss is wanted at Retr_x(at): x + at in a flat space. Queries of one yield share batch and randomness.
 
@@ -29,7 +32,7 @@ class Query:
     inputs: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@message(slots=True)
 class Estimate(Generic[A_co]):
     """What an estimator returns.
 
@@ -50,10 +53,11 @@ class Estimate(Generic[A_co]):
 Routine: TypeAlias = Generator[Sequence[Query], Sequence[float], Estimate[A]]
 
 
-@dataclass(frozen=True)
+@message()
 class Ask:
     """All that an estimator may know: the step, the dimension, the radius mu, directions, inner products.
 
+    scalars: the seed of scalar randomness, None for that of this step of the run; it is read as `seed`.
     moves: steps that were taken so far (refused ones not counted); 0 means that slots hold their initial values.
     lr: learning rate of this step, of the first group. terms: number N of terms of a finite sum, 0 when f is not one.
     shapes: of the leaves, in order. run: the key that all steps of the run share. repeats: how often f(x) is evaluated
@@ -66,7 +70,7 @@ class Ask:
     mu: float
     draw: Callable[[int], Vector]
     gram: Gram
-    seed: int
+    scalars: int | None = None
     moves: int = 0
     lr: float = 0.0
     terms: int = 0
@@ -78,7 +82,12 @@ class Ask:
 
     def after(self, n: int) -> Ask:
         """The same, with directions n, n + 1, ... in place of 0, 1, ...: for a second estimator in one step."""
-        return replace(self, draw=lambda j: self.draw(n + j), seed=fold(self.seed, n))
+        return replace(self, draw=lambda j: self.draw(n + j), scalars=fold(self.seed, n))
+
+    @cached_property
+    def seed(self) -> int:
+        """The seed of the scalar randomness of this step; made when it is read, for few estimators do."""
+        return keys.of_step(self.run, self.step, OfStep.SCALAR) if self.scalars is None else self.scalars
 
     @cached_property
     def rng(self) -> np.random.Generator:

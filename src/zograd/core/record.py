@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from zograd.core.messages import message
 from zograd.core.vector import Vector
 from zograd.stores import Rate
 
 
-@dataclass(frozen=True, slots=True)
+@message(slots=True)
 class Record:
     """What one step did: everything that a replay needs, and numbers to show."""
 

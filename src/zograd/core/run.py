@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -34,7 +35,10 @@ REPLAYED = 64
 
 def is_flat(vector: Vector) -> bool:
     """Whether all coefficients of an estimate are 0: the loss had the same value at every point."""
-    return bool(vector) and not any(c for _, c in vector.terms)
+    for _, c in vector.terms:
+        if c:
+            return False
+    return bool(vector.terms)
 
 
 class Run(Generic[A]):
@@ -65,12 +69,15 @@ class Run(Generic[A]):
         self.state: dict[str, Any] = {}
         self.control = {**method.radius.initial(), **method.controller.initial()}
         """The state of the controllers of the learning rate and of the radius."""
+        self._shown = method.rule.meters
         self._measures = method.radius.measures or method.controller.measures
         self._routine: Routine[A] | None = None
         self._queries: Sequence[Query] = ()
         self._given: Sequence[Rate] | None = None
         self._own: tuple[Rate, ...] = ()
         """The rates of the controller at the step that was asked for."""
+        self._mu = 0.0
+        """The radius of its probes."""
         self._answers: list[list[float]] = []
         self._asked = 0
         new = store.require(method.slots)
@@ -91,13 +98,14 @@ class Run(Generic[A]):
             store, law = self.store, self.method.law
             first = Draw(self.seed, self.step_number, 0, store.shapes, store.gram)
             self._own = self.rates() if rates is None else ()
+            self._mu = self.mu
             ask = Ask(
                 self.step_number,
                 store.dim,
-                self.mu,
+                self._mu,
                 lambda j: law(first.number(j)),
                 store.gram,
-                keys.of_step(self.seed, self.step_number, OfStep.SCALAR),
+                None,
                 self.moves,
                 (rates or self._own)[0].lr,
                 self.terms,
@@ -200,12 +208,12 @@ class Run(Generic[A]):
         return record
 
     def _finish(self, estimate: Estimate[A], rates: Sequence[Rate] | None) -> Record:
-        scalars = (*(c for _, c in estimate.vector.terms), *(estimate.aux or ()))  # type: ignore[misc]
+        scalars = [*[c for _, c in estimate.vector.terms], *(estimate.aux or ())]  # type: ignore[misc]
         if not all(map(math.isfinite, scalars)):  # differences of finite losses may overflow
             return self._refuse(list(estimate.losses), rates)
         if not (estimate.vector or math.isfinite(estimate.loss)):  # what failed left no estimate
             return self._refuse([estimate.loss], rates)
-        mu = self.mu
+        mu = self._mu
         aux = None if estimate.aux is None else tuple(float(a) for a in estimate.aux)  # type: ignore[attr-defined]
         if rates is None and not self._measures:
             rates = self._own if aux is None and self._own else self._rates(self.control, aux)
@@ -218,7 +226,7 @@ class Run(Generic[A]):
             else:  # the slopes mean nothing yet
                 estimate, rates = replace(estimate, vector=Vector()), tuple(Rate(0.0, r.weight_decay) for r in rates)
         moved = self._apply(estimate, self.step_number, rates)
-        shown = [(name, self.state[name]) for name in self.method.rule.meters]
+        shown = [(name, self.state[name]) for name in self._shown]
         record = Record(
             self.step_number,
             estimate.vector,
@@ -244,7 +252,7 @@ class Run(Generic[A]):
         if "x" in estimate.writes:  # back to an earlier iterate: the rule begins anew
             self.state.clear()
             return 1.0
-        iterate = self.store.iterate(rates, keys.of_step(self.seed, step, OfStep.ROUNDING))
+        iterate = self.store.iterate(rates, partial(keys.of_step, self.seed, step, OfStep.ROUNDING))
         self.method.rule.apply(iterate, estimate, self.state)
         return self.store.health(iterate, warn=not is_flat(estimate.vector))
 

@@ -182,7 +182,7 @@ def combination(coefficients: Iterable[float], vectors: Iterable[Vector]) -> Vec
     for a, v in zip(coefficients, vectors, strict=True):
         a = float(a)
         for e, c in v.terms:
-            merged[e] = merged[e] + a * c if e in merged else 0.0 + a * c
+            merged[e] = merged.get(e, 0.0) + a * c
     return Vector(tuple(merged.items()))
 
 

@@ -65,8 +65,8 @@ class Central(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
         f = yield pairs(v, ask.mu)
-        alive = [j for j in range(self.n) if math.isfinite(f[2 * j]) and math.isfinite(f[2 * j + 1])]
-        if len(alive) < self.n:
+        if not all(map(math.isfinite, f)):
+            alive = [j for j in range(self.n) if math.isfinite(f[2 * j]) and math.isfinite(f[2 * j + 1])]
             f, v = [f[i] for j in alive for i in (2 * j, 2 * j + 1)], [v[j] for j in alive]
             if not alive:
                 return Estimate(Vector(), math.nan, [], None)
@@ -108,10 +108,13 @@ class Forward(Estimator[None]):
     """g = (1/n) sum_j (f(x + mu v_j) - f(x)) / mu v_j.
 
     Costs n + 1 evaluations. Bias O(mu^2) for symmetric laws (odd moments vanish); the curvature term mu v^T H v / 2
-    adds variance, so mu matters more than in `Central`.
+    adds variance, so mu matters more than in `Central`. A direction whose value is not finite is left out, and the mean
+    is over the others; without f(x) there is no estimate.
     """
 
     n: int = 1
+
+    takes_failures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         positive_count(self.n)
@@ -123,7 +126,12 @@ class Forward(Estimator[None]):
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(j) for j in range(self.n)]
         f0, *f = yield [Query(), *(Query(ask.mu * vj) for vj in v)]
-        g = combination((np.array(f) - f0) / (ask.mu * self.n), v)
+        if not all(map(math.isfinite, (f0, *f))):
+            alive = [j for j in range(self.n) if math.isfinite(f[j])]
+            if not (alive and math.isfinite(f0)):
+                return Estimate(Vector(), math.nan, [math.nan], None)
+            f, v = [f[j] for j in alive], [v[j] for j in alive]
+        g = combination((np.array(f) - f0) / (ask.mu * len(v)), v)
         return Estimate(g, f0, [f0, *f], None)
 
 
@@ -139,10 +147,13 @@ class OneSided(Estimator[Spread]):
 
     g = (1/n) sum_j (f_j - f0) / mu v_j  and  slope = std(f_1..f_n) / mu, with
     E[slope] = |grad f| E sqrt(chi^2_{n-1} / n) to first order: 0.80, 0.90, 0.98 of |grad f| for n = 4, 8, 32.
-    Costs n + 1 evaluations; n >= 2, since one loss has no spread. FZOO (arXiv 2506.09034), Eq. 3 and Prop. 3.2.
+    Costs n + 1 evaluations; n >= 2, since one loss has no spread. A loss that is not finite is left out, where two
+    others are. FZOO (arXiv 2506.09034), Eq. 3 and Prop. 3.2.
     """
 
     n: int = 8
+
+    takes_failures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         positive_count(self.n, 2)
@@ -157,5 +168,7 @@ class OneSided(Estimator[Spread]):
 
     def __call__(self, ask: Ask) -> Routine[Spread]:
         e = yield from Forward(self.n)(ask)
+        if len(e.losses) < 3:  # f(x) and one more
+            return Estimate(Vector(), math.nan, [math.nan], Spread(math.nan))
         slope = float(np.std(e.losses[1:])) / ask.mu
         return Estimate(e.vector, e.loss, e.losses, Spread(slope))

@@ -18,8 +18,7 @@ def asking(store: Store, law: Law, part: keys.Part, *, mu: float, seed: int, ste
     seed = keys.seed_of(seed, part)
     first = Draw(seed, step, 0, store.shapes, store.gram)
     draws = lambda j: law(first.number(j))  # noqa: E731
-    scalars = keys.of_step(seed, step, keys.OfStep.SCALAR)
-    return Ask(step, store.dim, mu, draws, store.gram, scalars, shapes=store.shapes, run=seed, names=store.names)
+    return Ask(step, store.dim, mu, draws, store.gram, shapes=store.shapes, run=seed, names=store.names)
 
 
 def answered(routine: Routine[A], oracle: Oracle, store: Store, key: int) -> Estimate[A]:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from zograd.core import keys
+from zograd.core.messages import message
 from zograd.core.parts import Part, declared
 from zograd.core.vector import Gram, Noise, Vector
 from zograd.noise import Kind
 
 
-@dataclass(frozen=True)
+@message()
 class Draw:
     """What a law may know of the direction it is to draw: number j of step `step` of a run, on leaves of `shapes`."""
 

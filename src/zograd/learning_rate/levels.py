@@ -16,6 +16,12 @@ from zograd.learning_rate.controller import State
 
 A = TypeVar("A")
 
+MORE = 3
+"""Evaluations that `Levels` adds to a step at most."""
+
+PATIENT = 3
+"""Steps without a value that are let pass in a row, where failures come and go."""
+
 
 @dataclass(frozen=True)
 class Levels(Measured[A]):
@@ -27,12 +33,13 @@ class Levels(Measured[A]):
         failures the share of pairs that were left out
         equal    the share of the values of pairs that are the number f(x), as on a staircase; only where it is not 0
         here     f(x), the mean of its values, where it was evaluated
+        chance   1 where a point that had failed was evaluated again, and had a value: failures come and go
         repeat2  the unbiased variance of the values of f(x) in this step, where it was evaluated twice (`Ask.repeats`)
     Pairs with a value that is not finite are left out; then f(x) is evaluated too. Where it is not finite either, the
     estimate is empty, with that loss, which refuses the step. Where it is, a pair with one finite point that lies lower
     than x joins the estimate with its one-sided slope, (f(x + mu v) - f(x)) / mu: a way down that stays where f is
-    finite. Costs up to 3 evaluations more on measuring steps: one
-    more value of f(x), and with `Ask.repeats` = 2 another; a pair needs one where the estimator has none.
+    finite. Costs up to 3 evaluations more: on measuring steps one more value of f(x), and with `Ask.repeats` = 2
+    another; a pair needs one where the estimator has none; the first point that failed is evaluated again.
     """
 
     @property
@@ -41,10 +48,10 @@ class Levels(Measured[A]):
 
     @property
     def evaluations(self) -> int:
-        return self.inner.evaluations + 3
+        return self.inner.evaluations + MORE
 
     def most_evaluations(self, terms: int) -> int:
-        return self.inner.most_evaluations(terms) + 3 * max(terms, 1)
+        return self.inner.most_evaluations(terms) + MORE * max(terms, 1)
 
     def __call__(self, ask: Ask) -> Routine[A]:
         routine = self.inner(ask)
@@ -60,13 +67,20 @@ class Levels(Measured[A]):
             extra = [*extra, *[Query(rows=(*queries, *extra)[center].rows)] * (ask.repeats - 1)]
         f = yield [*queries, *extra]
         values = list(f)
-        if not here and not all(map(math.isfinite, values)):  # whether x itself is where f is finite
-            values += yield [Query(rows=queries[0].rows)]
-            here = [len(f)]
-        meters = _meters(values, here, completed, ask.mu)
+        failed = [k for k, value in enumerate(values) if not math.isfinite(value)]
+        chance = False
+        if failed:  # whether x itself is where f is finite, and whether the point fails again
+            more = [*([] if here else [Query(rows=queries[0].rows)]), [*queries, *extra][failed[0]]]
+            told = yield more[: len(queries) + MORE - len(values)]
+            here = here or [len(values)]
+            chance = len(told) == len(more) and math.isfinite(told[-1])
+            if chance:
+                values[failed[0]] = told[-1]
+            values += told
+        meters = _meters(values, here, completed, ask.mu) | ({"chance": 1.0} if chance else {})
         one_sided = _one_sided(values, here, pairs, [*queries], ask.mu)
         outside = [values[i] for i in here if not math.isfinite(values[i])]
-        estimate = yield from _rest(routine, f[: len(queries)])
+        estimate = yield from _rest(routine, values[: len(queries)])
         if outside:
             return replace(estimate, vector=Vector(), writes={}, loss=outside[0])
         if one_sided:
@@ -149,9 +163,20 @@ KEPT = 12
 
 
 def sense_noise(state: State, meters: Mapping[str, float]) -> None:
-    """Remember the variance of repeated values."""
+    """Remember the variance of repeated values, and whether failures come and go."""
+    if "chance" in meters:
+        state["chance"] = True
     if "repeat2" in meters:
         state["repeats"] = [*state["repeats"], meters["repeat2"]][-KEPT:]
+
+
+def passes(state: State, who: str) -> bool:
+    """Whether a step without a value is let pass: failures come and go, and it is one of few in a row.
+
+    who: the key of the state under which such steps are counted; what observes a step sets it to 0.
+    """
+    state[who] = state.get(who, 0) + 1
+    return bool(state.get("chance", False)) and state[who] <= PATIENT
 
 
 def noise_sd(state: State) -> float:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from zograd.core.sums import mean
 from zograd.estimators.base import Estimator
 from zograd.learning_rate.controller import Controller, State
-from zograd.learning_rate.levels import noise_sd, repeats_wanted, sense_noise, with_levels
+from zograd.learning_rate.levels import noise_sd, passes, repeats_wanted, sense_noise, with_levels
 
 A = TypeVar("A")
 
@@ -39,18 +39,24 @@ class AutoRadius(Controller):
         f repeats, and |f(x + mu v) - f(x - mu v)| <= 1e-9 |f(x)|       mu is too small: 4 mu (64 mu after 8 such steps)
         f repeats, and |f+ - 2 f + f-| > |f+ - f-|                      mu is as large as the scale of f: mu / 8
         f is noisy with deviation s, and the differences are below 8 s  4 mu, up to 1024 times the start
+            unless second differences above 8 s bend f by an amount     mu stays, or comes down to a half: f need be no
+            that depends on the direction                               parabola farther out, as a round bowl is
         all points of the step failed                                   mu / 8
         f repeats, and half of the values are the number f(x)           4 mu: f is a staircase, such as a rounded one
 
     At a radius that fits at once the ladder costs no step. Then, on measuring steps (`Levels`):
 
         noise of deviation s: mu -> sqrt(2.83 s / T), T ~ tr H, by a factor of 1/2 to 4, never below what the ladder
-        gave. This mu makes the bias of curvature, mu^2 T / 2, as large as the noise of a difference. It stands while
-        within 0.75 to 1.35 of what is wanted. f(x) is evaluated twice on measuring steps.
+        gave (its half, where f bent by an amount that depends on the direction). This mu makes the bias of curvature,
+        mu^2 T / 2, as large as the noise of a difference. It stands while within 0.75 to 1.35 of what is wanted. f(x)
+        is evaluated twice on measuring steps.
         f repeats: 2 mu where more than a quarter of the values are the number f(x), the sign of a staircase (Moré and
         Wild 2011, "Estimating computational noise", take half), and never below again; mu / 2 where it exceeds the
         trust radius, or where no pair is finite and none has a finite point that lies lower; 8 mu where the second
         differences are lost in rounding and the trust radius allows it. f(x) is evaluated twice once in 32 steps.
+
+    Failures that come and go, since a point that failed has a value when it is evaluated again, are no edge of where f
+    is finite: their pairs are left out, and neither mu nor the trust radius follows them.
 
     s and T are means over the last 12 and 24 measurements, T never below twice its standard error. With a `TrustRate`
     the two share their measurements; with any other lr, mu follows alone.
@@ -105,6 +111,8 @@ class AutoRadius(Controller):
         return None
 
     def failed(self, state: State) -> None:
+        if passes(state, "radius.failed"):
+            return
         if state.get("length", 0.0) > 0 and state["again"] < 4:  # the step that led here is taken back first
             return
         state["radius"] = max(state["radius"] / (4 if state["fits"] else 8), self.start * 2.0**-60)
@@ -113,7 +121,11 @@ class AutoRadius(Controller):
         sense_noise(state, meters)
         if "here" in meters:
             state["equal"] += (meters.get("equal", 0.0) - state["equal"]) / REMEMBERED
-        state["edge"] = EDGE if "failures" in meters else max(state["edge"] - 1, 0)
+        state["radius.failed"] = 0
+        chance = state.get("chance", False)
+        state["edge"] = 0 if chance else EDGE if "failures" in meters else max(state["edge"] - 1, 0)
+        if chance and "slope2" not in meters:
+            return
         if "failures" in meters and "slope2" not in meters:
             state["blocked"] += 1
             state["radius"], state["curved"] = meters["mu"] / (2 if state["blocked"] % BLOCKED == 0 else 1), []
@@ -130,17 +142,18 @@ class AutoRadius(Controller):
     def _climb(self, state: State, meters: Mapping[str, float]) -> None:
         mu, here, climbed = state["radius"], abs(meters["here"]), state["climbed"]
         first, second = 2 * mu * math.sqrt(meters["slope2"]), mu * mu * math.sqrt(meters["curvature2"])
-        sd = noise_sd(state)
+        sd, bends = noise_sd(state), False
         if sd > 0:
             if climbed == 0 and "spread2" in meters:  # here the spread of the pairs is noise alone
                 state["repeats"] = [*state["repeats"], *[2 * meters["spread2"]] * (int(meters.get("n", 1)) - 1)]
                 sd = noise_sd(state)
-            up, down = first < 8 * sd and climbed < 5, False
+            bends = second > 8 * sd and meters.get("spread2", 0.0) > 2 * sd * sd
+            up, down = first < 8 * sd and climbed < 5 and not bends, False
         else:
             up = (max(first, second) <= 1e-9 * here or meters.get("equal", 0.0) >= 2 * EQUAL) and 0 <= climbed < 16
             down = -5 < climbed <= 0 and second > first and second > 1e-6 * here
         if not (up or down):
-            state["fits"], state["least"] = True, mu
+            state["fits"], state["least"] = True, mu / 2 if bends else mu
             return
         state["climbed"] = climbed + 1 if up else climbed - 1
         state["radius"] = mu * (4.0 if climbed < 8 else 64.0) if up else mu / 8

@@ -18,7 +18,7 @@ from zograd.core.vector import Slot, Vector
 from zograd.estimators.base import Estimator
 from zograd.learning_rate.auto import AutoRate
 from zograd.learning_rate.controller import State
-from zograd.learning_rate.levels import repeats_wanted, sense_noise, with_levels
+from zograd.learning_rate.levels import passes, repeats_wanted, sense_noise, with_levels
 from zograd.stores import Rate
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class TrustRate(AutoRate):
     def observe(self, state: State, loss: float, meters: Mapping[str, float]) -> None:
         if "radius" not in state:
             sense_noise(state, meters)
+        state["trust.failed"] = 0
         state["probe"] = meters.get("mu", 0.0)
         state["back"], state["slope2"] = 0.0, meters.get("slope2", 0.0)
         if not state.get("fits", True):  # the radius is still looked for
@@ -135,6 +136,9 @@ class TrustRate(AutoRate):
 
     def failed(self, state: State) -> None:
         """No point of the step was finite, or x is not: half of the way that led there, and of the radius."""
+        if passes(state, "trust.failed"):
+            state["back"] = 0.0
+            return
         state["back"] = 0.5 if state["length"] > 0 else 0.0
         state["young"], state["slope2"], state["again"] = False, 0.0, state["again"] + 1
         state["trust"] = 0.5 * min(state["trust"], state["length"] or state["trust"])

@@ -86,7 +86,7 @@ def fold(key: int, *data: int) -> int:
     if type(key) is not int or not 0 <= key <= MASK64:
         key = checked_key(key)
     for d in data:
-        key = lib.zograd_noise_fold(key, d if type(d) is int and 0 <= d <= MASK64 else checked_datum(d))
+        key = lib.zograd_noise_fold(key, d if isinstance(d, int) and 0 <= d <= MASK64 else checked_datum(d))
     return key
 
 

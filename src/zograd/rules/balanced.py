@@ -105,7 +105,7 @@ class _Balancing(Rule[Any]):
                 raise ValueError(f"{a.name!r} {a.shape} and {b.name!r} {b.shape} are no factors (r, m) and (n, r)")
             if any(leaf.dtype in HALF and leaf.low is None for leaf in (a, b)):
                 raise ValueError(f"{a.name!r} is in 16 bits; balance float32 factors, or use rounding='split'")
-        self.balance(store.iterate([Rate(1.0)] * (1 + max(leaf.group for leaf in store.leaves)), 0), pairs)
+        self.balance(store.iterate([Rate(1.0)] * store.groups, 0), pairs)
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         pairs = self.pairs(x.store)

@@ -47,6 +47,11 @@ class Space(Part, ABC):
         return self.flat
 
     @declared
+    def ambient(self) -> bool:
+        """Whether move_ takes any v, tangent or not, and gives a point of the space, a smooth function of v."""
+        return self.flat
+
+    @declared
     def unit(self) -> Extent:
         """What has to be seen at once."""
         return "leaf"

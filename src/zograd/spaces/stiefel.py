@@ -26,6 +26,7 @@ class Stiefel(Space):
 
     retraction: Literal["qr", "polar"] = "qr"
     flat: ClassVar[bool] = False
+    ambient: ClassVar[bool] = True
     unit: ClassVar[Extent] = "leaf"
     curvature: ClassVar[str] = "between -1/2 and 1"
     complete: ClassVar[bool] = True

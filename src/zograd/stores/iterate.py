@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,24 +28,28 @@ class Rate(NamedTuple):
 class Iterate:
     """The moving weights of one step: a rule turns an estimate into a direction, this moves by -lr * direction.
 
+    key: of the stochastic rounding; or what makes it, which is called when it is read, for most weights need none.
     Every leaf is to be moved once. Weight decay is decoupled: x <- (1 - lr * weight_decay) x before the move.
     """
 
-    def __init__(self, store: Store, rates: Sequence[Rate], key: int) -> None:
-        if max([leaf.group for leaf in store.leaves]) >= len(rates):
-            raise ValueError(
-                f"the store has leaves of group {max(g.group for g in store.leaves)}, got {len(rates)} rates"
-            )
+    def __init__(self, store: Store, rates: Sequence[Rate], key: int | Callable[[], int]) -> None:
+        if store.groups > len(rates):
+            raise ValueError(f"the store has leaves of group {store.groups - 1}, got {len(rates)} rates")
         if not store.space.flat and any(rate.weight_decay for rate in rates):
             raise ValueError(
                 f"weight decay pulls towards 0, which {type(store.space).__name__} does not contain; use weight_decay=0"
             )
-        self.store, self.rates, self.key = store, rates, key
+        self.store, self.rates, self._key = store, rates, key
         self.changed = 0
         self._counters: dict[torch.device, Tensor | None] = {}
         self.left = 0
         """Leaves at which the move is pending."""
         self.moved = False
+
+    @cached_property
+    def key(self) -> int:
+        """The key of the stochastic rounding of this step."""
+        return self._key if isinstance(self._key, int) else self._key()
 
     @property
     def dim(self) -> int:
@@ -60,7 +65,7 @@ class Iterate:
 
     def step_(self, direction: Vector) -> None:
         """x <- Retr_x(-lr * direction): in a flat space one pass that reads and writes each weight once."""
-        if not (self.store.space.flat and all(isinstance(e, Noise) or of_signs(e) for e, _ in direction.terms)):
+        if not (self.store.space.flat and all([isinstance(e, Noise) or of_signs(e) for e, _ in direction.terms])):
             for block in self.blocks(direction):
                 block.step_(block.v[0])
             return
@@ -96,6 +101,8 @@ class Iterate:
 
     def counted(self) -> int:
         """Elements whose bits changed so far; waits for the devices that counted some."""
+        if not self._counters:
+            return self.changed
         return self.changed + sum(int(count) for count in self._counters.values() if count is not None)
 
     def add(self, direction: Vector, leaf: Leaf, start: int, stop: int, sides: Sequence[SignSide] = ()) -> None:

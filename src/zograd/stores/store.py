@@ -148,6 +148,11 @@ class Store:
         return tuple(leaf.shape for leaf in self.leaves)
 
     @cached_property
+    def groups(self) -> int:
+        """How many groups the leaves are of: the highest number of one, plus 1."""
+        return 1 + max([leaf.group for leaf in self.leaves])
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Of the leaves, in order."""
         return tuple([leaf.name for leaf in self.leaves])
@@ -234,7 +239,8 @@ class Store:
             return self.pages.walk(leaf.tensor, size, write=write)
         if leaf.portion is not None:
             return leaf.runs(0, leaf.numel, size)
-        size = max(leaf.numel, 1) if size is None else size
+        if size is None:
+            return iter(((0, leaf.numel),) if leaf.numel else ())
         return ((start, min(start + size, leaf.numel)) for start in range(0, leaf.numel, size))
 
     def _slots(self, leaf: Leaf, start: int, stop: int) -> MutableMapping[str, Tensor]:
@@ -375,7 +381,7 @@ class Store:
 
     # ---- moving ------------------------------------------------------------------------------------------------
 
-    def iterate(self, rates: Sequence[Rate], key: int) -> Iterate:
+    def iterate(self, rates: Sequence[Rate], key: int | Callable[[], int]) -> Iterate:
         """The iterate of one step, for a rule to move; `key` draws the stochastic rounding."""
         return Iterate(self, rates, key)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from zograd.api.ending import End
 from zograd.api.variables import Flat, Variables
+from zograd.core.messages import message
 from zograd.core.record import Record
 from zograd.core.vector import Vector
 
@@ -23,7 +24,7 @@ UNLIKE = 1e3
 """Ratio of the widths of bounds from which they are taken for units of the variables."""
 
 
-@dataclass(frozen=True)
+@message()
 class Points:
     """Points of one request, made when they are read; each is a fresh flat array. They share data and randomness.
 

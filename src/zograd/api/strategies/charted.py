@@ -27,7 +27,8 @@ ENOUGH = 1e-3
 @dataclass(frozen=True)
 class Charted:
     """The strategy on z -> f(Retr_x(lift(z))), from z = 0; lift makes a tangent vector of any z. Every point is on the
-    manifold.
+    manifold. Where the retraction takes any z (`Space.ambient`), it is f(Retr_x(z)): a tangent vector to a frame far
+    away is long, and the nearest frame of a matrix is as far as the matrix.
 
     x is x0 first. Where the strategy ends, it begins again at the point that it found, with new coordinates, until a
     round gains less than a thousandth of all that was gained: coordinates reach no farther than |z_i| = 1.
@@ -60,8 +61,8 @@ class Charted:
         shape = trace.problem.variables.shapes[0]
 
         def at(z: Flat) -> Flat:
-            x = torch.from_numpy(x0.copy()).view(shape)
-            moved = self.space.move_(x, self.space.lift_(torch.from_numpy(z.copy()).view(shape), x, {}))
+            x, v = torch.from_numpy(x0.copy()).view(shape), torch.from_numpy(z.copy()).view(shape)
+            moved = self.space.move_(x, v if self.space.ambient else self.space.lift_(v, x, {}))
             found: Flat = moved.reshape(-1).numpy()
             return found
 

@@ -95,4 +95,5 @@ def _points(store: ArrayStore, queries: Sequence[Query]) -> Points:
         x: Flat = store.point(queries[i].at).reshape(-1) if matrix is None else matrix[i].copy()
         return x
 
-    return Points(make, len(queries), [q.rows for q in queries] if any(q.rows for q in queries) else None)
+    rows = [query.rows for query in queries]
+    return Points(make, len(queries), rows if any(rows) else None)
