@@ -31,7 +31,7 @@ DONE = {
 
 def help_of(*command: str) -> str:
     """The help without frames, on lines as long as it likes."""
-    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "250", "TERMINAL_WIDTH": "250"})
+    result = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"})
     assert result.exit_code == 0, result.output
     return result.output
 
