@@ -228,9 +228,7 @@ def test_backprop_of_an_encoder_is_its_gradient(tokenizer: Any, tmp_path: Path, 
 ])  # fmt: skip
 def test_other_models_of_speech_are_refused(tmp_path: Path, kind: str, architecture: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
-    with pytest.raises(
-        loading.ModelError, match=rf"\({architecture}\) is a model of speech, and only Whisper"
-    ):
+    with pytest.raises(loading.ModelError, match=rf"\({architecture}\) is a model of speech, and only Whisper"):
         loading.load(str(tmp_path))
 
 
