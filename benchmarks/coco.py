@@ -4,7 +4,7 @@
 
 `clipped:NAME` runs a method of the menu that takes no bounds. The first line of several methods is what a perfect
 choice would reach. With `--picture FILE.png` the shares are drawn against evaluations / d. Needs the package
-coco-experiment (extra `blackbox-bench`), and cma or fcmaes for peers of that name.
+coco-experiment (extra `blackbox-bench`), and cma, fcmaes, nevergrad or evotorch for peers of that name.
 """
 
 from __future__ import annotations
@@ -129,8 +129,42 @@ def fcmaes(f: Counted, problem: Any, seed: int) -> Any:
         seed += 1000
 
 
+def nevergrad(f: Counted, problem: Any, seed: int) -> Any:
+    """Its TwoPointsDE; its NGOpt does not run on NumPy 2.4 (nevergrad 1.0.12)."""
+    import nevergrad as ng
+
+    array = ng.p.Array(init=np.array(problem.initial_solution))
+    array.set_bounds(problem.lower_bounds, problem.upper_bounds)
+    array.random_state = np.random.RandomState(seed)
+    search = ng.optimizers.TwoPointsDE(array, budget=f.budget)
+    while len(f.history) < f.budget:
+        asked = search.ask()
+        search.tell(asked, f(asked.value))
+    return search.provide_recommendation().value
+
+
+def evotorch(f: Counted, problem: Any, seed: int) -> Any:
+    """Its SNES, from the same start and with the same spread as pycma."""
+    import torch
+    from evotorch import Problem
+    from evotorch.algorithms import SNES
+
+    def value(x: Any) -> Any:
+        return torch.tensor(f(x.numpy()), dtype=torch.float64)
+
+    center = torch.tensor(np.array(problem.initial_solution), dtype=torch.float64)
+    dim = len(center)
+    asked = Problem("min", value, solution_length=dim, initial_bounds=(-5, 5), dtype=torch.float64, seed=seed + 1)
+    size = 4 + int(3 * np.log(dim))
+    search = SNES(asked, stdev_init=2.0, center_init=center, popsize=size)
+    while len(f.history) + size <= f.budget:
+        search.step()
+    return search.status["center"].numpy()
+
+
 PEERS: dict[str, Solver] = {
-    "cma": pycma(False), "sep-cma": pycma(True), "scipy": scipy_restarts, "fcmaes": fcmaes, "auto-unbounded": unbounded,
+    "cma": pycma(False), "sep-cma": pycma(True), "scipy": scipy_restarts, "fcmaes": fcmaes, "nevergrad": nevergrad,
+    "evotorch": evotorch, "auto-unbounded": unbounded,
 }  # fmt: skip
 
 
