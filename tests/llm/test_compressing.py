@@ -19,6 +19,7 @@ from zograd.llm import loading
 from zograd.llm.compressing import FACTORS, MASKS, compress
 from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.settings import SettingsError
+from zograd.llm.stages import Stages
 from zograd.runs.errors import RunError
 
 FEW = {"calibration": 16, "examples": 20, "dtype": "float32"}
@@ -53,7 +54,7 @@ def test_the_norms_of_a_model_are_those_of_its_tokens_alone(tiny_model: Path) ->
     model, tokenizer = loading.load(str(tiny_model), dtype="float32")
     layers, scorer = layers_of(model, "down_proj"), scorer_of(model, tokenizer, task)
     seen = batches(task, 12, 0)
-    found = norms_of(scorer, layers, seen)
+    found = norms_of(scorer, layers, seen, Stages(quiet=True))
     squares = {name: torch.zeros(64, dtype=torch.float64) for name in layers}
 
     def noted(name: str) -> Any:
