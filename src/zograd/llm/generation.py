@@ -14,6 +14,7 @@ from zograd.hub.media import Recording
 from zograd.llm.loading import plain_model, vocabulary
 from zograd.llm.loading.structure import kind_of
 from zograd.llm.scoring.encoding import Encoder, Tokens
+from zograd.llm.scoring.spectrum import spectrum
 from zograd.llm.settings import SettingsError
 
 TOGETHER = 16
@@ -101,8 +102,6 @@ def _heard(
     progress: Callable[[float], object] | None,
 ) -> list[Generated]:  # fmt: skip
     """What a model of speech writes down of each recording. Cost: the encoder, and a forward of each token."""
-    from zograd.llm.scoring.media import spectrum
-
     base, found = plain_model(model), []
     limit = min(limit, base.config.max_target_positions - len(processor.tokenizer.prefix_tokens or [0]))
     device, ends = next(model.parameters()).device, base.generation_config.eos_token_id

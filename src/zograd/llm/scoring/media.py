@@ -16,6 +16,7 @@ from zograd.llm.scoring.encoding import ScoredTokens, Tokens
 from zograd.llm.scoring.others import ClassScorer, PairScorer
 from zograd.llm.scoring.packing import Layout, padded_layout
 from zograd.llm.scoring.scorer import TOGETHER, Scorer
+from zograd.llm.scoring.spectrum import spectrum
 
 KEPT = 256
 """Images whose pixel values are kept: 150 MB of 224 x 224 in float32."""
@@ -141,16 +142,3 @@ class SpeechScorer(PairScorer):
     def _spectrum(self, number: int) -> Tensor:
         """[1, bands, frames] of a recording."""
         return spectrum(self.processor, self._by_number[number]).to(self.device, self.base.dtype)
-
-
-def spectrum(processor: Any, recording: Recording) -> Tensor:
-    """[1, bands, frames]: what a model of speech reads of a recording. Raises TaskError for one that is too long."""
-    extractor = processor.feature_extractor
-    samples, rate = recording.samples(extractor.sampling_rate), extractor.sampling_rate
-    if len(samples) > (longest := extractor.chunk_length * rate):
-        raise TaskError(
-            f"{recording.name} takes {len(samples) / rate:.0f} s, and the model hears {longest / rate:.0f} s: cut it "
-            f"into pieces with the text of each"
-        )
-    found: Tensor = extractor(samples, sampling_rate=rate, return_tensors="pt").input_features
-    return found
