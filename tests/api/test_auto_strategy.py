@@ -115,6 +115,23 @@ def test_noise_is_seen_and_named() -> None:
         assert "pycma" in result.strategy
 
 
+def test_few_evaluations_of_noise_stay_near_x0_with_a_diagonal_covariance() -> None:
+    """Below 50 evaluations a variable: the first population is a quarter as wide, and what is learned is less."""
+    spreads, names = [], []
+    for budget in (49 * 20, 50 * 20):
+        rng, seen = np.random.default_rng(0), []
+
+        def f(x: np.ndarray, rng: np.random.Generator = rng, seen: list[np.ndarray] = seen) -> float:
+            seen.append(x.copy())
+            return sphere(x) + 0.1 * rng.standard_normal()
+
+        names.append(minimize(f, np.zeros(20), bounds=[(-5, 5)] * 20, budget=budget, seed=0).strategy)
+        spreads.append(float(np.std(seen[4:16])))  # behind the four values at x0
+    assert names[0].startswith("separable CMA-ES")
+    assert names[1].startswith("CMA-ES")
+    assert spreads[0] == pytest.approx(spreads[1] / 4, rel=0.3)
+
+
 def test_noise_that_begins_elsewhere_is_seen_during_the_run() -> None:
     """Four equal values at x0 can lie."""
     rng = np.random.default_rng(0)

@@ -148,11 +148,14 @@ def test_a_run_whose_data_is_not_found_says_where_it_looked(
     assert zograd("train", "--resume", "--steps", 2, "--out", "run").exit_code == 0
 
 
-def test_a_model_of_speech_is_refused_before_it_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("model", "reads"), [("whisper-tiny.en", "speech"), ("efficientnet-lite0", "images")])
+def test_a_model_that_reads_no_text_is_refused_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, reads: str
+) -> None:
     monkeypatch.setenv("ZOGRAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    result = zograd("train", "--model", "whisper-tiny.en", *FEW, "--out", tmp_path / "run")
+    result = zograd("train", "--model", model, *FEW, "--out", tmp_path / "run")
     assert result.exit_code == 1
-    assert "is a model of speech, and prompts are text" in said(result)
+    assert f"{model} reads {reads}, and" in said(result)
     assert "Fetching" not in result.stderr
     assert not (tmp_path / "cache").exists()

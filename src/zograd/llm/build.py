@@ -36,7 +36,7 @@ from zograd.llm.prompts import Form
 from zograd.llm.recipe import chosen, for_depth, instead
 from zograd.llm.schedule import settled, shaped
 from zograd.llm.scoring.batches import Batches
-from zograd.llm.scoring.kinds import OF_MEDIA, scorer_of
+from zograd.llm.scoring.kinds import OF_MEDIA, check_reads, scorer_of
 from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
 from zograd.llm.scoring.objectives import LOSS, Contest, Objective, objective_of
 from zograd.llm.scoring.scorer import EVALUATION, Scorer
@@ -691,12 +691,14 @@ def with_head(s: TrainSettings, task: Task) -> TrainSettings:
     """The settings with the number of classes of a new head, where the model is an encoder without one.
 
     A classifier of images gets one unless its classes have the names of the task's. Where no model is named, images and
-    recordings have their own (`OF_MEDIA`).
+    recordings have their own (`OF_MEDIA`). Raises TaskError for a bundled model that does not read what the task holds.
     """
     if task.reads != "text" and s.model == TrainSettings.model_fields["model"].default:
         s = s.model_copy(update={"model": OF_MEDIA[task.reads]})
     known = REGISTRY.get(s.model)
-    if s.classes is not None or s.quantized or task.kind != "classification" or (known and known.kind == "speech"):
+    if known is not None:  # said before anything is fetched
+        check_reads(s.model, {"vision": "images", "speech": "speech"}.get(known.kind, "text"), task)
+    if s.classes is not None or s.quantized or task.kind != "classification":
         return s
     try:
         config = loading.configuration_of(resolve_model(s.model))

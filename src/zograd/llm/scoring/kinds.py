@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zograd.hub import TaskError
+from zograd.hub import Task, TaskError
 from zograd.llm import loading
 from zograd.llm.loading.structure import kind_of
 from zograd.llm.scoring.media import ImageScorer, SpeechScorer
@@ -28,11 +28,15 @@ def scorer_of(model: Any, *args: Any, **options: Any) -> Scorer:
     """
     base, task = loading.plain_model(model), args[1] if len(args) > 1 else options["task"]
     kind = kind_of(base)
-    reads = kind if kind in ("images", "speech") else "text"
+    check_reads(type(base).__name__, kind if kind in OF_MEDIA else "text", task)
+    return _KINDS.get(kind, Scorer)(model, *args, **options)
+
+
+def check_reads(model: str, reads: str, task: Task) -> None:
+    """Raise TaskError where a model does not read what a task holds: "text", "images" or "speech"."""
     if task.reads != reads:
         instead = OF_MEDIA.get(task.reads)
         raise TaskError(
-            f"{type(base).__name__} reads {reads}, and {task.source} holds {_HOLDS[task.reads]}: choose a model of "
-            f"{task.reads} with --model{f' such as {instead}' if instead else ''}"
+            f"{model} reads {reads}, and {task.source} holds {_HOLDS[task.reads]}: choose a model of {task.reads} with "
+            f"--model{f' such as {instead}' if instead else ''}"
         )
-    return _KINDS.get(kind, Scorer)(model, *args, **options)
