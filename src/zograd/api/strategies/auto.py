@@ -35,8 +35,8 @@ class Auto:
        budget was given, CMA-ES with the rest, from the best point.
     3. They repeat, and the budget is smaller: the two-point method of the menu.
     4. They do not repeat, or steps have batches or seeds of their own, d <= 1000: CMA-ES, separable above 200
-       variables. With fewer than 50 evaluations a variable it is separable, too, and begins with a quarter of the
-       spread.
+       variables. With fewer than 50 evaluations a variable it is separable, too, and within bounds it begins with a
+       quarter of the spread.
     5. Otherwise: the two-point method, whose radius follows the noise.
 
     Where pycma is not installed, `cr_fm_nes` of the menu takes the place of CMA-ES; with bounds, which it does not
@@ -127,6 +127,6 @@ def evolution(problem: Problem) -> Strategy:
     """CMA-ES, without restarts where the first minimum is enough, or what the menu has in its place."""
     if available():
         short = problem.budget < SHORT * problem.dim
-        sigma, separable = (problem.radius / 4, True) if short else (None, None)
-        return CMA(sigma, separable, restarts=10**9 if problem.thorough else 0)
+        near = problem.radius / 4 if short and problem.lower is not None else None
+        return CMA(near, True if short else None, restarts=10**9 if problem.thorough else 0)
     return OfMenu(black_box("cr_fm_nes" if problem.lower is None else "zo_sgd", problem.dim))
