@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import EfficientNetConfig, EfficientNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from tests.hf.helpers import Forward, arguments, digest, losses
+from tests.pretrained import like_pretrained
 
 VIT: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 16,
@@ -30,16 +31,8 @@ MODELS: dict[str, Any] = {
 def made(kind: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model: nn.Module = MODELS[kind]()
-        for module in model.modules():  # numbers of the size that a pretrained model has, and norms that fit the data
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.momentum = 1.0
-                nn.init.ones_(module.weight)
-        with torch.no_grad():
-            model.train()(pixel_values=torch.stack([row["pixel_values"] for row in images()]))
-        return model.eval()
+        model: nn.Module = like_pretrained(MODELS[kind](), torch.stack([row["pixel_values"] for row in images()]))
+        return model
 
 
 def images(n: int = 16) -> list[dict[str, Tensor]]:

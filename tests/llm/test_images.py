@@ -23,6 +23,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+from tests.pretrained import like_pretrained
 from zograd.cli import app
 from zograd.hub import TaskError, load_task
 from zograd.hub.media import Picture
@@ -88,17 +89,9 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> str:
             in_channels=[32, 16], out_channels=[16, 24], kernel_sizes=[3, 3], strides=[1, 2], expand_ratios=[1, 6],
             num_block_repeats=[1, 2], depthwise_padding=[],
         )  # fmt: skip
-        model = EfficientNetForImageClassification(config)
-        for module in model.modules():  # numbers of the size that a pretrained model has
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, nn.BatchNorm2d):
-                module.momentum = 1.0
-                nn.init.ones_(module.weight)
-        with torch.no_grad():
-            values = torch.stack([torch.tensor(np.asarray(drawn(k)) / 127.5 - 1).permute(2, 0, 1) for k in range(16)])
-            model.train()(pixel_values=values.float())
-        return saved(model.eval(), tmp_path_factory.mktemp("models") / "net")
+        values = torch.stack([torch.tensor(np.asarray(drawn(k)) / 127.5 - 1).permute(2, 0, 1) for k in range(16)])
+        model = like_pretrained(EfficientNetForImageClassification(config), values.float())
+        return saved(model, tmp_path_factory.mktemp("models") / "net")
 
 
 def settings(model: str, task: Path | str, **more: Any) -> TrainSettings:
