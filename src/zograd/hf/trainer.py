@@ -410,7 +410,8 @@ def refuse_engines(trainer: Any) -> None:
         (
             "DeepSpeed",
             trainer.is_deepspeed_enabled,
-            "it shards gradients and optimizer states, of which there are none",
+            "it shards gradients and optimizer states, of which there are none, and its third stage the weights, which "
+            "ZOOptimizer takes from fully_shard",
         ),
         (
             "FSDP",
