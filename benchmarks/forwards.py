@@ -198,9 +198,9 @@ def row(of: Group, rates: int, best: Sequence[Line], mezo: Sequence[Line]) -> st
     )
 
 
-def raced(line: Line) -> bool:
-    """Whether a run is one of those that compare MeZO's rates (`RACE`)."""
-    return line.method == "zo_sgd" and line.part != "last"
+def races(part: str, method: str) -> bool:
+    """Whether shorter runs compare the rates (`RACE`)."""
+    return method == "zo_sgd" and part != "last"
 
 
 def written(lines: Iterable[Line]) -> str:
@@ -208,9 +208,12 @@ def written(lines: Iterable[Line]) -> str:
     lines = list(lines)
     groups = grouped(lines)
     best = {of: chosen(found) for of, found in groups.items()}
-    rates = {of: {x.lr for x in lines if (x.task, x.part, x.method) == of and raced(x)} for of in groups}
+    tried = {of: {x.lr for x in groups[of]} for of in groups}
+    for x in lines:
+        if races(x.part, x.method):
+            tried[x.task, x.part, x.method].add(x.lr)
     rows = [
-        row(of, len(rates[of] | {line.lr for line in groups[of]}), best[of], best.get((of[0], of[1], "zo_sgd"), []))
+        row(of, len(tried[of]), best[of], best.get((of[0], of[1], "zo_sgd"), []))
         for of in sorted(groups, key=lambda of: (list(PARTS).index(of[1]), of[0], list(FORWARDS).index(of[2])))
     ]
     parts = "\n".join(f"- `{name}`: {json.dumps(given)}" for name, given in PARTS.items())
@@ -264,7 +267,7 @@ def measure(
     file = Path(out)
     for task, part, method in product(*(filter(None, text.split(",")) for text in (tasks, parts, methods))):
         taken = steps * EVALUATIONS // 2 if method == "zo_sgd" else steps
-        short = taken // RACE if method == "zo_sgd" and part != "last" else taken
+        short = taken // RACE if races(part, method) else taken
         for lr in RATES[method][part]:
             made(file, (task, part, method, lr, 0, short), progress)
         done = [line for line in read(file) if (line.task, line.part, line.method, line.steps) == (

@@ -29,6 +29,7 @@ from zograd.hub import TaskError, load_task
 from zograd.hub.media import Picture
 from zograd.llm import loading
 from zograd.llm.evaluate import evaluate
+from zograd.llm.pack import pack
 from zograd.llm.restore import replay
 from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.scoring.media import ImageScorer
@@ -320,6 +321,14 @@ def test_evaluations_alone_train_it_too_and_a_resumed_run_has_the_same_bits(pict
     assert resumed["sha256"] == whole["sha256"]
 
 
+def test_a_packed_run_of_images_gives_the_same_answers(pictures: Path, net: str, tmp_path: Path) -> None:
+    train(settings(net, pictures, steps=2), tmp_path / "run", quiet=True)
+    packed = pack(tmp_path / "run", tmp_path / "a.zopack")
+    files = [str(f) for f in sorted(pictures.glob("*/*.png"))[:4]]
+    assert packed["kind"] == "difference"
+    assert Tuned(packed["path"]).predict(files) == Tuned(tmp_path / "run").predict(files)
+
+
 def test_adapters_of_a_vision_transformer(pictures: Path, vit: str, tmp_path: Path) -> None:
     done = train(settings(vit, pictures, steps=40, lr=1e-2, train="lora"), tmp_path / "run", quiet=True)
     assert done["metric_after"] >= 0.8
@@ -342,6 +351,7 @@ def test_commands(pictures: Path, net: str, tmp_path: Path, monkeypatch: pytest.
         (["plan", "--task", str(pictures)], "holds images, and what is planned"),
         (["robustness", "--model", net, "--task", str(pictures)], "holds images, and what is changed is words"),
         (["generate", str(run), str(image)], "writes no text"),
+        (["bench", "batches", "--model", net], "EfficientNetForImageClassification reads images, and"),
         (["train", "--model", net, "--task", str(pictures), "--method", "node_perturbation", "--out", str(run) + "2"],
          "there are none in the images of"),
         (["train", "--model", net, "--task", str(pictures), "--train", "prompt", "--out", str(run) + "3"],

@@ -267,6 +267,7 @@ def test_commands_and_what_does_not_go(recordings: Path, whisper: str, tmp_path:
         ([*args, "--out", str(run) + "2", "--truncate", "left"], "--truncate is for models of text"),
         (["predict", str(run), str(recordings / "3.wav")], "was trained to write"),
         (["generate", str(run), "hello"], "the image 'hello' cannot be read"),
+        (["generate", str(run), str(recordings / "3.wav"), "--stop", "x"], "--stop is for answers to texts"),
         ([*args[:2], str(tiny_model), *args[3:], "--out", str(run) + "3"], "--model such as whisper-tiny.en"),
     ):  # fmt: skip
         refused = CliRunner().invoke(app, command)

@@ -16,6 +16,7 @@ from zograd.errors import UsageError
 from zograd.hub import load_task
 from zograd.llm import loading
 from zograd.llm.scoring import Batches, Scorer
+from zograd.llm.scoring.kinds import check_reads, reads_of
 from zograd.oracles import batched
 from zograd.stores import Store
 
@@ -59,6 +60,7 @@ def bench_batches(
     with quiet_machine(threads):
         base, tokenizer = loading.load(model, dtype=dtype, device=device)
         loaded, menu = load_task(task, label_words=label_words), method_named(method)
+        check_reads(type(base).__name__, reads_of(base), loaded)
         module = loading.attach_lora(base, loading.LoraSpec(), seed) if train == "lora" else base
         chosen = loading.select(module, train)
         module.requires_grad_(False)

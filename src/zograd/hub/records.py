@@ -75,7 +75,7 @@ class Record:
             return str(value)
         empty = value is None or value != value
         what = "nothing" if empty else str(value) if isinstance(value, float) else f"a {type(value).__name__}"
-        what = "an image" if hasattr(value, "sha256") else what
+        what = "an image or a recording" if hasattr(value, "sha256") else what
         raise TaskError(
             f"{self.place}: the column {column!r} holds {what}, expected text or a number; fill it in or remove the "
             "line."
@@ -87,9 +87,9 @@ class Record:
         return value is None or (isinstance(value, str) and not value.strip())
 
     def key(self, column: str) -> str:
-        """The value of a column as a text by which the record is known: JSON of a list or object, hash of an image."""
+        """The value of a column as a text by which the record is known: JSON of a list or object, hash of a file."""
         value = self.values.get(column)
-        if sha256 := getattr(value, "sha256", None):  # of a picture
+        if sha256 := getattr(value, "sha256", None):  # of an image or a recording
             return str(sha256)
         plain = value is not None and not isinstance(value, list | dict)
         return self.text(column) if plain else json.dumps(value, sort_keys=True, default=str)

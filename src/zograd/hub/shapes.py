@@ -233,9 +233,7 @@ def _classification(table: Table, asked: Asked, where: str) -> Shape:
         _template_of(table, asked, label, where) if asked.prompt_template is None else asked.prompt_template
     )
     template.check(columns, where)
-    names = table.classes.get(label, ())
-    words = asked.label_words
-    labels = labels_of(words, names) if words else labels_in(table.records, label, where, names)
+    labels = _labels(table, asked, label, where)
 
     def example(record: Record) -> Example:
         text, spans = _filled(template, record)
@@ -245,6 +243,12 @@ def _classification(table: Table, asked: Asked, where: str) -> Shape:
     return Shape(
         "classification", template.text, template.columns, example, said, (*template.columns, label), labels, label
     )
+
+
+def _labels(table: Table, asked: Asked, label: str, where: str) -> Labels:
+    """The labels in a column, with the words that were asked for or their own."""
+    names, words = table.classes.get(label, ()), asked.label_words
+    return labels_of(words, names) if words else labels_in(table.records, label, where, names)
 
 
 def _template_of(table: Table, asked: Asked, label: str, where: str) -> str:
@@ -282,9 +286,7 @@ def _images(table: Table, asked: Asked, where: str) -> Shape:
             f"{where} has no column of images; its columns are {', '.join(table.columns)}. A column named image, or "
             f"the one that text_column names, holds the paths of image files."
         )
-    names = table.classes.get(label, ())
-    words = asked.label_words
-    labels = labels_of(words, names) if words else labels_in(table.records, label, where, names)
+    labels = _labels(table, asked, label, where)
 
     def example(record: Record) -> Example:
         picture: Picture = record.values[image]

@@ -63,6 +63,10 @@ def generate(
     if kind_of(base) in ("masked", "classes", "images"):
         raise TaskError(f"{type(base).__name__} writes no text; use a causal model, or an encoder with a decoder")
     if kind_of(base) == "speech":
+        if stop:
+            raise SettingsError(
+                "--stop is for answers to texts; what is said in a recording has its own end: leave it out"
+            )
         return _heard(model, tokenizer, prompts, max_new_tokens, temperature, seed, progress)
     encoder, pairs = Encoder(tokenizer, vocabulary(base), chat=chat), kind_of(base) == "pairs"
     encoded = [encoder.whole(p) if pairs else encoder.asked(p) for p in map(_example, prompts)]
@@ -105,21 +109,21 @@ def _heard(
     base, found = plain_model(model), []
     limit = min(limit, base.config.max_target_positions - len(processor.tokenizer.prefix_tokens or [0]))
     device, ends = next(model.parameters()).device, base.generation_config.eos_token_id
+    options = {name: value for name, value in _options(limit, temperature, ends).items() if value is not None}
+    special = {*processor.tokenizer.all_special_ids, *processor.tokenizer.prefix_tokens}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         if seed is not None:
             torch.manual_seed(seed)
         for start in range(0, len(examples), TOGETHER):
             part = [_example(e) for e in examples[start : start + TOGETHER]]
-            recordings = [e.media for e in part]
-            if not all(isinstance(r, Recording) for r in recordings):
+            recordings = [e.media for e in part if isinstance(e.media, Recording)]
+            if len(recordings) < len(part):
                 raise TaskError(f"{type(base).__name__} reads recordings, and here is a text: give the path of a file")
-            features = torch.cat([spectrum(processor, r) for r in recordings if isinstance(r, Recording)])
-            options = {name: value for name, value in _options(limit, temperature, ends).items() if value is not None}
+            features = torch.cat([spectrum(processor, r) for r in recordings])
             written = base.generate(input_features=features.to(device, base.dtype), **options)
             for e, row in zip(part, written.tolist(), strict=True):
-                special = set(processor.tokenizer.all_special_ids) | set(processor.tokenizer.prefix_tokens)
                 tokens = [t for t in row if t not in special]
-                text = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                text = processor.tokenizer.decode(tokens).strip()
                 found.append(Generated(e.prompt, text, len(tokens), "length" if len(tokens) >= limit else "stop"))
             if progress is not None:
                 progress(len(part))

@@ -11,6 +11,7 @@ from zograd.jsons import finite
 from zograd.llm.evaluate import load_or_restore
 from zograd.llm.loading.errors import first_line
 from zograd.llm.restore import check_own_model
+from zograd.llm.scoring.kinds import reads_of
 from zograd.llm.settings import SettingsError
 from zograd.llm.stages import Stages
 
@@ -68,6 +69,8 @@ def harness(
     module, tokenizer, steps = load_or_restore(
         model, run, stages, dtype=dtype, device=device, quantized=quantized, quantize=quantize
     )
+    if (reads := reads_of(module)) != "text":
+        raise SettingsError(f"--harness asks in text, and {type(module).__name__} reads {reads}; use --task")
     ends = tokenizer.bos_token_id is not None or tokenizer.eos_token_id is not None
     first = {} if ends else {"prefix_token_id": tokenizer.pad_token_id}  # what stands before an empty text
     asked = HFLM(pretrained=module, tokenizer=tokenizer, batch_size=batch_size, **first)

@@ -277,10 +277,10 @@ def replay(
         steps, evaluations = p.run.step_number, p.run.evaluations
     else:
         p, steps, evaluations = merged_runs(paths, model, merge, salvage, stages)
+        directory = opened(paths[0])
         sha256 = p.store.digest()
     seconds = time.perf_counter() - start
-    first = opened(paths[0])
-    loading.name_classes(p.model, first.meta.get("data", {}).get("asks", {}).get("classes", ()))
+    loading.name_classes(p.model, directory.meta.get("data", {}).get("asks", {}).get("classes", ()))
     with stages.stage(f"writing {out}"):
         if p.pages is not None:
             offloading.save(p.model, p.tokenizer, p.pages, Path(out))

@@ -84,7 +84,10 @@ class Tuned:
                     f"--model out"
                 )
             self.form = form_of_task(task, prompt_template, label_words, **columns)
-            if not (task or prompt_template or label_words):
+            known = REGISTRY.get(self.source)
+            of_text = known is not None and known.kind not in ("vision", "speech")  # known before it is fetched
+            if not (of_text or task or prompt_template or label_words):
+                loading.import_transformers(self.stages)
                 self.form = form_of_media(self.source) or self.form
             return
         check_own_model([name for name, value in loaded.items() if value is not None])

@@ -121,8 +121,8 @@ def load(
         if reads is not None:
             if quantize is not None:
                 raise ModelError(f"--quantize {quantize} is for models of text, and {name_or_path} is one of {reads}")
-            check_whisper(name_or_path, config_)
             if reads == "speech":
+                check_whisper(name_or_path, config_)
                 return load_speech(path, kind, device)
             return load_images(path, kind, device, classes, seed)
         tokenizer = AutoTokenizer.from_pretrained(path, **file)
@@ -204,7 +204,7 @@ def is_bare(config: Any) -> bool:
 
 def check_whisper(name: str, config: Any) -> None:
     """Raise ModelError for a model of speech of another family: its decoder may begin otherwise, or there is none."""
-    if takes_no_text(config) == "speech" and config.model_type != "whisper":
+    if config.model_type != "whisper":
         raise ModelError(
             f"{name} ({architecture_of(config)}) is a model of speech, and only Whisper is trained here: train "
             f"it from Python with zograd.hf.forward_only(Trainer), or take whisper-tiny.en"

@@ -27,9 +27,14 @@ def scorer_of(model: Any, *args: Any, **options: Any) -> Scorer:
     Raises TaskError for a task of images with a model of text, or the other way round.
     """
     base, task = loading.plain_model(model), args[1] if len(args) > 1 else options["task"]
+    check_reads(type(base).__name__, reads_of(base), task)
+    return _KINDS.get(kind_of(base), Scorer)(model, *args, **options)
+
+
+def reads_of(base: Any) -> str:
+    """What a transformers model reads: "text", "images" or "speech"."""
     kind = kind_of(base)
-    check_reads(type(base).__name__, kind if kind in OF_MEDIA else "text", task)
-    return _KINDS.get(kind, Scorer)(model, *args, **options)
+    return kind if kind in OF_MEDIA else "text"
 
 
 def check_reads(model: str, reads: str, task: Task) -> None:
