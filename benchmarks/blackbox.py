@@ -78,7 +78,7 @@ def digits_fresh(seed: int, budget: int = 10_000) -> Found:
 
 
 def digits_same(seed: int, budget: int = 10_000) -> Found:
-    """The same network by ask and tell: all points of a step see the same 128 examples."""
+    """The same network: all points of a step see the same 128 examples, by `data=`, or by ask and tell."""
     from zograd.problems.small import mlp_digits
 
     problem = mlp_digits()
@@ -101,10 +101,23 @@ def digits_same(seed: int, budget: int = 10_000) -> Found:
 
         return solve
 
+    def by_data(course: Course, x0: Any, seed: int) -> None:
+        import zograd as zo
+
+        rng = np.random.default_rng([seed, 1])
+        rows = (rng.integers(0, problem.terms, problem.batch) for _ in range(budget))
+
+        def f(x: Any, batch: Any) -> float:
+            course.f = on(batch)
+            return course(x)
+
+        zo.minimize(f, x0, budget=budget, seed=seed, data=rows, callback=lambda x: course.watch(x))
+
     def make() -> Course:
         return Course(problem.value, {"loss 0.3": 0.3, "loss 0.2": 0.2}, budget, judge=problem.value)
 
-    return raced(make, problem.x0, seed, {"zo_sgd": asked("zo_sgd"), "snes": asked("snes")})
+    solvers = {"minimize": by_data, "ask-tell": asked("zo_sgd"), "snes": asked("snes")}
+    return raced(make, problem.x0, seed, solvers)
 
 
 def stiefel(seed: int, budget: int = 10_000) -> Found:
@@ -138,11 +151,12 @@ def l1(seed: int, budget: int = 10_000) -> Found:
     problem, x0 = L1Logistic(0.01), np.zeros(31)
     bars = {"1 % above the minimum": 1.01 * problem.minimum}
     proximal: dict[str, Solver] = {
-        "fd_fista": minimize(methods.fd_fista(L1(problem.weight))),
+        "minimize": minimize(penalty=L1(problem.weight)),
         "zo_prox": minimize(methods.zo_prox(L1(problem.weight), lr="auto")),
     }
     found = raced(lambda: Course(problem.smooth, bars, budget, judge=problem.value, every=1), x0, seed, proximal)
-    return found | raced(lambda: Course(problem.value, bars, budget), x0, seed, GENERAL)
+    whole = {f"{name}, on the sum": solver for name, solver in GENERAL.items()}
+    return found | raced(lambda: Course(problem.value, bars, budget), x0, seed, whole)
 
 
 def attack(seed: int, budget: int = 1_000) -> Found:

@@ -22,13 +22,16 @@ from zograd.api.strategies import Problem, points
 from zograd.api.variables import Flat
 from zograd.api.verdict import Wording, failure, unbegun, unfinished
 from zograd.api.verdict_constrained import shortfall
-from zograd.estimators import Central, Forward
+from zograd.estimators import Central, Forward, ForwardOrCentral
 from zograd.estimators.base import Wrapper
 from zograd.estimators.curved import Curved
 from zograd.estimators.differences import OneSided, Richardson
 
-TWO_POINT = (Central, Forward, OneSided, Richardson, Curved)
+TWO_POINT = (Central, Forward, ForwardOrCentral, OneSided, Richardson, Curved)
 """Estimators that subtract values of one step."""
+
+AGAIN = 2
+"""Evaluations that f at the result takes more where it fails and the budget has any left: it may fail by chance."""
 
 ROUNDING = 1e-9
 """Relative difference of two values up to which it may be that of sums taken in another order."""
@@ -61,7 +64,7 @@ class Minimization:
         at_start = self.values(points([problem.x0] * self.repeats), kind=Kind.START) if self.repeats else []
         search = Search(self.strategy, problem, problem.budget - self.repeats * whole - whole, at_start or ())
         finite = [f for f in at_start or () if math.isfinite(f)]
-        if self.stopped is None and self.goal is not None and finite and _mean(finite) <= self.goal:
+        if self.stopped is None and self.goal is not None and finite and self.at(problem.x0, _mean(finite)) <= self.goal:
             rows = self.objective.rows
             if rows is None or rows.hold(min(finite)):
                 self.stopped = End(Ending.START)
@@ -115,12 +118,13 @@ class Minimization:
         differ = len(finite) > 1 and finite[-1] - finite[0] > ROUNDING * max(abs(finite[0]), abs(finite[-1]))
         if differ and isinstance(estimator, TWO_POINT):
             self.warned = True
+            other = "" if self.objective.penalty else '. If f is noisy by nature, method="cma" bears more noise'
             warnings.warn(
                 f"f(x0) gave {self.sign * start[0]:.6g}, and then another value (all {len(start)} lie in a range of "
                 f"{finite[-1] - finite[0]:.3g}). {method.name} "
                 f"subtracts values of one step: where f draws a batch, pass data= and take it as f(x, batch); where it "
                 f"draws random numbers, pass common_random=True and take f(x, seed=...). Then the values of a step "
-                f'share them. If f is noisy by nature, method="cma" bears more noise',
+                f"share them{other}",
                 UserWarning,
                 stacklevel=4,
             )
@@ -137,7 +141,8 @@ class Minimization:
         elif self.call is not None:
             record = search.tape[-1]
             progress = Progress(
-                x=self.problem.variables.shaped(self.problem.inside(search.x_copy)), fun=self.sign * record.loss,
+                x=self.problem.variables.shaped(self.problem.inside(search.x_copy)),
+                fun=self.sign * self.at(search.trace.position(), record.loss),
                 nit=len(search.tape), nfev=objective.nfev, best_fun=self.sign * objective.best[0], record=record,
             )  # fmt: skip
             try:
@@ -154,7 +159,11 @@ class Minimization:
 
     def reached(self, search: Search, goal: float) -> bool:
         """Whether a value at the target is no luck: where values differ, the mean of a step has to reach it."""
-        return self.repeat(search) or search.tape[-1].loss <= goal
+        return self.repeat(search) or self.at(search.trace.position(), search.tape[-1].loss) <= goal
+
+    def at(self, x: Flat, f: float) -> float:
+        """What is minimized at x, where f is that value of f: with the penalty, where there is one."""
+        return f if self.objective.penalty is None else f + self.objective.penalty(x)
 
     def final(self, search: Search) -> tuple[Any, float]:
         """(x, value): the recommended point, and f there, which may not be finite."""
@@ -173,10 +182,19 @@ class Minimization:
             return x, trace.fun
         failed = trace.values_at_start and math.isnan(f0) and np.array_equal(x, self.problem.x0)
         asked = not self.halted and not failed
-        if asked and (values := self.values(points([x]), kind=Kind.FINAL)) is not None:
-            return x, values[0]
+        if asked and (value := self.at_result(x, search.trace.left // max(self.problem.terms, 1))) is not None:
+            return x, value
         last = next((r.loss for r in reversed(search.tape) if math.isfinite(r.loss)), math.nan)
         return x, last if search.tape else f0
+
+    def at_result(self, x: Flat, left: int) -> float | None:
+        """f at the result, evaluated again where it fails and the budget has some left; None where f ends the run."""
+        for _ in range(1 + min(AGAIN, left)):
+            if (values := self.values(points([x]), kind=Kind.FINAL)) is None:
+                return None
+            if math.isfinite(values[0]):
+                break
+        return values[0]
 
     def result(self, search: Search) -> Result:
         trace, objective = search.trace, self.objective
@@ -184,6 +202,8 @@ class Minimization:
         if objective.rows is not None:
             return self.constrained(search, objective.rows)
         x, final = self.final(search)
+        if objective.penalty is not None:
+            start, final = [self.at(self.problem.x0, f) for f in start], self.at(x, final)
         end, ended = self.end(search), final
         moved = not np.array_equal(x, self.problem.x0)
         if not math.isfinite(final) and objective.best[1] is not None:
@@ -204,7 +224,7 @@ class Minimization:
             if why is None and end.used_up and not trace.stationary:
                 noise = self.noise(trace)
                 noise = noise if math.isfinite(noise) else 0.0
-                why = unfinished(trace.method, search.tape, _mean(start), final, noise, words=words)
+                why = unfinished(trace.method, search.tape, _mean(trace.values_at_start), final - self.at(x, 0.0), noise, words=words)
             if end.kind is Ending.FAILURES and ended is final:
                 why = None  # it says so itself
         message, status = concluded(end, why)

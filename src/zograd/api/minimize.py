@@ -19,7 +19,7 @@ from zograd.api.minimization import Minimization
 from zograd.api.objective import Objective
 from zograd.api.options import refuse, with_options
 from zograd.api.result import Result
-from zograd.api.strategies import LBFGS, Auto, Constrained, OfMenu, Problem, as_strategy
+from zograd.api.strategies import LBFGS, Auto, Constrained, OfMenu, Problem, as_strategy, penalized, valued
 from zograd.api.variables import Variables
 from zograd.api.workers import Bound, Valued, evaluator
 from zograd.core.method import Method
@@ -40,6 +40,7 @@ def minimize(
     args: Any = (),
     bounds: Any = None,
     constraints: Any = None,
+    penalty: Any = None,
     space: Space | None = None,
     integrality: Any = None,
     budget: int | None = None,
@@ -80,6 +81,9 @@ def minimize(
         a list of them; `zograd.Constraints(at_most=m, equal=p)` where f returns (value, c) of one evaluation; or a set
         of `zograd.sets`. They need no derivatives. See `zograd.api.strategies.constrained.Constrained` for what
         searches then; a set goes to Frank-Wolfe where it has a linear minimizer, otherwise to projected steps.
+    penalty: r, of `zograd.sets`: L1(weight) or GroupL2(weight). Then f + r is minimized (f - r maximized), and `fun`,
+        `best_fun` and `target` are its values. f alone is evaluated; r enters by its proximal map, with exact zeros.
+        See `zograd.api.strategies.composite.AutoPenalized` for the rule of "auto".
     space: of `zograd.spaces`, such as Sphere() or Stiefel(); no evaluated point leaves it.
     integrality: is not supported, and says which library to use.
     budget: evaluations of f, at most. None: 15,000, and "auto" stops at the first minimum; with a number it uses what
@@ -147,6 +151,7 @@ def minimize(
         variables, lower, upper, number, terms, shared=draws.shared, budget=most, thorough=budget is not None
     )
     refuse_integers(integrality)
+    given = constraints
     method = with_options(method, options, variables.dim)
     if constraints is not None and is_set(constraints):
         method, constraints = on_set(constraints, method), None
@@ -155,7 +160,11 @@ def minimize(
     rows = as_rows(constraints, variables)
     if rows is not None and terms:
         raise ValueError("constraints= and terms= do not go together; let f be the whole sum, or pass a space or set")
-    strategy = as_strategy(method, variables.dim, max_failures)
+    if penalty is not None:
+        _alone("penalty", constraints=given, space=space, bounds=bounds, terms=terms or None, options=options)
+        strategy = penalized(penalty, method)
+    else:
+        strategy = as_strategy(method, variables.dim, max_failures)
     if problem.shared and isinstance(strategy, LBFGS):
         raise ValueError(
             "method='lbfgs' compares values of different steps, which data= and common_random= give different batches "
@@ -180,12 +189,26 @@ def minimize(
         about = header(problem, strategy, maximize=bool(maximize), data=draws.kind, common_random=bool(common_random))
         values = Checkpoint(checkpoint, about, resume=resume)
     try:
-        objective = Objective(evaluate, problem, draws, sign=sign, on_error=on_error, checkpoint=values, rows=rows)
+        objective = Objective(
+            evaluate, problem, draws, sign=sign, on_error=on_error, checkpoint=values, rows=rows,
+            penalty=None if penalty is None else valued(penalty, variables),
+        )  # fmt: skip
         return Minimization(objective, problem, strategy, repeats, callback, seconds, target, sign).run()
     finally:
         evaluate.close()
         if values is not None:
             values.close()
+
+
+def _alone(name: str, **others: Any) -> None:
+    """Raises ValueError where another setting is given that does not go with this one."""
+    for other, value in others.items():
+        if value is not None:
+            hint = {
+                "bounds": "; for x >= 0 the 1-norm is a sum: add weight * x.sum() to f and keep the bounds",
+                "options": "; pass method=methods.zo_prox(penalty, ...) with its settings",
+            }.get(other, "")
+            raise ValueError(f"{name}= and {other}= do not go together{hint}")
 
 
 def _number(budget: Any) -> int:

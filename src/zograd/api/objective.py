@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,7 +36,7 @@ class _Ends(Exception):
 class Objective:
     """Calls f(x, *args), with a finite sum f(x, rows, *args), with data f(x, batch, *args), and keeps count.
 
-    rows: constraints; then values are `Evaluated`, and `best` is the lowest one at which all of them hold.
+    penalty: r, where f + r is minimized: `values` are those of f, `best` has r added. rows: constraints; then values are `Evaluated`, and `best` is the lowest one at which all of them hold.
     sign: -1 where f is to be maximized; values are those of sign * f. on_error: what an exception of f does, see
     `minimize`. nfev: evaluations so far, in terms of a finite sum. nfail: those that were not finite. last_failure:
     what the last one was. best: (value, x) of the lowest finite value seen; x is None above `LARGE` variables.
@@ -52,8 +52,9 @@ class Objective:
         on_error: str,
         checkpoint: Checkpoint | None,
         rows: Rows | None = None,
+        penalty: Callable[[Flat], float] | None = None,
     ) -> None:
-        self.rows = rows
+        self.rows, self.penalty = rows, penalty
         if checkpoint is not None and rows is not None:
             checkpoint.width = 1 + rows.one_sided.size
         self.evaluate, self.problem, self.draws, self.sign = evaluate, problem, draws, sign
@@ -100,8 +101,12 @@ class Objective:
         """Keep the best point, and count failures."""
         if not math.isfinite(value):
             self.nfail += 1
-        elif self.lowest(value) and (points.rows is None or points.rows[i] is None):
+        elif self.lowest(value := self.whole(value, points, i)) and (points.rows is None or points.rows[i] is None):
             self.best = (value, points.make(i) if self.problem.dim <= LARGE else None)
+
+    def whole(self, value: float, points: Points, i: int) -> float:
+        """The value of a point with its penalty, where there is one."""
+        return value if self.penalty is None else value + self.penalty(points.make(i))
 
     def lowest(self, value: float) -> bool:
         """Whether a value is the lowest one so far, among those at which the constraints hold."""

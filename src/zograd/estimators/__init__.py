@@ -12,7 +12,7 @@ from zograd.estimators.blockwise import (
 from zograd.estimators.comparison import Compared
 from zograd.estimators.coordinate import Coordinates, grasp_densities
 from zograd.estimators.curved import Curvatures, Curved, ProbeWeighted
-from zograd.estimators.differences import Central, Forward, OneSided, Richardson, Spread
+from zograd.estimators.differences import Central, Forward, ForwardOrCentral, OneSided, Richardson, Spread
 from zograd.estimators.evolution import Evolution, Restricted, RestrictedEvolution, population_size
 from zograd.estimators.extrapolated import Extrapolated, Trial
 from zograd.estimators.feasible import Feasible
@@ -46,6 +46,7 @@ __all__ = [
     "Extrapolated",
     "Feasible",
     "Forward",
+    "ForwardOrCentral",
     "ForwardResidual",
     "FromBlocks",
     "Geometric",

@@ -135,6 +135,39 @@ class Forward(Estimator[None]):
         return Estimate(g, f0, [f0, *f], None)
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardOrCentral(Estimator[None]):
+    """`Forward(n)` while f repeats, `Central(n)` while it is noisy, as measured by `lr="auto"` or `mu="auto"`.
+
+    At the same number of evaluations, forward differences have nearly twice as many directions, so half the variance
+    of `Central` where f has no noise. Noise of deviation s enters a slope with sqrt(2) s / mu in place of
+    s / (sqrt(2) mu), so twice the variance of `Central` where noise dominates. Costs n + 1 or 2 n evaluations. One
+    direction is taken to both sides, since that costs no more.
+
+    It takes differences to both sides where f(x) is to be evaluated twice (`Ask.repeats`): in the first steps, when
+    values of f(x) have differed, and now and then. Without a controller that measures, it is `Forward`.
+    """
+
+    n: int = 4
+
+    takes_failures: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        positive_count(self.n)
+
+    @property
+    def evaluations(self) -> int:
+        return 2 * self.n
+
+    @property
+    def fewest_evaluations(self) -> int:
+        return min(self.n + 1, 2 * self.n)
+
+    def __call__(self, ask: Ask) -> Routine[None]:
+        chosen = Central(self.n) if self.n == 1 or ask.repeats > 1 else Forward(self.n)
+        return (yield from chosen(ask))
+
+
 class Spread(NamedTuple):
     """slope = std_j(f(x + mu v_j)) / mu (population standard deviation), near |grad f| for Rademacher directions."""
 

@@ -58,9 +58,10 @@ class Levels(Measured[A]):
         queries = list(next(routine))
         measures = ask.moves < self.warm or ask.step % self.every == 0
         pairs = _pairs(queries)
+        sides = [] if pairs else _sides(queries)
         extra, center, completed = _complete(queries, pairs)
-        if pairs and not measures:
-            extra, center, completed = [], -1, pairs
+        if not measures and (pairs or sides):
+            extra, center, completed = [], (-1 if pairs else center), pairs
         here = [center] if center >= 0 else []
         if here and measures:
             here += [len(queries) + len(extra) + k for k in range(ask.repeats - 1)]
@@ -77,7 +78,7 @@ class Levels(Measured[A]):
             if chance:
                 values[failed[0]] = told[-1]
             values += told
-        meters = _meters(values, here, completed, ask.mu) | ({"chance": 1.0} if chance else {})
+        meters = _meters(values, here, completed, sides, ask.mu) | ({"chance": 1.0} if chance else {})
         one_sided = _one_sided(values, here, pairs, [*queries], ask.mu)
         outside = [values[i] for i in here if not math.isfinite(values[i])]
         estimate = yield from _rest(routine, values[: len(queries)])
@@ -116,10 +117,20 @@ def _with(
     return replace(estimate, vector=share * estimate.vector + added, loss=loss), meters
 
 
-def _meters(f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
+def _sides(queries: Sequence[Query]) -> list[int]:
+    """Positions of the points around f(x), where the estimator evaluates it; none where it does not."""
+    if not any(not query.at for query in queries):
+        return []
+    return [i for i, query in enumerate(queries) if query.at]
+
+
+def _meters(
+    f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], sides: list[int], mu: float
+) -> dict[str, float]:
     fine = [(f[i], f[j]) for i, j in pairs if math.isfinite(f[i]) and math.isfinite(f[j])]
     center = [f[i] for i in here]
-    meters = {} if len(fine) == len(pairs) else {"failures": 1 - len(fine) / len(pairs)}
+    asked, had = (len(sides), sum(math.isfinite(f[i]) for i in sides)) if sides else (len(pairs), len(fine))
+    meters = {} if had == asked else {"failures": 1 - had / asked}
     if fine:
         slopes = [(plus - minus) / (2 * mu) for plus, minus in fine]
         levels = [(plus + minus) / 2 for plus, minus in fine]
@@ -130,6 +141,9 @@ def _meters(f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], m
         meters["here"] = f0 = mean(center)
         if len(center) > 1:
             meters["repeat2"] = _variance(center)
+        if sides and had:
+            slopes = [(f[i] - f0) / mu for i in sides if math.isfinite(f[i])]
+            meters |= {"slope2": mean([s * s for s in slopes]), "level": f0, "one_sided": 1.0}
         if fine:
             second = [(plus - 2 * f0 + minus) / (mu * mu) for plus, minus in fine]
             meters |= {"trace": mean(second), "curvature2": mean([c * c for c in second])}

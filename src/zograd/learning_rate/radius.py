@@ -27,6 +27,9 @@ EQUAL = 0.25
 BLOCKED = 4
 """Steps in a row without a way down, after which probes are shortened."""
 
+BENT = 0.25
+"""The share of one-sided slopes that may be curvature."""
+
 EPS = sys.float_info.epsilon
 
 
@@ -176,6 +179,8 @@ class AutoRadius(Controller):
             elif state["equal"] > EQUAL:
                 new = state["stairs"] = 2 * mu
                 state["equal"] = 0.0
+            elif meters.get("one_sided") and self._bends(state, meters, here):
+                new = mu / 2
             elif trust and mu > trust and first > 1e-7 * here:
                 new = max(mu / 2, min(state["stairs"], mu))
             elif second <= 64 * EPS * here and 8 * mu <= trust:
@@ -184,6 +189,16 @@ class AutoRadius(Controller):
             state["radius"] = float(new)
             keep = state["curved"][-max(len(state["curved"]) // 2, 2) :]
             state["curved"] = keep if sd > 0 else []
+
+
+    @staticmethod
+    def _bends(state: State, meters: Mapping[str, float], here: float) -> bool:
+        """Whether curvature is a large part of one-sided slopes, and is still seen at half of this radius."""
+        mu = meters["mu"]
+        trace, second = (mean(column) for column in zip(*state["curved"], strict=True))
+        error = math.sqrt(max(second - trace * trace, 0.0) / len(state["curved"]))
+        seen = mu * mu * trace > 2**12 * EPS * here and trace > 2 * error
+        return bool(seen and mu * trace / 2 > BENT * math.sqrt(meters["slope2"]))
 
 
 def as_radius(value: Any) -> Any:

@@ -119,7 +119,10 @@ def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
     if "lr" not in line["defaults"] or "lr" in settings:
         return make(name, **(given | settings))
     one = line["estimator"] == "Central" and line["defaults"].get("n") == 1
-    for tuned in ({"lr": TrustRate(), "mu": "auto"} | ({"n": pairs(dim)} if one else {}), {"lr": "auto"}):
+    several: dict[str, Any] = {"n": pairs(dim)} if one else {}
+    if line["defaults"].get("central") is True:
+        several["central"] = "auto"
+    for tuned in ({"lr": TrustRate(), "mu": "auto"} | several, {"lr": "auto"}):
         with suppress(ValueError):  # the method says so itself where its rate cannot be measured
             made = make(name, **(tuned | given | settings))
             if not made.rule.preconditions:  # Adam's rate is measured on request: that takes points of its own

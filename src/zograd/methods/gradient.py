@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from zograd.core.method import Method
-from zograd.estimators import Central, OneSided, Ranked, Spread
+from zograd.estimators import Central, Forward, ForwardOrCentral, OneSided, Ranked, Spread
 from zograd.estimators.ranked import Weights
 from zograd.laws import Gaussian, Law, Rademacher
 from zograd.methods.menu import MU, LearningRate, Queries, Radius, entry, inside
@@ -20,10 +22,20 @@ __all__ = ["frank_wolfe", "fzoo", "mezo", "mezo_momentum", "rank", "zo_adafactor
     formula="x <- x - lr (1/n) sum_j (f(x + mu v_j) - f(x - mu v_j)) / (2 mu) v_j",
 )
 def zo_sgd(
-    lr: LearningRate = 1e-6, mu: Radius = MU, n: int = 1, law: Law = Rademacher(), weight_decay: float = 0.0
+    lr: LearningRate = 1e-6,
+    mu: Radius = MU,
+    n: int = 1,
+    central: bool | Literal["auto"] = True,
+    law: Law = Rademacher(),
+    weight_decay: float = 0.0,
 ) -> Method[None]:
-    """Two-point gradient descent with minimum-variance (Rademacher) directions, n averaged."""
-    return Method(Central(n), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
+    """Two-point gradient descent with minimum-variance (Rademacher) directions, n averaged.
+
+    central=False takes forward differences, (f(x + mu v_j) - f(x)) / mu, of n + 1 values in place of 2 n. "auto" takes
+    them while f repeats and central ones in noise, which lr="auto" or mu="auto" measures.
+    """
+    estimator = ForwardOrCentral(n) if central == "auto" else Central(n) if central else Forward(n)
+    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(

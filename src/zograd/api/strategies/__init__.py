@@ -8,6 +8,7 @@ from zograd.api.strategies.auto import Auto
 from zograd.api.strategies.base import Points, Problem, Routine, Strategy, Trace, points
 from zograd.api.strategies.charted import AutoOnSpace, Charted
 from zograd.api.strategies.cma import CMA
+from zograd.api.strategies.composite import penalized, valued
 from zograd.api.strategies.constrained import Constrained
 from zograd.api.strategies.lbfgs import LBFGS
 from zograd.api.strategies.of_menu import OfMenu
@@ -57,5 +58,5 @@ def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
 
 __all__ = [
     "CMA", "LBFGS", "OTHERS", "Auto", "AutoOnSpace", "Charted", "Constrained", "OfMenu", "Points", "Problem",
-    "Routine", "Strategy", "Trace", "as_strategy", "points",
+    "Routine", "Strategy", "Trace", "as_strategy", "penalized", "points", "valued",
 ]  # fmt: skip

@@ -21,6 +21,9 @@ REPEATS = 4
 SHORT = 50
 """Evaluations a variable below which the covariance of all pairs is not learned, and the search stays near x0."""
 
+SHARED = 4
+"""Directions a step where all of them see one batch: more would not average its noise."""
+
 FEW_VARIABLES = 1000
 """Up to which an evolution strategy is taken in noise."""
 
@@ -69,7 +72,13 @@ class Auto:
             return (yield from self.in_noise(trace, "values of different steps have different batches or seeds"))
         if trace.noise > 0:
             return (yield from self.in_noise(trace, "values differ at x0"))
-        if budget < 4 * (d + 1):
+        return (yield from self.without_noise(trace, a_variable))
+
+    def without_noise(self, trace: Trace, a_variable: str) -> Routine:
+        """The rule where values repeat. a_variable: the budget in words."""
+        problem = trace.problem
+        d = problem.dim
+        if problem.budget < 4 * (d + 1):
             trace.reason = f"values repeat, and {a_variable}, too few for finite differences"
             return (yield from self.checked(trace, OfMenu(black_box("zo_sgd", d))))
         trace.reason = f"values repeat, and {a_variable}"
@@ -88,8 +97,8 @@ class Auto:
             trace.reason = f"{why}, and {d:,} variables are few"
             return (yield from evolution(trace.problem)(trace))
         trace.reason = f"{why}, and {d:,} variables are many"
-        pairs = {"n": 1} if trace.problem.shared else {}  # one batch a step: more pairs would not average its noise
-        return (yield from OfMenu(black_box("zo_sgd", d, **pairs))(trace))
+        few = {"n": SHARED} if trace.problem.shared else {}
+        return (yield from OfMenu(black_box("zo_sgd", d, **few))(trace))
 
     def checked(self, trace: Trace, strategy: Strategy) -> Routine:
         """A strategy for values that repeat, and the rule of noise as soon as they do not."""

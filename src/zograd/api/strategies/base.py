@@ -13,7 +13,7 @@ from zograd.api.ending import End
 from zograd.api.variables import Flat, Variables
 from zograd.core.messages import message
 from zograd.core.record import Record
-from zograd.core.vector import Vector
+from zograd.core.vector import Slot, Vector
 
 Values: TypeAlias = Sequence[float]
 Routine: TypeAlias = "Generator[Points, Values, End]"
@@ -22,6 +22,11 @@ Routine: TypeAlias = "Generator[Points, Values, End]"
 
 UNLIKE = 1e3
 """Ratio of the widths of bounds from which they are taken for units of the variables."""
+
+
+ELSEWHERE = Vector(((Slot("strategy"), 1.0),))
+"""In the records of strategies that are not of the menu: a move that no seed gives back, which a replay refuses. A step
+in which all values were equal has an empty vector there as well."""
 
 
 @message()
@@ -152,7 +157,8 @@ class Trace:
         """An iteration of another strategy is done."""
         finite = [f for f in losses if math.isfinite(f)]
         loss = min(finite) if finite else math.nan
-        self.step(Record(self.steps, Vector(), loss, (), None, (), len(losses), not finite, tuple(losses)))
+        move = ELSEWHERE if finite and min(finite) < max(finite) else Vector()
+        self.step(Record(self.steps, move, loss, (), None, (), len(losses), not finite, tuple(losses)))
 
 
 class Strategy(Protocol):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from zograd.api.ending import End, Ending
-from zograd.api.strategies.base import Points, Problem, Routine, Trace
+from zograd.api.strategies.base import Points, Problem, Routine, Trace, Values
 from zograd.api.variables import ArrayStore, Flat
 from zograd.core.method import Method
 from zograd.core.query import Query
@@ -37,7 +37,7 @@ class OfMenu:
         trace.began(self.name)
         trace.method = self.method
         trace.position, trace.fun = (lambda: store.flat), None
-        most = run.most_evaluations
+        most, ended = run.most_evaluations, self.ending(trace)
         try:
             while True:
                 if trace.left < most:
@@ -49,6 +49,8 @@ class OfMenu:
                     trace.lr, trace.mu = record.rates[0].lr, record.mu
                 trace.control = run.control
                 trace.step(record)
+                if (end := (yield from ended())) is not None:
+                    return end
                 if run.refused_in_a_row >= self.max_failures:
                     return End(
                         Ending.FAILURES,
@@ -57,6 +59,10 @@ class OfMenu:
                     )
         finally:
             store.let_go()
+
+    def ending(self, trace: Trace) -> Callable[[], Generator[Points, Values, End | None]]:
+        """What is asked after each step: why the search is over before its budget is. It may evaluate points."""
+        return _goes_on
 
     def run_at(self, x: Flat, problem: Problem) -> Run[Any]:
         """A run that starts at x."""
@@ -82,6 +88,11 @@ class OfMenu:
                 f"'zo_sgd', or a set: methods.zo_prox(sets.Box(low, high))"
             )
         return replace(self.method, rule=Proximal(Box(problem.lower, problem.upper)))
+
+
+def _goes_on() -> Generator[Points, Values, End | None]:
+    yield from ()
+    return None
 
 
 def _points(store: ArrayStore, queries: Sequence[Query]) -> Points:

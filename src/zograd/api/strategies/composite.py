@@ -1,0 +1,126 @@
+"""f + r with a penalty r that a proximal map takes exactly: which method, and when it has ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from zograd.api.ending import End, Ending
+from zograd.api.strategies.auto import Auto
+from zograd.api.strategies.base import Points, Routine, Trace, Values, points
+from zograd.api.strategies.of_menu import OfMenu
+from zograd.api.variables import Flat, Variables
+from zograd.core.sums import Sum
+from zograd.methods import fd_fista, zo_prox
+from zograd.methods.proximal import MOST
+from zograd.sets import Penalty
+
+STILL = 1e-10
+"""A relative gain below which f + r stands still."""
+
+STEPS = 10
+"""Steps between two looks at f + r, at one evaluation each."""
+
+LOOKS = 3
+"""Looks in a row that have to show no gain, for an accelerated method falls by waves."""
+
+
+@dataclass(frozen=True)
+class UntilStill(OfMenu):
+    """A method of the menu on values that repeat, until f + r at x has not fallen in `LOOKS` times `STEPS` steps."""
+
+    penalty: Any = None
+
+    def ending(self, trace: Trace) -> Callable[[], Generator[Points, Values, End | None]]:
+        value = valued(self.penalty, trace.problem.variables)
+        best, looks = math.inf, 0
+
+        def ended() -> Generator[Points, Values, End | None]:
+            nonlocal best, looks
+            if trace.steps % STEPS or trace.left < 1:
+                return None
+            x = trace.position().copy()
+            f = (yield points([x]))[0] + value(x)
+            gained = best - f > STILL * abs(f)
+            best, looks = min(best, f), 0 if gained else looks + 1
+            if looks < LOOKS:
+                return None
+            trace.stationary = True
+            return End(Ending.ITSELF, f"f + penalty has not fallen in {LOOKS * STEPS} steps")
+
+        return ended
+
+
+@dataclass(frozen=True)
+class AutoPenalized(Auto):
+    """The rule of `Auto` for f + r. f alone is evaluated, and its steps are followed by the proximal map of r.
+
+    Values repeat, d <= 1000 and the budget is at least 4 (d + 1): `fd_fista`, FISTA on forward differences. Otherwise
+    `zo_prox`, two-point steps with a rate and a radius that are measured.
+    """
+
+    penalty: Any = None
+
+    def without_noise(self, trace: Trace, a_variable: str) -> Routine:
+        d = trace.problem.dim
+        if d > MOST or trace.problem.budget < 4 * (d + 1):
+            trace.reason = f"values repeat, and {a_variable}, too few for finite differences"
+            return (yield from self.two_point(trace))
+        trace.reason = f"values repeat, {a_variable}, and the penalty has a proximal map"
+        return (yield from self.checked(trace, UntilStill(fd_fista(self.penalty), penalty=self.penalty)))
+
+    def in_noise(self, trace: Trace, why: str) -> Routine:
+        trace.reason = f"{why}, and the penalty has a proximal map"
+        return (yield from self.two_point(trace))
+
+    def two_point(self, trace: Trace) -> Routine:
+        trace.fun = None
+        return (yield from OfMenu(zo_prox(self.penalty, lr="auto", mu="auto", n=PAIRS))(trace))
+
+
+PAIRS = 8
+"""Pairs in a step of `zo_prox`."""
+
+
+def valued(penalty: Any, variables: Variables) -> Any:
+    """r as a function of the flat x: the sum over the arrays of x0, each as the rows of a matrix where r is of rows."""
+
+    def value(x: Flat) -> float:
+        total, start = Sum(), 0
+        for shape, size in zip(variables.shapes, variables.sizes, strict=True):
+            part = torch.from_numpy(np.ascontiguousarray(x[start : start + size]))
+            rows = shape[0] if len(shape) > 1 else size
+            penalty.add_value(total, part.view(rows, -1) if penalty.unit == "row" else part)
+            start += size
+        return float(total.value)
+
+    return value
+
+
+def penalized(penalty: Any, method: Any) -> Any:
+    """The strategy for f + penalty. TypeError or ValueError says what else to pass."""
+    name = type(penalty).__name__
+    if isinstance(penalty, type):
+        raise TypeError(f"penalty={penalty.__name__} is a class; make one of it, such as sets.L1(0.01)")
+    if not isinstance(penalty, Penalty):
+        raise TypeError(
+            f"penalty={name}(...) is none whose value zograd knows; pass sets.L1(weight) or sets.GroupL2(weight). A "
+            f"set goes into constraints=, and a map of your own into method=methods.zo_prox(map)"
+        )
+    if method == "auto":
+        return AutoPenalized(penalty)
+    made = {"fd_fista": fd_fista, "zo_prox": zo_prox}.get(method) if isinstance(method, str) else None
+    if made is None:
+        given = repr(method) if isinstance(method, str) else getattr(method, "name", type(method).__name__)
+        raise TypeError(
+            f"penalty= goes with method 'auto', 'fd_fista' or 'zo_prox', and not with {given}; a method that is made "
+            f"has its penalty inside: methods.zo_prox({name}(...), lr='auto')"
+        )
+    if made is fd_fista:
+        return UntilStill(fd_fista(penalty), penalty=penalty)
+    return OfMenu(zo_prox(penalty, lr="auto", mu="auto", n=PAIRS))
