@@ -25,6 +25,7 @@ from zograd.estimators import (
     Coordinates,
     Curved,
     Forward,
+    ForwardOrCentral,
     LooplessSVRG,
     Mirrored,
     OneSided,
@@ -137,6 +138,7 @@ def slope_of(f, x: np.ndarray) -> np.ndarray:
 
 SECOND_ORDER = (
     *(Central(1), Central(3), Central(1, clip=1e9), Forward(1), Forward(2), OneSided(2), OneSided(4), Curved(1)),
+    *(ForwardOrCentral(1), ForwardOrCentral(3)),
     *(ProbeWeighted(2, alpha=0.0), Recentred(1), Recentred(2, "tracker"), SVRG(1), LooplessSVRG(1)),
 )
 DIFFERENCES = (*SECOND_ORDER, Richardson(1), Richardson(2))

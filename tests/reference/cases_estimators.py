@@ -12,6 +12,7 @@ from zograd.estimators import (
     Coordinates,
     Curved,
     Forward,
+    ForwardOrCentral,
     Geometric,
     LooplessSVRG,
     Mirrored,
@@ -56,6 +57,7 @@ CASES = [
 ESTIMATORS = (
     Central(3),
     Forward(3),
+    ForwardOrCentral(3),
     OneSided(4),
     Ranked(5),
     Curved(3),

@@ -64,7 +64,12 @@ class Minimization:
         at_start = self.values(points([problem.x0] * self.repeats), kind=Kind.START) if self.repeats else []
         search = Search(self.strategy, problem, problem.budget - self.repeats * whole - whole, at_start or ())
         finite = [f for f in at_start or () if math.isfinite(f)]
-        if self.stopped is None and self.goal is not None and finite and self.at(problem.x0, _mean(finite)) <= self.goal:
+        if (
+            self.stopped is None
+            and self.goal is not None
+            and finite
+            and self.at(problem.x0, _mean(finite)) <= self.goal
+        ):
             rows = self.objective.rows
             if rows is None or rows.hold(min(finite)):
                 self.stopped = End(Ending.START)
@@ -189,12 +194,13 @@ class Minimization:
 
     def at_result(self, x: Flat, left: int) -> float | None:
         """f at the result, evaluated again where it fails and the budget has some left; None where f ends the run."""
+        value = math.nan
         for _ in range(1 + min(AGAIN, left)):
             if (values := self.values(points([x]), kind=Kind.FINAL)) is None:
                 return None
-            if math.isfinite(values[0]):
+            if math.isfinite(value := values[0]):
                 break
-        return values[0]
+        return value
 
     def result(self, search: Search) -> Result:
         trace, objective = search.trace, self.objective
@@ -224,7 +230,9 @@ class Minimization:
             if why is None and end.used_up and not trace.stationary:
                 noise = self.noise(trace)
                 noise = noise if math.isfinite(noise) else 0.0
-                why = unfinished(trace.method, search.tape, _mean(trace.values_at_start), final - self.at(x, 0.0), noise, words=words)
+                why = unfinished(
+                    trace.method, search.tape, _mean(trace.values_at_start), final - self.at(x, 0.0), noise, words=words
+                )
             if end.kind is Ending.FAILURES and ended is final:
                 why = None  # it says so itself
         message, status = concluded(end, why)

@@ -36,7 +36,8 @@ class _Ends(Exception):
 class Objective:
     """Calls f(x, *args), with a finite sum f(x, rows, *args), with data f(x, batch, *args), and keeps count.
 
-    penalty: r, where f + r is minimized: `values` are those of f, `best` has r added. rows: constraints; then values are `Evaluated`, and `best` is the lowest one at which all of them hold.
+    penalty: r, where f + r is minimized: `values` are those of f, `best` has r added.
+    rows: constraints; then values are `Evaluated`, and `best` is the lowest one at which all of them hold.
     sign: -1 where f is to be maximized; values are those of sign * f. on_error: what an exception of f does, see
     `minimize`. nfev: evaluations so far, in terms of a finite sum. nfail: those that were not finite. last_failure:
     what the last one was. best: (value, x) of the lowest finite value seen; x is None above `LARGE` variables.

@@ -74,6 +74,11 @@ class Estimator(Part, ABC, Generic[A]):
         return False
 
     @declared
+    def one_sided(self) -> bool:
+        """Whether it takes f(x + mu v) - f(x), of which curvature is a part that a smaller mu makes smaller."""
+        return False
+
+    @declared
     def replays(self) -> bool:
         """Whether the record of a step gives its move back: all of its numbers come from seeds and scalars."""
         return True
@@ -106,6 +111,10 @@ class Wrapper(Estimator[A]):
     @property
     def n(self) -> int:
         return self.inner.n
+
+    @property
+    def one_sided(self) -> bool:
+        return self.inner.one_sided
 
     @property
     def replays(self) -> bool:

@@ -114,6 +114,7 @@ class Forward(Estimator[None]):
 
     n: int = 1
 
+    one_sided: ClassVar[bool] = True
     takes_failures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -145,11 +146,13 @@ class ForwardOrCentral(Estimator[None]):
     direction is taken to both sides, since that costs no more.
 
     It takes differences to both sides where f(x) is to be evaluated twice (`Ask.repeats`): in the first steps, when
-    values of f(x) have differed, and now and then. Without a controller that measures, it is `Forward`.
+    values of f(x) have differed, where curvature or kinks are most of a one-sided slope, and now and then. Without a
+    controller that measures, it is `Forward`.
     """
 
     n: int = 4
 
+    one_sided: ClassVar[bool] = True
     takes_failures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -186,6 +189,7 @@ class OneSided(Estimator[Spread]):
 
     n: int = 8
 
+    one_sided: ClassVar[bool] = True
     takes_failures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -78,7 +78,8 @@ class Levels(Measured[A]):
             if chance:
                 values[failed[0]] = told[-1]
             values += told
-        meters = _meters(values, here, completed, sides, ask.mu) | ({"chance": 1.0} if chance else {})
+        meters = _meters(values, here, completed, sides, ask.mu)
+        meters |= ({"chance": 1.0} if chance else {}) | ({"one_sided": 1.0} if self.inner.one_sided else {})
         one_sided = _one_sided(values, here, pairs, [*queries], ask.mu)
         outside = [values[i] for i in here if not math.isfinite(values[i])]
         estimate = yield from _rest(routine, values[: len(queries)])
@@ -143,7 +144,7 @@ def _meters(
             meters["repeat2"] = _variance(center)
         if sides and had:
             slopes = [(f[i] - f0) / mu for i in sides if math.isfinite(f[i])]
-            meters |= {"slope2": mean([s * s for s in slopes]), "level": f0, "one_sided": 1.0}
+            meters |= {"slope2": mean([s * s for s in slopes]), "level": f0}
         if fine:
             second = [(plus - 2 * f0 + minus) / (mu * mu) for plus, minus in fine]
             meters |= {"trace": mean(second), "curvature2": mean([c * c for c in second])}
@@ -176,8 +177,20 @@ KEPT = 12
 """Variances that are remembered."""
 
 
+BENT = 0.5
+"""The share of the slopes above which mu v^T H v / 2 spoils one-sided ones."""
+
+CENTRAL = 32
+"""Steps for which differences are then taken to both sides."""
+
+
 def sense_noise(state: State, meters: Mapping[str, float]) -> None:
-    """Remember the variance of repeated values, and whether failures come and go."""
+    """Remember the variance of repeated values, whether failures come and go, and whether one-sided slopes are bad."""
+    if {"trace", "slope2", "mu"} <= meters.keys():
+        bend = meters["mu"] * abs(meters["trace"]) / 2
+        if "one_sided" in meters and bend > BENT * math.sqrt(meters["slope2"]):
+            state["bent"] = CENTRAL + 1
+    state["bent"] = max(state.get("bent", 0) - 1, 0)
     if "chance" in meters:
         state["chance"] = True
     if "repeat2" in meters:
@@ -199,6 +212,7 @@ def noise_sd(state: State) -> float:
 
 
 def repeats_wanted(state: State, step: int, again: int = 32) -> int:
-    """How often f(x) is to be evaluated: twice at first and while the values differ, then twice once in `again`."""
+    """How often f(x) is to be evaluated: twice at first, while the values differ, where one-sided slopes are bad, and
+    once in `again` steps."""
     seen: list[Any] = state["repeats"]
-    return 2 if len(seen) < 2 or any(seen) or step % again == 0 else 1
+    return 2 if len(seen) < 2 or any(seen) or state.get("bent") or step % again == 0 else 1

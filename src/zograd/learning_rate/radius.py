@@ -27,7 +27,7 @@ EQUAL = 0.25
 BLOCKED = 4
 """Steps in a row without a way down, after which probes are shortened."""
 
-BENT = 0.25
+SHARE = 0.25
 """The share of one-sided slopes that may be curvature."""
 
 EPS = sys.float_info.epsilon
@@ -55,7 +55,8 @@ class AutoRadius(Controller):
         is evaluated twice on measuring steps.
         f repeats: 2 mu where more than a quarter of the values are the number f(x), the sign of a staircase (Moré and
         Wild 2011, "Estimating computational noise", take half), and never below again; mu / 2 where it exceeds the
-        trust radius, or where no pair is finite and none has a finite point that lies lower; 8 mu where the second
+        trust radius, or where no pair is finite and none has a finite point that lies lower, or where f(x + mu v) -
+        f(x) is taken and mu T / 2, its part that is curvature, exceeds a quarter of the slopes; 8 mu where the second
         differences are lost in rounding and the trust radius allows it. f(x) is evaluated twice once in 32 steps.
 
     Failures that come and go, since a point that failed has a value when it is evaluated again, are no edge of where f
@@ -101,6 +102,7 @@ class AutoRadius(Controller):
             "repeats": [],
             "equal": 0.0,
             "stairs": 0.0,
+            "bend": math.inf,
         }
 
     def rate(self, state: State, step: int, q: int = 1, beta: float = 0.0, unit: float = 1.0) -> float:
@@ -190,15 +192,18 @@ class AutoRadius(Controller):
             keep = state["curved"][-max(len(state["curved"]) // 2, 2) :]
             state["curved"] = keep if sd > 0 else []
 
-
     @staticmethod
     def _bends(state: State, meters: Mapping[str, float], here: float) -> bool:
-        """Whether curvature is a large part of one-sided slopes, and is still seen at half of this radius."""
+        """Whether curvature is a large part of one-sided slopes, and a smaller radius helps: it would be seen there,
+        and it is no larger than at the last radius, as that of a kink is."""
         mu = meters["mu"]
         trace, second = (mean(column) for column in zip(*state["curved"], strict=True))
-        error = math.sqrt(max(second - trace * trace, 0.0) / len(state["curved"]))
-        seen = mu * mu * trace > 2**12 * EPS * here and trace > 2 * error
-        return bool(seen and mu * trace / 2 > BENT * math.sqrt(meters["slope2"]))
+        spread = math.sqrt(max(second - trace * trace, 0.0))
+        seen = mu * mu * trace > 2**12 * EPS * here and trace > spread
+        if not (seen and mu * trace / 2 > SHARE * math.sqrt(meters["slope2"])) or trace > 1.5 * state["bend"]:
+            return False
+        state["bend"] = float(trace)
+        return True
 
 
 def as_radius(value: Any) -> Any:

@@ -4,7 +4,8 @@
     the menu itself, `ZOOptimizer("name")`  the paper's, for all weights of a           the menu's
                                             language model
     `minimize`, `AskTell` with a name       `TrustRate()` where estimator and rule      "auto"
-                                            allow it, with `pairs(dim)` pairs a step
+                                            allow it, with `pairs(dim)` directions a
+                                            step; `zo_sgd` with central="auto"
                                             otherwise "auto", or `BLACK_BOX_LR`         the menu's
     `zograd train`, full weights            the menu's                                  the menu's
     `zograd train --train lora`             the menu's times `LORA.lr`                  `LORA.mu`
@@ -38,10 +39,10 @@ BUDGET = 15_000
 
 
 def pairs(dim: int) -> int:
-    """Pairs a step where the menu has one and the rate is measured.
+    """Directions a step where the menu has one and the rate is measured.
 
-    Several pairs average the noise of an estimate and of the measured rate. Above `LARGE` numbers, a step that moves
-    all of them costs as much as its evaluations, and one pair is as good for each evaluation.
+    Several average the noise of an estimate and of the measured rate. Above `LARGE` numbers, a step that moves
+    all of them costs as much as its evaluations, and one pair is as good for each evaluation by central differences.
     """
     return 1 if dim > LARGE else 8 if dim >= 50 else 4
 

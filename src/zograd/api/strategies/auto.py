@@ -36,7 +36,7 @@ class Auto:
        evaluations and then after each doubling, since a start can be free of a noise that is elsewhere.
     2. Values repeat and the budget is at least 4 (d + 1): L-BFGS-B on finite differences until it ends. Then, if a
        budget was given, CMA-ES with the rest, from the best point.
-    3. They repeat, and the budget is smaller: the two-point method of the menu.
+    3. They repeat, and the budget is smaller: the two-point method of the menu, on forward differences.
     4. They do not repeat, or steps have batches or seeds of their own, d <= 1000: CMA-ES, separable above 200
        variables. With fewer than 50 evaluations a variable it is separable, too, and within bounds it begins with a
        quarter of the spread.

@@ -12,7 +12,7 @@ import torch
 
 from zograd.api.ending import End, Ending
 from zograd.api.strategies.auto import Auto
-from zograd.api.strategies.base import Points, Routine, Trace, Values, points
+from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.api.variables import Flat, Variables
 from zograd.core.sums import Sum
@@ -87,7 +87,7 @@ PAIRS = 8
 """Pairs in a step of `zo_prox`."""
 
 
-def valued(penalty: Any, variables: Variables) -> Any:
+def valued(penalty: Any, variables: Variables) -> Callable[[Flat], float]:
     """r as a function of the flat x: the sum over the arrays of x0, each as the rows of a matrix where r is of rows."""
 
     def value(x: Flat) -> float:
@@ -102,7 +102,7 @@ def valued(penalty: Any, variables: Variables) -> Any:
     return value
 
 
-def penalized(penalty: Any, method: Any) -> Any:
+def penalized(penalty: Any, method: Any) -> Strategy:
     """The strategy for f + penalty. TypeError or ValueError says what else to pass."""
     name = type(penalty).__name__
     if isinstance(penalty, type):
@@ -112,8 +112,9 @@ def penalized(penalty: Any, method: Any) -> Any:
             f"penalty={name}(...) is none whose value zograd knows; pass sets.L1(weight) or sets.GroupL2(weight). A "
             f"set goes into constraints=, and a map of your own into method=methods.zo_prox(map)"
         )
+    prox: Any = penalty
     if method == "auto":
-        return AutoPenalized(penalty)
+        return AutoPenalized(prox)
     made = {"fd_fista": fd_fista, "zo_prox": zo_prox}.get(method) if isinstance(method, str) else None
     if made is None:
         given = repr(method) if isinstance(method, str) else getattr(method, "name", type(method).__name__)
@@ -122,5 +123,5 @@ def penalized(penalty: Any, method: Any) -> Any:
             f"has its penalty inside: methods.zo_prox({name}(...), lr='auto')"
         )
     if made is fd_fista:
-        return UntilStill(fd_fista(penalty), penalty=penalty)
-    return OfMenu(zo_prox(penalty, lr="auto", mu="auto", n=PAIRS))
+        return UntilStill(fd_fista(prox), penalty=prox)
+    return OfMenu(zo_prox(prox, lr="auto", mu="auto", n=PAIRS))
