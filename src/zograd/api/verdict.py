@@ -26,7 +26,7 @@ UNBOUNDED = 1e30
 """A function that falls below minus this has no minimum."""
 
 ROUNDING = 1e-12
-"""Relative rise of f that is none."""
+"""Relative rise or fall of f that is none."""
 
 HARDLY = 1e-4
 """A drop below this share of f is next to nothing."""
@@ -141,7 +141,7 @@ def _failure(
         if not (down or up):
             return f"f did not {come} by more than its noise, {values}; pass a larger mu than {mu:.3g}, or {_or(words)}"
     else:
-        down, up = final < f0, final - f0 > ROUNDING * abs(f0)
+        down, up = f0 - final > ROUNDING * abs(f0), final - f0 > ROUNDING * abs(f0)
         if down and f0 - final < 0.01 * max(abs(f0), abs(final)) and _too_short(taken, f0 - final):
             lr = taken[-1].rates[0].lr
             return f"f hardly {came}, {values}: steps are too short; {_longer(method, lr)}"
