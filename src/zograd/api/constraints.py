@@ -266,7 +266,7 @@ def _block(one: Any, k: int, variables: Variables) -> _Block:
     raise TypeError(
         f"constraints holds a {type(one).__name__}; pass scipy.optimize.LinearConstraint or NonlinearConstraint, a "
         f"dict {{'type', 'fun'}}, zograd.Constraints(at_most=m, equal=p), or, alone, a set of zograd.sets; several "
-        f"sets are one sets.Intersection, and a penalty goes into method=methods.zo_prox(penalty)"
+        f"sets are one sets.Intersection, and a penalty goes into penalty="
     )
 
 

@@ -24,7 +24,7 @@ from zograd.laws import (
     TopScores,
     squared_weights,
 )
-from zograd.methods.menu import MU, LearningRate, Radius, entry
+from zograd.methods.menu import MU, LearningRate, Radius, differences, entry
 from zograd.rules import SGD, FactorMomentum, SubspaceMuon
 from zograd.stores import Leaf
 
@@ -222,7 +222,7 @@ def agzo(
     refresh: steps between two looks. central=True takes differences to both sides, for one more evaluation in a step
     that looks, n more in the others. The tape does not replay; a run goes on from its saved state.
     """
-    inner = Central(n) if central else Forward(n)
+    inner = differences(n, central)
     return Method(Watching(inner, refresh), OnLayerInputs(rank), SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 

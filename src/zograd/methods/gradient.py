@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from zograd.core.method import Method
-from zograd.estimators import Central, Forward, ForwardOrCentral, OneSided, Ranked, Spread
+from zograd.estimators import Central, OneSided, Ranked, Spread
 from zograd.estimators.ranked import Weights
 from zograd.laws import Gaussian, Law, Rademacher
-from zograd.methods.menu import MU, LearningRate, Queries, Radius, entry, inside
+from zograd.methods.menu import MU, LearningRate, Queries, Radius, Sides, differences, entry, inside
 from zograd.rules import SGD, Adafactor, Adam, FrankWolfe, Momentum, ReplayMomentum, Sign, SpreadSGD
 from zograd.rules.moments import Moments
 from zograd.sets import L1Ball, LinearMinimizer
@@ -25,7 +23,7 @@ def zo_sgd(
     lr: LearningRate = 1e-6,
     mu: Radius = MU,
     n: int = 1,
-    central: bool | Literal["auto"] = True,
+    central: Sides = True,
     law: Law = Rademacher(),
     weight_decay: float = 0.0,
 ) -> Method[None]:
@@ -34,8 +32,7 @@ def zo_sgd(
     central=False takes forward differences, (f(x + mu v_j) - f(x)) / mu, of n + 1 values in place of 2 n. "auto" takes
     them while f repeats and central ones in noise, which lr="auto" or mu="auto" measures.
     """
-    estimator = ForwardOrCentral(n) if central == "auto" else Central(n) if central else Forward(n)
-    return Method(estimator, law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
+    return Method(differences(n, central), law, SGD(), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(

@@ -13,7 +13,7 @@ from zograd.core.method import Method
 from zograd.core.parts import concrete
 from zograd.core.schedules import Schedule
 from zograd.errors import UsageError
-from zograd.estimators import Estimator, Feasible
+from zograd.estimators import Central, Estimator, Feasible, Forward, ForwardOrCentral
 from zograd.laws import Law
 from zograd.learning_rate import AutoRadius, Controller
 
@@ -35,6 +35,8 @@ __all__ = [
 
 Queries: TypeAlias = Literal["relaxed", "feasible"]
 """Where a constrained method evaluates: anywhere within mu |v| of x, or inside of the set (`estimators.Feasible`)."""
+Sides: TypeAlias = bool | Literal["auto"]
+"""Of differences: True to both sides, False to one, "auto" to one while f repeats."""
 Needs: TypeAlias = Literal["values", "blocks", "layers"]
 LearningRate: TypeAlias = float | Controller | Literal["auto"]
 Radius: TypeAlias = float | Schedule | AutoRadius | Literal["auto"]
@@ -187,6 +189,11 @@ def describe(name: str) -> dict[str, Any]:
         "slots": sorted(method.slots),
         "source": item.source,
     }
+
+
+def differences(n: int, central: Sides) -> Estimator[None]:
+    """Central differences, forward ones, or ("auto") forward ones while f repeats."""
+    return ForwardOrCentral(n) if central == "auto" else Central(n) if central else Forward(n)
 
 
 def inside(queries: Queries, estimator: Estimator[Any], set: Any) -> Estimator[Any]:

@@ -22,7 +22,7 @@ from zograd.estimators import (
 from zograd.estimators.base import Estimator
 from zograd.estimators.simulated import Anneal
 from zograd.laws import Gaussian, Law, Rademacher
-from zograd.methods.menu import MU, LearningRate, Queries, Radius, entry, inside
+from zograd.methods.menu import MU, LearningRate, Queries, Radius, Sides, differences, entry, inside
 from zograd.rules import (
     SGD,
     AdaMU,
@@ -204,14 +204,15 @@ def zo_prox(
     mu: Radius = MU,
     n: int = 1,
     queries: Queries = "relaxed",
+    central: Sides = True,
     law: Law = Rademacher(),
     weight_decay: float = 0.0,
 ) -> Method[None]:
     """Proximal descent: `prox` is a penalty or a set of `zograd.sets`. The loss that is evaluated is f alone; probes
     may leave a set by mu |v|, or with queries="feasible" never do (`estimators.Feasible`), from a start in it.
-    lr="auto" stays below the edge of stability of f."""
-    rule = Proximal(prox)
-    return Method(inside(queries, Central(n), prox), law, rule, mu=mu, lr=lr, weight_decay=weight_decay)
+    lr="auto" stays below the edge of stability of f. central is as in `zo_sgd`."""
+    estimator = inside(queries, differences(n, central), prox)
+    return Method(estimator, law, Proximal(prox), mu=mu, lr=lr, weight_decay=weight_decay)
 
 
 @entry(

@@ -29,6 +29,9 @@ STEPS = 10
 LOOKS = 3
 """Looks in a row that have to show no gain, for an accelerated method falls by waves."""
 
+DIRECTIONS = 8
+"""Directions in a step of `zo_prox`."""
+
 
 @dataclass(frozen=True)
 class UntilStill(OfMenu):
@@ -80,11 +83,12 @@ class AutoPenalized(Auto):
 
     def two_point(self, trace: Trace) -> Routine:
         trace.fun = None
-        return (yield from OfMenu(zo_prox(self.penalty, lr="auto", mu="auto", n=PAIRS))(trace))
+        return (yield from proximal(self.penalty)(trace))
 
 
-PAIRS = 8
-"""Pairs in a step of `zo_prox`."""
+def proximal(penalty: Any) -> OfMenu:
+    """`zo_prox` with a rate and a radius that are measured."""
+    return OfMenu(zo_prox(penalty, lr="auto", mu="auto", n=DIRECTIONS, central="auto"))
 
 
 def valued(penalty: Any, variables: Variables) -> Callable[[Flat], float]:
@@ -124,4 +128,4 @@ def penalized(penalty: Any, method: Any) -> Strategy:
         )
     if made is fd_fista:
         return UntilStill(fd_fista(prox), penalty=prox)
-    return OfMenu(zo_prox(prox, lr="auto", mu="auto", n=PAIRS))
+    return proximal(prox)
