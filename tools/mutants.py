@@ -333,6 +333,20 @@ MUTANTS = (
         ("tests/core/test_success.py::test_a_runaway_is_no_success_and_a_rate_that_works_is_named",),
     ),
     Mutant(
+        "forward differences are taken in noise too",
+        "src/zograd/estimators/differences.py",
+        "if self.n == 1 or ask.repeats > 1 else",
+        "if self.n == 1 else",
+        ("tests/core/test_forward_or_central.py",),
+    ),
+    Mutant(
+        "the best point is the best without its penalty",
+        "src/zograd/api/objective.py",
+        "return value if self.penalty is None else value + self.penalty(points.make(i))",
+        "return value",
+        ("tests/api/test_penalty.py",),
+    ),
+    Mutant(
         "an answer counts before it is on the disk",
         "src/zograd/api/ask_tell.py",
         "            self.journal(answers)",

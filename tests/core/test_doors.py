@@ -240,7 +240,7 @@ def test_a_method_that_needs_a_setting_says_which() -> None:
 
 
 def test_unknown_settings_and_laws_name_the_known() -> None:
-    with pytest.raises(ValueError, match="zo_sgd has no setting 'beta'; it has lr, mu, n, central, law, weight_decay"):
+    with pytest.raises(ValueError, match="zo_sgd has no setting 'beta'; it has lr, mu, n, law, weight_decay, central"):
         methods.make("zo_sgd", beta=0.9)
     with pytest.raises(ValueError, match=r"no law .cauchy.; use one of .*gaussian.*, rademacher.*, sphere"):
         methods.make("zo_sgd", law="cauchy")

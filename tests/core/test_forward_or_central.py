@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,9 +12,11 @@ from zograd.api.variables import ArrayStore
 from zograd.core.query import Ask
 from zograd.core.vector import Vector
 from zograd.estimators import Central, Estimator, Forward, ForwardOrCentral
+from zograd.laws import Gaussian
 from zograd.learning_rate import AutoRadius, TrustRate
 from zograd.methods.defaults import black_box
 from zograd.problems.small import mlp_digits, quadratic
+from zograd.sets import L1Ball
 from zograd.spaces import Euclidean
 
 SPECTRUM = quadratic("quadratic-1000", 1 / np.arange(1.0, 1001.0))
@@ -134,3 +138,24 @@ def test_where_points_fail_the_others_count() -> None:
 
     r = minimize(f, np.zeros(60), "zo_sgd", budget=4000)
     assert r.fun < 1e-3
+
+
+@pytest.mark.parametrize("given", ["Auto", Gaussian()])
+def test_other_sides_are_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="central is True, False or 'auto', got"):
+        methods.zo_sgd(central=given)
+
+
+@pytest.mark.parametrize("central", [True, False, "auto"])
+def test_every_side_stays_in_a_set_that_is_to_be_kept(central: Any) -> None:
+    largest = 0.0
+
+    def f(x: np.ndarray) -> float:
+        nonlocal largest
+        largest = max(largest, float(np.abs(x).sum()))
+        return square(x)
+
+    method = methods.zo_prox(L1Ball(0.5), lr="auto", mu="auto", n=4, queries="feasible", central=central)
+    r = minimize(f, np.zeros(20), method, budget=800, seed=0)
+    assert largest <= 0.5 + 1e-12
+    assert r.best_fun < square(np.zeros(20)) - 0.9  # the least is 20 - 2 * 0.5 + 0.5^2 / 20

@@ -23,9 +23,9 @@ def zo_sgd(
     lr: LearningRate = 1e-6,
     mu: Radius = MU,
     n: int = 1,
-    central: Sides = True,
     law: Law = Rademacher(),
     weight_decay: float = 0.0,
+    central: Sides = True,
 ) -> Method[None]:
     """Two-point gradient descent with minimum-variance (Rademacher) directions, n averaged.
 

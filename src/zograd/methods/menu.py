@@ -192,7 +192,9 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def differences(n: int, central: Sides) -> Estimator[None]:
-    """Central differences, forward ones, or ("auto") forward ones while f repeats."""
+    """Central differences, forward ones, or ("auto") forward ones while f repeats. ValueError for anything else."""
+    if central not in (True, False, "auto"):
+        raise ValueError(f"central is True, False or 'auto', got {central!r}")
     return ForwardOrCentral(n) if central == "auto" else Central(n) if central else Forward(n)
 
 

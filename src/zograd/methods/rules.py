@@ -204,9 +204,9 @@ def zo_prox(
     mu: Radius = MU,
     n: int = 1,
     queries: Queries = "relaxed",
-    central: Sides = True,
     law: Law = Rademacher(),
     weight_decay: float = 0.0,
+    central: Sides = True,
 ) -> Method[None]:
     """Proximal descent: `prox` is a penalty or a set of `zograd.sets`. The loss that is evaluated is f alone; probes
     may leave a set by mu |v|, or with queries="feasible" never do (`estimators.Feasible`), from a start in it.
