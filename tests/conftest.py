@@ -31,6 +31,19 @@ def _few_threads() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _one_dtype() -> Iterator[None]:
+    """dtype "auto" is float32, as on most processors: those with matrix units would give other numbers."""
+    import torch
+
+    from zograd.llm.loading import models
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            patch.setattr(models, "fast_bfloat16", lambda: False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _no_full_collections() -> Iterator[None]:
     """What a worker has loaded stays out of garbage collections, of which each training run would make a full one.
 

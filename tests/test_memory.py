@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import zograd as zo
 from zograd.core.slots import PerRow
 from zograd.core.vector import Vector
 from zograd.runs import memory
-from zograd.runs.memory import Peak, available_bytes, resident_bytes
+from zograd.runs.memory import KERNELS, Peak, available_bytes, few_kernels, resident_bytes
 from zograd.stores.leaf import by_row
 
 MIB = 1 << 20
@@ -123,3 +124,40 @@ def test_slots_by_row_are_shown_by_element():
     assert list(block.slots) == ["each", "row"]
     assert len(block.slots) == 2
     assert by_row(torch.tensor([1.0, 2.0, 3.0]), 4, 3, 6).tolist() == [1.0, 2.0, 2.0]
+
+
+SHAPES = """
+import sys
+import torch
+from zograd.runs.memory import few_kernels, resident_bytes
+
+if sys.argv[1] == "few":
+    few_kernels()
+torch.set_num_threads(1)
+w, x = torch.ones(1024, 1024).bfloat16(), torch.ones(1000, 1024).bfloat16()
+with torch.no_grad():
+    x[:300] @ w.T
+    before = resident_bytes()
+    for n in range(320, 1000):
+        torch.nn.functional.linear(x[:n], w)
+print(resident_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="no matrix units for bfloat16")
+def test_kernels_of_shapes_that_do_not_come_again_are_dropped() -> None:
+    def left(kernels: str) -> int:
+        environment = {name: value for name, value in os.environ.items() if name not in KERNELS}
+        command = [sys.executable, "-c", SHAPES, kernels]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert left("few") < 0.6 * left("all")
+
+
+def test_a_number_of_kernels_that_was_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = KERNELS
+    monkeypatch.setenv(first, "7")
+    monkeypatch.setenv(second, "")
+    monkeypatch.delenv(second)
+    few_kernels()
+    assert (os.environ[first], os.environ[second]) == ("7", KERNELS[second])

@@ -27,6 +27,7 @@ from zograd.hf.optimizer import TrainerOptimizer
 from zograd.llm.loop import DivergenceError
 from zograd.llm.parts import without_cache
 from zograd.runs.errors import RunError
+from zograd.runs.memory import few_kernels
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -121,6 +122,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
     ) -> None:
         if method is not None and zo is not None:
             raise TypeError("method and zo are two names of one setting; give one of them")
+        few_kernels()
         check_method(zo if method is None else method)
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs)
         refuse_optimizers(given.arguments)

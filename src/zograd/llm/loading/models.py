@@ -20,6 +20,7 @@ from zograd.llm.loading.errors import DeviceError, ModelError, UnknownDtypeError
 from zograd.llm.loading.media import load_images, load_speech
 from zograd.llm.loading.structure import kind_named
 from zograd.llm.stages import Stages, importing
+from zograd.runs.memory import few_kernels
 
 DTYPES = {
     "float32": torch.float32,
@@ -103,6 +104,7 @@ def load(
     except ImportError as e:
         raise ModelError(extra("llm")) from e
     check_device(device)
+    few_kernels()
     path = resolve_model(name_or_path)
     kind = dtype_named(dtype) if isinstance(dtype, str) else dtype
     check_folder(path)

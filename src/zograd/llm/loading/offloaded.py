@@ -28,6 +28,7 @@ from zograd.llm.loading.models import dtype_named, silence
 from zograd.llm.loading.structure import blocks, plain_model
 from zograd.offload.mapped import MappedFile, Offloaded, Pages, write
 from zograd.offload.streamed import Streamed
+from zograd.runs.memory import few_kernels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,6 +103,7 @@ def load_model(folder: Path, dtype: torch.dtype, scratch: Path) -> tuple[PreTrai
         from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError as e:
         raise ModelError(extra("llm")) from e
+    few_kernels()
     silence()
     files = tensor_files(folder)
     try:
