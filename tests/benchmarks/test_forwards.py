@@ -63,3 +63,22 @@ def test_a_run_that_was_stopped_early_is_not_kept(
 
 def test_the_page_in_docs_is_that_of_the_file() -> None:
     assert forwards.PAGE.read_text(encoding="utf-8") == written(read(forwards.RESULTS))
+
+
+def test_a_rate_that_wins_short_runs_and_loses_whole_ones_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates of MeZO are compared over a fifth of the steps; the best one and the next lower one make whole runs."""
+    ran: list[tuple[float, int, int]] = []
+
+    def run(task: str, part: str, method: str, lr: float, seed: int, steps: int) -> Line:
+        ran.append((lr, seed, steps))
+        loss = abs(lr - (1e-3 if steps < 1500 else 3e-4))
+        return replace(line(method, lr, seed, 0.5, loss), part=part, steps=steps)
+
+    monkeypatch.setattr(forwards, "run", run)
+    out = tmp_path / "lines.jsonl"
+    measure(parts="four", methods="zo_sgd", seeds=2, out=str(out), progress=lambda text: None)
+    assert ran[:5] == [(lr, 0, 300) for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)]
+    assert ran[5:] == [(1e-3, 0, 1500), (3e-4, 0, 1500), (3e-4, 1, 1500)]
+    assert "| trec | four | `zo_sgd` | 0.0003 of 5 | 2 | 1,500 |" in written(read(out))
