@@ -120,6 +120,8 @@ AROUND = 560 << 20
 """Memory of a process on a CPU beside its model, as `benchmarks.plans` measures it."""
 AROUND_OFFLOADED = 430 << 20
 """The same where the weights stay on the disk: nothing of their size was ever allocated."""
+OF_KERNELS = 128 << 20
+"""What oneDNN keeps of compiled kernels for bfloat16 (`zograd.runs.memory.few_kernels`): 60 to 250 MiB were measured."""
 
 
 def plan(
@@ -155,8 +157,9 @@ def plan(
     unknown), `fits`, and `advice`: sentences that say what would fit if this does not. Figures do not include the
     memory of Python and torch, but for `process_peak_bytes`: the peak of the whole process (None on a GPU).
 
-    Accuracy: for a 135M model, `process_peak_bytes` is within 10 % of what the operating system measures
-    (`benchmarks.plans`), and the part of a measured peak above the weights within 30 %, plus 16 MiB.
+    Accuracy: for a 135M model in float32, `process_peak_bytes` is within 10 % of what the operating system measures
+    (`benchmarks.plans`), and the part of a measured peak above the weights within 30 %, plus 16 MiB. While a file of
+    another dtype is loaded, its mapped pages count too, which the system takes back when it needs them.
     Cost: seconds, most of them for importing transformers.
     Raises ModelError for a model without a readable configuration, one that reads no text, and a selection that matches
     nothing, ValueError for a method that is not on the menu and for more tokens than the model takes.
@@ -195,6 +198,7 @@ def plan(
     available = available_bytes(device)
     fits = None if available is None else answer["method_peak_bytes"] <= available
     around = AROUND_OFFLOADED if offload else AROUND
+    around += OF_KERNELS if question.dtype == torch.bfloat16 else 0
     whole = answer["method_peak_bytes"] + around if torch.device(device).type == "cpu" else None
     return {
         **answer,
