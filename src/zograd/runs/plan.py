@@ -121,7 +121,7 @@ AROUND = 560 << 20
 AROUND_OFFLOADED = 430 << 20
 """The same where the weights stay on the disk: nothing of their size was ever allocated."""
 OF_KERNELS = 128 << 20
-"""What oneDNN keeps of compiled kernels for bfloat16 (`zograd.runs.memory.few_kernels`): 60 to 250 MiB were measured."""
+"""What oneDNN keeps of compiled kernels for bfloat16 (`zograd.runs.memory.few_kernels`): 60 to 250 MiB here."""
 
 
 def plan(
