@@ -21,7 +21,7 @@ from tests.turns import in_turn
 from zograd import AskTell, Method, ZOOptimizer, methods, minimize
 from zograd.core.query import Estimate, Query
 from zograd.core.run import Run
-from zograd.core.schedules import cosine, linear
+from zograd.core.schedules import Schedule, cosine, linear
 from zograd.core.vector import Noise, Slot, Vector
 from zograd.estimators import Central, Estimator
 from zograd.laws import Rademacher, Sphere
@@ -611,6 +611,24 @@ def test_steps_that_vanish_are_told_once(rounding: str, dtype: torch.dtype) -> N
         warnings.simplefilter("error")
         for _ in range(3):
             opt.step(f)
+
+
+@pytest.mark.parametrize(("lr", "warned"), [(2.0**-7, 0), (1e-6, 1)])
+def test_short_steps_of_a_warm_up_and_of_the_end_are_meant(lr: float, warned: int) -> None:
+    """Where the largest rate of a schedule moves many of the weights, no step is told; otherwise those at that rate."""
+    w = nn.Parameter(torch.full((64, 64), 1.0, dtype=torch.bfloat16))
+    schedule = Schedule(lr, "cosine", total=40, warmup=20, end=0.01)
+    opt = ZOOptimizer([w], methods.zo_sgd(lr=schedule, mu=2.0**-6, n=8))
+    told, moved = [], []
+    for step in range(40):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            opt.step(lambda: w.double().mean() * 64)
+        told += [step] * len(caught)
+        moved.append(opt.last.moved)
+    assert len(told) == warned
+    assert all(schedule(step) >= lr / 2 for step in told)
+    assert min(moved) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

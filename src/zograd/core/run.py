@@ -80,6 +80,7 @@ class Run(Generic[A]):
         """The radius of its probes."""
         self._answers: list[list[float]] = []
         self._asked = 0
+        self._highest = 0.0
         new = store.require(method.slots)
         for part in method.parts:
             if new & part.slots.keys() or not part.slots:  # without slots: at every start
@@ -254,7 +255,13 @@ class Run(Generic[A]):
             return 1.0
         iterate = self.store.iterate(rates, partial(keys.of_step, self.seed, step, OfStep.ROUNDING))
         self.method.rule.apply(iterate, estimate, self.state)
-        return self.store.health(iterate, warn=not is_flat(estimate.vector))
+        return self.store.health(iterate, warn=self._is_high(rates[0].lr) and not is_flat(estimate.vector))
+
+    def _is_high(self, lr: float) -> bool:
+        """Whether a rate is not one of a warm-up, or of the end of a schedule: there, short steps are meant."""
+        peak = self.method.controller.peak
+        self._highest = max(self._highest, lr)
+        return lr >= (peak if math.isfinite(peak) else self._highest) / 2
 
     def _count(self, record: Record) -> None:
         self.step_number = record.step + 1

@@ -113,7 +113,7 @@ class Store:
         self.seen: set[int] = set()
         self.pointed: set[int] = set()
         self._scratch: dict[tuple[torch.dtype, torch.device, int], Tensor] = {}
-        self._warned_small = False
+        self._warned_small, self._most_moved = False, 0.0
         self.require(self.space.slots)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -411,7 +411,7 @@ class Store:
     def health(self, iterate: Iterate, *, warn: bool = True) -> float:
         """Fraction of the weights whose bits the step changed; warns once when steps vanish below the spacing.
 
-        warn: False for a step of length 0, whose points all had the same value.
+        warn: False for a step that is meant to be short, or of length 0, whose points all had the same value.
         Where moves are deferred: of the last step that is made at every leaf (0 before there is one).
         """
         complete = self.deferred.complete(iterate)
@@ -419,7 +419,8 @@ class Store:
             return 0.0
         iterate = complete
         fraction = iterate.counted() / self._held
-        if not warn or self._warned_small or not iterate.moved or fraction >= 0.02:
+        self._most_moved = max(self._most_moved, fraction)  # one step may be short by chance
+        if not warn or self._warned_small or not iterate.moved or self._most_moved >= 0.02:
             return fraction
         rounded = sum(leaf.numel for leaf in self.leaves if leaf.dtype in HALF and leaf.low is None)
         if not rounded or rounded < self.dim // 2:
