@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import zograd.llm.clock as clock_module
 import zograd.llm.loop as loop_module
 from zograd.cli import app
 from zograd.core.tape import Tape
 from zograd.distributed import Peers
-from zograd.llm.clock import Clock, about
+from zograd.llm.clock import Clock, Estimate, about
 from zograd.llm.recipe import chosen
 from zograd.llm.restore import fixed_settings, replay
 from zograd.llm.settings import NO_END, TrainSettings, parse
@@ -174,6 +175,28 @@ def test_the_time_is_estimated_before_the_first_step_and_after_three(
     assert said.count("steps in the 1 s that are left, counting forward passes alone") == 1
     train(settings(tiny_model, steps=6), tmp_path / "quiet", quiet=True)
     assert "steps" not in capsys.readouterr().err
+
+
+def test_steps_that_store_states_are_not_taken_for_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,000 examples in batches of 128, 29 of 30 blocks frozen: 8 steps of 6 s, and 92 of 0.2 s."""
+    scorer: Any = SimpleNamespace(prefix=object(), share=1 / 30, tokens=lambda batch: 600)
+    batches: Any = type("Some", (), {"examples": range(1000), "size": 128, "__getitem__": lambda self, step: []})()
+    run: Any = SimpleNamespace(step_number=0, most_evaluations=1)
+    s = TrainSettings.model_validate({**COMMON, "model": "m", "steps": 100})
+    estimate = Estimate(s, run, scorer, batches, 0.01, Clock(s, Peers(None)))
+    estimate.say_first(quiet=False)
+    assert "about 1 min 6 s for 100 steps" in capsys.readouterr().err  # 8 * 5.8 + 100 * 0.2
+
+    now, told = 0.0, []
+    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now)
+    bar: Any = SimpleNamespace(write=lambda text, file: told.append(text))
+    for step in range(100):
+        now += 6.0 if step < 8 else 0.2
+        run.step_number = step + 1
+        estimate.count(bar, quiet=False)
+    assert told == ["zograd: 0.2 s a step: about 18 s for 89 steps"]
 
 
 @pytest.mark.parametrize(

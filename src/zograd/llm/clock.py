@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PARTS = 1 << 20
 """The share of the time that has passed is rounded to one in so many parts."""
 MEASURED = 3
-"""Steps after which the time of a step is said."""
+"""Steps that are looked at; what is said is the time of all but the first."""
 
 
 class Clock:
@@ -60,39 +60,49 @@ class Clock:
 class Estimate:
     """Says how long a run will take: before the first step, and again when the time of a step is known.
 
+    The first steps also run the frozen blocks below, and store the states behind them (`Scorer.remember`).
+
     forward: the time of a forward pass, in seconds a token; None if it is unknown.
     """
 
-    def __init__(self, s: TrainSettings, run: Run[Any], scorer: Scorer, forward: float | None, clock: Clock) -> None:
-        self.s, self.run, self.scorer, self.forward, self.clock = s, run, scorer, forward, clock
+    def __init__(
+        self, s: TrainSettings, run: Run[Any], scorer: Scorer, batches: Batches, forward: float | None, clock: Clock
+    ) -> None:
+        self.s, self.run, self.scorer, self.batches = s, run, scorer, batches
+        self.forward, self.clock = forward, clock
+        self.storing = 0 if scorer.prefix is None else min(-(-len(batches.examples) // batches.size), self._left)
+        """Steps in which states are stored."""
+        self.first = 1 + (self.storing if self.storing < self._left / 2 else 0)
+        """The step from which on their time is measured."""
         self.taken, self.start = 0, 0.0
 
     @property
     def _left(self) -> int:
         return max(self.s.steps - self.run.step_number, 0)
 
-    def say_first(self, batches: Batches, quiet: bool) -> None:
+    def say_first(self, quiet: bool) -> None:
         """What the evaluation before the first step tells; moves and derivatives come on top."""
         if quiet or self.forward is None or not self._left or self.clock.over:
             return
-        seconds = self.forward * self.scorer.tokens(batches[self.run.step_number]) * self.run.most_evaluations
-        print(f"zograd: {self._length(seconds)}, counting forward passes alone", file=sys.stderr)
+        share, seconds = self.scorer.share, self.forward * self.scorer.tokens(self.batches[self.run.step_number])
+        length = self._length(share * seconds * self.run.most_evaluations, self.storing * (1 - share) * seconds)
+        print(f"zograd: {length}, counting forward passes alone", file=sys.stderr)
 
     def count(self, bar: tqdm[Any], quiet: bool) -> None:
-        """After a step; says how long the rest will take when `MEASURED` steps are taken."""
+        """After a step; says how long the rest will take when `MEASURED` of them are taken, behind those that store."""
         self.taken += 1
-        if self.taken == 1:
+        if self.taken == self.first:
             self.start = time.perf_counter()  # the first one also pays for what is made once
-        elif self.taken == MEASURED and self._left and not quiet:
+        elif self.taken == self.first + MEASURED - 1 and self._left and not quiet:
             seconds = (time.perf_counter() - self.start) / (MEASURED - 1)
             bar.write(f"zograd: {seconds:.2g} s a step: {self._length(seconds)}", file=sys.stderr)
 
-    def _length(self, step: float) -> str:
-        """How long the rest takes, or how many steps the time allows, where a step takes so many seconds."""
-        if self.clock.limit is None or step * self._left < self.clock.limit - self.clock.elapsed:
-            return f"about {about(step * self._left)} for {self._left:,} steps"
+    def _length(self, step: float, once: float = 0.0) -> str:
+        """How long the rest takes, or how many steps the time allows. step: seconds of each; once: beside them."""
+        if self.clock.limit is None or once + step * self._left < self.clock.limit - self.clock.elapsed:
+            return f"about {about(once + step * self._left)} for {self._left:,} steps"
         time_left = self.clock.limit - self.clock.elapsed
-        return f"about {max(1, round(time_left / step)):,} steps in the {about(time_left)} that are left"
+        return f"about {max(1, round((time_left - once) / step)):,} steps in the {about(time_left)} that are left"
 
 
 def about(seconds: float) -> str:

@@ -126,8 +126,8 @@ class Loop:
         self.began = start = time.perf_counter()
         tokens = 0
         self.clock.read(self.earlier)
-        estimate = Estimate(s, run, self.scorer, self.forward, self.clock)
-        estimate.say_first(self.batches, self.quiet)
+        estimate = Estimate(s, run, self.scorer, self.batches, self.forward, self.clock)
+        estimate.say_first(self.quiet)
         bar = tqdm(
             total=s.steps if s.steps < NO_END else None, initial=run.step_number, desc=run.method.name, unit="step",
             file=sys.stderr, disable=self.quiet, dynamic_ncols=True, smoothing=0.1,

@@ -418,6 +418,11 @@ class Scorer:
         if self.prefix is not None:
             self._store([s for e in examples for s in self.encode(e)], progress)
 
+    @property
+    def share(self) -> float:
+        """The part of the blocks that a forward runs where the states in front of them are stored; 1 without such."""
+        return 1.0 if self.prefix is None else 1 - self.prefix.below / len(loading.blocks(self.base))
+
     def unknown(self, examples: Sequence[Example]) -> int:
         """How many sequences `remember` would run forward for these examples."""
         if self.prefix is None:
@@ -711,10 +716,7 @@ class Scorer:
         """Store the states of a part of an evaluation; what `progress` was told of it: its share in the forwards."""
         told = 0.0
         if self.prefix is not None and progress is not None:
-            below, sequences = (
-                self.prefix.below / len(loading.blocks(self.base)),
-                sum(len(self.encode(e)) for e in part),
-            )
+            below, sequences = 1 - self.share, sum(len(self.encode(e)) for e in part)
 
             def tell(count: float) -> None:
                 nonlocal told
