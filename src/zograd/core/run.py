@@ -259,7 +259,7 @@ class Run(Generic[A]):
 
     def _is_high(self, lr: float) -> bool:
         """Whether a rate is not one of a warm-up, or of the end of a schedule: there, short steps are meant."""
-        peak = self.method.controller.peak
+        peak = self.method.controller.peak or 0.0  # a controller of a user may not know it
         self._highest = max(self._highest, lr)
         return lr >= (peak if math.isfinite(peak) else self._highest) / 2
 
