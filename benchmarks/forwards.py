@@ -58,7 +58,7 @@ EVALUATIONS = 60
 
 RACE = 5
 """Of parts other than `last`, MeZO's rates are compared by runs of a fifth of its steps, which take minutes each. The
-best one of them and the next lower one then make whole runs, since longer runs bear no larger rate."""
+best one and the next lower one then make whole runs: a rate that wins a short run may diverge in a long one."""
 
 _OF_BLOCKS = {
     "last": (1e-3, 2e-3), "four": (3e-4, 1e-3), "all": (1e-4, 2e-4), "lora": (1e-3, 3e-3), "packed": (3e-3, 1e-2),
@@ -187,7 +187,8 @@ def row(of: Group, rates: int, best: Sequence[Line], mezo: Sequence[Line]) -> st
     loss = statistics.mean(line.curve[-1][2] for line in best)
     steps = best[0].steps
     reaches = ""
-    if mezo and method != "zo_sgd":
+    raced = races(part, "zo_sgd") and mezo and 2 * mezo[0].steps < EVALUATIONS * steps  # its end is not known yet
+    if mezo and not raced and method != "zo_sgd":
         end = mean_curve(mezo)[-1][1]
         forwards = until(best, end)
         whole = mezo[0].steps * FORWARDS["zo_sgd"]
@@ -234,7 +235,8 @@ with signs. "lr" is the rate with the lowest loss at the end of seed 0, and of h
 except in `last`, runs of a fifth of its steps choose two rates: the best one, and the next lower one.
 "forwards" are forward passes of the trained blocks, where a backward counts for two. Accuracies are in percent, over
 the seeds their mean and range. "peak" is the peak of the process over that of inference. "MeZO's end after" are the
-forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one of ten evaluations. The task
+forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one of ten evaluations; empty where its
+rates have been compared, and no whole run has been made. The task
 `{COMPLETIONS}` is the second halves of the sentences of mr: there the perplexity of a token stands in place of the
 accuracy, and lower is better. `residual` is with `exact=0`; `residual+4` has the exact derivative of the last four
 blocks, and so on;

@@ -342,7 +342,7 @@ MUTANTS = (
     Mutant(
         "the best point is the best without its penalty",
         "src/zograd/api/objective.py",
-        "return value if self.penalty is None else value + self.penalty(points.make(i))",
+        "return value if self.penalty is None else value + self.penalty(x)",
         "return value",
         ("tests/api/test_penalty.py",),
     ),

@@ -68,7 +68,7 @@ class Minimization:
             self.stopped is None
             and self.goal is not None
             and finite
-            and self.at(problem.x0, _mean(finite)) <= self.goal
+            and self.objective.at(problem.x0, _mean(finite)) <= self.goal
         ):
             rows = self.objective.rows
             if rows is None or rows.hold(min(finite)):
@@ -147,7 +147,7 @@ class Minimization:
             record = search.tape[-1]
             progress = Progress(
                 x=self.problem.variables.shaped(self.problem.inside(search.x_copy)),
-                fun=self.sign * self.at(search.trace.position(), record.loss),
+                fun=self.sign * self.objective.at(search.trace.position(), record.loss),
                 nit=len(search.tape), nfev=objective.nfev, best_fun=self.sign * objective.best[0], record=record,
             )  # fmt: skip
             try:
@@ -164,11 +164,7 @@ class Minimization:
 
     def reached(self, search: Search, goal: float) -> bool:
         """Whether a value at the target is no luck: where values differ, the mean of a step has to reach it."""
-        return self.repeat(search) or self.at(search.trace.position(), search.tape[-1].loss) <= goal
-
-    def at(self, x: Flat, f: float) -> float:
-        """What is minimized at x, where f is that value of f: with the penalty, where there is one."""
-        return f if self.objective.penalty is None else f + self.objective.penalty(x)
+        return self.repeat(search) or self.objective.at(search.trace.position(), search.tape[-1].loss) <= goal
 
     def final(self, search: Search) -> tuple[Any, float]:
         """(x, value): the recommended point, and f there, which may not be finite."""
@@ -209,7 +205,7 @@ class Minimization:
             return self.constrained(search, objective.rows)
         x, final = self.final(search)
         if objective.penalty is not None:
-            start, final = [self.at(self.problem.x0, f) for f in start], self.at(x, final)
+            start, final = [objective.at(self.problem.x0, f) for f in start], objective.at(x, final)
         end, ended = self.end(search), final
         moved = not np.array_equal(x, self.problem.x0)
         if not math.isfinite(final) and objective.best[1] is not None:
@@ -230,9 +226,8 @@ class Minimization:
             if why is None and end.used_up and not trace.stationary:
                 noise = self.noise(trace)
                 noise = noise if math.isfinite(noise) else 0.0
-                why = unfinished(
-                    trace.method, search.tape, _mean(trace.values_at_start), final - self.at(x, 0.0), noise, words=words
-                )
+                f0, f = _mean(trace.values_at_start), final - objective.at(x, 0.0)  # without the penalty
+                why = unfinished(trace.method, search.tape, f0, f, noise, words=words)
             if end.kind is Ending.FAILURES and ended is final:
                 why = None  # it says so itself
         message, status = concluded(end, why)

@@ -151,7 +151,8 @@ def minimize(
         variables, lower, upper, number, terms, shared=draws.shared, budget=most, thorough=budget is not None
     )
     refuse_integers(integrality)
-    given = constraints
+    if penalty is not None:
+        _alone("penalty", constraints=constraints, space=space, bounds=bounds, terms=terms or None, options=options)
     method = with_options(method, options, variables.dim)
     if constraints is not None and is_set(constraints):
         method, constraints = on_set(constraints, method), None
@@ -160,11 +161,7 @@ def minimize(
     rows = as_rows(constraints, variables)
     if rows is not None and terms:
         raise ValueError("constraints= and terms= do not go together; let f be the whole sum, or pass a space or set")
-    if penalty is not None:
-        _alone("penalty", constraints=given, space=space, bounds=bounds, terms=terms or None, options=options)
-        strategy = penalized(penalty, method)
-    else:
-        strategy = as_strategy(method, variables.dim, max_failures)
+    strategy = as_strategy(method, variables.dim, max_failures) if penalty is None else penalized(penalty, method)
     if problem.shared and isinstance(strategy, LBFGS):
         raise ValueError(
             "method='lbfgs' compares values of different steps, which data= and common_random= give different batches "

@@ -102,12 +102,15 @@ class Objective:
         """Keep the best point, and count failures."""
         if not math.isfinite(value):
             self.nfail += 1
-        elif self.lowest(value := self.whole(value, points, i)) and (points.rows is None or points.rows[i] is None):
+            return
+        if self.penalty is not None:
+            value = self.at(points.make(i), value)
+        if self.lowest(value) and (points.rows is None or points.rows[i] is None):
             self.best = (value, points.make(i) if self.problem.dim <= LARGE else None)
 
-    def whole(self, value: float, points: Points, i: int) -> float:
-        """The value of a point with its penalty, where there is one."""
-        return value if self.penalty is None else value + self.penalty(points.make(i))
+    def at(self, x: Flat, value: float) -> float:
+        """What is minimized at x, where f has this value: with the penalty, where there is one."""
+        return value if self.penalty is None else value + self.penalty(x)
 
     def lowest(self, value: float) -> bool:
         """Whether a value is the lowest one so far, among those at which the constraints hold."""

@@ -80,7 +80,6 @@ class Run(Generic[A]):
         """The radius of its probes."""
         self._answers: list[list[float]] = []
         self._asked = 0
-        self._highest = 0.0
         new = store.require(method.slots)
         for part in method.parts:
             if new & part.slots.keys() or not part.slots:  # without slots: at every start
@@ -258,10 +257,9 @@ class Run(Generic[A]):
         return self.store.health(iterate, warn=self._is_high(rates[0].lr) and not is_flat(estimate.vector))
 
     def _is_high(self, lr: float) -> bool:
-        """Whether a rate is not one of a warm-up, or of the end of a schedule: there, short steps are meant."""
+        """Whether a rate is half of its peak or more: a warm-up and the end of a schedule are to have short steps."""
         peak = self.method.controller.peak or 0.0  # a controller of a user may not know it
-        self._highest = max(self._highest, lr)
-        return lr >= (peak if math.isfinite(peak) else self._highest) / 2
+        return math.isinf(peak) or lr >= peak / 2
 
     def _count(self, record: Record) -> None:
         self.step_number = record.step + 1

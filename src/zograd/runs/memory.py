@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "16"}
-"""Variables of oneDNN, and of what torch keeps of it."""
+"""Environment variables: the compiled kernels that oneDNN keeps, and those that torch keeps on top of it."""
 
 _PROC = Path("/proc/self")
 _KIB = 1024

@@ -73,17 +73,18 @@ class AutoPenalized(Auto):
         d = trace.problem.dim
         if d > MOST or trace.problem.budget < 4 * (d + 1):
             trace.reason = f"values repeat, and {a_variable}, too few for finite differences"
-            return (yield from self.two_point(trace))
+            return (yield from proximal(self.penalty)(trace))
         trace.reason = f"values repeat, {a_variable}, and the penalty has a proximal map"
-        return (yield from self.checked(trace, UntilStill(fd_fista(self.penalty), penalty=self.penalty)))
+        return (yield from self.checked(trace, accelerated(self.penalty)))
 
     def in_noise(self, trace: Trace, why: str) -> Routine:
         trace.reason = f"{why}, and the penalty has a proximal map"
-        return (yield from self.two_point(trace))
-
-    def two_point(self, trace: Trace) -> Routine:
-        trace.fun = None
         return (yield from proximal(self.penalty)(trace))
+
+
+def accelerated(penalty: Any) -> OfMenu:
+    """`fd_fista` until it stands still."""
+    return UntilStill(fd_fista(penalty), penalty=penalty)
 
 
 def proximal(penalty: Any) -> OfMenu:
@@ -119,13 +120,12 @@ def penalized(penalty: Any, method: Any) -> Strategy:
     prox: Any = penalty
     if method == "auto":
         return AutoPenalized(prox)
-    made = {"fd_fista": fd_fista, "zo_prox": zo_prox}.get(method) if isinstance(method, str) else None
-    if made is None:
-        given = repr(method) if isinstance(method, str) else getattr(method, "name", type(method).__name__)
-        raise TypeError(
-            f"penalty= goes with method 'auto', 'fd_fista' or 'zo_prox', and not with {given}; a method that is made "
-            f"has its penalty inside: methods.zo_prox({name}(...), lr='auto')"
-        )
-    if made is fd_fista:
-        return UntilStill(fd_fista(prox), penalty=prox)
-    return proximal(prox)
+    if method == "fd_fista":
+        return accelerated(prox)
+    if method == "zo_prox":
+        return proximal(prox)
+    given = repr(method) if isinstance(method, str) else getattr(method, "name", type(method).__name__)
+    raise TypeError(
+        f"penalty= goes with method 'auto', 'fd_fista' or 'zo_prox', and not with {given}; a method that is made has "
+        f"its penalty inside: methods.zo_prox({name}(...), lr='auto')"
+    )
