@@ -24,6 +24,9 @@ from zograd.core.tape import writer_lock
 from zograd.files import sync_file, sync_folder
 
 FORMAT = 1
+DIGESTS, PLURAL = ("x0", "bounds", "constraints"), ("bounds", "constraints")
+"""Entries of the header that are hashes; those whose names are plural."""
+
 _MAGIC = b"ZOVALUES"
 _PREAMBLE = _MAGIC + struct.pack("<H", FORMAT)
 _HEAD = struct.Struct("<BII")
@@ -126,10 +129,12 @@ class Checkpoint:
         before, now = old.pop("versions", {}), new.pop("versions", {})
         for key in new:
             if old.get(key) != new[key]:
-                was, what = str(old.get(key)), str(new[key])
+                was, what = str(old.get(key))[:200], str(new[key])[:200]
+                digests = key in DIGESTS and None not in (old.get(key), new[key])
+                differ = f"its {key} {'differ' if key in PLURAL else 'differs'} from what is passed here"
                 raise CheckpointError(
-                    f"{self.path} is of another run: its {key} is {was[:200]}, and here it is {what[:200]}. Pass the "
-                    f"same {key}, or another checkpoint="
+                    f"{self.path} is of another run: {differ if digests else f'{key} was {was}, and here it is {what}'}. "
+                    f"Pass the same {key}, or another checkpoint="
                 )
         changed = [f"{name} {before.get(name)} is {now[name]} now" for name in now if before.get(name) != now[name]]
         self.versions = f" ({', '.join(changed)})" if changed else ""

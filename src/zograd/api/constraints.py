@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -105,6 +106,15 @@ class Rows:
         self.own = any(b.fun is None and b.matrix is None for b in blocks)
 
     @property
+    def digest(self) -> str:
+        """What is known of the rows: all but what their functions compute."""
+        digest = hashlib.sha256(repr((self.kinds, self.names, self.guarded.tolist())).encode())
+        for block in self.blocks:
+            for array in (block.index, block.sign, block.offset, block.matrix):
+                digest.update(b"" if array is None else array.tobytes())
+        return digest.hexdigest()
+
+    @property
     def matrix(self) -> tuple[Flat, Flat]:
         """(a, b) of the linear rows: c = a x - b."""
         found = [(b, b.matrix) for b in self.blocks if b.matrix is not None]
@@ -197,7 +207,9 @@ class _Constrained:
 
 
 def _array(g: Any) -> Flat:
-    """What a constraint returned, as one array of one axis. TypeError for what are no real numbers."""
+    """What a constraint returned, as one array of one axis; masked is NaN. TypeError for what are no real numbers."""
+    if isinstance(g, np.ma.MaskedArray):
+        return g.astype(np.float64).filled(math.nan).reshape(-1)
     array = np.asarray(g.detach().cpu().numpy() if hasattr(g, "detach") else g)
     if array.dtype == object or array.dtype.kind not in "biuf":
         with suppress(TypeError, ValueError):
@@ -257,17 +269,28 @@ def _block(one: Any, k: int, variables: Variables) -> _Block:
         if a.ndim != 2 or a.shape[1] != variables.dim:
             raise ValueError(f"constraint {k}: A has shape {a.shape}, but x0 has {variables.dim} variables")
         n = a.shape[0]
-        low, high = (np.broadcast_to(np.asarray(b, dtype=np.float64), (n,)) for b in (one.lb, one.ub))
+        low, high = _limits(one, n, k)
         return _sided(None, (), n, low, high, k, bool(np.any(one.keep_feasible)), matrix=a.astype(np.float64))
     if hasattr(one, "fun") and hasattr(one, "lb"):
         n = _array(one.fun(x0)).size
-        low, high = (np.broadcast_to(np.asarray(b, dtype=np.float64), (n,)) for b in (one.lb, one.ub))
+        low, high = _limits(one, n, k)
         return _sided(one.fun, (), n, low, high, k, bool(np.any(one.keep_feasible)))
     raise TypeError(
         f"constraints holds a {type(one).__name__}; pass scipy.optimize.LinearConstraint or NonlinearConstraint, a "
         f"dict {{'type', 'fun'}}, zograd.Constraints(at_most=m, equal=p), or, alone, a set of zograd.sets; several "
         f"sets are one sets.Intersection, and a penalty goes into penalty="
     )
+
+
+def _limits(one: Any, n: int, k: int) -> tuple[Flat, Flat]:
+    """lb and ub of a constraint of SciPy, one number for each of its n values."""
+    low, high = (np.asarray(b, dtype=np.float64) for b in (one.lb, one.ub))
+    for name, limit in (("lb", low), ("ub", high)):
+        if limit.size not in (1, n):
+            raise ValueError(
+                f"constraint {k} has {n} values, but its {name} has {limit.size}; pass one number, or {n} of them"
+            )
+    return np.broadcast_to(low.reshape(-1), (n,)), np.broadcast_to(high.reshape(-1), (n,))
 
 
 def _sided(

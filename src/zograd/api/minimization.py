@@ -15,7 +15,7 @@ from zograd.api.batches import Exhausted
 from zograd.api.checkpoint import Kind
 from zograd.api.constraints import Rows
 from zograd.api.ending import REACHED, End, Ending, Status, concluded
-from zograd.api.objective import Objective, Stopped
+from zograd.api.objective import Objective, Overtime, Stopped
 from zograd.api.result import Progress, Result, calling
 from zograd.api.search import Search
 from zograd.api.strategies import Problem, points
@@ -46,13 +46,11 @@ class Minimization:
     strategy: Any
     repeats: int
     callback: Callable[..., object] | None
-    seconds: float | None
     target: float | None
     sign: float
 
     def __post_init__(self) -> None:
         self.call = None if self.callback is None else calling(self.callback)
-        self.ends = math.inf if self.seconds is None else time.monotonic() + self.seconds
         self.goal = None if self.target is None else self.sign * self.target
         self.stopped: End | None = None
         self.exception: Exception | None = None
@@ -75,6 +73,9 @@ class Minimization:
                 self.stopped = End(Ending.START)
         try:
             while self.stopped is None and (request := search.ask()) is not None:
+                if self.late:
+                    self.stopped = End(Ending.TIME)
+                    break
                 self.warn(search)
                 seen = search.trace.steps
                 if (values := self.values(request, seen + 1)) is None:
@@ -94,6 +95,9 @@ class Minimization:
             return self.objective.values(request, draw, kind)
         except KeyboardInterrupt:
             self.interrupt()
+        except Overtime as cut:
+            self.stopped = End(Ending.TIME)
+            return list(cut.values) if kind is Kind.START else None
         except Exhausted as why:
             self.stopped = End(Ending.DATA, str(why))
         except Stopped as why:
@@ -139,9 +143,9 @@ class Minimization:
         objective = self.objective
         if self.goal is not None and objective.best[0] <= self.goal and self.reached(search, self.goal):
             self.stopped = End(Ending.TARGET)
-        elif objective.replaying:
+        elif objective.given:
             return
-        elif self.seconds is not None and time.monotonic() >= self.ends:
+        elif self.late:
             self.stopped = End(Ending.TIME)
         elif self.call is not None:
             record = search.tape[-1]
@@ -156,6 +160,11 @@ class Minimization:
                 stops = True
             if stops:
                 self.stopped = End(Ending.CALLBACK)
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up, and no value is held that a run before this one was told."""
+        return not self.objective.held and time.monotonic() >= self.objective.ends
 
     def repeat(self, search: Search) -> bool:
         """Whether values repeat, as far as is known."""
@@ -214,8 +223,8 @@ class Minimization:
         if (end.kind not in REACHED or not math.isfinite(final)) and not self.halted:
             words = Wording(self.sign, end)
             why = failure(trace.method, search.tape, start, final, moved=moved, words=words)
-            if end.kind is Ending.BUDGET and not len(search.tape) and math.isfinite(final):
-                why = unbegun(self.problem.budget)
+            if end.used_up and not len(search.tape) and math.isfinite(final):
+                why = unbegun(self.problem.budget, words)
             if ended is not final:
                 why = End(
                     Ending.SHORT,
@@ -261,8 +270,8 @@ class Minimization:
             words = Wording(self.sign, end)
             steps = len(search.tape)
             why = shortfall(rows, start, value, error, standing, end, steps=steps, moved=moved, words=words)
-            if end.kind is Ending.BUDGET and not steps and math.isfinite(value):
-                why = unbegun(self.problem.budget)
+            if end.used_up and not steps and math.isfinite(value):
+                why = unbegun(self.problem.budget, words)
         result = self.found(search, x, float(value), *concluded(end, why))
         result.constraints = value.c
         result.maxcv = float(np.max(rows.excess(value.c)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
@@ -89,7 +90,7 @@ def minimize(
     budget: evaluations of f, at most. None: 15,000, and "auto" stops at the first minimum; with a number it uses what
         is left to look for a lower one. With a finite sum, evaluations of a single term: the whole f costs N.
         Of the budget, two to four evaluations are spent on f(x0) for its noise, and one on f at the result.
-    seconds: time after which no further step begins. target: a value at which the run ends, as soon as it is reached.
+    seconds: time after which f is not called any more, but for one value at the result where it is not known. target: a value at which the run ends, as soon as it is reached.
     maximize: look for the largest value; `fun` and `target` are values of f itself.
     seed: an integer, a NumPy generator, or None for a fresh one; `Result.seed` holds the number.
     callback: called after each step as callback(intermediate_result), see `zograd.api.result.Progress`. A parameter
@@ -141,6 +142,8 @@ def minimize(
     target, seconds, timeout = _real("target", target), _real("seconds", seconds), _real("timeout", timeout)
     if isinstance(terms, bool) or not isinstance(terms, int | np.integer) or terms < 0:
         raise ValueError(f"terms={terms!r} must be the number of terms of a finite sum, or 0 for none")
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds={seconds:g} leaves no time; pass a number above 0, or None for no limit")
     variables = Variables(x0)
     lower, upper = as_bounds(bounds, variables)
     most = _number(budget)
@@ -183,14 +186,18 @@ def minimize(
     )
     values = None
     if checkpoint is not None:
-        about = header(problem, strategy, maximize=bool(maximize), data=draws.kind, common_random=bool(common_random))
+        about = header(
+            problem, strategy, maximize=bool(maximize), data=draws.kind, common_random=bool(common_random),
+            constraints=None if rows is None else rows.digest,
+        )  # fmt: skip
         values = Checkpoint(checkpoint, about, resume=resume)
     try:
         objective = Objective(
             evaluate, problem, draws, sign=sign, on_error=on_error, checkpoint=values, rows=rows,
             penalty=None if penalty is None else valued(penalty, variables),
+            ends=math.inf if seconds is None else time.monotonic() + seconds,
         )  # fmt: skip
-        return Minimization(objective, problem, strategy, repeats, callback, seconds, target, sign).run()
+        return Minimization(objective, problem, strategy, repeats, callback, target, sign).run()
     finally:
         evaluate.close()
         if values is not None:

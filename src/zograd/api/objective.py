@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -25,6 +26,14 @@ class Stopped(Exception):
         self.error = error
 
 
+class Overtime(Exception):
+    """The time was up within a request. values: those that were there."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        super().__init__("the time is up")
+        self.values = values
+
+
 class _Ends(Exception):
     """A failure after which no further value is wanted."""
 
@@ -39,7 +48,7 @@ class Objective:
     penalty: r, where f + r is minimized: `values` are those of f, `best` has r added.
     rows: constraints; then values are `Evaluated`, and `best` is the lowest one at which all of them hold.
     sign: -1 where f is to be maximized; values are those of sign * f. on_error: what an exception of f does, see
-    `minimize`. nfev: evaluations so far, in terms of a finite sum. nfail: those that were not finite. last_failure:
+    `minimize`. ends: when the time is up, of `time.monotonic`. nfev: evaluations so far, in terms of a finite sum. nfail: those that were not finite. last_failure:
     what the last one was. best: (value, x) of the lowest finite value seen; x is None above `LARGE` variables.
     """
 
@@ -54,31 +63,37 @@ class Objective:
         checkpoint: Checkpoint | None,
         rows: Rows | None = None,
         penalty: Callable[[Flat], float] | None = None,
+        ends: float = math.inf,
     ) -> None:
         self.rows, self.penalty = rows, penalty
         if checkpoint is not None and rows is not None:
             checkpoint.width = 1 + rows.one_sided.size
+        self.ends = ends
         self.evaluate, self.problem, self.draws, self.sign = evaluate, problem, draws, sign
         self.on_error, self.checkpoint = on_error, checkpoint
         self.nfev = self.nfail = 0
         self.last_failure = ""
+        self.given = False
+        """Whether the last values came from the checkpoint, not from f."""
         self.best: tuple[float, Flat | None] = (math.inf, None)
 
     @property
-    def replaying(self) -> bool:
-        """Whether values come from the checkpoint, not from f."""
+    def held(self) -> bool:
+        """Whether the checkpoint has values that are still to be given."""
         return self.checkpoint is not None and self.checkpoint.replaying
 
     def values(self, points: Points, draw: int = AT_X0, kind: Kind = Kind.REQUEST) -> list[float]:
         """A value for each point, with the batch and the seed of this draw; NaN or infinity is a failed evaluation.
 
-        Raises what f raises where `on_error` says so, and otherwise `Stopped`.
+        Raises what f raises where `on_error` says so, and otherwise `Stopped`; `Overtime` where the time is up before
+        the last one. The value at the result is taken in any case.
         """
         first, named = self.draws.at(draw)
         told = None if self.checkpoint is None else self.checkpoint.given(kind, points)
+        self.given = told is not None
         if told is None:
             failure = self.last_failure
-            values = self.evaluated(points, first, named)
+            values = self.evaluated(points, first, named, math.inf if kind == Kind.FINAL else self.ends)
             note = "" if self.last_failure == failure else self.last_failure
             if self.checkpoint is not None:
                 self.checkpoint.append(kind, points, self.flat(values), note)
@@ -116,16 +131,18 @@ class Objective:
         """Whether a value is the lowest one so far, among those at which the constraints hold."""
         return value < self.best[0] and (self.rows is None or self.rows.hold(value))
 
-    def evaluated(self, points: Points, first: tuple[Any, ...], named: dict[str, Any]) -> list[float]:
-        """The values of f, now."""
+    def evaluated(self, points: Points, first: tuple[Any, ...], named: dict[str, Any], ends: float) -> list[float]:
+        """The values of f, now, until the time is up."""
         values: list[float] = []
         results = self.evaluate(self.calls(points, first, named))
         try:
             for found in results:
                 values.append(self.value(found, begun=self.nfev > 0 or len(values) > 0))
+                if len(values) < len(points) and time.monotonic() >= ends:
+                    raise Overtime(values)
         except _Ends as ends:
             self.stop(points, values, ends.failure)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Overtime):
             self.count(points, values)
             raise
         finally:

@@ -187,9 +187,10 @@ def _without_method(at_start: Sequence[float], final: float, *, moved: bool, wor
     return f"f {rose}, {values}" if final > f0 else None
 
 
-def unbegun(budget: int) -> End:
+def unbegun(budget: int, words: Wording = PLAIN) -> End:
     """The end of a run that made no step."""
-    return End(Ending.EARLY, f"the budget of {budget:,} evaluations ended before the first step; pass a larger budget")
+    limit = "it" if words.timed else f"the budget of {budget:,} evaluations"
+    return End(Ending.EARLY, f"{limit} ended before the first step; {words.more}")
 
 
 def too_few(steps: int, words: Wording = PLAIN) -> End:

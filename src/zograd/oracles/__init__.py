@@ -44,7 +44,7 @@ class Oracle(Protocol):
 def as_number(value: Any) -> float:
     """A loss as a Python float, for every entry point. The TypeError says what was returned and what to return.
 
-    The outputs of a model of transformers that was given labels are their `loss`.
+    The outputs of a model of transformers that was given labels are their `loss`. A masked number of NumPy is NaN.
     """
     if type(value) is float:
         return value
@@ -55,7 +55,7 @@ def as_number(value: Any) -> float:
             return float(value.detach())
     elif isinstance(value, np.ndarray):
         if value.size == 1 and value.dtype.kind in "fiub":
-            return float(value.item())
+            return math.nan if np.ma.is_masked(value) else float(value.item())
     elif isinstance(value, Mapping) and getattr(value, "loss", None) is not None:
         return as_number(value.loss)  # type: ignore[attr-defined]
     elif not isinstance(value, str | bytes | bytearray | complex | np.complexfloating):

@@ -59,6 +59,15 @@ def points(arrays: Sequence[Flat]) -> Points:
     return Points(lambda i: arrays[i].copy(), len(arrays))
 
 
+def uneven(seed: int, dim: int) -> Flat:
+    """A direction along which no formula leaves f as it is: random signs, of sizes from 1/2 to 3/2.
+
+    With equal sizes, x[0] - x[1] is the same along every second direction.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.choice([-1.0, 1.0], dim) * rng.uniform(0.5, 1.5, dim)
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a strategy may know of a problem.

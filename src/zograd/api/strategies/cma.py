@@ -35,7 +35,8 @@ class CMA:
     sigma: the first standard deviation, in units of x; None: `Problem.radius`. Where some bounds are a thousand times
     wider than others, it is shared out by their widths. separable: a diagonal covariance
     (Ros and Hansen 2008); None: above 200 variables. The first run begins at the recommended point, a restart (Auger
-    and Hansen 2005, IPOP) anywhere in the bounds, or without bounds around x0, each time four times as far.
+    and Hansen 2005, IPOP) anywhere in the bounds, or without bounds around x0, each time four times as far. A run
+    without a finite value is begun again with as many points.
     Values that are not finite rank last; after 20 populations without any other it ends.
 
     Where values repeat, the recommended point is the best one seen. Otherwise it is the mean of the population; that of
@@ -68,13 +69,14 @@ class CMA:
         for restart in range(self.restarts + 1):
             x0, wide = (start, sigma) if restart == 0 else space.elsewhere(rng, sigma, restart)
             es = cma.CMAEvolutionStrategy(x0, wide, _options(space, rng, separable, population))
-            population = 2 * int(es.popsize)
             level, recent = math.inf, deque[float](maxlen=RECENT)
+            failing = True
             while not es.stop():
                 asked = [np.asarray(x) for x in es.ask()]
                 values = np.array((yield points([space.widen(x) for x in asked])))
                 finite = values[np.isfinite(values)]
                 failed = 0 if finite.size else failed + 1
+                failing = failing and not finite.size
                 if finite.size and not repeats:
                     recent.append(float(np.median(finite)))
                     level = float(np.median(recent))
@@ -90,15 +92,15 @@ class CMA:
                 if failed >= FAILED:
                     why = f"{FAILED} populations in a row had no finite value; start where f is finite around x0"
                     return End(Ending.FAILURES, why)
+            population = int(es.popsize) * (1 if failing else 2)
             if settled is None or level < settled[0]:
                 settled = level, trace.position
             if not repeats and not failed:
                 trace.stationary = True  # it ended by itself; a restart begins high
             end = End(Ending.ITSELF, f"CMA-ES stopped: {', '.join(es.stop())}")
-            if failed and not trace.stationary:  # what it takes for a plateau are failures
-                many = f"its last {failed} populations" if failed > 1 else "its last population"
+            if failing and not trace.stationary:  # what it takes for a plateau are failures
                 end = End(
-                    Ending.FAILURES, f"CMA-ES stopped: {many} had no finite value; start where f is finite around x0"
+                    Ending.FAILURES, "CMA-ES stopped: no population had a finite value; start where f is finite around x0"
                 )
         return end
 

@@ -12,7 +12,7 @@ import numpy as np
 from zograd.api.constraints import FEASIBLE, Evaluated, Rows
 from zograd.api.ending import End, Ending
 from zograd.api.strategies.auto import FEW_VARIABLES, REPEATS, Auto, evolution
-from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
+from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points, uneven
 from zograd.api.strategies.lagrangian import LEAST, Evaluation, Lagrangian, Standing
 from zograd.api.strategies.lbfgs import LBFGS, RESOLVED
 from zograd.api.strategies.nested import nested
@@ -272,7 +272,7 @@ class ConstrainedSearch:
     def at_rest(self, here: Evaluation, multipliers: Flat) -> Generator[Points, Values, bool]:
         """Whether the Lagrangian has a minimum near a point where differences are no more than its rounding.
 
-        Along random signs, at radii that grow until values differ: a slope that outweighs the curvature goes on.
+        Along a random direction, at radii that grow until values differ: a slope that outweighs the curvature goes on.
         """
         lam = multipliers / self.rows.scale * self.merit.unit
 
@@ -280,11 +280,11 @@ class ConstrainedSearch:
             return float(value + lam @ value.c) if isinstance(value, Evaluated) and math.isfinite(value) else math.nan
 
         x, middle = here.x.astype(np.float64), lagrangian(here.value)
-        signs = np.random.default_rng(self.problem.seed).choice([-1.0, 1.0], x.size)
+        direction = uneven(self.problem.seed, x.size)
         noise = (2.0**-23 if here.x.dtype != np.float64 else 2.0**-52) * abs(middle)
         r = 1e-4 * max(1.0, float(np.max(np.abs(x))))
         for _ in range(RADII):
-            ends = [self.problem.inside((x + side * r * signs).astype(here.x.dtype)) for side in (1.0, -1.0)]
+            ends = [self.problem.inside((x + side * r * direction).astype(here.x.dtype)) for side in (1.0, -1.0)]
             if self.trace.left < 2 or not np.allclose((ends[0] + ends[1]) / 2, x, rtol=1e-6, atol=1e-6 * r):
                 return True  # a bound is near; nothing speaks against it
             values = yield points(ends)

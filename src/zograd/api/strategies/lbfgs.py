@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from zograd.api.ending import End, Ending
-from zograd.api.strategies.base import Points, Routine, Trace, Values, points
+from zograd.api.strategies.base import Points, Routine, Trace, Values, points, uneven
 from zograd.api.strategies.inverted import inverted
 from zograd.api.strategies.nested import nested
 from zograd.api.variables import Flat, Variables
@@ -37,6 +37,10 @@ FEW = 2
 """Iterations in a row without progress after which SciPy is stopped."""
 
 
+FINER = 2.0**-17
+"""The smallest relative radius in float32 at the end, where f may be small, and its rounding with it."""
+
+
 @dataclass(frozen=True)
 class LBFGS:
     """SciPy's L-BFGS-B until it ends by itself, first on forward differences and then on central ones.
@@ -44,7 +48,7 @@ class LBFGS:
     The gradient of f at x costs d evaluations (2d central), all in one request. The radius balances noise and curvature
     (Moré and Wild 2012, "Estimating derivatives of noisy functions"):
 
-        h_i = max(2 sqrt(noise / c), 2^-26 |x_i|),    c = |v^T H v| / d,    v of random signs.
+        h_i = max(2 sqrt(noise / c), 2^-26 |x_i|),    c = |v^T H v| / |v|^2,    v a random direction.
 
     noise: the standard deviation of a value, at least the rounding of a number of its size. Where values on the ladder
     are the number f(x), f is a staircase, and q / sqrt(12) is noise, q the smallest difference of two values that were
@@ -79,6 +83,9 @@ class LBFGS:
         for kind in ("forward", "central"):
             if self.differences in (kind, "both"):
                 end = yield from search.solve(central=kind == "central")
+        if self.differences == "both" and search.single and not search.grid:
+            search.least = FINER
+            end = yield from search.solve(central=True)
         if self.differences == "both" and self.rescales and trace.stationary and not search.grid:
             units = yield from search.units()
             if units is not None:
@@ -132,6 +139,8 @@ class _Search:
         self.x = np.array(trace.position(), dtype=np.float64)
         self.f = self.start = math.inf
         self.radius, self.curvature = 0.0, 0.0
+        self.least = 2.0**-11 if self.single else 2.0**-26
+        """The smallest radius of a variable, relative to it."""
         self.grid = 0.0
         """The width of the steps of a staircase."""
         self.slope: Flat | None = None
@@ -150,19 +159,19 @@ class _Search:
         return max(measured, self.grid / math.sqrt(12), (2.0**-23 if self.single else 2.0**-52) * abs(self.f), SMALLEST)
 
     def begin(self) -> Generator[Points, Values, str | None]:
-        """f at the start, and the curvature along random signs; why there is none, if so."""
+        """f at the start, and the curvature along a random direction; why there is none, if so."""
         known = [f for f in self.trace.values_at_start if math.isfinite(f)]
         self.f = self.start = float(np.mean(known)) if known else (yield points([self.given(self.x)]))[0]
         if not math.isfinite(self.f):
             return f"f is {self.f} at x0; start where it is finite"
         self.trace.fun = self.f
-        signs = np.random.default_rng(self.problem.seed).choice([-1.0, 1.0], self.x.size)
+        direction = uneven(self.problem.seed, self.x.size)
         scale = max(1.0, float(np.max(np.abs(self.x))))
         r, changed = 1e-4 * scale, False
         found: list[tuple[float, float]] = []  # (radius, curvature), each resolved
         seen: list[float] = []
         for _ in range(LADDER):
-            here, v = self.centred(r * signs)
+            here, v = self.centred(r * direction)
             middle = self.f
             asked = [self.given(here + v), self.given(here - v)]
             if here is not self.x:
@@ -177,7 +186,7 @@ class _Search:
             self.grid = max(self.grid, self.stairs(seen))
             resolved = second >= RESOLVED * self.noise
             if math.isfinite(second) and resolved:
-                found.append((r, second / (r * r * self.x.size if here is self.x else float(v @ v))))
+                found.append((r, second / float(v @ v)))
                 if len(found) > 1 and found[-2][1] < 2 * found[-1][1] < 4 * found[-2][1]:
                     break
             if found and not resolved:
@@ -216,8 +225,7 @@ class _Search:
         h = max(h, 1e-9 * self.radius)
         if central:
             h = h ** (2 / 3) * self.radius ** (1 / 3)
-        least = 2.0**-11 if self.single else 2.0**-26
-        return np.maximum(h, (least ** (2 / 3) if central else least) * np.abs(x))
+        return np.maximum(h, (self.least ** (2 / 3) if central else self.least) * np.abs(x))
 
     def gradient(self, ask: Asker, x: Flat, f: float, *, central: bool) -> Flat:
         """The gradient at x by differences; sides that leave the bounds or are not finite take the other one."""
@@ -337,10 +345,10 @@ class _Search:
             free = (self.x > low) & (self.x < high)
         unseen = free & np.isnan(c)
         stiff = max(float(np.max(c[free & ~unseen], initial=0.0)), self.curvature)
-        signs = np.random.default_rng(self.problem.seed).choice([-1.0, 1.0], g.size)
+        direction = uneven(self.problem.seed, g.size)
         r, farthest = self.radius, 1e10 * max(1.0, float(np.max(np.abs(self.x))))
         while np.any(unseen) and r <= farthest:
-            v = np.where(unseen, r * signs, 0.0)
+            v = np.where(unseen, r * direction, 0.0)
             if self.centred(v)[0] is not self.x:
                 break
             plus, minus = yield points([self.given(self.x + v), self.given(self.x - v)])
