@@ -35,7 +35,7 @@ _FLOAT32: dict[str, dict[str, Any]] = {
 }
 
 BF16 = "-bf16"
-"""What the name of a part ends with if the model is in bfloat16: five times faster, on a processor with units for it."""
+"""The end of the name of a part whose model is in bfloat16: five times faster, where the processor has units for it."""
 
 PARTS = _FLOAT32 | {part + BF16: given | {"dtype": "bfloat16"} for part, given in _FLOAT32.items() if part != "last"}
 """What is trained: the MLP of the last block, all matrices of the last four blocks or of all, adapters on all; adapters

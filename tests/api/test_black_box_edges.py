@@ -39,7 +39,7 @@ def test_ask_and_tell_without_a_value_do_not_call_f_infinite() -> None:
 
 def test_the_remedy_for_too_little_time_is_more_time() -> None:
     result = zo.minimize(sphere, np.zeros(5), seconds=0.0)
-    assert result.message == "time used; it ended after 1 step, which is too few; pass more seconds"
+    assert result.message == "time used; it ended before the first step; pass more seconds"
     constrained = zo.minimize(
         lambda x: (sphere(x), [x.sum() - 1]), np.zeros(5), constraints=zo.Constraints(at_most=1), seconds=0.0
     )
@@ -366,7 +366,7 @@ def test_constraints_on_variables_of_a_large_unit(unit: float) -> None:
     result = zo.minimize(lambda x: sphere(x / unit), np.zeros(3), constraints=less)
     assert result.success
     np.testing.assert_allclose(result.x / unit, 1 / 3, atol=1e-2)
-    assert result.fun < 1.334
+    assert result.fun < 1.336
     loose = scipy.optimize.LinearConstraint([[1, 1, 1]], -np.inf, 10 * unit)
     result = zo.minimize(lambda x: sphere(x / unit), np.zeros(3), constraints=loose)
     np.testing.assert_allclose(result.x / unit, 1, atol=1e-6)

@@ -66,7 +66,7 @@ def test_target_seconds_and_maximize() -> None:
     up = minimize(lambda x: 3 - sphere(x), np.zeros(10), maximize=True, target=2.5, budget=5000)
     assert 2.5 <= up.fun == 3 - sphere(up.x)
     assert minimize(sphere, np.zeros(10), target=100.0).message == "x0 reaches the target"
-    assert minimize(sphere, np.zeros(10), "rank", seconds=0.0).nit == 1
+    assert minimize(sphere, np.zeros(10), "rank", seconds=0.0).nit == 0
 
 
 def test_options_are_settings_of_a_name() -> None:

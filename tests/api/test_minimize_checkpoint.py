@@ -108,8 +108,8 @@ def test_the_budget_may_grow_and_shrink(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"x0": np.ones(6)}, "its x0 is "),
-        ({"x0": np.zeros(6, np.float32)}, "its x0 is "),
+        ({"x0": np.ones(6)}, "its x0 differs"),
+        ({"x0": np.zeros(6, np.float32)}, "its x0 differs"),
         ({"seed": 5}, "its seed is 4, and here it is 5"),
         ({"method": "cma"}, r"its (strategy|method) is .* and here it is "),
         ({"method": methods.rank(n=7)}, r"its method is .* and here it is "),

@@ -11,8 +11,14 @@ from zograd.core import keys
 from zograd.core.keys import Part
 from zograd.noise import fold
 
-AT_X0 = 0
-"""The draw of the evaluations at x0 and of the last one at the result, so that these can be compared."""
+COMPARED = 32
+"""Draws in which f is evaluated at x0 and at the result, at most, so that the two can be compared."""
+
+HELD = 8
+"""The same where batches come from an iterable, which are kept for that."""
+
+SPENT = 40
+"""Evaluations of the budget for each of them, at least."""
 
 
 class Exhausted(Exception):
@@ -20,7 +26,7 @@ class Exhausted(Exception):
 
 
 class Draws:
-    """Draw number 0 belongs to x0, number k + 1 to step k.
+    """Draw number k + 1 belongs to step k; x0 and the result have the first ones, as many as `compared` says.
 
     data: a sequence of batches, which are drawn in a seeded order, another one in each epoch; or an iterable, of which
         the next batch is taken for each draw. At its end it is begun again; an iterator, which cannot be, ends the run.
@@ -36,7 +42,8 @@ class Draws:
         self.iterator: Iterator[Any] | None = None
         self.drawn = -1
         self.batch: Any = None
-        self.first: Any = None
+        self.first: list[Any] = []
+        """The first `HELD` batches of an iterable."""
         if data is None:
             return
         if isinstance(data, str | bytes | Mapping) or not (self.sequence or isinstance(data, Iterable)):
@@ -59,8 +66,24 @@ class Draws:
             return None
         return f"{len(self.data)} batches" if self.sequence else "batches from an iterable"
 
+    def compared(self, budget: int) -> int:
+        """In how many draws f is evaluated at x0 and at the result."""
+        number = max(1, min(COMPARED, budget // SPENT))
+        if self.data is None or self.sequence:
+            return number if self.common_random else min(number, len(self.data))
+        for k in range(number := min(number, HELD)):
+            try:
+                self.drawn_batch(k)
+            except Exhausted:
+                return k
+        return number
+
+    def all_of(self, number: int) -> bool:
+        """Whether that many draws are all that there are."""
+        return self.sequence and not self.common_random and number == len(self.data)
+
     def at(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What f gets behind x, and by name, in this draw; numbers do not fall, but for `AT_X0`."""
+        """What f gets behind x, and by name, in this draw; numbers do not fall, but for those of `compared`."""
         first = () if self.data is None else (self.drawn_batch(number),)
         return first, {"seed": (self.base + number * 2654435761) % 2**32} if self.common_random else {}
 
@@ -74,9 +97,9 @@ class Draws:
         while self.drawn < number:
             self.batch = self.next_batch()
             self.drawn += 1
-            if self.drawn == AT_X0:
-                self.first = self.batch
-        return self.first if number == AT_X0 else self.batch
+            if self.drawn < HELD:
+                self.first.append(self.batch)
+        return self.first[number] if number < HELD else self.batch
 
     def next_batch(self) -> Any:
         for _ in range(2):
@@ -88,6 +111,6 @@ class Draws:
                 if self.iterator is self.data:
                     break
                 self.iterator = None
-        if self.drawn < AT_X0:
+        if self.drawn < 0:
             raise ValueError("data gave no batch; pass an iterable with at least one")
         raise Exhausted(f"data ended after {self.drawn + 1} batches")

@@ -131,10 +131,10 @@ class Checkpoint:
             if old.get(key) != new[key]:
                 was, what = str(old.get(key))[:200], str(new[key])[:200]
                 digests = key in DIGESTS and None not in (old.get(key), new[key])
-                differ = f"its {key} {'differ' if key in PLURAL else 'differs'} from what is passed here"
+                verb = "differ" if key in PLURAL else "differs"
+                said = f"{verb} from what is passed here" if digests else f"is {was}, and here it is {what}"
                 raise CheckpointError(
-                    f"{self.path} is of another run: {differ if digests else f'{key} was {was}, and here it is {what}'}. "
-                    f"Pass the same {key}, or another checkpoint="
+                    f"{self.path} is of another run: its {key} {said}. Pass the same {key}, or another checkpoint="
                 )
         changed = [f"{name} {before.get(name)} is {now[name]} now" for name in now if before.get(name) != now[name]]
         self.versions = f" ({', '.join(changed)})" if changed else ""

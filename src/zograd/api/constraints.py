@@ -209,7 +209,8 @@ class _Constrained:
 def _array(g: Any) -> Flat:
     """What a constraint returned, as one array of one axis; masked is NaN. TypeError for what are no real numbers."""
     if isinstance(g, np.ma.MaskedArray):
-        return g.astype(np.float64).filled(math.nan).reshape(-1)
+        filled: Flat = np.ma.filled(g.astype(np.float64), math.nan).reshape(-1)
+        return filled
     array = np.asarray(g.detach().cpu().numpy() if hasattr(g, "detach") else g)
     if array.dtype == object or array.dtype.kind not in "biuf":
         with suppress(TypeError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,11 @@ ROUNDING = 1e-9
 
 @dataclass
 class Minimization:
-    """The run of one call. repeats: evaluations at x0. sign: -1 where f is maximized."""
+    """The run of one call. sign: -1 where f is maximized.
+
+    repeats: evaluations at x0; where steps have batches or seeds of their own, one in each of the first draws, in
+    which the result is evaluated too.
+    """
 
     objective: Objective
     problem: Problem
@@ -55,12 +59,16 @@ class Minimization:
         self.stopped: End | None = None
         self.exception: Exception | None = None
         self.warned = False
+        self.at_end: list[float] = []
 
     def run(self) -> Result:
         problem = self.problem
         whole = max(problem.terms, 1)
-        at_start = self.values(points([problem.x0] * self.repeats), kind=Kind.START) if self.repeats else []
-        search = Search(self.strategy, problem, problem.budget - self.repeats * whole - whole, at_start or ())
+        at_start: list[float] | None = []
+        if self.repeats:
+            at_start = self.values(points([problem.x0] * self.repeats), self.draws, Kind.START)
+        budget = problem.budget - (self.repeats + len(self.draws)) * whole
+        search = Search(self.strategy, problem, budget, at_start or ())
         finite = [f for f in at_start or () if math.isfinite(f)]
         if (
             self.stopped is None
@@ -78,7 +86,7 @@ class Minimization:
                     break
                 self.warn(search)
                 seen = search.trace.steps
-                if (values := self.values(request, seen + 1)) is None:
+                if (values := self.values(request, (seen + 1,))) is None:
                     break
                 search.tell(values)
                 if search.trace.steps > seen:
@@ -89,10 +97,15 @@ class Minimization:
             search.stop(self.stopped or End(Ending.ITSELF))
         return self.result(search)
 
-    def values(self, request: Any, draw: int = 0, kind: Kind = Kind.REQUEST) -> list[float] | None:
+    @property
+    def draws(self) -> range:
+        """In which f is evaluated at x0 and at the result."""
+        return range(max(self.repeats, 1) if self.problem.shared else 1)
+
+    def values(self, request: Any, draws: Sequence[int] = (0,), kind: Kind = Kind.REQUEST) -> list[float] | None:
         """The values of a request; None where they end the run."""
         try:
-            return self.objective.values(request, draw, kind)
+            return self.objective.values(request, draws, kind)
         except KeyboardInterrupt:
             self.interrupt()
         except Overtime as cut:
@@ -198,7 +211,13 @@ class Minimization:
         return x, last if search.tape else f0
 
     def at_result(self, x: Flat, left: int) -> float | None:
-        """f at the result, evaluated again where it fails and the budget has some left; None where f ends the run."""
+        """f at the result, evaluated again where it fails and the budget has some left; None where f ends the run.
+
+        The mean over the draws of x0, where steps have batches or seeds of their own.
+        """
+        if self.problem.shared:
+            self.at_end = self.values(points([x] * len(self.draws)), self.draws, Kind.FINAL) or []
+            return _mean(self.at_end) if self.at_end else None
         value = math.nan
         for _ in range(1 + min(AGAIN, left)):
             if (values := self.values(points([x]), kind=Kind.FINAL)) is None:
@@ -222,7 +241,9 @@ class Minimization:
         why = None
         if (end.kind not in REACHED or not math.isfinite(final)) and not self.halted:
             words = Wording(self.sign, end)
-            why = failure(trace.method, search.tape, start, final, moved=moved, words=words)
+            ends = self.at_end if len(self.at_end) == len(start) else []
+            known = objective.draws.all_of(len(ends))
+            why = failure(trace.method, search.tape, start, final, ends, known, moved=moved, words=words)
             if end.used_up and not len(search.tape) and math.isfinite(final):
                 why = unbegun(self.problem.budget, words)
             if ended is not final:

@@ -90,7 +90,8 @@ def minimize(
     budget: evaluations of f, at most. None: 15,000, and "auto" stops at the first minimum; with a number it uses what
         is left to look for a lower one. With a finite sum, evaluations of a single term: the whole f costs N.
         Of the budget, two to four evaluations are spent on f(x0) for its noise, and one on f at the result.
-    seconds: time after which f is not called any more, but for one value at the result where it is not known. target: a value at which the run ends, as soon as it is reached.
+    seconds: time after which f is not called any more, but for a value at the result where none is known.
+    target: a value at which the run ends, as soon as it is reached.
     maximize: look for the largest value; `fun` and `target` are values of f itself.
     seed: an integer, a NumPy generator, or None for a fresh one; `Result.seed` holds the number.
     callback: called after each step as callback(intermediate_result), see `zograd.api.result.Progress`. A parameter
@@ -110,8 +111,9 @@ def minimize(
     terms: N, when f is a finite sum (1/N) sum_i f_i. It is then called as f(x, rows, *args) and returns the mean of
         the terms whose numbers are in the integer array `rows`.
     data: batches, when f is called as f(x, batch, *args): a sequence, drawn in a seeded order that is new in each
-        epoch, or an iterable such as a DataLoader, drawn once a step. All evaluations of a step get the same batch; x0
-        and the result get the first one, so that `fun` and f(x0) can be compared.
+        epoch, or an iterable such as a DataLoader, drawn once a step. All evaluations of a step get the same batch. x0
+        and the result get the first ones, up to 32 (8 of an iterable): `fun` is the mean, and `success` compares the
+        values of each batch.
     common_random: f gets the keyword `seed`, an integer below 2^32 that all evaluations of a step share and that
         differs between steps.
     checkpoint: a file to which the values are appended. resume: go on from it, to the bits of a run that was never
@@ -142,8 +144,8 @@ def minimize(
     target, seconds, timeout = _real("target", target), _real("seconds", seconds), _real("timeout", timeout)
     if isinstance(terms, bool) or not isinstance(terms, int | np.integer) or terms < 0:
         raise ValueError(f"terms={terms!r} must be the number of terms of a finite sum, or 0 for none")
-    if seconds is not None and not seconds > 0:
-        raise ValueError(f"seconds={seconds:g} leaves no time; pass a number above 0, or None for no limit")
+    if seconds is not None and seconds < 0:
+        raise ValueError(f"seconds={seconds:g} must be a time, 0 or more, or None for no limit")
     variables = Variables(x0)
     lower, upper = as_bounds(bounds, variables)
     most = _number(budget)
@@ -151,8 +153,9 @@ def minimize(
     number = as_seed(seed) if before is None else before
     draws = Draws(data, common_random, number)
     problem = Problem(
-        variables, lower, upper, number, terms, shared=draws.shared, budget=most, thorough=budget is not None
-    )
+        variables, lower, upper, number, terms, shared=draws.shared, batches=data is not None, budget=most,
+        thorough=budget is not None,
+    )  # fmt: skip
     refuse_integers(integrality)
     if penalty is not None:
         _alone("penalty", constraints=constraints, space=space, bounds=bounds, terms=terms or None, options=options)
@@ -177,6 +180,8 @@ def minimize(
         raise ValueError(f"budget={budget} is less than one step and the final value: use at least {step + whole}")
     wanted = 1 if terms else 4 if isinstance(strategy, Auto) else 2
     repeats = int(min(wanted, (most - step - whole) // whole))
+    if draws.shared:
+        repeats = min(draws.compared(most), (most - step) // 2)
     if rows is not None:
         strategy = Constrained(strategy, rows)
     whole_f = f if rows is None else Valued(rows.around(f))

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from zograd.api.batches import AT_X0, Draws
+from zograd.api.batches import Draws
 from zograd.api.checkpoint import Checkpoint, Kind
 from zograd.api.constraints import Evaluated, Rows
 from zograd.api.strategies import Points, Problem
@@ -48,8 +48,9 @@ class Objective:
     penalty: r, where f + r is minimized: `values` are those of f, `best` has r added.
     rows: constraints; then values are `Evaluated`, and `best` is the lowest one at which all of them hold.
     sign: -1 where f is to be maximized; values are those of sign * f. on_error: what an exception of f does, see
-    `minimize`. ends: when the time is up, of `time.monotonic`. nfev: evaluations so far, in terms of a finite sum. nfail: those that were not finite. last_failure:
-    what the last one was. best: (value, x) of the lowest finite value seen; x is None above `LARGE` variables.
+    `minimize`. ends: when the time is up, of `time.monotonic`. nfev: evaluations so far, terms of a finite sum. nfail:
+    those that were not finite. last_failure: what the last one was. best: (value, x) of the lowest finite value seen; x
+    is None above `LARGE` variables.
     """
 
     def __init__(
@@ -82,18 +83,20 @@ class Objective:
         """Whether the checkpoint has values that are still to be given."""
         return self.checkpoint is not None and self.checkpoint.replaying
 
-    def values(self, points: Points, draw: int = AT_X0, kind: Kind = Kind.REQUEST) -> list[float]:
-        """A value for each point, with the batch and the seed of this draw; NaN or infinity is a failed evaluation.
+    def values(self, points: Points, draws: Sequence[int], kind: Kind = Kind.REQUEST) -> list[float]:
+        """A value for each point; NaN or infinity is a failed evaluation.
+
+        draws: whose batch and seed it has, one for each point, or one for all of them.
 
         Raises what f raises where `on_error` says so, and otherwise `Stopped`; `Overtime` where the time is up before
         the last one. The value at the result is taken in any case.
         """
-        first, named = self.draws.at(draw)
+        shared = [self.draws.at(draw) for draw in draws]
         told = None if self.checkpoint is None else self.checkpoint.given(kind, points)
         self.given = told is not None
         if told is None:
             failure = self.last_failure
-            values = self.evaluated(points, first, named, math.inf if kind == Kind.FINAL else self.ends)
+            values = self.evaluated(points, shared, math.inf if kind == Kind.FINAL else self.ends)
             note = "" if self.last_failure == failure else self.last_failure
             if self.checkpoint is not None:
                 self.checkpoint.append(kind, points, self.flat(values), note)
@@ -131,10 +134,10 @@ class Objective:
         """Whether a value is the lowest one so far, among those at which the constraints hold."""
         return value < self.best[0] and (self.rows is None or self.rows.hold(value))
 
-    def evaluated(self, points: Points, first: tuple[Any, ...], named: dict[str, Any], ends: float) -> list[float]:
+    def evaluated(self, points: Points, shared: Sequence[Call], ends: float) -> list[float]:
         """The values of f, now, until the time is up."""
         values: list[float] = []
-        results = self.evaluate(self.calls(points, first, named))
+        results = self.evaluate(self.calls(points, shared))
         try:
             for found in results:
                 values.append(self.value(found, begun=self.nfev > 0 or len(values) > 0))
@@ -183,11 +186,11 @@ class Objective:
             message = f"f raised {self.last_failure}, at evaluation {self.nfev}"
         raise Stopped(message, found.error) from found.error
 
-    def calls(self, points: Points, first: tuple[Any, ...], named: dict[str, Any]) -> Iterator[Call]:
+    def calls(self, points: Points, shared: Sequence[Call]) -> Iterator[Call]:
         """What f is called with, one point after the other; none is held here while the next one is made."""
         terms, variables = self.problem.terms, self.problem.variables
         for i in range(len(points)):
-            rest = first
+            rest, named = shared[i % len(shared)]
             if terms:
                 rows = points.rows[i] if points.rows is not None else None
                 rest = (np.arange(terms) if rows is None else np.array(rows, dtype=np.intp),)

@@ -18,7 +18,8 @@ def scipy_method(method: Any = "auto", **settings: Any) -> Callable[..., Any]:
 
     method and settings: those of `zograd.minimize`. SciPy passes on args, bounds, constraints and the callback. Its
     `options` may hold any further setting of `zograd.minimize`, `maxfev` for its budget, `maxiter` for a number of
-    steps, at which the result is no success, and the options of the method. `jac`, `hess` and `tol` are refused with a sentence.
+    steps, at which the result is no success, and the options of the method. `jac`, `hess` and `tol` are refused with a
+    sentence.
 
     Costs nothing beyond `zograd.minimize`, and returns its `Result`, which SciPy returns as it is.
 

@@ -84,24 +84,28 @@ def failure(
     tape: Records,
     at_start: Sequence[float],
     final: float,
+    at_end: Sequence[float] = (),
+    known: bool = False,
     *,
     moved: bool,
     words: Wording = PLAIN,
 ) -> End | None:
     """What `_failure` says, as an end."""
-    why = _failure(method, tape, at_start, final, moved=moved, words=words)
+    pairs = _Pairs(at_start, at_end, known) if len(at_end) else None
+    why = _failure(method, tape, at_start, final, pairs, moved=moved, words=words)
     return None if why is None else End(Ending.SHORT, why)
 
 
 def _failure(
-    method: Method[Any] | None, tape: Records, at_start: Sequence[float], final: float, *, moved: bool, words: Wording
-) -> str | None:
+    method: Method[Any] | None, tape: Records, at_start: Sequence[float], final: float, pairs: _Pairs | None, *,
+    moved: bool, words: Wording,
+) -> str | None:  # fmt: skip
     """Why a run is no success, with the remedy; None where f came down.
 
     method: None for a strategy that is not of the menu; then nothing is said about mu and lr.
 
     at_start: f(x0), twice where it may be noisy; empty: the first step stands for it. final: f at the result.
-    moved: whether x has changed.
+    pairs: f at x0 and at the result in the same batches. moved: whether x has changed.
 
     Where the two values of f(x0) are equal, f repeats, and values are compared as they are; steps that all together
     lower f by less than 1 %, and by less than the values of one step differ, are called too short. Otherwise single
@@ -114,7 +118,7 @@ def _failure(
     if final < -UNBOUNDED:
         return unbounded(final, words)
     if method is None:
-        return _without_method(at_start, final, moved=moved, words=words)
+        return _without_method(at_start, final, pairs, moved=moved, words=words)
     taken = tape.taken()
     mu = as_schedule(method.mu)(0)
     if not taken:
@@ -136,7 +140,11 @@ def _failure(
     f0 = float(np.mean(finite))
     values = f"from {words.value(f0)} at x0 to {words.value(final)} at the result"
     come, came, _, rose = words.way
-    if max(finite) > min(finite):
+    if pairs is not None and not pairs.single:
+        down, up = pairs.change
+        if not (down or up):
+            return pairs.undecided(values, words)
+    elif max(finite) > min(finite):
         down, up = _beyond_noise(taken, finite, final)
         if not (down or up):
             return f"f did not {come} by more than its noise, {values}; pass a larger mu than {mu:.3g}, or {_or(words)}"
@@ -172,7 +180,42 @@ def unbounded(final: float, words: Wording) -> str:
     return f"f {fell} to {words.sign * final:.3g}, as if it had no {lower} bound; pass bounds, or check its sign"
 
 
-def _without_method(at_start: Sequence[float], final: float, *, moved: bool, words: Wording) -> str | None:
+@dataclass(frozen=True)
+class _Pairs:
+    """Values at x0 and at the result in the same batches. known: whether these are all batches."""
+
+    at_start: Sequence[float]
+    at_end: Sequence[float]
+    known: bool
+
+    @property
+    def single(self) -> bool:
+        """Whether one batch of many was compared, which tells nothing of the others."""
+        return len(self.at_start) == 1 and not self.known
+
+    @property
+    def change(self) -> tuple[bool, bool]:
+        """(f came down, f rose): the mean difference is beyond three standard errors, or beyond rounding."""
+        differences = np.subtract(self.at_end, self.at_start)
+        finite = differences[np.isfinite(differences)]
+        if not finite.size:
+            return False, False
+        error = ROUNDING * float(np.mean(np.abs(self.at_start)))
+        if not self.known and finite.size > 1:
+            error = max(error, CLEAR * float(np.std(finite, ddof=1)) / math.sqrt(finite.size))
+        mean = float(np.mean(finite))
+        return mean < -error, mean > error
+
+    def undecided(self, values: str, words: Wording) -> str:
+        """What is said where it did neither."""
+        n = len(self.at_start)
+        batches = f"all {n} batches" if self.known else f"{n} batches or seeds that both got"
+        return f"f did not {words.way[0]} by more than its noise over {batches}, {values}; {words.more}"
+
+
+def _without_method(
+    at_start: Sequence[float], final: float, pairs: _Pairs | None, *, moved: bool, words: Wording
+) -> str | None:
     """The verdict on a strategy whose steps have no directions: from the values at both ends."""
     finite = [f for f in at_start if math.isfinite(f)]
     come, _, _, rose = words.way
@@ -180,6 +223,9 @@ def _without_method(at_start: Sequence[float], final: float, *, moved: bool, wor
         return None if moved else f"x did not move: no point with a {words.better} value was found"
     f0, noise = float(np.mean(finite)), float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
     values = f"from {words.value(f0)} at x0 to {words.value(final)} at the result"
+    if pairs is not None and not pairs.single:
+        down, up = pairs.change
+        return None if down else f"f {rose}, {values}" if up else pairs.undecided(values, words)
     if abs(final - f0) <= CLEAR * noise * math.sqrt(1 + 1 / len(finite)) or 0 < final - f0 <= ROUNDING * abs(f0):
         if noise:
             return f"f did not {come} by more than its noise, {values}; {words.more}"
@@ -263,7 +309,7 @@ def _stuck(method: Method[Any], taken: Sequence[Record]) -> str:
     """Why steps left x where it was."""
     if method.controller.standstill and not any(r.rates[0].lr for r in taken):
         return method.controller.standstill + _trusted(method, "which needs none")
-    if any(c for r in taken for _, c in r.vector.terms):
+    if "penalty" not in method.rule.meters and any(c for r in taken for _, c in r.vector.terms):
         return "the steps are smaller than the spacing of its numbers; pass a larger lr, or x0 in float64"
     return "no step found a way down from x0; pass a smaller lr or mu, or start elsewhere if x0 is no minimum"
 

@@ -63,7 +63,9 @@ class TrustRate(AutoRate):
 
     s comes from the spread of the pairs, and from the scatter between steps, which minibatches cause that change from
     step to step: decreases of more than twice what was predicted, and the first of `CERTAIN` steps back, which goes all
-    the way, and finds the level of the reference again where there is no scatter. Otherwise R is as before.
+    the way, and finds the level of the reference again where there is no scatter. Otherwise R is as before. Where it is
+    known that each step has a batch of its own (`batches`), s comes from the changes of the level between the last
+    steps instead: two levels that are equal are chance then.
 
     Taking back: in a flat space with SGD without weight decay the step moves by the last moves with the opposite sign,
     which costs no memory. Otherwise a slot of the size of the weights keeps x, and a step back restores it bit for bit.
@@ -75,6 +77,7 @@ class TrustRate(AutoRate):
     worse: float = 0.0
     grow: float = 1.5
     horizon: int = 8
+    batches: bool = False
 
     standstill: ClassVar[str] = (
         "lr='auto' found no slope at x0: f does not change there, or x0 is a minimum; pass a larger mu or budget, or "
@@ -108,7 +111,8 @@ class TrustRate(AutoRate):
             **super().initial(),
             "repeats": [], "trust": 0.0, "slope2": 0.0, "level": None, "here": None, "mu": 0.0, "spread": [],
             "jumps": [], "predicted": 0.0, "length": 0.0, "steps": 0, "limited": False, "young": True, "back": 0.0,
-            "again": 0, "certain": 0, "tried": [], "scatter2": 0.0, "lr": 0.0, "probe": 0.0, "moves": Vector(),
+            "again": 0, "certain": 0, "changes": [], "before": None, "tried": [], "scatter2": 0.0,
+            "lr": 0.0, "probe": 0.0, "moves": Vector(),
         }  # fmt: skip
 
     # ---- what a step tells -------------------------------------------------------------------------------------------
@@ -162,13 +166,14 @@ class TrustRate(AutoRate):
         if ref is None or not meters.get("mu"):
             self._refer(state, meters)
             return 0.0
-        now = here if exact else level
+        now: float = here if exact and here is not None else level
         shift = 0.0 if exact or meters["mu"] == state["mu"] else self._shift(state, meters["mu"])
         worse = now - ref - shift
         within = 0.0 if exact else self._within(state, meters)
         jump = mean(state["jumps"]) if state["jumps"] else 0.0
         rounding = ROUNDOFF * abs(ref) + abs(shift) / 2
-        error = math.sqrt(max(within, jump, state["scatter2"])) + rounding
+        among = self._among(state, now - shift) if self.batches else 0.0
+        error = math.sqrt(max(within, jump, state["scatter2"], among)) + rounding
         state["scatter2"] *= FADING
         if state["tried"]:  # at the reference again: any difference is scatter
             first, trust = state["tried"]
@@ -185,10 +190,12 @@ class TrustRate(AutoRate):
             theta = min(max(predicted / (2 * (worse + predicted)), 0.1), 0.5)
             trust = state["trust"]
             state["trust"] = theta * min(state["trust"], state["length"])
-            if not state["certain"] or state["again"] > 3:  # all the way, to see whether the level is what it was
+            if not self.batches and (
+                not state["certain"] or state["again"] > 3
+            ):  # all the way, to see whether the level is what it was
                 state["tried"], theta = [worse, trust], FULLY
             else:
-                state["certain"] -= 1
+                state["certain"] = max(state["certain"] - 1, 0)
             state["young"] = False
             state["again"] += 1
             return float(theta)
@@ -207,6 +214,14 @@ class TrustRate(AutoRate):
                 state["trust"] *= 2.0
             self._refer(state, meters)
         return 0.0
+
+    def _among(self, state: State, now: float) -> float:
+        """The mean square of the changes of the level from one step to the next before this one, of batches."""
+        changes, before = state["changes"], state["before"]
+        if before is not None:
+            state["changes"] = [*changes, (now - before) ** 2][-12:]
+        state["before"] = now
+        return mean(changes) if changes else math.inf
 
     def _within(self, state: State, meters: Mapping[str, float]) -> float:
         """The variance of a difference of two levels, from the spread of pairs within steps."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from zograd.api.ask_tell import AskTell
+from zograd.api.options import with_options
 from zograd.api.strategies import OTHERS
 from zograd.api.variables import Variables
 from zograd.errors import UsageError
@@ -44,7 +45,7 @@ class Setup:
         if not self.settings:
             return self.method
         if self.method in OTHERS:
-            raise UsageError(f"{self.method!r} takes no settings; leave them out, or take a method of the menu")
+            return with_options(self.method, self.settings, dim)
         given = {}
         if "lr" not in self.settings and "lr" in describe(self.method)["defaults"]:
             given["lr"] = black_box(self.method, dim).lr

@@ -24,6 +24,10 @@ SHORT = 50
 SHARED = 4
 """Directions a step where all of them see one batch: more would not average its noise."""
 
+OF_BATCHES = 10
+"""Variables from which two-point steps on batches end lower than CMA-ES: their two values have the same batch, so that
+its noise leaves the slope of the batch as it is, where a population is ranked by the batch."""
+
 FEW_VARIABLES = 1000
 """Up to which an evolution strategy is taken in noise."""
 
@@ -37,10 +41,11 @@ class Auto:
     2. Values repeat and the budget is at least 4 (d + 1): L-BFGS-B on finite differences until it ends. Then, if a
        budget was given, CMA-ES with the rest, from the best point.
     3. They repeat, and the budget is smaller: the two-point method of the menu, on forward differences.
-    4. They do not repeat, or steps have batches or seeds of their own, d <= 1000: CMA-ES, separable above 200
+    4. Steps have batches of their own, d >= 10: the two-point method, of four pairs.
+    5. They do not repeat, or steps have batches or seeds of their own, d <= 1000: CMA-ES, separable above 200
        variables. With fewer than 50 evaluations a variable it is separable, too, and within bounds it begins with a
        quarter of the spread.
-    5. Otherwise: the two-point method, whose radius follows the noise.
+    6. Otherwise: the two-point method, whose radius follows the noise.
 
     Where pycma is not installed, `cr_fm_nes` of the menu takes the place of CMA-ES; with bounds, which it does not
     take, the two-point method does.
@@ -53,8 +58,9 @@ class Auto:
     def __call__(self, trace: Trace) -> Routine:
         problem = trace.problem
         values = trace.values_at_start
-        if len(values) < REPEATS and trace.left > 1:
-            values += yield points([problem.x0] * min(REPEATS - len(values), trace.left))
+        wanted = 1 if problem.shared else REPEATS
+        if len(values) < wanted and trace.left > 1:
+            values += yield points([problem.x0] * min(wanted - len(values), trace.left))
         if not values:
             return End(Ending.BUDGET)
         finite = [f for f in values if math.isfinite(f)]
@@ -93,10 +99,11 @@ class Auto:
         """The rule where values differ."""
         d = trace.problem.dim
         trace.fun = None
-        if d <= FEW_VARIABLES:
+        several = trace.problem.batches and d >= OF_BATCHES
+        if d <= FEW_VARIABLES and not several:
             trace.reason = f"{why}, and {d:,} variables are few"
             return (yield from evolution(trace.problem)(trace))
-        trace.reason = f"{why}, and {d:,} variables are many"
+        trace.reason = f"{why}, and {d:,} variables are {'several' if several else 'many'}"
         few = {"n": SHARED} if trace.problem.shared else {}
         return (yield from OfMenu(black_box("zo_sgd", d, **few))(trace))
 

@@ -73,7 +73,8 @@ class Problem:
     """What a strategy may know of a problem.
 
     variables: x0. lower, upper: bounds of each variable, or None. seed: of all randomness. terms: of a finite sum, 0
-    when f is none. shared: whether the points of a request share data or randomness that the next one does not.
+    when f is none. shared: whether the points of a request share data or randomness that the next one does not;
+    batches: whether these are batches of data.
     """
 
     variables: Variables
@@ -82,6 +83,7 @@ class Problem:
     seed: int = 0
     terms: int = 0
     shared: bool = False
+    batches: bool = False
     budget: int = 10_000
     thorough: bool = False
     """Whether the whole budget may be used to look for a better minimum than the first."""

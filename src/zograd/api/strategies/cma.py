@@ -48,6 +48,11 @@ class CMA:
     separable: bool | None = None
     restarts: int = 10**9
 
+    def __post_init__(self) -> None:
+        number = isinstance(self.sigma, int | float | np.integer | np.floating) and not isinstance(self.sigma, bool)
+        if self.sigma is not None and not (number and 0 < self.sigma < math.inf):
+            raise ValueError(f"sigma={self.sigma!r} must be a number > 0, the first standard deviation in units of x")
+
     @property
     def name(self) -> str:
         return "CMA-ES (pycma)"
@@ -100,7 +105,8 @@ class CMA:
             end = End(Ending.ITSELF, f"CMA-ES stopped: {', '.join(es.stop())}")
             if failing and not trace.stationary:  # what it takes for a plateau are failures
                 end = End(
-                    Ending.FAILURES, "CMA-ES stopped: no population had a finite value; start where f is finite around x0"
+                    Ending.FAILURES,
+                    "CMA-ES stopped: its populations had no finite value; start where f is finite around x0",
                 )
         return end
 

@@ -12,6 +12,7 @@ from zograd.api.variables import ArrayStore, Flat
 from zograd.core.method import Method
 from zograd.core.query import Query
 from zograd.core.run import Run
+from zograd.learning_rate import TrustRate
 from zograd.rules import Proximal
 from zograd.sets import Box
 
@@ -70,6 +71,8 @@ class OfMenu:
         store = problem.variables.store(method.space, x)
         if (why := method.rule.misplaced(store)) is not None:
             raise ValueError(f"x0 {why}")
+        if problem.shared and isinstance(method.controller, TrustRate):
+            method = replace(method, lr=replace(method.controller, batches=True))
         return Run(store, method, problem.seed, terms=problem.terms)
 
     def within(self, problem: Problem) -> Method[Any]:
