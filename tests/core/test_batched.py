@@ -629,8 +629,8 @@ def test_blocks_of_experts_fall_back_with_a_sentence_that_users_understand() -> 
     run = Run(Store({"experts": experts}), methods.zo_sgd(lr=1e-3), seed=0)
     says = (
         r"^points are evaluated one at a time, not in one forward of this model: its forward calls torch's transpose "
-        r"of a trained weight without an input beside it, as blocks of experts do\. The losses are the same, and a "
-        r"step takes longer$"
+        r"of a trained weight without an input beside it, as blocks of experts do\. The losses are those of one "
+        r"at a time, and a step takes longer$"
     )
     with pytest.warns(UserWarning, match=says):
         run.step(batched(loss))

@@ -96,6 +96,26 @@ def test_perplexity_is_that_of_a_token() -> None:
     assert found.low < found.value
 
 
+def test_an_interval_without_a_width_is_none() -> None:
+    """All samples of ten right answers have the value 1: "95 % interval 1 to 1" said that there is no error."""
+    scores, labels = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).repeat(5, 1), torch.tensor([0, 1]).repeat(5)
+    for name in ("balanced-accuracy", "macro-f1"):
+        found = m.metrics_of(scores, labels, metric=m.metric_of(name, "classification", 2), interval=True)
+        assert (found.value, found.low, found.high) == (1.0, None, None)
+    exact = m.of_rewards(found, "exact-match", torch.zeros(4), True)
+    assert exact.low == 0.0
+    assert exact.high == pytest.approx(0.49, abs=0.01)  # Wilson's of 0 of 4
+    length = m.of_rewards(found, "f1", torch.tensor([0.5, 0.5]), True)
+    assert (length.low, length.high) == (None, None)
+
+
+def test_the_largest_class_is_a_share_in_double_precision() -> None:
+    """It was rounded to float32, so that 0.9 > 0.8999999761581421 seemed better than the largest class."""
+    labels = torch.tensor([0] * 18 + [1] * 2)
+    found = m.metrics_of(torch.tensor([[1.0, 0.0]]).repeat(20, 1), labels)
+    assert found.value == found.majority == 0.9
+
+
 def test_scores_that_are_not_finite_have_no_metric() -> None:
     found = m.metrics_of(torch.tensor([[0.0, math.nan], [1.0, 0.0]]), torch.tensor([0, 1]), interval=True)
     assert (found.not_finite, found.macro_f1, found.majority) == (1, None, 0.5)

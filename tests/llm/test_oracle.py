@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,36 @@ def test_a_resumed_run_keeps_the_limit_of_its_tape(scorer: Scorer, run: zo.Run) 
     assert oracles.limit == peers.limit == 3
     oracles.keep_to(1)  # of another process, before this one has evaluated anything
     assert oracles.limit == peers.own_limit() == 1
+
+
+def test_a_resumed_run_does_not_check_the_model_again(scorer: Scorer, run: zo.Run) -> None:
+    """It compared another batch both ways, and gave up where the uninterrupted run had not: other bits from there."""
+    losses = scorer.copy_losses
+    scorer.copy_losses = lambda batch, copies: losses(batch, copies) + 0.1 * (copies > 1)  # type: ignore[method-assign]
+    queries = run.ask()
+    with pytest.warns(UserWarning, match="its loss is .* alone and .* beside others. The losses are those of one at a"):
+        BatchOracle(scorer, TrainSettings(together=4), Peers())(EXAMPLES[:4])(run.store, queries, 0)
+    record = run.step(lambda store, queries, key: [1.0] * len(queries))
+    resumed = BatchOracle(scorer, TrainSettings(together=4), Peers(), [record])
+    resumed(EXAMPLES[:4])(run.store, run.ask(), 0)
+    assert resumed.limit == -1
+
+
+@pytest.mark.parametrize(("dtype", "same"), [("bfloat16", True), ("float32", False)])
+def test_losses_of_16_bits_may_differ(tiny_model: Path, dtype: str, same: bool) -> None:
+    """Adapters are float32 on a model in bfloat16, and its losses were compared to 1e-4."""
+    model, tokenizer = loading.load(str(tiny_model), dtype=dtype)
+    module = loading.attach_lora(model, loading.LoraSpec(2), 0)
+    task = Task("toy", "{text}", (" terrible", " great"), {"train": EXAMPLES}, "made", "none")
+    scorer = Scorer(module, tokenizer, task)
+    losses = scorer.copy_losses
+    scorer.copy_losses = lambda batch, copies: losses(batch, copies) * (1 + 0.002 * (copies > 1))  # type: ignore[method-assign]
+    run = zo.Run(zo.Store(loading.select(module, "lora")), zo.methods.fzoo(n=3, lr=1e-4))
+    points = points_of(scorer, EXAMPLES[:4], 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        points(run.store, run.ask(), 0)
+    assert points.given_up is not same
 
 
 def test_probes_are_counted_over_all_oracles() -> None:

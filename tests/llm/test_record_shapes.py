@@ -112,6 +112,21 @@ def test_two_texts_and_a_label_need_no_template() -> None:
     assert task.label_words == (" entailment", " not entailment")
 
 
+def test_records_of_several_kinds_are_named() -> None:
+    """Texts with labels beside prompts with completions were said to be completions with a judgement."""
+    rows = [{"text": "a", "label": 1}, {"prompt": "p", "completion": "c"}] * 4
+    says = r"holds records of several kinds: record 1 has text, label; record 2 has prompt, completion\. Write each"
+    with pytest.raises(TaskError, match=says):
+        load_task(rows)
+
+
+@pytest.mark.parametrize("row", [{"prompt": "p", "completion": ""}, {"instruction": "p", "output": ""}])
+def test_an_empty_answer_is_refused_with_its_record(row: dict[str, str]) -> None:
+    good = {name: "a" for name in row}
+    with pytest.raises(TaskError, match=r"record 2: the column '(completion|output)' is empty; fill the answer in"):
+        load_task([good, row, good])
+
+
 WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"prompt": "p", "chosen": "a", "rejected": "b"}, {}, r"holds preferences .* with forward_only\(DPOTrainer\)"),
     ({"prompt": "p", "completion": "a", "label": True}, {}, r"with a judgement .* with forward_only\(KTOTrainer\)"),

@@ -99,6 +99,24 @@ def test_a_run_at_its_end_says_so(tiny_model: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["settings"]["lr"] is None
 
 
+def test_a_schedule_over_the_steps_is_why_they_stay(tiny_model: Path, tmp_path: Path) -> None:
+    """The default recipe has one, and the help said that --resume takes a new --steps."""
+    words = ("--layers", 1, "--steps", 2)
+    assert zograd("train", "--model", tiny_model, *FEW, *words, "--out", tmp_path / "run").exit_code == 0
+    refused = zograd("train", "--out", tmp_path / "run", "--resume", "--steps", 4)
+    assert "steps = 4 (the run has 2), over which its learning rate follows a cosine schedule: leave" in said(refused)
+
+
+def test_adapters_and_weights_are_not_merged(tiny_model: Path, tmp_path: Path) -> None:
+    """They "were trained from different base models"."""
+    for train in ("lora", "mlp"):
+        words = ("--method", "zo_sgd", "--train", train, "--layers", 1, "--steps", 1, "--out", tmp_path / train)
+        assert zograd("train", "--model", tiny_model, *FEW, *words).exit_code == 0
+    merged = zograd("replay", tmp_path / "lora", tmp_path / "mlp", "--merge", "sum", "--out", tmp_path / "out")
+    assert "lora trained lora, and" in said(merged)
+    assert "mlp trained mlp: only runs that trained tensors of one kind can be merged" in said(merged)
+
+
 def test_no_examples_at_all_are_refused(tiny_model: Path) -> None:
     result = zograd("eval", "--model", tiny_model, "--task", "mr", "--examples", 0)
     assert (result.exit_code, said(result)) == (2, "zograd: --examples 0: at least 1 is needed")

@@ -154,14 +154,15 @@ def record(
 
 @contextmanager
 def requiring(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, these tensors require grad."""
+    """Inside, these tensors require grad; afterwards those that did before."""
+    before = [tensor.requires_grad for tensor in tensors]
     try:
         for tensor in tensors:
             tensor.requires_grad_(True)
         yield
     finally:
-        for tensor in tensors:
-            tensor.requires_grad_(False)
+        for tensor, required in zip(tensors, before, strict=True):
+            tensor.requires_grad_(required)
 
 
 @torch.no_grad()

@@ -80,7 +80,9 @@ def train(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Continue the run in --out; takes a new --steps, --eval-every or place of the --model."
+            "--resume",
+            help="Continue the run in --out; takes a new --eval-every or place of the --model, and at a constant rate "
+            "a new --steps.",
         ),
     ] = False,
     plugin: Plugins = None,

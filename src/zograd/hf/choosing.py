@@ -73,7 +73,8 @@ def choose(
         hidden states and hold what is trained, but for what stands behind them and, where the whole model is trained,
         its embeddings and its output. It is exact for the last `BLOCKS` blocks; where more are trained, `backprop` with
         states that are computed again. Where the whole model is trained and blocks do not add (BERT), `backprop` on the
-        last block and what stands behind it. Otherwise `zo_sgd` with lr="auto".
+        last block and what stands behind it; where all that is trained lies in the blocks and behind them (adapters),
+        `backprop` on all of it. Otherwise `zo_sgd` with lr="auto".
     lr: in place of the method's. of_arguments: the `learning_rate` that the user set, which names of the menu take.
 
     Raises UsageError for a method that does not fit the model. Costs, where blocks are tried: one forward of 8 tokens
@@ -94,6 +95,10 @@ def choose(
                 why = "it is the exact gradient of all blocks; most hidden states are computed again to save memory"
         elif isinstance(exact, Parts) and is_whole(model, tensors):
             method, parts, why = "backprop", exact.last(), f"{refusal}: the derivative of its last block is exact"
+            adds = False
+        elif isinstance(exact, Parts) and not why_not_all(model, tensors, exact):
+            method, parts, settings = "backprop", exact, {"recompute": len(exact.numbers) > BLOCKS}
+            why = f"{refusal}: the derivative of its blocks is exact"
             adds = False
         else:
             method, why = "zo_sgd", refusal or ""

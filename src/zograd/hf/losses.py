@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -117,6 +118,27 @@ def fixed_mode(trainer: Any, model: nn.Module) -> None:
     """
     model.eval()
     model.training = any(name in vars(trainer) for name in COUNTERS)
+
+
+class Losses:
+    """The losses of steps. first: that of the first step, before anything has moved."""
+
+    LAST = 10
+    """Steps whose mean loss is compared with the first."""
+
+    def __init__(self, first: float) -> None:
+        self.first = first
+        self.last: deque[float] = deque(maxlen=self.LAST)
+        self.told = False
+
+    def risen(self, loss: float) -> float | None:
+        """The mean of the last losses where it is half as large again as the first one, once; None otherwise."""
+        self.last.append(loss)
+        level = sum(self.last) / len(self.last)
+        if self.told or len(self.last) < self.LAST or not level - self.first > 0.5 * abs(self.first):
+            return None
+        self.told = True
+        return level
 
 
 def as_tensor(value: Tensor, device: torch.device) -> Tensor:

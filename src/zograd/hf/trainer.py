@@ -22,7 +22,7 @@ from zograd.errors import needs
 from zograd.estimators import FromBlocks
 from zograd.hf import arguments, checkpoints
 from zograd.hf.choosing import OF_ARGUMENTS, Choice, choose, far, trainable
-from zograd.hf.losses import StepLoss, as_tensor, by_values, fixed_mode, from_blocks
+from zograd.hf.losses import Losses, StepLoss, as_tensor, by_values, fixed_mode, from_blocks
 from zograd.hf.optimizer import TrainerOptimizer
 from zograd.llm.loop import DivergenceError
 from zograd.llm.parts import without_cache
@@ -136,6 +136,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         self._zo: TrainerOptimizer | None = None
         self._held: list[Any] = []
         self._required: list[nn.Parameter] = []
+        self._losses: Losses | None = None
         self._tape: Tape | None = None
         self._about: dict[str, Any] = {}
         super().__init__(*given.args, **given.kwargs)
@@ -154,9 +155,14 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in the Trainer. Afterwards the parameters require grad as before."""
-        self._tape = None
+        self._losses = None
+        self._tape, training = None, getattr(self.model, "training", True)
         try:
             return super().train(*args, **kwargs)
+        except BaseException:
+            if self.model is not None:
+                self.model.train(training)
+            raise
         finally:
             self._end()
 
@@ -286,12 +292,20 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         return as_tensor(value, self.args.device)
 
     def _watch(self) -> None:
-        """Raise DivergenceError after `MAX_FAILURES` steps of one kind in a row."""
+        """Raise DivergenceError after `MAX_FAILURES` steps of one kind in a row; warn once of a loss that has risen."""
         assert self._zo is not None
         run, last = self._zo.run, self._zo.last
         assert run is not None
         assert last is not None
         lr = last.rates[0].lr
+        self._losses = self._losses or Losses(last.loss)
+        if (level := self._losses.risen(last.loss)) is not None:
+            warnings.warn(
+                f"the loss rose from {self._losses.first:.4g} in the first step to {level:.4g} in the last "
+                f"{Losses.LAST}: the steps are too large; start again with a smaller lr, such as lr={0.1 * lr:.1g} "
+                f"(now {lr:.2g})",
+                stacklevel=3,
+            )
         if run.refused_in_a_row >= MAX_FAILURES:
             raise DivergenceError(
                 f"{run.refused_in_a_row} steps in a row had a non-finite loss (the last {last.loss} at step "

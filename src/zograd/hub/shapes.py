@@ -13,7 +13,7 @@ speech           a recording and what is said in it, which is learned
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -116,8 +116,21 @@ def shape_of(table: Table, asked: Asked, where: str) -> Shape:
         return _MAKERS[reads](table, asked, where)
     name = next(name for fits, name in _RECOGNISED if fits(columns, asked))
     if name in _ELSEWHERE:
+        _check_one_kind(table, _NEEDED[name], where)
         raise TaskError(f"{where} {_ELSEWHERE[name]}")
     return _MAKERS[name](table, asked, where)
+
+
+def _check_one_kind(table: Table, columns: Collection[str], where: str) -> None:
+    """Raise TaskError where no record has all columns: records of several kinds have them together."""
+    held = [[name for name, value in record.values.items() if value is not None] for record in table.records]
+    if any(set(columns) <= {*names} for names in held):
+        return
+    other = next((k for k, names in enumerate(held) if names != held[0]), None)
+    if other is None:
+        return
+    kinds = "; ".join(f"{table.records[k].place} has {', '.join(held[k])}" for k in (0, other))
+    raise TaskError(f"{where} holds records of several kinds: {kinds}. Write each kind into a file of its own.")
 
 
 # ---- which shape -----------------------------------------------------------------------------------------------------
@@ -209,6 +222,9 @@ _ELSEWHERE: Final = {
         "predicts the label."
     ),
 }
+
+
+_NEEDED: Final = {"preferences": ("chosen", "rejected"), "judged": ("prompt", "completion", "label")}
 
 
 # ---- how each shape is read ------------------------------------------------------------------------------------------
@@ -333,10 +349,17 @@ def _completion(table: Table, asked: Asked, where: str) -> Shape:
         text, spans = _filled(template, record)
         others = record.values.get("also")
         also = tuple(map(str, others)) if isinstance(others, list) else ()
-        return Example(text, -1, record.text(completion), spans=spans, also=also)
+        return Example(text, -1, _answer(record, completion), spans=spans, also=also)
 
     said = f"the column {completion} is learned as what follows the prompt {template.text!r}"
     return Shape("completion", template.text, template.columns, example, said, needs=(*template.columns, completion))
+
+
+def _answer(record: Record, column: str) -> str:
+    """What is learned behind a prompt."""
+    if not (answer := record.text(column)):
+        raise TaskError(f"{record.place}: the column {column!r} is empty; fill the answer in, or remove the line.")
+    return answer
 
 
 def _choice(table: Table, asked: Asked, where: str) -> Shape:
@@ -381,7 +404,7 @@ def _instruction(table: Table, asked: Asked, where: str) -> Shape:
     more = ("input",) if "input" in table.columns else ()
 
     def example(record: Record) -> Example:
-        instruction, answer = record.text("instruction"), record.text(output)
+        instruction, answer = record.text("instruction"), _answer(record, output)
         given = record.text("input") if more and record.values["input"] is not None else ""
         prompt, spans = (ALPACA_INPUT if given else ALPACA).place({"instruction": instruction, "input": given})
         question = f"{instruction}\n\n{given}" if given else instruction

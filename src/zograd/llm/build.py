@@ -585,9 +585,12 @@ def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out
             print(f"zograd: {line}", file=sys.stderr)
         missing = [repr(c) for c, n in counts if not n]
         if missing and part:
+            more = f"raise --{option}-examples"
+            if len(part) == len(task.splits[name]):
+                more = "add some" if option == "train" else "pass --eval-file with some, or add a column split"
             warnings.warn(
-                f"none of the {len(part):,} {name} examples has the label {', '.join(missing)}; raise "
-                f"--{option}-examples, or check the data",
+                f"none of the {len(part):,} {name} examples has the label {', '.join(missing)}; {more}, or check the "
+                f"data",
                 stacklevel=3,
             )
 

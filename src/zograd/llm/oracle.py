@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from zograd.blockwise import Around, Blockwise, Terms
@@ -29,7 +30,9 @@ def points_of(scorer: Scorer, batch: Sequence[Example], together: int | None = N
     together: None: as many as pay for this batch (`Scorer.together`). The number is a function of settings and batch
     alone, so a resumed run groups its points in the same way.
     """
-    return batched(partial(scorer.copy_losses, batch), together or scorer.together(batch))
+    halves = [p.dtype for p in scorer.base.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+    dtype = halves[0] if halves else None
+    return batched(partial(scorer.copy_losses, batch), together or scorer.together(batch), dtype=dtype)
 
 
 class ContestOracle:
@@ -69,14 +72,17 @@ class BatchOracle:
     (memory, or a model that mixes the examples of a batch), and whether a forward draws random numbers.
 
     peers: each process tells the others its `limit`, and all keep to the smallest.
-    taken: the steps on the tape of a resumed run, which keeps the limit that they record.
+    taken: the steps on the tape of a resumed run, which keeps the limit that they record. A model that passed the check
+    of its first step is not checked again on another batch.
     """
 
     def __init__(self, scorer: Scorer, settings: TrainSettings, peers: Peers, taken: Iterable[Record] = ()) -> None:
         self.scorer, self.settings, self.peers = scorer, settings, peers
         self._last: Batched | None = None  # of the batch before; it knows what its forwards have shown
         self._first_limit = -1
+        self._passed = False
         for step in taken:
+            self._passed = True
             if 0 <= (limit := dict(step.meters).get(TOGETHER, -1.0)) < 2**31:
                 self._first_limit = int(limit)
         peers.limit, peers.own_limit = self.limit, lambda: self.limit
@@ -114,7 +120,7 @@ class BatchOracle:
 
     def _points(self, part: Sequence[Example]) -> Batched:
         points, before = points_of(self.scorer, part, self.settings.together), self._last
-        points.limit = self.limit
+        points.limit, points.trusted = self.limit, self._passed
         if before is not None:
             points.checked, points.draws = before.checked, before.draws
         self._last = points

@@ -133,15 +133,15 @@ def embeddings_and_output(base: Any) -> list[nn.Module]:
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
     """Inside, forwards keep no keys and values, with which a block could not be run twice."""
-    config: Any = getattr(plain_model(model), "config", None)
-    before = getattr(config, "use_cache", None)
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]  # T5's decoder has its own
+    before = {id(c): (c, c.use_cache) for c in configs if getattr(c, "use_cache", None) is not None}
     try:
-        if before is not None:
+        for config, _ in before.values():
             config.use_cache = False
         yield
     finally:
-        if before is not None:
-            config.use_cache = before
+        for config, kept in before.values():
+            config.use_cache = kept
 
 
 @contextmanager

@@ -326,6 +326,12 @@ def merged_runs(
         nonlocal steps, evaluations
         found, directory = restore(path, model, salvage=salvage, stages=stages)
         if [e["name"] for e in directory.meta["model"]] != [e["name"] for e in first.meta["model"]]:
+            kinds = [stored_settings(each).train for each in (first, directory)]
+            if kinds[0] != kinds[1]:
+                raise RunError(
+                    f"--merge: {paths[0]} trained {kinds[0]}, and {path} trained {kinds[1]}: only runs that trained "
+                    f"tensors of one kind can be merged"
+                )
             raise RunError(f"--merge: {path} and {paths[0]} were trained from different base models")
         check_identity(first.meta["model"], directory.meta["model"], f"the base model of {path}")
         steps, evaluations = steps + found.run.step_number, evaluations + found.run.evaluations

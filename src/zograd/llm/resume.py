@@ -38,6 +38,8 @@ def continued(given: TrainSettings, stored: TrainSettings, names: Collection[str
     if bad:
         listed = ", ".join(f"{setting_name(n)} = {getattr(given, n)} (the run has {_told(stored, n)})" for n in bad)
         may = ", ".join(setting_name(name) for name in CHANGEABLE if name not in fixed_settings(stored))
+        if {"steps", "seconds"} & {*bad} and stored.lr_schedule != "constant":
+            listed += f", over which its learning rate follows a {stored.lr_schedule} schedule"
         raise SettingsError(
             f"--resume continues a run with its own settings and cannot change {listed}: leave that out, or begin "
             f"another run in another --out. {may} may be changed"
