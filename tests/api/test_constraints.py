@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, NonlinearConstraint, approx_fprime
+from scipy.optimize import minimize as scipy_minimize
 
 import zograd as zo
 from benchmarks.constraints import PROBLEMS, Case
@@ -215,7 +216,16 @@ def test_sets_and_spaces_choose_the_method() -> None:
     assert ball.strategy == "frank_wolfe"
     assert np.abs(ball.x).sum() <= 1 + 1e-6
     assert ball.success
-    assert zo.minimize(f, np.ones(8), constraints=zo.sets.NonNegative(), budget=300).strategy == "zo_prox"
+    many = zo.minimize(inside, np.zeros(8), constraints=zo.sets.L1Ball(1.0), budget=5000)
+    assert many.strategy == "zo_prox"
+    assert many.fun < ball.fun
+    expected = scipy_minimize(f, np.zeros(8), bounds=[(0, None)] * 8).fun
+    boxes = (zo.sets.NonNegative(), zo.sets.Box(0.0, np.inf), zo.sets.Box(np.zeros(8), np.full(8, 9.0)))
+    for box in boxes:  # bounds, which L-BFGS-B takes
+        bounded = zo.minimize(f, np.ones(8), constraints=box, budget=300)
+        assert "L-BFGS-B" in bounded.strategy
+        assert bounded.fun == pytest.approx(expected, abs=1e-6)
+    assert np.abs(zo.minimize(f, np.zeros(8), constraints=zo.sets.LInfBall(0.5)).x).max() == 0.5
     sphere = zo.minimize(lambda x: float(x[0]), np.full(4, 0.5), space=zo.spaces.Sphere(), budget=500)
     assert "L-BFGS-B" in sphere.strategy
     assert sphere.strategy.endswith("in coordinates of Sphere")

@@ -149,3 +149,41 @@ def test_limits_of_another_length_are_named() -> None:
     wrong = scipy.optimize.NonlinearConstraint(lambda x: x, [0, 0], [1, 1])
     with pytest.raises(ValueError, match="constraint 0 has 3 values, but its lb has 2; pass one number, or 3"):
         zo.minimize(scipy.optimize.rosen, np.zeros(3), constraints=wrong)
+
+
+def wobbly(x: Any) -> float:
+    """Values that differ: NumPy's generator is seeded by x, and its numbers are far from those of a neighbour."""
+    return float(np.sum((x - 1) ** 2)) + 0.1 * math.sin(1e9 * float(np.sum(x)))
+
+
+@pytest.mark.parametrize(
+    ("dim", "first", "then"), [(4, 17, 400), (4, 20, 600), (4, 40, None), (20, 500, 3000), (100, 300, 2000)]
+)
+def test_auto_goes_on_with_a_larger_budget(dim: int, first: int, then: int | None, tmp_path: Path) -> None:
+    """ "request 1 is for other points": the larger budget changed the choice, and what was paid for was lost."""
+    path, f = tmp_path / "k.zo", wobbly if dim == 20 else scipy.optimize.rosen
+    few = zo.minimize(f, np.zeros(dim), budget=first, checkpoint=path)
+    many = zo.minimize(f, np.zeros(dim), budget=then, checkpoint=path, resume=True)
+    assert many.nfev > few.nfev
+    assert many.fun < few.fun
+    again = zo.minimize(f, np.zeros(dim), budget=then, checkpoint=path, resume=True)
+    assert (again.fun, again.nfev) == (many.fun, many.nfev)
+
+
+def test_a_larger_budget_of_a_run_with_constraints_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path, settings = tmp_path / "k.zo", {"constraints": zo.Constraints(1), "x0": np.zeros(4)}
+    f = lambda x: (scipy.optimize.rosen(x), [x.sum() - 2])  # noqa: E731
+    done = zo.minimize(f, **settings, budget=300, checkpoint=path)
+    with pytest.raises(CheckpointError, match="pass budget=300, and begin another run at its x for more"):
+        zo.minimize(f, **settings, budget=600, checkpoint=path, resume=True)
+    assert zo.minimize(f, **settings, budget=300, checkpoint=path, resume=True).fun == done.fun
+
+
+@pytest.mark.parametrize("dim", [3, 10, 50])
+@pytest.mark.parametrize("budget", [8, 15, 30])
+def test_a_small_budget_makes_a_step(dim: int, budget: int) -> None:
+    """Four values at x0, and then no step: 15 evaluations ended with x0."""
+    result = zo.minimize(lambda x: float(np.sum((x - 1) ** 2)), np.zeros(dim), budget=budget)
+    assert result.nfev <= budget
+    assert result.fun < dim
+    assert result.nit > 0

@@ -56,7 +56,11 @@ class Told:
 
 
 def header(problem: Problem, strategy: Any, **more: Any) -> dict[str, Any]:
-    """What a run is, as far as its points depend on it: plain data, of which each entry is compared."""
+    """What a run is, as far as its points depend on it: plain data, of which each entry but `plan` is compared.
+
+    plan: the budget by which the run chose its method, and whether one was given. `Problem.budget` stays the same when
+    the run goes on with a larger one.
+    """
     variables = problem.variables
     form = repr((variables.names, variables.shapes, [str(d) for d in variables.dtypes]))
     bounds = () if problem.lower is None or problem.upper is None else (problem.lower, problem.upper)
@@ -68,17 +72,18 @@ def header(problem: Problem, strategy: Any, **more: Any) -> dict[str, Any]:
         "bounds": _digest("", *bounds) if bounds else None,
         "seed": problem.seed,
         "terms": problem.terms,
+        "plan": [problem.budget, problem.thorough],
         **more,
         "versions": {name: _version(name) for name in ("zograd", "numpy", "scipy", "cma")},
     }
 
 
-def seed_of(path: str | os.PathLike[str]) -> int | None:
-    """The seed of the run whose values a file holds; None where it holds none."""
+def about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The header of the run whose values a file holds; empty where it holds none."""
     with suppress(OSError, CheckpointError):
         found, _, _, _ = _read(Path(path))
-        return None if found is None else int(found["seed"])
-    return None
+        return found or {}
+    return {}
 
 
 class Checkpoint:
@@ -98,7 +103,7 @@ class Checkpoint:
                 raise FileExistsError(
                     f"{self.path} holds the values of a run; pass resume=True to go on with it, or another checkpoint="
                 )
-            self.versions = ""
+            self.versions, self.plan = "", about["plan"]
             if old is not None:
                 self.compare(old, dict(about))
             self._file = open(self.path, "ab" if old is None else "r+b", buffering=0)  # noqa: SIM115
@@ -127,6 +132,8 @@ class Checkpoint:
     def compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Raise where the run is another one."""
         before, now = old.pop("versions", {}), new.pop("versions", {})
+        self.plan = old.pop("plan", None) or new["plan"]
+        del new["plan"]
         for key in new:
             if old.get(key) != new[key]:
                 was, what = str(old.get(key))[:200], str(new[key])[:200]
@@ -152,7 +159,8 @@ class Checkpoint:
             if (told.kind, len(told.values), told.check) != (kind, self.width * len(points), _check(points)):
                 raise CheckpointError(
                     f"{self.path} does not fit this run: request {self.place} is for other points{self.versions}. "
-                    f"Another budget, or another version of a library, may have changed what the method asks"
+                    f"Another budget, or another version of a library, may have changed what the method asks: with "
+                    f"budget={self.plan[0]} the run ends as before, and its x is the x0 of another one"
                 )
             return told
         return None

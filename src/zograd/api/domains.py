@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.optimize import Bounds
 
 from zograd import methods
 from zograd.api.strategies.charted import AutoOnSpace
 from zograd.core.method import Method
 from zograd.methods.defaults import black_box
+from zograd.sets import Box, LInfBall, NonNegative
+from zograd.sets.numbers import Numbers
 from zograd.spaces import Space
 
 
@@ -31,10 +34,16 @@ def is_set(constraints: Any) -> bool:
     return any(hasattr(constraints, name) for name in ("vertex_", "project_", "project_block_"))
 
 
-def on_set(the_set: Any, method: Any) -> Method[Any]:
-    """Frank-Wolfe where the set has a linear minimizer, otherwise projected two-point steps; f is never called outside.
+DIRECTIONS = 8
+"""Directions in a step of `zo_prox`."""
 
-    Both start inside of the set.
+SEVERAL = 200
+"""Evaluations a variable from which projected steps end lower than Frank-Wolfe, which nears a minimum slowly."""
+
+
+def on_set(the_set: Any, method: Any, dim: int, budget: int) -> Method[Any]:
+    """Projected two-point steps, or Frank-Wolfe where the set has a linear minimizer, and no projection or the budget
+    is below `SEVERAL` evaluations a variable. f is never called outside. Both start inside of the set.
     """
     if isinstance(the_set, type):
         raise TypeError(f"constraints={the_set.__name__} is a class; make a set of it, such as sets.L1Ball(1.0)")
@@ -43,10 +52,23 @@ def on_set(the_set: Any, method: Any) -> Method[Any]:
             f"constraints={type(the_set).__name__}(...) chooses the method by what the set can do; leave method out, "
             f"or pass methods.frank_wolfe(set) or methods.zo_prox(set) as method without constraints"
         )
-    if hasattr(the_set, "vertex_"):
+    projects = hasattr(the_set, "project_") or hasattr(the_set, "project_block_")
+    if hasattr(the_set, "vertex_") and not (projects and budget >= SEVERAL * dim):
         return methods.frank_wolfe(the_set, queries="feasible")
-    made: Method[Any] = methods.zo_prox(the_set, lr="auto", queries="feasible")
+    made: Method[Any] = methods.zo_prox(the_set, lr="auto", mu="auto", n=DIRECTIONS, queries="feasible")
     return made
+
+
+def as_box(the_set: Any, dim: int) -> Bounds | None:
+    """The bounds that a set is; None where it is none, or has another size than x."""
+    if isinstance(the_set, NonNegative):
+        return Bounds(0.0, np.inf)
+    if isinstance(the_set, LInfBall):
+        return Bounds(-the_set.radius, the_set.radius)
+    if not isinstance(the_set, Box) or the_set.size not in (None, dim):
+        return None
+    low, high = (side.flat().numpy() if isinstance(side, Numbers) else side for side in (the_set.low, the_set.high))
+    return Bounds(low, high)
 
 
 def on_space(space: Space, method: Any, dim: int) -> Method[Any] | AutoOnSpace:

@@ -39,7 +39,7 @@ ROUNDING = 1e-9
 
 @dataclass
 class Minimization:
-    """The run of one call. sign: -1 where f is maximized.
+    """The run of one call. budget: evaluations at most. sign: -1 where f is maximized.
 
     repeats: evaluations at x0; where steps have batches or seeds of their own, one in each of the first draws, in
     which the result is evaluated too.
@@ -48,6 +48,7 @@ class Minimization:
     objective: Objective
     problem: Problem
     strategy: Any
+    budget: int
     repeats: int
     callback: Callable[..., object] | None
     target: float | None
@@ -67,7 +68,7 @@ class Minimization:
         at_start: list[float] | None = []
         if self.repeats:
             at_start = self.values(points([problem.x0] * self.repeats), self.draws, Kind.START)
-        budget = problem.budget - (self.repeats + len(self.draws)) * whole
+        budget = self.budget - (self.repeats + len(self.draws)) * whole
         search = Search(self.strategy, problem, budget, at_start or ())
         finite = [f for f in at_start or () if math.isfinite(f)]
         if (
@@ -245,7 +246,7 @@ class Minimization:
             known = objective.draws.all_of(len(ends))
             why = failure(trace.method, search.tape, start, final, ends, known, moved=moved, words=words)
             if end.used_up and not len(search.tape) and math.isfinite(final):
-                why = unbegun(self.problem.budget, words)
+                why = unbegun(self.budget, words)
             if ended is not final:
                 why = End(
                     Ending.SHORT,
@@ -292,7 +293,7 @@ class Minimization:
             steps = len(search.tape)
             why = shortfall(rows, start, value, error, standing, end, steps=steps, moved=moved, words=words)
             if end.used_up and not steps and math.isfinite(value):
-                why = unbegun(self.problem.budget, words)
+                why = unbegun(self.budget, words)
         result = self.found(search, x, float(value), *concluded(end, why))
         result.constraints = value.c
         result.maxcv = float(np.max(rows.excess(value.c)))

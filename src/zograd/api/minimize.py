@@ -13,14 +13,24 @@ import numpy as np
 
 from zograd.api.batches import Draws
 from zograd.api.bounds import as_bounds
-from zograd.api.checkpoint import Checkpoint, header, seed_of
+from zograd.api.checkpoint import Checkpoint, CheckpointError, about, header
 from zograd.api.constraints import as_rows
-from zograd.api.domains import is_set, on_set, on_space, refuse_integers
+from zograd.api.domains import as_box, is_set, on_set, on_space, refuse_integers
 from zograd.api.minimization import Minimization
 from zograd.api.objective import Objective
 from zograd.api.options import refuse, with_options
 from zograd.api.result import Result
-from zograd.api.strategies import LBFGS, Auto, Constrained, OfMenu, Problem, as_strategy, penalized, valued
+from zograd.api.strategies import (
+    LBFGS,
+    Auto,
+    Constrained,
+    OfMenu,
+    Problem,
+    as_strategy,
+    penalized,
+    repeats_at_start,
+    valued,
+)
 from zograd.api.variables import Variables
 from zograd.api.workers import Bound, Valued, evaluator
 from zograd.core.method import Method
@@ -81,7 +91,7 @@ def minimize(
     constraints: `scipy.optimize.LinearConstraint` or `NonlinearConstraint`, a dict {"type": "ineq" or "eq", "fun"}, or
         a list of them; `zograd.Constraints(at_most=m, equal=p)` where f returns (value, c) of one evaluation; or a set
         of `zograd.sets`. They need no derivatives. See `zograd.api.strategies.constrained.Constrained` for what
-        searches then; a set goes to Frank-Wolfe where it has a linear minimizer, otherwise to projected steps.
+        searches then. A box is bounds; another set goes to projected steps, or with few evaluations to Frank-Wolfe.
     penalty: r, of `zograd.sets`: L1(weight) or GroupL2(weight). Then f + r is minimized (f - r maximized), and `fun`,
         `best_fun` and `target` are its values. f alone is evaluated; r enters by its proximal map, with exact zeros.
         See `zograd.api.strategies.composite.AutoPenalized` for the rule of "auto".
@@ -118,7 +128,8 @@ def minimize(
         differs between steps.
     checkpoint: a file to which the values are appended. resume: go on from it, to the bits of a run that was never
         interrupted, without calling f or the callback again for what it holds; without a file, start. Another x0, seed
-        or method is refused; the budget may be larger. An iterator in `data` is advanced.
+        or method is refused. The budget may be larger, but for runs with constraints; "auto" keeps the choice that it
+        made for the first one. An iterator in `data` is advanced.
     tol, jac, hess, hessp: refused, with what to write instead.
 
     Costs O(d) memory for one point at a time, or for those of a step with workers. Raises ValueError for a budget too
@@ -147,21 +158,25 @@ def minimize(
     if seconds is not None and seconds < 0:
         raise ValueError(f"seconds={seconds:g} must be a time, 0 or more, or None for no limit")
     variables = Variables(x0)
+    if bounds is None and isinstance(method, str) and method == "auto":
+        bounds = as_box(constraints, variables.dim)
+        constraints = constraints if bounds is None else None
     lower, upper = as_bounds(bounds, variables)
     most = _number(budget)
-    before = seed_of(checkpoint) if checkpoint is not None and resume and seed is None else None
-    number = as_seed(seed) if before is None else before
+    before = about(checkpoint) if checkpoint is not None and resume else {}
+    number = before["seed"] if before and seed is None else as_seed(seed)
+    planned, thorough = before.get("plan") or (most, budget is not None)
     draws = Draws(data, common_random, number)
     problem = Problem(
-        variables, lower, upper, number, terms, shared=draws.shared, batches=data is not None, budget=most,
-        thorough=budget is not None,
+        variables, lower, upper, number, terms, shared=draws.shared, batches=data is not None, budget=planned,
+        thorough=thorough,
     )  # fmt: skip
     refuse_integers(integrality)
     if penalty is not None:
         _alone("penalty", constraints=constraints, space=space, bounds=bounds, terms=terms or None, options=options)
     method = with_options(method, options, variables.dim)
     if constraints is not None and is_set(constraints):
-        method, constraints = on_set(constraints, method), None
+        method, constraints = on_set(constraints, method, variables.dim, planned), None
     if space is not None:
         method = on_space(space, method, variables.dim)
     rows = as_rows(constraints, variables)
@@ -178,10 +193,10 @@ def minimize(
     step = _first_step(strategy, problem)
     if most < step + whole:
         raise ValueError(f"budget={budget} is less than one step and the final value: use at least {step + whole}")
-    wanted = 1 if terms else 4 if isinstance(strategy, Auto) else 2
+    wanted = 1 if terms else repeats_at_start(planned) if isinstance(strategy, Auto) else 2
     repeats = int(min(wanted, (most - step - whole) // whole))
     if draws.shared:
-        repeats = min(draws.compared(most), (most - step) // 2)
+        repeats = min(draws.compared(planned), (most - step) // 2)
     if rows is not None:
         strategy = Constrained(strategy, rows)
     whole_f = f if rows is None else Valued(rows.around(f))
@@ -191,18 +206,23 @@ def minimize(
     )
     values = None
     if checkpoint is not None:
-        about = header(
+        run = header(
             problem, strategy, maximize=bool(maximize), data=draws.kind, common_random=bool(common_random),
             constraints=None if rows is None else rows.digest,
         )  # fmt: skip
-        values = Checkpoint(checkpoint, about, resume=resume)
+        if rows is not None and before and most != planned:
+            raise CheckpointError(
+                f"{checkpoint} is of a run with constraints, which keeps a share of its budget of {planned} to measure "
+                f"the result: pass budget={planned}, and begin another run at its x for more"
+            )
+        values = Checkpoint(checkpoint, run, resume=resume)
     try:
         objective = Objective(
             evaluate, problem, draws, sign=sign, on_error=on_error, checkpoint=values, rows=rows,
             penalty=None if penalty is None else valued(penalty, variables),
             ends=math.inf if seconds is None else time.monotonic() + seconds,
         )  # fmt: skip
-        return Minimization(objective, problem, strategy, repeats, callback, target, sign).run()
+        return Minimization(objective, problem, strategy, most, repeats, callback, target, sign).run()
     finally:
         evaluate.close()
         if values is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zograd.api.strategies.auto import Auto
+from zograd.api.strategies.auto import Auto, repeats_at_start
 from zograd.api.strategies.base import Points, Problem, Routine, Strategy, Trace, points
 from zograd.api.strategies.charted import AutoOnSpace, Charted
 from zograd.api.strategies.cma import CMA
@@ -58,5 +58,5 @@ def as_strategy(method: Any, dim: int, max_failures: int) -> Strategy:
 
 __all__ = [
     "CMA", "LBFGS", "OTHERS", "Auto", "AutoOnSpace", "Charted", "Constrained", "OfMenu", "Points", "Problem",
-    "Routine", "Strategy", "Trace", "as_strategy", "penalized", "points", "valued",
+    "Routine", "Strategy", "Trace", "as_strategy", "penalized", "points", "repeats_at_start", "valued",
 ]  # fmt: skip

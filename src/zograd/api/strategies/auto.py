@@ -13,10 +13,16 @@ from zograd.api.strategies.base import Points, Problem, Routine, Strategy, Trace
 from zograd.api.strategies.cma import CMA, available
 from zograd.api.strategies.lbfgs import LBFGS
 from zograd.api.strategies.of_menu import OfMenu
-from zograd.methods.defaults import black_box
+from zograd.methods.defaults import black_box, pairs
 
 REPEATS = 4
 """Values at x0, from which the noise is read."""
+
+SMALL = 30
+"""Evaluations below which x0 is evaluated twice, so that there are some left for steps."""
+
+A_PAIR = 40
+"""Evaluations of the budget for each direction of a step: few steps of many directions end higher."""
 
 SHORT = 50
 """Evaluations a variable below which the covariance of all pairs is not learned, and the search stays near x0."""
@@ -36,11 +42,13 @@ FEW_VARIABLES = 1000
 class Auto:
     """The rule, in order; the measurements behind it are on the page "Choose a method".
 
-    1. f(x0) is evaluated four times. Equal values repeat; they are tested again during the run, after 2 (d + 1)
-       evaluations and then after each doubling, since a start can be free of a noise that is elsewhere.
+    1. f(x0) is evaluated four times, twice if the budget is below 30. Equal values repeat; they are tested again during
+       the run, after 2 (d + 1) evaluations and then after each doubling, since a start can be free of a noise that is
+       elsewhere.
     2. Values repeat and the budget is at least 4 (d + 1): L-BFGS-B on finite differences until it ends. Then, if a
        budget was given, CMA-ES with the rest, from the best point.
-    3. They repeat, and the budget is smaller: the two-point method of the menu, on forward differences.
+    3. They repeat, and the budget is smaller: the two-point method of the menu, on forward differences, with a
+       direction for each 40 evaluations of the budget, at most 8.
     4. Steps have batches of their own, d >= 10: the two-point method, of four pairs.
     5. They do not repeat, or steps have batches or seeds of their own, d <= 1000: CMA-ES, separable above 200
        variables. With fewer than 50 evaluations a variable it is separable, too, and within bounds it begins with a
@@ -58,7 +66,7 @@ class Auto:
     def __call__(self, trace: Trace) -> Routine:
         problem = trace.problem
         values = trace.values_at_start
-        wanted = 1 if problem.shared else REPEATS
+        wanted = 1 if problem.shared else repeats_at_start(problem.budget)
         if len(values) < wanted and trace.left > 1:
             values += yield points([problem.x0] * min(wanted - len(values), trace.left))
         if not values:
@@ -86,7 +94,8 @@ class Auto:
         d = problem.dim
         if problem.budget < 4 * (d + 1):
             trace.reason = f"values repeat, and {a_variable}, too few for finite differences"
-            return (yield from self.checked(trace, OfMenu(black_box("zo_sgd", d))))
+            n = max(1, min(pairs(d), problem.budget // A_PAIR))
+            return (yield from self.checked(trace, OfMenu(black_box("zo_sgd", d, n=n))))
         trace.reason = f"values repeat, and {a_variable}"
         end = yield from self.checked(trace, LBFGS())
         flat = trace.stationary is None
@@ -137,6 +146,11 @@ class Auto:
         values += yield points([here, here])
         finite = [f for f in values if math.isfinite(f)]
         return float(np.std(finite, ddof=1)) if len(finite) > 1 else 0.0
+
+
+def repeats_at_start(budget: int) -> int:
+    """How often x0 is evaluated for the noise."""
+    return REPEATS if budget >= SMALL else REPEATS // 2
 
 
 def evolution(problem: Problem) -> Strategy:
