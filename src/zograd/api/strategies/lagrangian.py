@@ -86,6 +86,9 @@ class Lagrangian:
         return found * self.unit / self.rows.scale
 
 
+FITTED = 100
+"""Points for each slope of a row, at least, where there are as many."""
+
 PROJECTED = 1000
 """Variables up to which the nearest point of linear rows is computed."""
 
@@ -93,15 +96,18 @@ PROJECTED = 1000
 def back(rows: Rows, problem: Problem, x: Flat, c: Flat, error: Flat, seen: Sequence[tuple[Flat, Flat]]) -> Flat:
     """The nearest point to x at which the violated rows would hold by one standard error, were they linear.
 
-    c, error: means and standard errors at x. seen: (point, c) of evaluations near x; their least squares fit gives the
-    slopes J of the rows, and the step is -J^+ (c + error) on the violated ones.
+    c, error: means and standard errors at x. seen: (point, c) of evaluations; the least squares fit of the nearest
+    quarter of them gives the slopes J of the rows, and the step is -J^+ (c + error) on the violated ones. The last ones
+    alone lie closer together than the noise of c lets slopes be read.
     """
     excess = rows.excess(c) - np.where(rows.linear, 0.0, error)
     violated = (excess > 0) & ~rows.linear
     if not np.any(violated) or len(seen) < 2:
         return nearest(rows, problem, x)
     points = np.array([p for p, _ in seen], dtype=np.float64)
-    values = np.array([v for _, v in seen])[:, violated]
+    quarter = max(len(seen) // 4, min(len(seen), FITTED * (x.size + 1)))
+    near = np.argsort(np.sum((points - x) ** 2, axis=1), kind="stable")[:quarter]
+    points, values = points[near], np.array([v for _, v in seen])[near][:, violated]
     slopes = np.linalg.lstsq(points - points.mean(axis=0), values - values.mean(axis=0), rcond=1e-6)[0].T
     aim = np.where(rows.one_sided, c + error, c)[violated]
     step = np.linalg.lstsq(slopes, -aim, rcond=1e-6)[0]

@@ -27,13 +27,16 @@ MEASURED = 64
 """Evaluations at the result, at most, where values do not repeat."""
 
 ROUNDS = 3
-"""Steps back to where the constraints hold, each measured as often."""
+"""Steps back to where the constraints hold for which evaluations are reserved, each measured as often."""
+
+MOST_ROUNDS = 20
+"""Steps back where evaluations are left."""
 
 RUNS = 4
 """Times that the inner strategy is begun again where it ends before half of the budget."""
 
-NEAR = 400
-"""Last evaluations from which the slopes of noisy constraints are read."""
+NUMBERS = 1_000_000
+"""Numbers of the last points that are kept, from which the slopes of noisy constraints are read: 400 points or more."""
 
 KEPT = 10_000
 """Variables up to which points are kept for that."""
@@ -44,7 +47,7 @@ class Tracking:
 
     def __init__(self, search: ConstrainedSearch) -> None:
         self.search, self.trace, self.problem, self.rows = search, search.trace, search.problem, search.rows
-        self.near: deque[tuple[Flat, Flat]] = deque(maxlen=NEAR)
+        self.near: deque[tuple[Flat, Flat]] = deque(maxlen=min(max(NUMBERS // self.problem.dim, 400), 10_000))
 
     def __call__(self, strategy: Strategy) -> Routine:
         """One search, begun again where it ended early; its multipliers move after every period."""
@@ -108,7 +111,7 @@ class Tracking:
         problem, rows, trace = self.problem, self.rows, self.trace
         x = nearest(rows, problem, np.array(trace.position(), copy=True))
         most = max(min(each, trace.left // (1 + ROUNDS)), min(1, trace.left))
-        for k in range(1 + ROUNDS):
+        for k in range(1 + MOST_ROUNDS):
             n = min(most, trace.left)
             values = [v for v in (yield points([x] * n)) if isinstance(v, Evaluated) and math.isfinite(v)] if n else []
             trace.position, trace.standing = partial(np.copy, x), Standing(x, None, self.search.multipliers(None))
@@ -120,6 +123,8 @@ class Tracking:
                 error = np.zeros(c.shape[1])
             mean = Evaluated(f, np.mean(c, axis=0))
             trace.fun, trace.standing = f, Standing(x, mean, self.search.multipliers(mean.c), error)
-            if k == ROUNDS or error is None or rows.hold(mean):
+            if error is None or rows.hold(mean) or (k >= ROUNDS and rows.why_violated(mean.c, error) is None):
+                return
+            if k == MOST_ROUNDS or trace.left < 1:
                 return
             x = back(rows, problem, x, mean.c, error, self.near)
