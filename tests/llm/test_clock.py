@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import zograd as zo
 import zograd.llm.clock as clock_module
 import zograd.llm.loop as loop_module
 from zograd.cli import app
@@ -183,11 +184,16 @@ def test_steps_that_store_states_are_not_taken_for_all(
     """1,000 examples in batches of 128, 29 of 30 blocks frozen: 8 steps of 6 s, and 92 of 0.2 s."""
     scorer: Any = SimpleNamespace(prefix=object(), share=1 / 30, tokens=lambda batch: 600)
     batches: Any = type("Some", (), {"examples": range(1000), "size": 128, "__getitem__": lambda self, step: []})()
-    run: Any = SimpleNamespace(step_number=0, most_evaluations=1)
+    method = SimpleNamespace(estimator=None)
+    run: Any = SimpleNamespace(step_number=0, most_evaluations=1, method=method)
     s = TrainSettings.model_validate({**COMMON, "model": "m", "steps": 100})
     estimate = Estimate(s, run, scorer, batches, 0.01, Clock(s, Peers(None)))
     estimate.say_first(quiet=False)
-    assert "about 1 min 6 s for 100 steps" in capsys.readouterr().err  # 8 * 5.8 + 100 * 0.2
+    assert "about 1 min 6 s for 100 steps, counting forward" in capsys.readouterr().err  # 8 * 5.8 + 100 * 0.2
+    method.estimator = zo.methods.residual(lr=1e-3).estimator
+    estimate.say_first(quiet=False)
+    said = "about 2 min 6 s for 100 steps, counting a derivative as two forward passes"  # 8 * 5.8 + 100 * 4 * 0.2
+    assert said in capsys.readouterr().err
 
     now, told = 0.0, []
     monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now)

@@ -42,6 +42,11 @@ class FromBlocks(Estimator[None]):
         return 1
 
     @property
+    def passes(self) -> int:
+        """Forward passes of the trained blocks in a step, where a derivative counts for two."""
+        return 4  # the forward; each block again, and its derivative
+
+    @property
     def adds(self) -> bool:
         """Whether the blocks have to add to the states that enter them."""
         return self.kind == "residual"
@@ -101,6 +106,10 @@ class Backpropagation(FromBlocks):
     kind: Literal["residual", "backprop", "nodes"] = "backprop"
     recompute: bool = False
 
+    @property
+    def passes(self) -> int:
+        return 5 if self.recompute else 4
+
     def states(self, blocks: int) -> int:
         return min(blocks, len(starts(range(blocks))) + 1) if self.recompute else blocks
 
@@ -159,6 +168,10 @@ class ForwardResidual(FromBlocks):
         if self.draws < 1 or not self.mu > 0:
             raise ValueError(f"draws must be at least 1 and mu positive, got {self.draws} and {self.mu}")
 
+    @property
+    def passes(self) -> int:
+        return 2 + 2 * self.draws
+
     def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
         return ResidualByValues(blocks, leaves, ends, mu=self.mu, draws=self.draws)
 
@@ -210,6 +223,10 @@ class NodePerturbation(FromBlocks):
     @property
     def evaluations(self) -> int:
         return 2 * self.draws + (self.center == "residual")
+
+    @property
+    def passes(self) -> int:
+        return self.evaluations + 2  # and a pass with the products of the layers
 
     def source(self, blocks: Sequence[nn.Module], leaves: Sequence[Leaf], ends: Ends = NO_ENDS) -> Blockwise:
         center = self.center == "residual"

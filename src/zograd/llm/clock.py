@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zograd.core.run import Run
 from zograd.distributed import Peers
+from zograd.estimators import FromBlocks
 from zograd.llm.schedule import shaped
 from zograd.llm.settings import TrainSettings
 from zograd.stores import Rate
@@ -81,12 +82,16 @@ class Estimate:
         return max(self.s.steps - self.run.step_number, 0)
 
     def say_first(self, quiet: bool) -> None:
-        """What the evaluation before the first step tells; moves and derivatives come on top."""
+        """What the evaluation before the first step tells; moves come on top."""
         if quiet or self.forward is None or not self._left or self.clock.over:
             return
         share, seconds = self.scorer.share, self.forward * self.scorer.tokens(self.batches[self.run.step_number])
-        length = self._length(share * seconds * self.run.most_evaluations, self.storing * (1 - share) * seconds)
-        print(f"zograd: {length}, counting forward passes alone", file=sys.stderr)
+        estimator, counted = self.run.method.estimator, "forward passes alone"
+        passes = self.run.most_evaluations
+        if isinstance(estimator, FromBlocks):
+            passes, counted = estimator.passes, "a derivative as two forward passes"
+        length = self._length(share * seconds * passes, self.storing * (1 - share) * seconds)
+        print(f"zograd: {length}, counting {counted}", file=sys.stderr)
 
     def count(self, bar: tqdm[Any], quiet: bool) -> None:
         """After a step; says how long the rest will take when `MEASURED` of them are taken, behind those that store."""
