@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import zograd as zo
 from zograd import Method, methods, minimize
 from zograd.api.batches import Draws
 from zograd.estimators import Central
@@ -201,3 +202,29 @@ def test_auto_takes_two_points_for_batches_of_many_variables() -> None:
     assert (result.strategy, result.success) == ("zo_sgd", True)
     assert "batch" in result.reason
     assert np.abs(result.x - 1).max() < 0.1
+
+
+def test_the_verdict_with_a_penalty_is_on_the_sum() -> None:
+    """In 30 variables, from the minimum of f + r: f alone is lower elsewhere, and the sum is not."""
+    r = zo.sets.L1(2.0)
+    result = minimize(apart, np.full(30, 1.0), data=[0.5, 1.5], penalty=r, budget=3000)
+    values = [np.mean([apart(x, b) for b in (0.5, 1.5)]) + 2 * np.abs(x).sum() for x in (np.full(30, 1.0), result.x)]
+    assert result.fun == pytest.approx(values[1])
+    assert values[1] < values[0]
+    assert result.success, result.message
+
+
+def test_batches_of_a_sequence_are_read_one_at_a_time() -> None:
+    class Watched(list[Any]):
+        """A sequence that loads its batches, and says how often."""
+
+        loads = 0
+
+        def __getitem__(self, k: Any) -> Any:
+            self.loads += 1
+            return super().__getitem__(k)
+
+    data = Watched(np.linspace(0.5, 1.5, 50).tolist())
+    result = minimize(apart, np.zeros(12), data=data, budget=2000)
+    compared = min(32, 2000 // 40)
+    assert data.loads == 2 * compared + result.nit

@@ -242,7 +242,7 @@ class Minimization:
         why = None
         if (end.kind not in REACHED or not math.isfinite(final)) and not self.halted:
             words = Wording(self.sign, end)
-            ends = self.at_end if len(self.at_end) == len(start) else []
+            ends = [objective.at(x, f) for f in self.at_end] if len(self.at_end) == len(start) else []
             known = objective.draws.all_of(len(ends))
             why = failure(trace.method, search.tape, start, final, ends, known, moved=moved, words=words)
             if end.used_up and not len(search.tape) and math.isfinite(final):

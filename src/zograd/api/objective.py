@@ -91,7 +91,7 @@ class Objective:
         Raises what f raises where `on_error` says so, and otherwise `Stopped`; `Overtime` where the time is up before
         the last one. The value at the result is taken in any case.
         """
-        shared = [self.draws.at(draw) for draw in draws]
+        shared = _Shared(self.draws, draws)
         told = None if self.checkpoint is None else self.checkpoint.given(kind, points)
         self.given = told is not None
         if told is None:
@@ -134,7 +134,7 @@ class Objective:
         """Whether a value is the lowest one so far, among those at which the constraints hold."""
         return value < self.best[0] and (self.rows is None or self.rows.hold(value))
 
-    def evaluated(self, points: Points, shared: Sequence[Call], ends: float) -> list[float]:
+    def evaluated(self, points: Points, shared: _Shared, ends: float) -> list[float]:
         """The values of f, now, until the time is up."""
         values: list[float] = []
         results = self.evaluate(self.calls(points, shared))
@@ -186,15 +186,27 @@ class Objective:
             message = f"f raised {self.last_failure}, at evaluation {self.nfev}"
         raise Stopped(message, found.error) from found.error
 
-    def calls(self, points: Points, shared: Sequence[Call]) -> Iterator[Call]:
+    def calls(self, points: Points, shared: _Shared) -> Iterator[Call]:
         """What f is called with, one point after the other; none is held here while the next one is made."""
         terms, variables = self.problem.terms, self.problem.variables
         for i in range(len(points)):
-            rest, named = shared[i % len(shared)]
+            rest, named = shared.of(i)
             if terms:
                 rows = points.rows[i] if points.rows is not None else None
                 rest = (np.arange(terms) if rows is None else np.array(rows, dtype=np.intp),)
             yield (variables.shaped(self.problem.inside(points.make(i))), *rest), named
+
+
+class _Shared:
+    """The batch and the seed of each point. One that all points have is drawn at once, others when they are wanted."""
+
+    def __init__(self, source: Draws, draws: Sequence[int]) -> None:
+        self.source, self.draws = source, draws
+        self.one = source.at(draws[0]) if len(draws) == 1 else None
+
+    def of(self, i: int) -> Call:
+        """What f gets behind point i, and by name."""
+        return self.source.at(self.draws[i]) if self.one is None else self.one
 
 
 def _said(error: BaseException) -> str:
