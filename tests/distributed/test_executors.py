@@ -190,7 +190,7 @@ def test_a_worker_that_dies_takes_its_evaluation_and_no_other(f: Any, code: int)
             waiting[1].result()
         result = minimize(f, x, budget=20, executor=executor)
         assert not result.success
-        assert result.nfail == result.nfev == 4
+        assert result.nfail == result.nfev == 2
         assert "f is not finite at x0" in result.message
         assert "a worker of the pool ended" in result.message
         assert executor.submit(quartic, x).result() == quartic(x)
@@ -232,7 +232,7 @@ def idle_workers_die() -> None:
 def test_a_worker_that_hangs_is_a_failed_evaluation_at_the_timeout() -> None:
     with get_context("fork").Pool(1) as pool:
         result = minimize(sleeps, np.ones(2), budget=20, executor=from_pool(pool, timeout=0.2))
-        assert result.nfail == result.nfev == 4
+        assert result.nfail == result.nfev == 2
         assert "an evaluation in the pool took longer than timeout=0.2 s" in result.message
         with pytest.raises(TimeoutError, match=r"took longer than timeout=0.1 s"):
             from_pool(pool, timeout=0.1).submit(quartic, np.ones(2)).result()

@@ -87,8 +87,8 @@ def run(seed: int = 0, quick: bool = False) -> Finding:
     claims = (
         Claim("it ends within 1e-4 of the best value of SciPy on every problem", max(apart) < 1e-4),
         Claim("with a violation of at most 1e-6", max(over) <= 1e-6),
-        Claim("SLSQP needs fewer evaluations on every problem, by up to ten times and more",
-              min(times) > 1 and max(times) > 10),
+        Claim("SLSQP needs fewer evaluations on every problem", min(times) > 1),
+        Claim("on one of them ten times fewer and more", max(times) > 10, full_only=True),
     )  # fmt: skip
     count = range(1, len(cases) + 1)
     lines = tuple(Line(name, count, [c[k] for c in calls], points=True)
