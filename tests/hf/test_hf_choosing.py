@@ -120,10 +120,6 @@ OTHERS: dict[str, tuple[Any, str]] = {
     ),
     "embeddings alone": (lambda: frozen_but(llama(), "embed"), "what is trained lies outside of the blocks"),
     "embeddings and a block": (lambda: frozen_but(llama(), "e"), "model.embed_tokens.weight is trained too"),
-    "a norm behind the sum, in part": (
-        lambda: frozen_but(small(OPTConfig(**OPT, do_layer_norm_before=False)), "layers"),
-        "block 0 of OPTForCausalLM",
-    ),
 }
 
 
@@ -137,6 +133,15 @@ def test_others_are_trained_by_values_with_a_measured_rate(kind: str) -> None:
     assert choice.method.name == "zo_sgd"
     assert isinstance(choice.method.lr, AutoRate)
     assert why in choice.why
+    assert len(choice.tensors) == len(trainable(model))
+
+
+def test_blocks_that_do_not_add_get_their_exact_gradient_where_they_are_all_that_is_trained() -> None:
+    model = frozen_but(small(OPTConfig(**OPT, do_layer_norm_before=False)), "layers")
+    choice = choose(model, trainable(model), None, None, None)
+    assert choice.method.name == "backprop"
+    assert "block 0 of OPTForCausalLM" in choice.why
+    assert "the derivative of its blocks is exact" in choice.why
     assert len(choice.tensors) == len(trainable(model))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ from zograd.core.schedules import Schedule
 from zograd.core.seeds import Seed, as_seed
 from zograd.oracles import Oracle, sequential
 from zograd.stores import Rate, Rounding, Store
+
+STILL = 10
+"""Steps without a move after which a measured rate of 0 is spoken of."""
 
 TRAINER = (
     "Trainer(..., optimizers=(opt, None)) write zograd.hf.forward_only(Trainer)(..., method=...), which makes its own "
@@ -45,6 +50,11 @@ def _made(name: str, settings: Mapping[str, Any]) -> str:
     return f"zograd.methods.{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
 
 
+def _kind(method: Method[Any]) -> list[str]:
+    """What a state belongs to: the parts of a method that keep numbers, without their settings."""
+    return [type(part).__name__ for part in (method.estimator, method.rule, method.space, method.controller)]
+
+
 class ZOOptimizer(torch.optim.Optimizer):
     """Zeroth-order steps in a torch training loop.
 
@@ -53,9 +63,11 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     params: parameters or param groups (each with its own `lr` and `weight_decay`, which torch's LR schedulers drive).
         Those that do not require grad stay as they are, and a warning counts them.
-    method: a menu name or a `Method`. Its lr and weight_decay are the defaults of the groups. A schedule inside of the
-        method's lr is followed unless a torch scheduler is attached: set it in one place only.
-        With lr="auto" the groups show the rate that was measured; setting theirs has no effect.
+    method: a menu name or a `Method`. Its lr and weight_decay are the defaults of the groups. Of a schedule inside of
+        the method's lr that is the peak, and what the schedule is of its peak multiplies the rates of all groups. A
+        torch scheduler multiplies them too: set one of the two.
+        With lr="auto" the groups show the rate that was measured; setting theirs has no effect, setting their
+        weight_decay has.
     settings: none; a TypeError says how a learning rate or another setting is given to the method.
     seed: see `zograd.Run`; the attribute `seed` holds the number. frozen: also train what does not require grad.
     rounding: see `zograd.stores.Store`. record: called with the `Record` of each step.
@@ -76,7 +88,20 @@ class ZOOptimizer(torch.optim.Optimizer):
     one call: `copy.deepcopy((model, opt))`.
     """
 
-    _own = ("method", "seed", "rounding", "frozen", "record", "run", "last", "_base", "_checked")
+    _own = (
+        "method",
+        "seed",
+        "rounding",
+        "frozen",
+        "record",
+        "run",
+        "last",
+        "_base",
+        "_checked",
+        "_still",
+        "_told",
+        "_decays",
+    )
     """What torch's pickling of an optimizer would leave out."""
 
     def __init__(
@@ -96,9 +121,15 @@ class ZOOptimizer(torch.optim.Optimizer):
         self.seed, self.rounding, self.frozen, self.record = as_seed(seed), rounding, frozen, record
         self.run: Run[Any] | None = None
         self._base = Schedule(0.0) if self.method.controller.measures else self.method.controller
-        super().__init__(params, {"lr": self._base.rate({}, 0), "weight_decay": self.method.weight_decay})
+        super().__init__(params, {"lr": self._peak, "weight_decay": self.method.weight_decay})
+        if any(group.get("maximize") for group in self.param_groups):
+            raise ValueError("maximize=True has no effect here: let the closure return the negative of what is to grow")
         self.last: Record | None = None
-        self._checked = False
+        self._checked = self._told = False
+        self._decays = {self.method.weight_decay}
+        """Weight decays that the method takes."""
+        self._still = 0
+        """Steps in a row with a measured rate of 0."""
         self._build()
         given = [p for group in self.param_groups for p in group["params"]]
         if left := 0 if frozen else sum(not p.requires_grad for p in given):
@@ -106,6 +137,25 @@ class ZOOptimizer(torch.optim.Optimizer):
                 f"ZOOptimizer leaves {left} of {len(given)} tensors as they are, since they do not require grad; pass "
                 f"frozen=True to train them too",
                 stacklevel=2,
+            )
+
+    @property
+    def _peak(self) -> float:
+        """The highest rate of the schedule inside of the method, or that of the first step where it has none."""
+        peak = float(getattr(self._base, "peak", 0.0))
+        return peak if 0 < peak < math.inf else self._base.rate({}, 0)
+
+    def _check_groups(self) -> None:
+        """Raise where the rates or decays of groups are such as the method does not take."""
+        decay = max(float(group["weight_decay"]) for group in self.param_groups)
+        if decay not in self._decays:
+            replace(self.method, weight_decay=decay)
+            self._decays.add(decay)
+        rates = {float(group["lr"]) for group in self.param_groups}
+        if self.method.rule.one_rate and len(rates) > 1:
+            raise ValueError(
+                f"{type(self.method.rule).__name__} moves all tensors by one share of the way, and the groups have the "
+                f"learning rates {', '.join(f'{rate:g}' for rate in sorted(rates))}: give them one"
             )
 
     def _build(self) -> None:
@@ -150,7 +200,34 @@ class ZOOptimizer(torch.optim.Optimizer):
                 f"ZOOptimizer.step needs the loss: opt.step(lambda: loss_fn(model(x), y)). In place of {TRAINER}"
             )
         self.check_surroundings()
-        return self.step_by(sequential(closure))
+        self._check_frozen()
+        try:
+            return self.step_by(sequential(closure))
+        except RuntimeError as e:
+            if "does not require grad" not in str(e):
+                raise
+            raise RuntimeError(
+                f"the closure calls backward(), and its loss has no graph: ZOOptimizer evaluates it without gradients. "
+                f"Return the loss, and leave backward() and zero_grad() out ({e})"
+            ) from e
+
+    def _check_frozen(self) -> None:
+        """Warn once of tensors that were frozen since the optimizer was made, and are trained all the same."""
+        frozen = 0 if self.frozen or self._told else sum(not leaf.tensor.requires_grad for leaf in self.store.leaves)
+        if frozen:
+            self._told = True
+            warnings.warn(
+                f"{frozen} tensors no longer require grad, and are trained as before: a ZOOptimizer settles which ones "
+                f"are trained when it is made. Make a new one, or pass frozen=True if this is what you want",
+                stacklevel=3,
+            )
+
+    def _watch(self, record: Record) -> None:
+        """Warn once where the measured rate stays at 0."""
+        self._still = 0 if record.refused or any(rate.lr for rate in record.rates) else self._still + 1
+        if self._still == STILL:
+            why = self.method.controller.standstill or "the measured learning rate is 0"
+            warnings.warn(f"nothing has moved in {STILL} steps: {why}", stacklevel=4)
 
     def check_surroundings(self) -> None:
         """Before the first step of a closure: warn where other processes, or accelerate, make it another step."""
@@ -179,14 +256,17 @@ class ZOOptimizer(torch.optim.Optimizer):
         """One step whose queries are answered by an oracle instead of a closure."""
         assert self.run is not None
         t = self.run.step_number
-        first = self._base.rate({}, 0)
-        own = self._base.rate({}, t) / first if first else 1.0
+        peak = self._peak
+        self._check_groups()
+        own = self._base.rate({}, t) / peak if peak else 1.0
         rates = [Rate(float(g["lr"]) * own, float(g["weight_decay"])) for g in self.param_groups]
         measures = self.method.controller.measures
+        self.run.weight_decays = [rate.weight_decay for rate in rates] if measures else None
         self.last = self.run.step(oracle, None if measures else rates)
         if measures:
             for group, rate in zip(self.param_groups, self.last.rates, strict=True):
                 group["lr"] = rate.lr
+            self._watch(self.last)
         if self.record is not None:
             self.record(self.last)
         return torch.tensor(self.last.loss, dtype=torch.float64, device="cpu")
@@ -198,7 +278,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing to do: there are no gradients. Kept because loops call it."""
+        """As in torch, for gradients that others have left; a step needs none and leaves none."""
+        super().zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self._own}}
@@ -208,13 +289,26 @@ class ZOOptimizer(torch.optim.Optimizer):
         assert self.run is not None
         state: dict[str, Any] = super().state_dict()
         tensors = {k: v.clone() for k, v in self.store.state_dict().items() if not k.startswith("x.")}
-        state["zograd"] = {"run": self.run.state_dict(), "tensors": tensors}
+        state["zograd"] = {"run": self.run.state_dict(), "tensors": tensors, "method": _kind(self.method)}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue a run; the weights come from the model's own state_dict, loaded before."""
+        """Continue a run; the weights come from the model's own state_dict, loaded before.
+
+        Raises ValueError for the state of another optimizer or of another method; then nothing has changed.
+        """
         assert self.run is not None
-        own = state_dict["zograd"]
+        own = state_dict.get("zograd")
+        if own is None:
+            raise ValueError("this is no state of a ZOOptimizer: it has no entry 'zograd'. Load what state_dict() gave")
+        before, now = own.get("method"), _kind(self.method)
+        if before is not None and before != now:
+            raise ValueError(
+                f"the state is of {', '.join(before)}, and this optimizer has {', '.join(now)}: make it so"
+            )
+        slots = {k: v.shape for k, v in self.store.state_dict().items() if not k.startswith("x.")}
+        if slots != {k: v.shape for k, v in own["tensors"].items()}:
+            raise ValueError("the state has other slots than this optimizer: it is of another method, or other tensors")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zograd"})
         weights = {k: v for k, v in self.store.state_dict().items() if k.startswith("x.")}
         self.store.load_state_dict({**weights, **own["tensors"]})

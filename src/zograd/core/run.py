@@ -68,6 +68,8 @@ class Run(Generic[A]):
         self.flat_in_a_row = 0
         self.state: dict[str, Any] = {}
         self.control = {**method.radius.initial(), **method.controller.initial()}
+        self.weight_decays: Sequence[float] | None = None
+        """Of each group, in place of the method's times `Store.decays`."""
         """The state of the controllers of the learning rate and of the radius."""
         self._shown = method.rule.meters
         self._measures = method.radius.measures or method.controller.measures
@@ -186,7 +188,8 @@ class Run(Generic[A]):
         lr = method.controller.rate(
             control, self.step_number, method.estimator.n, rule.momentum or 0.0, rule.units(aux)
         )
-        return tuple([Rate(lr, method.weight_decay * decay) for decay in self.store.decays])
+        decays = self.weight_decays or [method.weight_decay * decay for decay in self.store.decays]
+        return tuple([Rate(lr, decay) for decay in decays])
 
     def _refuse(self, losses: Sequence[float], rates: Sequence[Rate] | None) -> Record:
         bad = next((f for f in losses if not math.isfinite(f)), math.inf)  # inf: the estimate overflowed
@@ -326,7 +329,13 @@ class Run(Generic[A]):
         if not record.refused:
             aux = None if record.aux is None else self._scalars(record.aux)
             estimate = Estimate(record.vector, record.loss, record.losses, aux, dict(record.writes))
-            self._apply(estimate, record.step, record.rates)  # type: ignore[arg-type]
+            try:
+                self._apply(estimate, record.step, record.rates)  # type: ignore[arg-type]
+            except AttributeError:
+                if aux is not None or self.method.estimator.aux is None:
+                    raise
+                self._scalars(())  # says that the tape is of another method
+                raise
         self._count(record)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -197,6 +197,12 @@ class TapeWriter:
         self._acquire()
         try:
             self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115
+        except FileExistsError:
+            self._release()
+            raise FileExistsError(
+                f"{self.path} is there already; give another path for a new tape, or continue it: "
+                f"TapeWriter(path, Tape(path))"
+            ) from None
         except BaseException:
             self._release()
             raise

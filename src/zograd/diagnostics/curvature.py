@@ -19,15 +19,19 @@ Product: TypeAlias = Callable[[Array], Array]
 
 
 def trace(p: Problem, mu: float = 2.0**-7, *, n: int = 32, law: Law = Rademacher(), seed: int = 0) -> Measurement:
-    """tr H = E[(f(x + mu v) - 2 f(x) + f(x - mu v)) / mu^2] over n directions (Hutchinson). Costs 2n + 1 evaluations.
+    """tr H = E[(f(x + mu v) - 2 f(x) + f(x - mu v)) / mu^2] over n directions (Hutchinson).
+
+    Costs 2n + 2 evaluations, two of them f(x); where these differ 3n + 2: each term has an f(x) of its own then, since
+    one for all would put the same error into all terms.
 
     Variance of one term: 2 (|H|_F^2 - sum H_ii^2) for signs, 2 |H|_F^2 for normals, plus 6 sigma^2 / mu^4 if the values
     have noise sigma. So use a larger mu than for gradients; `noise_floor` suggests one.
     """
     v = p.directions(law, n, seed)
-    f0, *f = p.values([Vector(), *(side * mu * vj for vj in v for side in (1.0, -1.0))])
+    first, again, *f = p.values([Vector(), Vector(), *(side * mu * vj for vj in v for side in (1.0, -1.0))])
+    here = np.full(n, first) if first == again else np.array(p.values([Vector()] * n))
     plus, minus = np.array(f[::2]), np.array(f[1::2])
-    return mean((plus - 2 * f0 + minus) / mu**2, 2 * n + 1)
+    return mean((plus - 2 * here + minus) / mu**2, len(f) + 2 + (0 if first == again else n))
 
 
 def flatness(
@@ -37,7 +41,7 @@ def flatness(
 
     Returns one row per mu: `penalty` = E[(f(x + mu v) + f(x - mu v)) / 2] - f(x), its standard error `error`, the
     `trace` that it implies (2 penalty / mu^2; constant while f is quadratic at that scale), `share` = penalty / |f|.
-    Costs 2n + 1 evaluations per row. Theory: arXiv 2506.05454.
+    Costs 2n + 3 evaluations per row, 3n + 3 where values differ. Theory: arXiv 2506.05454.
     """
     rows = []
     for mu in mus:

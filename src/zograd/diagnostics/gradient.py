@@ -27,8 +27,9 @@ def gradient_cosine(
 ) -> Measurement:
     """The mean of cos(g^, grad f) over n independent estimates; autograd computes grad f, and needs its memory.
 
-    closure: the loss of `p`, differentiable in its tensors. The expected cosine of `Central(q)` in d dimensions is
-    sqrt(q / (d + q)); a cosine far from it points to a bug in the loss or the method.
+    closure: the loss of `p`, differentiable in its tensors. In d dimensions `Central(q)` has a cosine of about
+    sqrt(q / (d + q)) (its root mean square), and the mean for q = 1 is sqrt(2 / (pi d)); one that is far from it points
+    to a bug in the loss or the method.
     """
     if estimator is None:
         from zograd.estimators import Central

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 
+ROUNDING = 8 * 2.0**-52
+"""Relative size of a second difference that is the rounding of its values."""
+
 LEVEL = Schedule(1.0)
 
 
@@ -102,7 +105,7 @@ class Measured(Wrapper[A]):
             f0 = f[asked.index(here)]
             sides = f[len(queries) : len(queries) + 2 * len(drawn)]
             pairs = list(zip(sides[::2], sides[1::2], radii, strict=True))
-            second = [(up - 2 * f0 + down) / (r * r) for up, down, r in pairs]
+            second = [_second(up, f0, down) / (r * r) for up, down, r in pairs]
             meters = {
                 "slope2": mean([((up - down) / (2 * r)) ** 2 for up, down, r in pairs]),
                 "trace": mean(second),
@@ -147,13 +150,19 @@ def _complete(queries: list[Query], pairs: list[tuple[int, int]]) -> tuple[list[
     return [*extra, here], len(queries) + len(extra), pairs
 
 
+def _second(up: float, here: float, down: float) -> float:
+    """The second difference of three values; 0 where it is their rounding, whose inverse would be a rate."""
+    difference = up - 2 * here + down
+    return 0.0 if abs(difference) <= ROUNDING * max(abs(up), abs(here), abs(down)) else difference
+
+
 def _meters(f: Sequence[float], center: int, pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
     if not pairs:
         return {}
     slopes = [(f[i] - f[j]) / (2 * mu) for i, j in pairs]
     meters = {"slope2": mean([slope * slope for slope in slopes])}
     if center >= 0:
-        second = [(f[i] - 2 * f[center] + f[j]) / (mu * mu) for i, j in pairs]
+        second = [_second(f[i], f[center], f[j]) / (mu * mu) for i, j in pairs]
         meters |= {"trace": mean(second), "curvature2": mean([c * c for c in second])}
     return meters
 

@@ -60,6 +60,11 @@ class Rule(Part, ABC, Generic[A]):
         return "edge"
 
     @declared
+    def one_rate(self) -> bool:
+        """Whether all groups of tensors need one learning rate, as where a step is a share of the way to a point."""
+        return False
+
+    @declared
     def meters(self) -> tuple[str, ...]:
         """Names of numbers in `state` that are shown with each step."""
         return ()

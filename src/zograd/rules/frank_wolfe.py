@@ -53,6 +53,7 @@ class FrankWolfe(Rule[Any]):
         return ("gap",)
 
     automatic: ClassVar[float] = 1.0
+    one_rate: ClassVar[bool] = True
     works_on_pieces: ClassVar[bool] = False
 
     @property
@@ -70,6 +71,11 @@ class FrankWolfe(Rule[Any]):
                 f"FrankWolfe needs a set with a linear minimiser, and {type(self.set).__name__} has none; {known}, or "
                 f"use methods.zo_prox, which projects"
             )
+        if method.weight_decay:
+            return "FrankWolfe with weight decay would leave its set, which need not hold 0; use weight_decay=0"
+        if not method.controller.measures and method.controller.peak > 1:
+            peak = method.controller.peak
+            return f"FrankWolfe goes lr 2 / (t + 2) of the way to a vertex, so lr is in [0, 1], got {peak:g}"
         if method.space.flat:
             return None
         name = type(method.space).__name__

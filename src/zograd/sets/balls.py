@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zograd.core.sums import Sum
-from zograd.sets.base import Ball, Gathered, OneTensor, Place, positive
+from zograd.sets.base import FAR, Ball, Gathered, OneTensor, Place, positive
 
 ROUNDING = 1 + 1e-6
 """How far outside a point may lie and still count as inside: weights are rounded after each step."""
@@ -61,6 +61,8 @@ class L1Ball(OneTensor):
 
     def project_block_(self, y: Tensor, found: Gathered) -> Tensor:
         theta = found.threshold(self.radius) if found.total > self.radius else 0.0
+        if not theta <= FAR * self.radius:
+            return y.copy_(found.over_(y.abs(), self.radius).copysign(y))
         return y.sub_(y.clamp(-theta, theta))
 
     def explain(self, *leaves: Tensor) -> str | None:
@@ -176,7 +178,7 @@ class Simplex(OneTensor):
         return elements
 
     def project_block_(self, y: Tensor, found: Gathered) -> Tensor:
-        return y.sub_(found.threshold(self.radius)).clamp_(min=0.0)
+        return found.over_(y, self.radius)
 
     def explain(self, *leaves: Tensor) -> str | None:
         least, size = min(float(x.min()) for x in leaves if x.numel()), total(leaves)

@@ -6,6 +6,7 @@ Optimizers stream a set over blocks of all leaves, in two passes. On a single te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,6 +151,10 @@ def matrix_shape(x: Tensor) -> tuple[int, int]:
     return rows, x.numel() // max(rows, 1)
 
 
+FAR = 2.0**16
+"""Times the radius above which a threshold in the dtype of x would be rounding."""
+
+
 class Gathered:
     """Copies of all blocks of a first pass, for projections that need the order of all elements: d numbers.
 
@@ -160,6 +165,8 @@ class Gathered:
         self._blocks: list[Tensor] = []
         self._sum = Sum()
         self._theta: dict[float, float] = {}
+        self._below: dict[float, float] = {}
+        self._top = 0.0
 
     def add(self, block: Tensor) -> None:
         self._blocks.append(block.detach().double().clone())
@@ -170,14 +177,31 @@ class Gathered:
             with one_thread():
                 y = torch.cat([block.to(self._blocks[0].device) for block in self._blocks])
                 y = y.sort(descending=True).values
-                above = (y.cumsum(0) - radius) / torch.arange(1, len(y) + 1, dtype=y.dtype, device=y.device)
-                last = int(torch.nonzero(y > above)[-1])
-                self._theta[radius] = float(above[last])
+                counts = torch.arange(1, len(y) + 1, dtype=y.dtype, device=y.device)
+                self._theta[radius] = _last(y, (y.cumsum(0) - radius) / counts)
+                if not self._theta[radius] <= FAR * radius:
+                    self._top = float(y[0])
+                    y = y - self._top
+                    self._below[radius] = _last(y, (y.cumsum(0) - radius) / counts)
+                    self._theta[radius] = self._top + self._below[radius]
         return self._theta[radius]
+
+    def over_(self, y: Tensor, radius: float) -> Tensor:
+        """y <- max(y - theta, 0). Where theta is far above the radius it is theta = y_max - b, and b is exact."""
+        theta = self.threshold(radius)
+        if radius not in self._below:
+            return y.sub_(theta).clamp_(min=0.0)
+        return y.copy_((y.double() - self._top - self._below[radius]).clamp_(min=0.0))
 
     @property
     def total(self) -> float:
         return self._sum.value
+
+
+def _last(y: Tensor, above: Tensor) -> float:
+    """The last of the numbers `above` that y exceeds; NaN where none is, as with NaN in y."""
+    where = torch.nonzero(y > above)
+    return float(above[int(where[-1])]) if len(where) else math.nan
 
 
 def positive(owner: object, name: str, value: float) -> None:

@@ -171,4 +171,4 @@ def off_stiefel(x: Tensor, slack: float) -> str | None:
     off = float((x.mT @ x - torch.eye(x.shape[1], dtype=x.dtype, device=x.device)).norm())
     if off <= slack:
         return None
-    return f"|X^T X - I| = {off:g}, but at most {slack:g} is wanted; start from torch.linalg.qr(X).Q"
+    return f"|X^T X - I| = {off:g}, but at most {slack:g} is wanted; start from torch.linalg.qr(X).Q.contiguous()"

@@ -81,8 +81,8 @@ def check(name: str, tensor: Tensor, space: Space) -> None:
         )
     if not held.is_contiguous():
         raise ValueError(
-            f"{name!r} is not contiguous (strides {tensor.stride()}); make it so, for a model with "
-            f"model.to(memory_format=torch.contiguous_format)"
+            f"{name!r} is not contiguous (strides {tensor.stride()}); make it so, a parameter p with "
+            f"p.data = p.data.contiguous()"
         )
     if (why := space.explain(tensor.detach())) is not None:
         raise ValueError(f"{name!r} is not in {type(space).__name__}: {why}")
