@@ -201,7 +201,9 @@ def row(of: Group, rates: int, best: Sequence[Line], mezo: Sequence[Line]) -> st
         end = mean_curve(mezo)[-1][1]
         forwards = until(best, end)
         whole = mezo[0].steps * FORWARDS["zo_sgd"]
-        reaches = "never" if forwards is None else f"{forwards} ({whole / max(forwards, 1):.2g} times fewer)"
+        reaches = (
+            "never" if forwards is None else f"{forwards} ({float(f'{whole / max(forwards, 1):.2g}'):g} times fewer)"
+        )
     return (
         f"| {task} | {part} | `{method}` | {best[0].lr:g} of {rates} | {len(best)} | {steps:,} "
         f"| {steps * FORWARDS[method]:,.0f} | {scale(task) * best[0].curve[0][1]:.1f} "

@@ -33,7 +33,7 @@ def test_trace_is_that_of_the_hessian() -> None:
         m = diagnostics.trace(diagnostics.problem(bowl, X), 0.1, n=n, **({} if law is None else {"law": law}))
         assert abs(m.value - np.trace(H)) <= 4 * m.error
         assert m.error == pytest.approx(math.sqrt(variance / n), rel=0.15)
-        assert m.evaluations == 2 * n + 1
+        assert m.evaluations == 2 * n + 2
 
 
 def test_largest_eigenvalue_from_values_and_from_gradients() -> None:

@@ -93,14 +93,24 @@ def test_a_runaway_is_no_success_and_a_rate_that_works_is_named() -> None:
 
 
 def test_a_runaway_of_a_measured_rate_is_no_success() -> None:
-    f, x0 = (lambda x: float(np.abs(x - 1).sum())), np.zeros(5)
-    result = minimize(f, x0, methods.mezo(lr="auto"), budget=600)
+    """Along signs the curvatures 2 and -2 cancel, and what is left asks for a rate of 671,126."""
+    f, x0 = (lambda x: float(x[0] ** 2 - x[1] ** 2 + 0.1 * x[1] ** 4)), np.array([1.0, 1e-3])
+    result = minimize(f, x0, methods.zo_sgd(lr="auto", n=4), budget=600, seed=1)
     assert result.fun > 1e3
     assert not result.success
     assert result.message.endswith(
-        "steps were too long; try methods.mezo(lr=0.01), or lr=zograd.learning_rate.TrustRate(), which takes such "
+        "steps were too long; try methods.zo_sgd(lr=0.01), or lr=zograd.learning_rate.TrustRate(), which takes such "
         "steps back"
     )
+    assert minimize(f, x0, methods.zo_sgd(lr=TrustRate(), n=4), budget=600).success
+
+
+def test_a_kink_has_no_measured_rate() -> None:
+    """The rounding of its second differences was taken for curvature, and |x - 1| ran away."""
+    f, x0 = (lambda x: float(np.abs(x - 1).sum())), np.zeros(5)
+    result = minimize(f, x0, methods.mezo(lr="auto"), budget=600)
+    assert (result.success, result.fun) == (False, 5.0)
+    assert "lr='auto' needs positive curvature and found none" in result.message
     assert minimize(f, x0, methods.mezo(lr=0.01), budget=600).success
     assert minimize(f, x0, methods.mezo(lr=TrustRate()), budget=600).success
 

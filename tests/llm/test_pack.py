@@ -348,7 +348,7 @@ REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "one run": (["sgd"], {"merge": "sum"}, "--merge takes several runs"),
     "merge and stop": (["sgd", "other seed"], {"merge": "sum", "to": 2}, "--merge takes several runs, each whole"),
     "other tensors": (["sgd", "residual"], {"merge": "mean"}, "the runs train different tensors"),
-    "adapters": (["sgd", "lora"], {"merge": "mean"}, "were trained from different base models"),
+    "adapters": (["sgd", "lora"], {"merge": "mean"}, "trained .*, and .* trained lora: only runs that trained tensors"),
     "other dtype": (["sgd", "bfloat16"], {"merge": "mean"}, "is not the base model of this run: .* has dtype"),
 }
 

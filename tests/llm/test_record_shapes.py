@@ -120,11 +120,10 @@ def test_records_of_several_kinds_are_named() -> None:
         load_task(rows)
 
 
-@pytest.mark.parametrize("row", [{"prompt": "p", "completion": ""}, {"instruction": "p", "output": ""}])
-def test_an_empty_answer_is_refused_with_its_record(row: dict[str, str]) -> None:
-    good = {name: "a" for name in row}
-    with pytest.raises(TaskError, match=r"record 2: the column '(completion|output)' is empty; fill the answer in"):
-        load_task([good, row, good])
+def test_an_empty_answer_is_refused_with_its_record() -> None:
+    good = {"prompt": "a", "completion": "b"}
+    with pytest.raises(TaskError, match=r"record 2: the column 'completion' is empty; fill the answer in"):
+        load_task([good, {"prompt": "p", "completion": ""}, good])
 
 
 WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [

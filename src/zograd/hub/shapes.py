@@ -404,7 +404,7 @@ def _instruction(table: Table, asked: Asked, where: str) -> Shape:
     more = ("input",) if "input" in table.columns else ()
 
     def example(record: Record) -> Example:
-        instruction, answer = record.text("instruction"), _answer(record, output)
+        instruction, answer = record.text("instruction"), record.text(output)  # empty where one is to be answered
         given = record.text("input") if more and record.values["input"] is not None else ""
         prompt, spans = (ALPACA_INPUT if given else ALPACA).place({"instruction": instruction, "input": given})
         question = f"{instruction}\n\n{given}" if given else instruction

@@ -120,7 +120,8 @@ class BatchOracle:
 
     def _points(self, part: Sequence[Example]) -> Batched:
         points, before = points_of(self.scorer, part, self.settings.together), self._last
-        points.limit, points.trusted = self.limit, self._passed
+        points.limit = self.limit
+        points.trusted = self._passed
         if before is not None:
             points.checked, points.draws = before.checked, before.draws
         self._last = points
