@@ -232,13 +232,14 @@ def written(lines: Iterable[Line]) -> str:
     parts = "\n".join(f"- `{name}`: {json.dumps(given)}" for name, given in _FLOAT32.items())
     return f"""# Learning per forward pass
 
-The first command makes the runs of a part, those that `{RESULTS.as_posix()}` does not have yet; the second one writes
-this page from that file:
+These commands make the runs of some parts, those that `{RESULTS.as_posix()}` does not have yet, and write this page
+from that file:
 
 <!-- not run: its runs take hours of one core -->
 ```bash
 python -m benchmarks.forwards --parts last --tasks trec,mr,sms --seeds 3
-python -m benchmarks.forwards --parts four --page
+python -m benchmarks.forwards --parts four --methods residual,backprop,zo_sgd --seeds 3
+python -m benchmarks.forwards --parts all-bf16,lora-bf16 --methods recomputed,zo_sgd --page
 ```
 
 SmolLM2-135M in float32, one thread, a cosine schedule to 5 %, 600 training and 300 test questions. A part whose name

@@ -158,6 +158,8 @@ def test_numbers_far_above_the_radius_are_projected(ball: Any, dtype: torch.dtyp
     one = ball.project_(torch.tensor([[1e8, 1.0, 0.0]], dtype=dtype))
     assert one.tolist() == [[1.0, 0.0, 0.0]]
     assert ball.project_(torch.tensor([float("nan"), 1.0])).isnan().any()
+    nuclear = zo.sets.NuclearBall(1.0).project_(1e30 * torch.eye(3, dtype=dtype))
+    torch.testing.assert_close(nuclear, torch.eye(3, dtype=dtype) / 3)
 
 
 def test_the_error_of_a_trace_in_noise_is_what_it_says() -> None:

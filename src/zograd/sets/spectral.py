@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -84,7 +85,7 @@ class NuclearBall(OneTensor):
         return values
 
     def project_block_(self, y: Tensor, found: Gathered) -> Tensor:
-        return shrink_(y, found.threshold(self.radius)) if found.total > self.radius else y
+        return shrink_(y, lambda s: found.over_(s, self.radius)) if found.total > self.radius else y
 
     def explain(self, *leaves: Tensor) -> str | None:
         size = math.fsum(float(torch.linalg.svdvals(as_matrix(x)).sum()) for x in leaves if x.numel())
@@ -109,11 +110,11 @@ class Nuclear:
         positive(self, "weight", self.weight)
 
     def prox_(self, y: Tensor, t: float) -> Tensor:
-        return shrink_(y, t * self.weight)
+        return shrink_(y, lambda s: (s - t * self.weight).clamp_min_(0.0))
 
 
-def shrink_(y: Tensor, by: float) -> Tensor:
-    """y <- the matrix with its singular values less `by`, at least 0."""
+def shrink_(y: Tensor, shrunk: Callable[[Tensor], Tensor]) -> Tensor:
+    """y <- the matrix with its singular values s replaced by shrunk(s)."""
     with one_thread():
         u, s, vt = torch.linalg.svd(y.double(), full_matrices=False)
-        return y.copy_((u * (s - by).clamp_min_(0.0)) @ vt)
+        return y.copy_((u * shrunk(s)) @ vt)
