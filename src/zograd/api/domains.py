@@ -10,6 +10,7 @@ from scipy.optimize import Bounds
 
 from zograd import methods
 from zograd.api.strategies.charted import AutoOnSpace
+from zograd.api.strategies.composite import DIRECTIONS
 from zograd.core.method import Method
 from zograd.methods.defaults import black_box
 from zograd.sets import Box, LInfBall, NonNegative
@@ -33,9 +34,6 @@ def is_set(constraints: Any) -> bool:
     """Whether `constraints` is one of `zograd.sets`."""
     return any(hasattr(constraints, name) for name in ("vertex_", "project_", "project_block_"))
 
-
-DIRECTIONS = 8
-"""Directions in a step of `zo_prox`."""
 
 SEVERAL = 200
 """Evaluations a variable from which projected steps end lower than Frank-Wolfe, which nears a minimum slowly."""

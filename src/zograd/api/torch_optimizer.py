@@ -303,9 +303,7 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise ValueError("this is no state of a ZOOptimizer: it has no entry 'zograd'. Load what state_dict() gave")
         before, now = own.get("method"), _kind(self.method)
         if before is not None and before != now:
-            raise ValueError(
-                f"the state is of {', '.join(before)}, and this optimizer has {', '.join(now)}: make it so"
-            )
+            raise ValueError(f"the state is of {', '.join(before)}, and this optimizer has {', '.join(now)}")
         slots = {k: v.shape for k, v in self.store.state_dict().items() if not k.startswith("x.")}
         if slots != {k: v.shape for k, v in own["tensors"].items()}:
             raise ValueError("the state has other slots than this optimizer: it is of another method, or other tensors")

@@ -190,9 +190,8 @@ class TrustRate(AutoRate):
             theta = min(max(predicted / (2 * (worse + predicted)), 0.1), 0.5)
             trust = state["trust"]
             state["trust"] = theta * min(state["trust"], state["length"])
-            if not self.batches and (
-                not state["certain"] or state["again"] > 3
-            ):  # all the way, to see whether the level is what it was
+            certain = state["certain"] and state["again"] <= 3
+            if not (self.batches or certain):  # all the way, to see whether the level is what it was
                 state["tried"], theta = [worse, trust], FULLY
             else:
                 state["certain"] = max(state["certain"] - 1, 0)

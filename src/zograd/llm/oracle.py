@@ -30,8 +30,8 @@ def points_of(scorer: Scorer, batch: Sequence[Example], together: int | None = N
     together: None: as many as pay for this batch (`Scorer.together`). The number is a function of settings and batch
     alone, so a resumed run groups its points in the same way.
     """
-    halves = [p.dtype for p in scorer.base.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
-    dtype = halves[0] if halves else None
+    halves = (torch.bfloat16, torch.float16)
+    dtype = next((p.dtype for p in scorer.base.parameters() if p.dtype in halves), None)
     return batched(partial(scorer.copy_losses, batch), together or scorer.together(batch), dtype=dtype)
 
 

@@ -112,7 +112,7 @@ class Auto:
         if d <= FEW_VARIABLES and not several:
             trace.reason = f"{why}, and {d:,} variables are few"
             return (yield from evolution(trace.problem)(trace))
-        trace.reason = f"{why}, and {d:,} variables are {'several' if several else 'many'}"
+        trace.reason = f"{why}, and {d:,} variables are {f'{OF_BATCHES} or more' if several else 'many'}"
         few = {"n": SHARED} if trace.problem.shared else {}
         return (yield from OfMenu(black_box("zo_sgd", d, **few))(trace))
 
