@@ -238,8 +238,8 @@ from that file:
 <!-- not run: its runs take hours of one core -->
 ```bash
 python -m benchmarks.forwards --parts last --tasks trec,mr,sms --seeds 3
-python -m benchmarks.forwards --parts four --methods residual,backprop,zo_sgd --seeds 3
-python -m benchmarks.forwards --parts all-bf16,lora-bf16 --methods recomputed,zo_sgd --page
+python -m benchmarks.forwards --parts four --methods residual+4,zo_sgd --seeds 3
+python -m benchmarks.forwards --parts all-bf16 --methods recomputed,zo_sgd --page
 ```
 
 SmolLM2-135M in float32, one thread, a cosine schedule to 5 %, 600 training and 300 test questions. A part whose name
