@@ -11,6 +11,7 @@ import json
 import math
 import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -147,8 +148,8 @@ def halves(folder: Path) -> Path:
     return file
 
 
-Group: TypeAlias = tuple[str, str, str]
-"""Task, part and method."""
+Group: TypeAlias = tuple[str, str, str, int]
+"""Task, part, method and steps."""
 
 
 def chosen(lines: Iterable[Line]) -> list[Line]:
@@ -160,11 +161,12 @@ def chosen(lines: Iterable[Line]) -> list[Line]:
 
 
 def grouped(lines: Iterable[Line]) -> dict[Group, list[Line]]:
-    """The runs of each task, part and method with as many steps as the last of them."""
+    """The runs of each task, part, method and number of steps. Of MeZO only the longest."""
     groups: dict[Group, list[Line]] = {}
     for line in lines:
-        groups.setdefault((line.task, line.part, line.method), []).append(line)
-    return {of: [line for line in found if line.steps == found[-1].steps] for of, found in groups.items()}
+        groups.setdefault((line.task, line.part, line.method, line.steps), []).append(line)
+    longest = {of[:2]: of[3] for of in sorted(groups) if of[2] == "zo_sgd"}
+    return {of: found for of, found in groups.items() if of[2] != "zo_sgd" or of[3] == longest[of[:2]]}
 
 
 def mean_curve(lines: Sequence[Line]) -> list[tuple[int, float]]:
@@ -189,15 +191,13 @@ def until(lines: Sequence[Line], wanted: float) -> int | None:
 
 def row(of: Group, rates: int, best: Sequence[Line], mezo: Sequence[Line]) -> str:
     """A line of the table."""
-    task, part, method = of
+    task, part, method, steps = of
     accuracy = [scale(task) * line.curve[-1][1] for line in best]
     spread = f" [{min(accuracy):.1f}, {max(accuracy):.1f}]" if len(best) > 1 else ""
     peak = statistics.median(line.peak_bytes / line.inference_peak_bytes for line in best)
     loss = statistics.mean(line.curve[-1][2] for line in best)
-    steps = best[0].steps
     reaches = ""
-    raced = races(part, "zo_sgd") and mezo and 2 * mezo[0].steps < EVALUATIONS * steps  # its end is not known yet
-    if mezo and not raced and method != "zo_sgd":
+    if mezo and method != "zo_sgd":
         end = mean_curve(mezo)[-1][1]
         forwards = until(best, end)
         whole = mezo[0].steps * FORWARDS["zo_sgd"]
@@ -216,18 +216,29 @@ def races(part: str, method: str) -> bool:
     return method == "zo_sgd" and part != "last"
 
 
+def whole_run(mezo: Group, groups: Iterable[Group]) -> bool:
+    """Whether MeZO has run for as long as the others of its task and part ask for, so that its end is known."""
+    task, part, method, steps = mezo
+    others = [of[3] for of in groups if of[:2] == (task, part) and of[2] != method]
+    return not races(part, method) or 2 * steps >= EVALUATIONS * max(others, default=0)
+
+
 def written(lines: Iterable[Line]) -> str:
-    """The page: for each task, part and method the learning rate with the lowest loss at the end."""
+    """The page: for each task, part, method and number of steps the learning rate with the lowest loss at the end.
+
+    MeZO's end is compared where its longest run has `EVALUATIONS` for each step of the others.
+    """
     lines = list(lines)
     groups = grouped(lines)
     best = {of: chosen(found) for of, found in groups.items()}
-    tried = {of: {x.lr for x in groups[of]} for of in groups}
-    for x in lines:
-        if races(x.part, x.method):
-            tried[x.task, x.part, x.method].add(x.lr)
+    tried: defaultdict[Group, set[float]] = defaultdict(set)
+    for x, of in product(lines, groups):
+        if of[:3] == (x.task, x.part, x.method) and (x.steps == of[3] or races(x.part, x.method)):
+            tried[of].add(x.lr)
+    ends = {of[:2]: best[of] for of in groups if of[2] == "zo_sgd" and whole_run(of, groups)}
     rows = [
-        row(of, len(tried[of]), best[of], best.get((of[0], of[1], "zo_sgd"), []))
-        for of in sorted(groups, key=lambda of: (list(PARTS).index(of[1]), of[0], list(FORWARDS).index(of[2])))
+        row(of, len(tried[of]), best[of], ends.get(of[:2], []))
+        for of in sorted(groups, key=lambda of: (list(PARTS).index(of[1]), of[0], list(FORWARDS).index(of[2]), -of[3]))
     ]
     parts = "\n".join(f"- `{name}`: {json.dumps(given)}" for name, given in _FLOAT32.items())
     return f"""# Learning per forward pass

@@ -82,3 +82,14 @@ def test_a_rate_that_wins_short_runs_and_loses_whole_ones_is_not_taken(
     assert ran[:5] == [(lr, 0, 300) for lr in (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)]
     assert ran[5:] == [(1e-3, 0, 1500), (3e-4, 0, 1500), (3e-4, 1, 1500)]
     assert "| trec | four | `zo_sgd` | 0.0003 of 5 | 2 | 1,500 |" in written(read(out))
+
+
+def test_shorter_runs_have_a_row_of_their_own_beside_the_same_end_of_mezo() -> None:
+    """15 steps end on their own schedule: after 60 forwards, of 3,000."""
+    runs = [
+        replace(line(method, 1e-3, 0, value, 1.0), part="four", steps=steps, curve=[(0, 0.2, 2.0), (steps, value, 1.0)])
+        for method, value, steps in (("residual", 0.8, 50), ("residual", 0.7, 15), ("zo_sgd", 0.6, 1500))
+    ]
+    page = written(runs)
+    assert "| 50 | 200 | 20.0 | 80.0 | 1.000 | 1.100 | 200 (15 times fewer) |" in page
+    assert "| 15 | 60 | 20.0 | 70.0 | 1.000 | 1.100 | 60 (50 times fewer) |" in page
