@@ -14,7 +14,7 @@ WITH_CODE = sorted(page for page in (*DOCS.rglob("*.md"), ROOT / "README.md") if
 
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 
-NOT_RUN = 22
+NOT_RUN = 23
 """Blocks that are not run, on all pages together but those of the gallery, which has its own tests. Each says why."""
 
 
