@@ -33,7 +33,7 @@ from zograd.core.vector import Noise, Vector
 from zograd.errors import UsageError
 from zograd.estimators import Forward
 from zograd.laws import Law, Rademacher, RankOne
-from zograd.llm.build import ride_along
+from zograd.llm.method import ride_along
 from zograd.llm.scoring.loss import causal_losses
 from zograd.noise import Job, Kind, Term, backend, combine, combine_group, fold, portable
 from zograd.oracles import batched, sequential

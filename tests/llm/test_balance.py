@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from zograd.llm.build import build_method, set_up
+from zograd.llm.build import set_up
+from zograd.llm.method import build_method
 from zograd.llm.restore import restore
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train

@@ -32,7 +32,8 @@ from zograd.blockwise import Backprop, Blockwise, Ends, Residual, adds_to_its_in
 from zograd.core.tape import Tape
 from zograd.core.vector import Slot, Vector
 from zograd.llm import loading
-from zograd.llm.build import build_method, resolve, set_up
+from zograd.llm.build import resolve, set_up
+from zograd.llm.method import build_method
 from zograd.llm.parts import Parts, parts_of
 from zograd.llm.restore import replay
 from zograd.llm.scoring.loss import token_losses

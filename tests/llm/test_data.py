@@ -10,7 +10,7 @@ import pytest
 
 from zograd import Tape, TapeWriter
 from zograd.hub import Example, TaskError, load_task, select
-from zograd.llm.build import digest, examples_of
+from zograd.llm.data import digest, examples_of
 from zograd.llm.evaluate import evaluate
 from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings

@@ -17,7 +17,8 @@ from zograd import methods
 from zograd.core.run import Run
 from zograd.core.vector import Slot, Vector
 from zograd.llm import loading
-from zograd.llm.build import build_method, set_up
+from zograd.llm.build import set_up
+from zograd.llm.method import build_method
 from zograd.llm.oracle import Forwards
 from zograd.llm.restore import replay, restore
 from zograd.llm.settings import SettingsError, TrainSettings

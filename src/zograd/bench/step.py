@@ -27,8 +27,8 @@ from zograd.bench.arguments import (
 )
 from zograd.bench.workload import TimedModel, quiet_machine
 from zograd.errors import UsageError
-from zograd.llm.build import ride_along
 from zograd.llm.compiled import compiled
+from zograd.llm.method import ride_along
 from zograd.runs.memory import keep_freed, settled_objects
 from zograd.stores.deferred import LIMIT
 

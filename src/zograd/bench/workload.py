@@ -20,8 +20,8 @@ from zograd import methods
 from zograd.bench.baseline import mezo_step
 from zograd.core.run import Method, Run
 from zograd.errors import UsageError
-from zograd.llm.build import ride_along
 from zograd.llm.loading import load
+from zograd.llm.method import ride_along
 from zograd.llm.scoring.loss import causal_losses
 from zograd.llm.scoring.scorer import SATURATED
 from zograd.noise import backend, fold

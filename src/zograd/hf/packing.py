@@ -18,8 +18,9 @@ from zograd import __version__, methods
 from zograd.core.record import Record
 from zograd.core.tape import Tape, TapeWriter
 from zograd.hf.checkpoints import TAPE, parts_of, read_tape
-from zograd.llm.build import Prepared, build_method, prepare
+from zograd.llm.build import Prepared, prepare
 from zograd.llm.loading import load
+from zograd.llm.method import build_method
 from zograd.llm.pack import free_file
 from zograd.llm.settings import TrainSettings
 from zograd.runs.errors import RunError

@@ -2,54 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import sys
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zograd import methods
 from zograd.blockwise import Ends
 from zograd.core.run import Method, Run
 from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import Estimator, FromBlocks, NodePerturbation
-from zograd.hub import Example, Task, TaskError, load_task, resolve_model, select
+from zograd.hub import Task, resolve_model
 from zograd.hub.registry import REGISTRY
-from zograd.laws import Memory, NullSpace, OnLayerInputs, RankOne
-from zograd.learning_rate import AutoRate
+from zograd.laws import OnLayerInputs
 from zograd.llm import loading, lora_init
 from zograd.llm.compiled import WORTH, CompileError, check, trial
+from zograd.llm.data import Data, announce, check_of_texts, data_of, digest
 from zograd.llm.inputs import InputsOfLeaves
 from zograd.llm.loading import offloaded as offloading
 from zograd.llm.loading.errors import ModelError, first_line
-from zograd.llm.loading.polar import SPACE
+from zograd.llm.method import build_method, memory_at, rate_of_blocks, shape_of
 from zograd.llm.oracle import points_of
 from zograd.llm.parts import Parts, parts_of
 from zograd.llm.prompts import Form
 from zograd.llm.recipe import chosen, for_depth, instead
-from zograd.llm.schedule import settled, shaped
+from zograd.llm.schedule import settled
 from zograd.llm.scoring.batches import Batches
 from zograd.llm.scoring.kinds import OF_MEDIA, check_reads, scorer_of
-from zograd.llm.scoring.metrics import Metric, MetricFunction, metric_of
-from zograd.llm.scoring.objectives import LOSS, Contest, Objective, objective_of
+from zograd.llm.scoring.metrics import MetricFunction
+from zograd.llm.scoring.objectives import LOSS, Contest
 from zograd.llm.scoring.scorer import EVALUATION, Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages
-from zograd.methods import MENU
-from zograd.methods.defaults import FULL, LORA, POLAR, SCALES, TOKENS, Onto, Shape, language_model
 from zograd.offload.mapped import Offloaded, Pages
 from zograd.offload.streamed import Streamed
-from zograd.rules import SGD, Balanced, BalancedNorms
 from zograd.runs.identity import identity
 from zograd.runs.memory import keep_freed
-from zograd.spaces import Euclidean, PositiveOrthant
 from zograd.stores import Store
 
 
@@ -69,114 +61,6 @@ class Prepared:
     """What is trained, by which method and why, where the method was chosen."""
     replay_seconds: float = 0.0
     """Time that the replay of a tape took (`restore`)."""
-
-
-def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any]:
-    """The method that the settings ask for, with the defaults of `zograd.methods.defaults` for lr and mu.
-
-    model: the one to train, whose width and depth set the default learning rate of methods that look at blocks; None
-        where the rate does not matter.
-
-    Raises SettingsError for an unknown method or setting, and for a method that needs a setting without a default.
-    """
-    settings = dict(s.method_settings)
-    entry = methods.describe(s.method)
-    if entry["required"]:
-        raise SettingsError(
-            f"method {s.method!r} needs {', '.join(entry['required'])}, which language models have no default for; "
-            f"use it from Python, or choose another of {', '.join(methods.names(blocks=True))}"
-        )
-    lr = settings.pop("lr", None) if s.lr is None else s.lr
-    mu = settings.pop("mu", None) if s.mu is None else s.mu
-    onto = onto_of(s)
-    looks_at_blocks = MENU[s.method].needs == "blocks"
-    size = shape_of(model, s.layers) if looks_at_blocks and model is not None else None
-    default = language_model(s.method, onto, size)
-    lr = default.get("lr") if lr is None else lr
-    mu = default.get("mu") if mu is None else mu
-    if mu is not None:
-        settings["mu"] = float(mu)
-    if s.weight_decay:
-        settings["weight_decay"] = s.weight_decay
-    if lr is not None:
-        shape = "constant" if s.seconds is not None or not s.steps else s.lr_schedule  # or `llm/clock.py` shapes it
-        schedule = shaped(shape, 1.0 if lr == "auto" else float(lr), s.steps, s.warmup, s.lr_end)
-        settings["lr"] = AutoRate(shape=schedule) if lr == "auto" else schedule
-    try:
-        method = methods.make(s.method, **settings)
-    except (TypeError, ValueError) as e:
-        raise SettingsError(f"method {s.method!r}: {e}") from e
-    if s.balance:
-        return balanced(s, method)
-    if s.protect is not None:
-        return protected(s, method)
-    if s.train == "polar":
-        return on_manifolds(s, method)
-    if onto is not SCALES:
-        return method
-    try:
-        return replace(method, space=PositiveOrthant())
-    except (TypeError, ValueError) as e:
-        raise SettingsError(f"method {s.method!r} does not work on positive scales: {e}") from e
-
-
-def balanced(s: TrainSettings, method: Method[Any]) -> Method[Any]:
-    """The method with its rule in `Balanced`, or in `BalancedNorms` where it keeps moments.
-
-    Raises SettingsError where there are no pairs of factors to balance, or where the moments are of another kind.
-    """
-    if s.train != "lora":
-        raise SettingsError(f"--balance is for --train lora, and here is --train {s.train}; leave it out")
-    if s.lora_init == "activations":
-        raise SettingsError("--balance scales both factors, and --lora-init activations fixes A: leave one of them out")
-    wrap = BalancedNorms if method.rule.slots else Balanced
-    try:
-        return replace(method, rule=wrap(method.rule))
-    except TypeError as e:
-        raise SettingsError(f"--balance does not go with --method {s.method}: {e}") from e
-
-
-def on_manifolds(s: TrainSettings, method: Method[Any]) -> Method[Any]:
-    """The method where the outer factors of PoLAR adapters keep orthonormal columns.
-
-    Raises SettingsError for a method that does not move so, and for weight decay, which would pull them towards 0.
-    """
-    if s.weight_decay:
-        raise SettingsError(
-            "--weight-decay pulls towards 0, where no matrix has orthonormal columns; leave it out, or use --train lora"
-        )
-    if not isinstance(method.space, Euclidean):
-        raise SettingsError(
-            f"--train polar does not go with --method {s.method}, which moves in a space of its own "
-            f"({type(method.space).__name__}); use another method, or --train lora"
-        )
-    try:
-        return replace(method, space=SPACE)
-    except (TypeError, ValueError) as e:
-        raise SettingsError(f"--train polar does not go with --method {s.method}: {e}") from e
-
-
-def protected(s: TrainSettings, method: Method[Any]) -> Method[Any]:
-    """The method with directions off what the file of `--protect` remembers.
-
-    Raises SettingsError for a file that does not parse, and methods whose moves would leave the null space.
-    """
-    if loading.is_scales(s.train) or s.train in (*loading.ADAPTERS, *loading.PARTS):
-        raise SettingsError(f"--protect is for the weights that are remembered, and --train {s.train} adds others")
-    try:
-        return replace(method, law=NullSpace(memory_at("--protect", str(s.protect))))
-    except TypeError as e:
-        raise SettingsError(f"--protect does not go with --method {s.method}: {e}") from e
-
-
-def memory_at(option: str, path: str | Path) -> Memory:
-    """What a file of `zograd protect` remembers. Raises SettingsError with the option where it cannot be read."""
-    from safetensors import SafetensorError
-
-    try:
-        return Memory.load(path)
-    except (OSError, SafetensorError) as e:
-        raise SettingsError(f"{option} {path} cannot be read ({str(e)[:80]}); `zograd protect` makes one") from e
 
 
 def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = "", texts: bool = False) -> Prepared:
@@ -245,18 +129,6 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
         elif reason:
             raise SettingsError(f"--method {s.method} does not fit: {reason}. Use --method backprop, or zo_sgd")
     return _prepared(s, folder, module, tokenizer, method, layers, mapped, why)
-
-
-def rate_of_blocks(s: TrainSettings, shape: Shape) -> float:
-    """The default rate of a method on blocks for such a model, with two digits, as it is shown and kept."""
-    return float(f"{language_model(s.method, onto_of(s), shape)['lr']:.2g}")
-
-
-def onto_of(s: TrainSettings) -> Onto:
-    """How the menu's numbers change for what is trained."""
-    if loading.is_scales(s.train):
-        return FULL if s.method in ("hozo", "qzo") else SCALES
-    return {"lora": LORA, "polar": POLAR, "prompt": TOKENS, "prefix": TOKENS}.get(s.train, FULL)
 
 
 def check_virtual(s: TrainSettings, estimator: Estimator[Any]) -> None:
@@ -364,16 +236,6 @@ def _prepared(
     if why and s.layers is not None:
         why = for_depth(why, s, len(loading.blocks(model)))
     return Prepared(s, module, tokenizer, trained, store, Run(store, method, s.seed), pages=pages, why=why)
-
-
-def shape_of(model: Any, layers: int | None) -> Shape:
-    """The width of a model, and the number of its blocks that are trained."""
-    depth = len(loading.blocks(model))
-    config = loading.plain_model(model).config.get_text_config()
-    width = getattr(config, "hidden_size", None)
-    if width is None:  # convolutions: the channels that enter the head
-        width = next(p.shape[-1] for p in loading.head_of(model).values() if p.ndim == 2)
-    return Shape(width, depth if layers is None else min(layers, depth))
 
 
 def layers_of(module: nn.Module, store: Store, method: Method[Any]) -> InputsOfLeaves:
@@ -493,133 +355,6 @@ class Work:
     """Description of the examples for run.json."""
 
 
-def examples_of(s: TrainSettings, split_by: Sequence[str] | None = None) -> tuple[Task, list[Example], list[Example]]:
-    """The task of a run, its training examples and its held-out examples: a function of settings and data alone.
-
-    split_by: the columns whose hash splits the data; None: those of its prompt. Raises TaskError for data that does
-    not fit, or a split without examples.
-    """
-    options = {name: getattr(s, name) for name in OF_DATA}
-    task = load_task(s.task, **options, hold_out=s.eval_split == "validation", seed=s.seed, split_by=split_by)
-    for split, why in (("train", "trained on"), (s.eval_split, "held out")):
-        if not task.splits[split]:
-            file = {"validation": ", or --eval-file", "test": ", or --test-file"}.get(split, "")
-            raise TaskError(no_examples(task, split, f"nothing can be {why}; {_together(task)}give more data{file}"))
-    examples = select(task, "train", s.train_examples, seed=s.seed, draw=s.draw)
-    return task, examples, select(task, s.eval_split, s.eval_examples, seed=s.seed, draw=s.draw)
-
-
-def check_found(s: TrainSettings) -> None:
-    """Raise TaskError where a file that a run names by a relative path is not found from the current folder."""
-    for name in (s.task, s.eval_file, s.test_file):
-        path = Path(name or "")
-        if path.suffix and ":" not in path.name and not path.is_absolute() and not path.expanduser().exists():
-            raise TaskError(
-                f"the run was trained on {name}, which is not to be found from {Path.cwd()}: go to the folder in which "
-                f"it was trained, or bring the file back"
-            )
-
-
-OF_DATA = (
-    "prompt_template", "label_words", "text_column", "label_column", "completion_column", "records", "eval_file",
-    "test_file",
-)  # fmt: skip
-"""Settings that say how data is read; arguments of `load_task`."""
-
-
-def _together(task: Task) -> str:
-    """A clause for data of which most records have the same text, so that a hash puts them into one split; else ""."""
-    prompts = [e.prompt for part in task.splits.values() for e in part]
-    different = len(set(prompts))
-    if not task.drawn or different > len(prompts) / 2:
-        return ""
-    return (
-        f"the {len(prompts):,} records have {different:,} different {' and '.join(task.split_by)}, and records with "
-        f"the same one stay in one split: write the split of each into a column named split, or "
-    )
-
-
-def no_examples(task: Task, split: str, remedy: str) -> str:
-    """The sentence for a split that has no examples: which ones have some."""
-    sizes = ", ".join(f"{len(part):,} {name}" for name, part in task.splits.items() if part) or "none at all"
-    return f"{task.source} has no {split} example, but {sizes}: {remedy}"
-
-
-def text_of(e: Example) -> str:
-    """What an example is known by: its text with the answer or choices, or its image or recording; not its label."""
-    return e.media.sha256 if e.media is not None else e.prompt + e.completion + "".join(e.choices)
-
-
-def digest(task: Task, examples: Sequence[Example], held_out: Sequence[Example]) -> str:
-    """SHA-256 of the data of a run: kind of task, label words, and the examples of both parts in their order."""
-    h = hashlib.sha256(json.dumps([task.kind, *task.label_words]).encode())
-    for part in (examples, held_out):
-        h.update(b"\n")
-        for e in part:
-            more = [x for x in (e.chat, e.choices, e.also) if x]
-            prompt = e.media.sha256 if e.media is not None else e.prompt
-            h.update(json.dumps([prompt, e.label, e.completion, *more]).encode())
-    return h.hexdigest()
-
-
-def announce(task: Task, s: TrainSettings, examples: Sequence[Example], held_out: Sequence[Example]) -> None:
-    """Print how many examples of a user's file are used if not all are; warn of a class without an example."""
-    if not task.own:
-        return
-    words = ", ".join(map(repr, task.label_words))
-    scored = f", scored by {words}" if s.label_words is None and task.classes and task.reads == "text" else ""
-    print(f"zograd: {task.said}{scored}", file=sys.stderr, flush=True)
-    known = set(map(text_of, examples))
-    if shared := sum(text_of(e) in known for e in held_out):
-        warnings.warn(
-            f"{shared} of the {len(held_out):,} {s.eval_split} examples are train examples too, so their metric says "
-            f"little; remove them from one of the files",
-            stacklevel=3,
-        )
-    for option, name, part in (("train", "train", examples), ("eval", s.eval_split, held_out)):
-        counts = [(c, sum(e.label == k for e in part)) for k, c in enumerate(task.classes)]
-        if len(part) < len(task.splits[name]):
-            how = "the first ones" if s.draw == "first" else f"drawn by seed {s.seed}"
-            of_each = "".join(f", {n:,} of label {c!r}" for c, n in counts)
-            line = f"{len(part):,} of the {len(task.splits[name]):,} {name} examples are used, {how}{of_each}"
-            print(f"zograd: {line}", file=sys.stderr)
-        missing = [repr(c) for c, n in counts if not n]
-        if missing and part:
-            more = f"raise --{option}-examples"
-            if len(part) == len(task.splits[name]):
-                more = "add some" if option == "train" else "pass --eval-file with some, or add a column split"
-            warnings.warn(
-                f"none of the {len(part):,} {name} examples has the label {', '.join(missing)}; {more}, or check the "
-                f"data",
-                stacklevel=3,
-            )
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run reads before its model: its task and examples, what is reported of them, and what is lowered."""
-
-    task: Task
-    examples: list[Example]
-    held_out: list[Example]
-    metric: Metric
-    objective: Objective | None
-
-    @property
-    def all(self) -> list[Example]:
-        """The training examples and the held-out ones."""
-        return [*self.examples, *self.held_out]
-
-
-def data_of(s: TrainSettings, metric: MetricFunction | None = None) -> Data:
-    """The data of a run; metric: a function in place of the setting. Raises what does not fit the task."""
-    task, examples, held_out = examples_of(s)
-    asked = metric_of(s.metric if metric is None else metric, task.kind, len(task.label_words))
-    objective = objective_of(s.objective, task.kind, s.answer_tokens, s.answer_temperature)
-    check_objective(s, objective, task)
-    return Data(task, examples, held_out, asked, objective)
-
-
 def set_up(
     s: TrainSettings, folder: Path, *, stored: bool = False, stages: Stages | None = None, why: str = "",
     first: bool = True, metric: MetricFunction | None = None,
@@ -645,38 +380,6 @@ def set_up(
         print(f"zograd: {p.why}", file=sys.stderr)
     with stages.stage(f"reading the weights and {len(data.all):,} examples, trying the model"):
         return _tried(p, data, folder, stored)
-
-
-def check_of_texts(s: TrainSettings, task: Task) -> None:
-    """Raise SettingsError for settings that are about texts, where the task holds images or recordings."""
-    if task.reads == "text":
-        return
-    asked = {
-        "--max-length": s.max_length is not None, "--truncate": s.truncate is not None, "--compile": bool(s.compile),
-        "--offload disk": s.offload == "disk",
-    }  # fmt: skip
-    if option := next((name for name, given in asked.items() if given), None):
-        raise SettingsError(f"{option} is for models of text, and {task.source} holds {task.reads}; leave it out")
-
-
-def check_objective(s: TrainSettings, objective: Objective | None, task: Task) -> None:
-    """Raise SettingsError for a method that does not go with what is lowered."""
-    prefers = isinstance(objective, Contest)
-    written = objective is not None and task.kind not in ("classification", "choice")
-    if (written or prefers) and MENU[s.method].needs != "values":
-        what = "answers of several points are compared" if prefers else "an answer is written in several"
-        raise SettingsError(
-            f"--method {s.method} looks into one forward of each example, and {what}; use a method that needs values "
-            f"alone, such as zo_sgd or rank"
-        )
-    if not prefers:
-        return
-    if s.lr == "auto" or s.parallel != "data":
-        given = "--lr auto measures a curvature" if s.lr == "auto" else f"--parallel {s.parallel} parts the points"
-        raise SettingsError(
-            f"--objective {s.objective} compares the points of a step, whose losses are shares of comparisons won; "
-            f"{given}, which does not go with it: leave it out"
-        )
 
 
 def check_compares(s: TrainSettings, run: Run[Any]) -> None:
@@ -768,12 +471,3 @@ def choose_compiling(work: Work, s: TrainSettings) -> dict[str, Any]:
     if found is None:
         return {"on": False, "why": f"all evaluations take less than {WORTH:.0f} s"}
     return {"on": found.ratio < 1.0, "why": "measured", **asdict(found)}
-
-
-def ride_along(method: Method[Any]) -> bool:
-    """Whether each move of a method is along one product of signs (`RankOne`), without slots or weight decay.
-
-    Such moves may be deferred for several steps: forwards add them as further sides of their probes.
-    """
-    one = type(method.rule) is SGD and method.estimator.n == 1
-    return one and isinstance(method.law, RankOne) and not method.slots and not method.weight_decay

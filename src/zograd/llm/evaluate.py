@@ -19,7 +19,7 @@ from zograd.hub import Example, FetchError, Task, TaskError, load_task, select
 from zograd.hub.sources import Source, is_source
 from zograd.jsons import finite
 from zograd.llm import loading
-from zograd.llm.build import OF_DATA, check_found, digest, examples_of, no_examples, text_of
+from zograd.llm.data import OF_DATA, check_found, digest, examples_of, no_examples, text_of
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from zograd.hub import Example, Task, TaskError, resolve_model
 from zograd.hub.labels import flat_words
-from zograd.llm.build import examples_of
+from zograd.llm.data import examples_of
 from zograd.llm.loading.errors import ModelError, extra, first_line
 from zograd.llm.loading.models import check_folder
 from zograd.llm.scoring.batches import Batches

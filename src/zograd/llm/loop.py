@@ -17,10 +17,11 @@ from zograd.distributed import Peers
 from zograd.hub import Example
 from zograd.jsons import finite
 from zograd.llm import loading
-from zograd.llm.build import Work, ride_along
+from zograd.llm.build import Work
 from zograd.llm.clock import Clock, Estimate
 from zograd.llm.compiled import compiled
 from zograd.llm.inputs import watching
+from zograd.llm.method import ride_along
 from zograd.llm.oracle import TOGETHER, BatchOracle, from_blocks
 from zograd.llm.scoring.metrics import Metrics
 from zograd.llm.settings import NO_END, TrainSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zograd.llm import lora_init
-from zograd.llm.build import build_method
+from zograd.llm.method import build_method
 from zograd.llm.restore import base_of, fixed_settings, load_weights, restore, stored_settings
 from zograd.llm.stages import Stages
 from zograd.runs.errors import RunError

@@ -9,8 +9,8 @@ from zograd.hub import load_task
 from zograd.hub.sources import Source
 from zograd.laws import Memory
 from zograd.llm import loading
-from zograd.llm.build import memory_at
 from zograd.llm.compressing import batches, layers_of, told
+from zograd.llm.method import memory_at
 from zograd.llm.restore import run_or_model
 from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.settings import SettingsError

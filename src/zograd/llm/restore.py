@@ -16,7 +16,7 @@ from torch import Tensor
 from zograd.core.tape import Tape
 from zograd.files import atomic_write, sync_file
 from zograd.llm import loading, lora_init
-from zograd.llm.build import Prepared, build_method, prepare, ride_along
+from zograd.llm.build import Prepared, prepare
 from zograd.llm.loading import offloaded as offloading
 from zograd.llm.merging import (
     add_runs,
@@ -26,6 +26,7 @@ from zograd.llm.merging import (
     check_linear,
     without,
 )
+from zograd.llm.method import build_method, ride_along
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.stages import Stages
 from zograd.quantized import libraries

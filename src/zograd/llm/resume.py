@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zograd.llm import loading
-from zograd.llm.build import check_found, resolve
+from zograd.llm.build import resolve
+from zograd.llm.data import check_found
 from zograd.llm.recipe import chosen
 from zograd.llm.restore import fixed_settings, stored_settings
 from zograd.llm.schedule import SHAPES

@@ -20,9 +20,10 @@ from zograd.core.tape import Tape
 from zograd.distributed import Peers
 from zograd.jsons import finite
 from zograd.llm import lora_init
-from zograd.llm.build import Work, choose_compiling, ride_along, set_up
+from zograd.llm.build import Work, choose_compiling, set_up
 from zograd.llm.loading import ADAPTERS, stable_ranks
 from zograd.llm.loop import Loop, last_merge, shown
+from zograd.llm.method import ride_along
 from zograd.llm.restore import check_trained, fixed_settings
 from zograd.llm.resume import check_data, check_metric, metrics_before, open_run, setting_name
 from zograd.llm.scoring.metrics import MetricFunction, Metrics

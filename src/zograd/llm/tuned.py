@@ -14,7 +14,7 @@ from zograd.hub import Example, Task, resolve_model
 from zograd.hub.labels import LabelWords
 from zograd.hub.registry import REGISTRY
 from zograd.llm import loading
-from zograd.llm.build import examples_of
+from zograd.llm.data import examples_of
 from zograd.llm.generation import Generated, generate
 from zograd.llm.prompts import CHOICE, IMAGES, SPEECH, Form, form_of_task
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings

@@ -15,7 +15,7 @@ from zograd.core.record import Record
 from zograd.core.tape import Tape
 from zograd.core.vector import Array
 from zograd.learning_rate import AutoRate, lr_bounds
-from zograd.llm.build import build_method
+from zograd.llm.method import build_method
 from zograd.llm.oracle import TOGETHER
 from zograd.llm.settings import parse
 from zograd.runs.errors import RunError
