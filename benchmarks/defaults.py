@@ -129,13 +129,12 @@ def shown(values: Sequence[float], metric: str) -> str:
 def row(task: str, lines: Sequence[Line]) -> str:
     """A row of the table: both ways over their seeds; a cell without a run says so."""
     ways = {way: [line for line in lines if line.way == way] for way in WAYS}
-    first = lines[0]
-    cells = [f"`{task}`", TASKS[task], first.metric, shown([line.before for line in lines], first.metric)]
-    calibrated = [line.calibrated for line in lines if line.calibrated is not None]
+    first, default = lines[0], ways[DEFAULT] or lines
+    cells = [f"`{task}`", TASKS[task], first.metric, shown([line.before for line in default], first.metric)]
+    calibrated = [line.calibrated for line in default if line.calibrated is not None]
     cells.append(shown(calibrated, first.metric) if calibrated else "-")
     for found in ways.values():
         cells += [shown([line.after for line in found], first.metric), str(len(found))] if found else ["not run", "0"]
-    default = ways[DEFAULT] or lines
     seconds = [line.start_seconds + line.seconds for line in default]
     low, high = f"{min(seconds):.0f}", f"{max(seconds):.0f}"
     return f"| {' | '.join(cells)} | {default[0].steps} | {low if low == high else f'{low} to {high}'} |"
@@ -151,13 +150,14 @@ def written(lines: Iterable[Line]) -> str:
     return f"""# The default on four kinds of data
 
 `zograd train --task TASK` without further options: 100 steps on the last {BLOCKS} blocks by residual feedback, which is
-exact for these. Beside it `--method backprop` on the same blocks, with the same steps, batches and schedule, at its own
-default rate, which is what makes the difference. The first command makes the runs that `{RESULTS.as_posix()}` does
-not have yet; the second writes this page from that file:
+exact for these. Beside it `--method backprop` on the same blocks, with the same steps, batches, schedule and default
+rate: in exact arithmetic the two are the same run. Where they differ for one seed, so do their values before training,
+which no method changes. The first command makes the runs that `{RESULTS.as_posix()}` does not have yet; the
+second writes this page from that file:
 
-<!-- not run: its runs take an hour of one core -->
+<!-- not run: its runs take hours of one core -->
 ```bash
-python -m benchmarks.defaults --seeds 3
+python -m benchmarks.defaults --seeds 3 --held-out {max(sizes, default=200)}
 python -m benchmarks.defaults --seeds 0 --page
 ```
 

@@ -32,7 +32,7 @@ def _few_threads() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_dtype() -> Iterator[None]:
-    """dtype "auto" is float32, as on most processors: those with matrix units would give other numbers."""
+    """dtype "auto" is float32, as on most processors: those that are faster in bfloat16 would give other numbers."""
     import torch
 
     from zograd.llm.loading import models

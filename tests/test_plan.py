@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -228,6 +229,21 @@ def test_weights_on_the_disk_take_two_blocks_and_are_advised(folder: str, monkey
     assert any("offload disk:" in line for line in advice_with(monkeypatch, available, folder, batch_size=1))
     with pytest.raises(ValueError, match="offload does not go with quantized"):
         plan(folder, offload="disk", quantized=True)
+
+
+@pytest.mark.parametrize(("more", "match"), [
+    ({"method": "zo_adam"}, "'zo_adam' keeps exp_avg, exp_avg_sq for every trained weight, and --offload moves weigh"),
+    ({"method": "backprop"}, "choose --set moments=factored, or --train lora"),
+    ({"method": "agzo", "train": "*q_proj*"}, "--method agzo does not go with --offload"),
+    ({"train": "prompt"}, "--train prompt does not go with --offload"),
+])  # fmt: skip
+def test_what_training_refuses_with_weights_on_the_disk_is_not_planned(
+    folder: str, more: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        plan(folder, offload="disk", **more)
+    if "train" not in more:
+        assert plan(folder, offload="disk", train="lora", **more)["fits"]
 
 
 def test_layers_restrict_what_is_trained_and_kept(folder: str) -> None:

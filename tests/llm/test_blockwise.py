@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +32,7 @@ from zograd import Store, methods, minimize
 from zograd.blockwise import Backprop, Blockwise, Ends, Residual, adds_to_its_input, record, starts
 from zograd.core.tape import Tape
 from zograd.core.vector import Slot, Vector
-from zograd.llm import loading
+from zograd.llm import loading, loop
 from zograd.llm.build import resolve, set_up
 from zograd.llm.method import build_method
 from zograd.llm.parts import Parts, parts_of
@@ -40,6 +41,7 @@ from zograd.llm.scoring.loss import token_losses
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
 from zograd.runs.errors import RunError
+from zograd.runs.state import read_state
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 64}
 KINDS: dict[str, Any] = {
@@ -408,6 +410,42 @@ def test_moments_in_bfloat16_go_on_to_the_same_bits(tiny_model: Path, tmp_path: 
     assert kinds == {torch.bfloat16}
     assert train(steps(6), run, resume=True, quiet=True)["sha256"] == whole["sha256"]
     assert replay(run, None, tmp_path / "weights")["sha256"] == whole["sha256"]
+
+
+@pytest.mark.parametrize(("seconds", "since"), [(0.0, 4), (1e9, 0)])
+def test_a_run_whose_tape_gives_no_weights_back_loses_a_minute(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, since: int
+) -> None:
+    """A process dies in its fifth step. The default recipe has 100 steps, and the state was written every 500."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", seconds)
+    monkeypatch.setattr(loop, "SAVE_SHARE", math.inf)
+    given = settings(tiny_model, save_every=None)
+    whole = train(given, tmp_path / "whole", quiet=True)
+    step, taken = loop.Loop._step, list[int]()
+
+    def dies(self: loop.Loop, batch: Any) -> Any:
+        taken.append(self.p.run.step_number)
+        if len(taken) == 5:
+            raise KeyError("power")
+        return step(self, batch)
+
+    monkeypatch.setattr(loop.Loop, "_step", dies)
+    with pytest.raises(KeyError, match="power"):
+        train(given, tmp_path / "run", quiet=True)
+    again = train(given, tmp_path / "run", resume=True, quiet=True)
+    assert taken[5:] == list(range(since, 6))
+    assert again["sha256"] == whole["sha256"]
+
+
+def test_a_run_that_has_run_away_keeps_the_weights_of_its_last_step(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "RUNAWAY", 0.0)
+    with pytest.raises(loop.DivergenceError, match="the loss has run away"):
+        train(settings(tiny_model, max_failures=3, save_every=None), tmp_path / "run", quiet=True)
+    tape = Tape(tmp_path / "run" / "tape.zo")
+    state, _ = read_state(tmp_path / "run" / "state.safetensors", tape)
+    assert state["step"] == tape.steps == 3
 
 
 def test_adapters_take_a_larger_rate_and_processes_take_a_part_each(tiny_model: Path) -> None:

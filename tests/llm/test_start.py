@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import re
+import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,7 @@ def test_a_command_shows_each_stage_and_both_times(tiny_model: Path, tmp_path: P
         assert stage in done.stderr
     assert "evaluating before the first step" not in done.stderr
     assert "s after a start of" in done.stdout
+    assert re.search(r"^accuracy: \d+\.\d % \(largest class", done.stdout, re.M)  # it was not evaluated before
     assert "of the whole process" in done.stdout
     result = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
     assert result["process_peak_bytes"] >= max(result["peak_bytes"], result["inference_peak_bytes"]) > 0
@@ -113,6 +117,23 @@ def test_stages_have_their_times_on_one_line(capsys: pytest.CaptureFixture[str])
     assert "zograd: loading ... 0.0 s\n" in said
     assert "zograd: evaluating: 100%" in said
     assert said.endswith("zograd: reading ...\n")
+
+
+def test_what_is_said_within_a_stage_has_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = Stages()
+    with stages.stage("reading 3 examples"):
+        print("zograd: conversations are written with the chat template", file=sys.stderr)
+        print("zograd: 2 of 3 are used", file=sys.stderr)
+    with stages.stage("loading"), pytest.warns(UserWarning, match="old"):
+        warnings.warn("old", stacklevel=1)
+    with suppress(KeyError), stages.stage("trying"):
+        print("a", file=sys.stderr)
+        raise KeyError("b")
+    assert capsys.readouterr().err.splitlines() == [
+        "zograd: reading 3 examples ...", "zograd: conversations are written with the chat template",
+        "zograd: 2 of 3 are used", "zograd: reading 3 examples ... 0.0 s", "zograd: loading ... 0.0 s",
+        "zograd: trying ...", "a",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("on", [True, False])

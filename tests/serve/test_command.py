@@ -60,7 +60,7 @@ def test_it_prints_its_address_and_ends_by_a_signal(tmp_path: Path) -> None:
         (["--x0", "1,2", "--bounds", '{"a": [0, 1]}'], "bounds name 'a', but x0 has no names"),
         (["--x0", "1,2", "--bounds", "[[3, 4]]"], "is outside of its bounds"),
         (["--x0", "1,2", "--method", "teapot"], "there is no method 'teapot'"),
-        (["--x0", "1,2", "--method", "rank", "--set", "beta=1"], "rank has no setting 'beta'"),
+        (["--x0", "1,2", "--method", "rank", "--set", "beta=1"], "method 'rank' has no option 'beta'; it has lr, mu"),
         (["--x0", "1,2", "--method", "cma", "--set", "n=1"], "method 'cma' has no option 'n'"),
         (["--x0", "1,2", "--rate", "0"], "--rate 0 and --max-body"),
         (["--x0", "1,nan"], "--x0 is no JSON|NaN or infinite"),

@@ -59,9 +59,10 @@ class AskTell:
     nothing, and its `Receipt` says so. A failed evaluation is `report_failure`. Methods that compare or rank take
     `prefer` and `tell_ranking` in place of values.
 
-    All points of one `ask` belong together: evaluate them on the same data and randomness. A NaN or infinite loss
-    refuses the step: nothing moves, and the next `ask` brings new points. Evolution strategies rank it last instead,
-    and "lbfgs" keeps away from there. Pickle and deepcopy work at any time, `save` and `load` with a file of JSON.
+    All points of one `ask` belong together: evaluate them on the same data and randomness. A NaN or infinite loss is a
+    failed evaluation. Two-point methods leave it out, methods that rank put it last, and "lbfgs" keeps away from there.
+    Where a method cannot do without it, or no loss is finite, the step is refused: nothing moves, and the next `ask`
+    brings new points. Pickle and deepcopy work at any time, `save` and `load` with a file of JSON.
 
     x0: a number, a list, an array of float64 or float32, a torch tensor, or a dict of arrays; points have its form.
     method: a name of the menu with the defaults of `zograd.methods.defaults`, a `zograd.Method`, or "auto", "lbfgs",
@@ -71,7 +72,7 @@ class AskTell:
         `zograd.Constraints`, an answer is a pair (value, c); with SciPy's objects it is the value, and the loop calls
         the functions of the constraints itself. The multipliers move as in `zograd.minimize`; `maxcv` and `multipliers`
         belong to the recommended point.
-    budget: points that are asked for, at most. None: no end, and 15,000 for "auto", "lbfgs" and "cma".
+    budget: points that are asked for, at most. None: no end, and 15,000 for "auto", "lbfgs", "cma" and constraints.
     maximize: larger values are better. `records` hold the values with their sign changed.
     lease: seconds for which `trials` does not give a trial to somebody else. 0: each call gives all that are open.
     seed: see `zograd.Run`.

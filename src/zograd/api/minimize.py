@@ -99,8 +99,9 @@ def minimize(
     integrality: is not supported, and says which library to use.
     budget: evaluations of f, at most. None: 15,000, and "auto" stops at the first minimum; with a number it uses what
         is left to look for a lower one. With a finite sum, evaluations of a single term: the whole f costs N.
-        Of the budget, two to four evaluations are spent on f(x0) for its noise, and one on f at the result.
-    seconds: time after which f is not called any more, but for a value at the result where none is known.
+        Of the budget, two to four evaluations (with a finite sum one) are spent on f(x0) for its noise, and one is kept
+        for f at the result.
+    seconds: time after which f is not called any more, except for a value at the result where none is known.
     target: a value at which the run ends, as soon as it is reached.
     maximize: look for the largest value; `fun` and `target` are values of f itself.
     seed: an integer, a NumPy generator, or None for a fresh one; `Result.seed` holds the number.
@@ -112,7 +113,7 @@ def minimize(
         (`concurrent.futures`, loky, dask, mpi4py); a pool such as `multiprocessing.Pool`; or a callable like `map`.
         The trajectory is the same, bit for bit. An evaluation whose process dies is a failed one, and the run goes on;
         where that breaks an executor for ever, as with `ProcessPoolExecutor`, the run ends with what is there.
-        executor: the former name of workers; it goes with the next release.
+        executor: the former name of workers; the next release will not have it.
     timeout: seconds for one evaluation. It runs in a process of `workers` (1 if none are named), which is killed and
         replaced when it takes longer: a failed evaluation.
     on_error: what an exception of f does. "stop": at the first evaluation it is raised; later it ends the run, with
@@ -128,8 +129,8 @@ def minimize(
         differs between steps.
     checkpoint: a file to which the values are appended. resume: go on from it, to the bits of a run that was never
         interrupted, without calling f or the callback again for what it holds; without a file, start. Another x0, seed
-        or method is refused. The budget may be larger, but for runs with constraints; "auto" keeps the choice that it
-        made for the first one. An iterator in `data` is advanced.
+        or method is refused. The budget may be larger, except with constraints; "auto" keeps the choice that it made
+        for the first budget. An iterator in `data` is advanced.
     tol, jac, hess, hessp: refused, with what to write instead.
 
     Costs O(d) memory for one point at a time, or for those of a step with workers. Raises ValueError for a budget too

@@ -72,10 +72,11 @@ class ZOOptimizer(torch.optim.Optimizer):
     seed: see `zograd.Run`; the attribute `seed` holds the number. frozen: also train what does not require grad.
     rounding: see `zograd.stores.Store`. record: called with the `Record` of each step.
 
-    `step(closure)` evaluates the closure `method.evaluations` times, without gradients, each time under the same
+    `step(closure)` evaluates the closure up to `method.evaluations` times, without gradients, each time under the same
     random state of torch, `numpy.random` and `random` (the same dropout masks and augmentation; generators of your own
-    are not known here), and returns the mean of the losses as a tensor. It never calls backward. A non-finite loss
-    refuses the step. Memory: nothing of the size of the weights.
+    are not known here), and returns the mean of the losses as a tensor. It never calls backward. A loss that is not
+    finite is left out by estimators that can do without it, and otherwise refuses the step: nothing moves. Memory: the
+    slots of the method, and beside them nothing of the size of the weights.
 
     Processes that share a model (DDP) need the same losses, or their weights drift apart. Where each has data of its
     own, the mean over all is

@@ -29,7 +29,9 @@ def serve(
     bounds: Annotated[
         str | None, typer.Option(help="JSON: a pair for all variables, a pair for each, or pairs by name.")
     ] = None,
-    budget: Annotated[int | None, typer.Option(help=r"Points that are asked for, at most. \[no end]")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help=r"Points that are asked for, at most. \[no end; 15,000 for auto, lbfgs and cma]")
+    ] = None,
     maximize: Annotated[bool | None, typer.Option("--maximize", help="Larger values are better.")] = None,
     lease: Annotated[float | None, typer.Option(help=r"Seconds that a worker has for a trial. \[600]")] = None,
     seed: Annotated[int | None, typer.Option(help=r"Fixes all points. \[0]")] = None,

@@ -14,6 +14,8 @@ from zograd.cli.options import Plugins, later, with_settings
 from zograd.cli.output import STARTED, Debug, Json, app, conclude, guarded, mib, number, of_classes, percent, say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zograd.llm.stages import Stages
 
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
@@ -82,7 +84,7 @@ def train(
         typer.Option(
             "--resume",
             help="Continue the run in --out; takes a new --eval-every or place of the --model, and at a constant rate "
-            "a new --steps.",
+            "a new --steps or --seconds.",
         ),
     ] = False,
     plugin: Plugins = None,
@@ -91,7 +93,7 @@ def train(
 ) -> None:
     """Fine-tune a model on a task.
 
-    On several processes, which exchange losses only: torchrun --standalone --nproc-per-node 2 -m zograd train ...
+    On several processes: torchrun --standalone --nproc-per-node 2 -m zograd train ...
 
     Example: zograd train --model smollm2-135m --task trec --train lora --method fzoo --steps 500 --out runs/a
 
@@ -136,25 +138,36 @@ def _summary(result: dict[str, Any]) -> str:
         first = f"not evaluated since it was stopped: zograd eval --run {result['run']}"
     elif result.get("majority") is not None:
         shown = percent if result["metric"] == "accuracy" else number
+        known = f"calibrated zero-shot {shown(result['metric_calibrated'])}, " * (result["metric_before"] is not None)
         first = (
-            f"{result['metric']}: {shown(result['metric_before'])} -> {shown(result['metric_after'])} (calibrated "
-            f"zero-shot {shown(result['metric_calibrated'])}, largest class {percent(result['majority'])}; "
+            f"{moved(result, 'metric', shown)} ({known}largest class {percent(result['majority'])}; "
             f"{result['eval_examples']} held-out)"
         )
         if result["majority"] > min(0.6, 2 / len(result["classes"])):  # an accuracy says little
             first += (
-                f"\nmacro-F1: {percent(result['macro_f1_before'])} -> {percent(result['macro_f1_after'])}; MCC: "
-                f"{number(result['mcc_before'])} -> {number(result['mcc_after'])}\n{of_classes(result['classes'])}"
+                f"\n{moved(result, 'macro_f1', percent, 'macro-F1')}; {moved(result, 'mcc', number, 'MCC')}\n"
+                f"{of_classes(result['classes'])}"
             )
     else:
-        first = f"held-out {result['metric']}: {number(result['metric_before'])} -> {number(result['metric_after'])}"
+        first = f"held-out {moved(result, 'metric', number)}"
     return "\n".join(
         [
             first,
-            f"{result['steps']} steps, {result['evaluations']} evaluations, {result['seconds']:.1f} s after a start of "
-            f"{result['start_seconds']:.1f} s",
+            f"{counted(result['steps'], 'step')}, {counted(result['evaluations'], 'evaluation')}, "
+            f"{result['seconds']:.1f} s after a start of {result['start_seconds']:.1f} s",
             f"peak memory of training {mib(result['peak_bytes'])}, of inference alone "
             f"{mib(result['inference_peak_bytes'])}, of the whole process {mib(result['process_peak_bytes'])}",
             ("stopped early; " if result["interrupted"] else "") + f"the run: {result['run']}",
         ]
     )
+
+
+def moved(result: dict[str, Any], key: str, shown: Callable[[Any], str], name: str = "") -> str:
+    """A metric before and after; after alone, where the model was not evaluated before (`--no-baseline`)."""
+    before, after = result[f"{key}_before"], shown(result[f"{key}_after"])
+    return f"{name or result[key]}: {after if before is None else f'{shown(before)} -> {after}'}"
+
+
+def counted(n: int, what: str) -> str:
+    """1 step, 2 steps."""
+    return f"{n} {what}{'s' * (n != 1)}"

@@ -37,7 +37,7 @@ class Merge(StrEnum):
 def register() -> None:
     app.command()(guarded(replay))
     app.command()(guarded(pack))
-    later(app, "protect", inspect.getdoc(protect) or "", lambda: with_settings(protect, PROTECTED))
+    later(app, "protect", inspect.getdoc(protect) or "", lambda: with_settings(protect, PROTECTED, {"layers": "4"}))
     later(app, "compress", inspect.getdoc(compress) or "", lambda: with_settings(compress, COMPRESSED))
 
 
@@ -50,7 +50,7 @@ def replay(
         list[int] | None, typer.Option(help="Leave this step out; 1 is the first. Repeatable.", metavar="STEP")
     ] = None,
     average: Annotated[
-        int, typer.Option(help=r"The mean of the weights after each of the last K steps. \[off]", metavar="K", min=0)
+        int, typer.Option(help="The mean of the weights after each of the last K steps; 0: off.", metavar="K", min=0)
     ] = 0,
     merge: Annotated[
         Merge | None,
@@ -64,7 +64,7 @@ def replay(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Base model + tape -> weights on disk (safetensors), without a single forward pass.
+    """Write the weights of a run, as transformers loads them, without a single forward pass.
 
     Example: zograd replay runs/quickstart --out my-model
     """

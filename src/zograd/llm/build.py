@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from zograd.blockwise import Ends
 from zograd.core.run import Method, Run
-from zograd.core.slots import PerColumn, PerLeaf, PerRow
 from zograd.estimators import Estimator, FromBlocks, NodePerturbation
 from zograd.hub import Task, resolve_model
 from zograd.hub.registry import REGISTRY
@@ -25,7 +24,7 @@ from zograd.llm.data import Data, announce, check_of_texts, data_of, digest
 from zograd.llm.inputs import InputsOfLeaves
 from zograd.llm.loading import offloaded as offloading
 from zograd.llm.loading.errors import ModelError, first_line
-from zograd.llm.method import build_method, memory_at, rate_of_blocks, shape_of
+from zograd.llm.method import build_method, check_forwards, check_slots, memory_at, rate_of_blocks, shape_of
 from zograd.llm.oracle import points_of
 from zograd.llm.parts import Parts, parts_of
 from zograd.llm.prompts import Form
@@ -84,12 +83,7 @@ def prepare(s: TrainSettings, folder: Path, *, trying: bool = False, why: str = 
             f"--method {s.method} needs the derivative of a loss, and the objective {s.objective} has none; use a "
             f"method that needs values alone, such as node_perturbation, zo_sgd or rank"
         )
-    refused: tuple[str, ...] = ("offload", "compile") if estimator.watches else ()
-    if isinstance(estimator, FromBlocks):
-        refused = ("compile",)
-    for name in refused:
-        if getattr(s, name):
-            raise SettingsError(f"--method {s.method} does not go with --{name} in this release; leave one out")
+    check_forwards(s.method, estimator, offload=bool(s.offload), compiled=bool(s.compile))
     mapped: Pages | None = None
     if s.offload == "disk":
         model, tokenizer, mapped = offloading.load(s.model, dtype=s.dtype, scratch=folder)
@@ -215,14 +209,14 @@ def _prepared(
     streamed: Streamed | None = None
     if mapped is not None:
         pages = mapped
-        check_slots(method, trained, mapped)
+        check_slots(method, any(t in mapped for t in trained.values()))
         offloading.make_trainable(trained, mapped, folder)
         offloading.stream(module, mapped)
     elif s.offload == "cpu":
         pages = streamed = offloading.to_device(
             module, s.device, keep=trained.values() if s.train in loading.ADAPTERS else ()
         )
-        check_slots(method, trained, streamed)
+        check_slots(method, any(t in streamed for t in trained.values()))
     store = Store(
         trained, space=method.space, rounding=s.rounding, groups=loading.decay_groups(trained), decays=(1.0, 0.0),
         pages=pages,
@@ -294,18 +288,6 @@ def inside(
             other,
         )
     return found, Ends(tail, front)
-
-
-def check_slots(method: Method[Any], trained: Mapping[str, Tensor], pages: Offloaded) -> None:
-    """Raise SettingsError for a method with d-sized slots on offloaded weights: slots are not offloaded."""
-    large = [name for name, slot in method.slots.items() if not isinstance(slot, PerRow | PerColumn | PerLeaf)]
-    if large and any(t in pages for t in trained.values()):
-        factored = isinstance(method.estimator, FromBlocks)
-        instead = "--set moments=factored" if factored else "a method without slots, such as zo_sgd or fzoo"
-        raise SettingsError(
-            f"method {method.name!r} keeps {', '.join(large)} for every trained weight, and --offload moves weights "
-            f"only; choose {instead}, or --train lora"
-        )
 
 
 def check_dealing(s: TrainSettings, world: int, shards: int) -> None:

@@ -40,6 +40,14 @@ RUNAWAY = 10.0
 """The loss has run away when it exceeds RUNAWAY (1 + the held-out loss before the first step)."""
 
 
+SAVE_STEPS = 500
+SAVE_SECONDS = 60.0
+SAVE_SHARE = 0.05
+"""Unless `save_every` says when, the state is written every SAVE_STEPS steps. Where the tape alone does not give the
+weights back, it is also written SAVE_SECONDS after the last time, or as much later as keeps writing below SAVE_SHARE of
+the time."""
+
+
 class DivergenceError(RuntimeError):
     """Too many steps in a row were refused, changed nothing, or had a loss far above that before the first step."""
 
@@ -114,6 +122,7 @@ class Loop:
         self.seconds = 0.0
         self.meters: dict[str, float] = {}
         self.caught: list[int] = []
+        self.saved, self.saving = time.perf_counter(), 0.0
         lines, _ = read_metrics(directory.path)
         seconds = [x for line in lines if isinstance(x := line.get("seconds"), int | float)]
         self.began, self.earlier = 0.0, max(seconds, default=0.0)
@@ -124,7 +133,7 @@ class Loop:
         from tqdm import tqdm
 
         s, run, stopped = self.p.settings, self.p.run, False
-        self.began = start = time.perf_counter()
+        self.began = self.saved = start = time.perf_counter()
         tokens = 0
         self.clock.read(self.earlier)
         estimate = Estimate(s, run, self.scorer, self.batches, self.forward, self.clock)
@@ -215,6 +224,7 @@ class Loop:
             line["refused"] = True
         if (why := self._diverged(record)) is not None:
             self._log(line)
+            self.directory.save_state(run)
             raise DivergenceError(why)
         self.last_metrics = None
         stopped = self.peers.stopping(bool(self.caught))
@@ -227,9 +237,19 @@ class Loop:
                 line |= shown(self.last_metrics)
             stopped = self.peers.stopping(bool(self.caught))
         self._log(line)
-        if run.step_number % s.save_every == 0:
-            self.directory.save_state(run)
+        self._save()
         return stopped and not (last and self.last_metrics is not None)
+
+    def _save(self) -> None:
+        """Write the state, if it is time."""
+        s, run, now = self.p.settings, self.p.run, time.perf_counter()
+        due = run.step_number % (s.save_every or SAVE_STEPS) == 0
+        if s.save_every is None and not run.method.estimator.replays:
+            due = due or now - self.saved >= max(SAVE_SECONDS, self.saving / SAVE_SHARE)
+        if due:
+            self.directory.save_state(run)
+            self.saved = time.perf_counter()
+            self.saving = self.saved - now
 
     def _diverged(self, record: Record) -> str | None:
         """Why the run must end after `max_failures` steps of one kind in a row; None if it continues."""

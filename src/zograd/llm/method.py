@@ -10,6 +10,8 @@ from torch import nn
 
 from zograd import methods
 from zograd.core.run import Method
+from zograd.core.slots import PerColumn, PerLeaf, PerRow
+from zograd.estimators import Estimator, FromBlocks
 from zograd.laws import Memory, NullSpace, RankOne
 from zograd.learning_rate import AutoRate
 from zograd.llm import loading
@@ -128,6 +130,27 @@ def memory_at(option: str, path: str | Path) -> Memory:
         return Memory.load(path)
     except (OSError, SafetensorError) as e:
         raise SettingsError(f"{option} {path} cannot be read ({str(e)[:80]}); `zograd protect` makes one") from e
+
+
+def check_forwards(name: str, estimator: Estimator[Any], *, offload: bool, compiled: bool) -> None:
+    """Raise SettingsError for a method that looks into forwards which run in another way."""
+    refused = {"offload": offload and estimator.watches, "compile": compiled and estimator.watches}
+    if isinstance(estimator, FromBlocks):
+        refused = {"compile": compiled}
+    if option := next((option for option, given in refused.items() if given), None):
+        raise SettingsError(f"--method {name} does not go with --{option} in this release; leave one out")
+
+
+def check_slots(method: Method[Any], offloaded: bool) -> None:
+    """Raise SettingsError for a method with d-sized slots whose trained weights are offloaded: slots are not."""
+    large = [name for name, slot in method.slots.items() if not isinstance(slot, PerRow | PerColumn | PerLeaf)]
+    if large and offloaded:
+        factored = isinstance(method.estimator, FromBlocks)
+        instead = "--set moments=factored" if factored else "a method without slots, such as zo_sgd or fzoo"
+        raise SettingsError(
+            f"method {method.name!r} keeps {', '.join(large)} for every trained weight, and --offload moves weights "
+            f"only; choose {instead}, or --train lora"
+        )
 
 
 def rate_of_blocks(s: TrainSettings, shape: Shape) -> float:

@@ -116,7 +116,7 @@ class TrainSettings(BaseModel):
         factory=dict,
         alias="set",
     )
-    steps: int = setting(1000, "Steps in all.", METHOD, ge=0)
+    steps: int = setting(1000, "Steps in all; 100 where auto takes residual or backprop.", METHOD, ge=0)
     seconds: float | None = setting(
         None, "End after so many seconds of training; the schedule follows the time.", METHOD, unset="by --steps", gt=0
     )
@@ -126,20 +126,31 @@ class TrainSettings(BaseModel):
         METHOD,
         unset="small",
     )
-    batch_size: int = setting(16, "Examples per step.", METHOD, ge=1)
+    batch_size: int = setting(16, "Examples per step; 32 where auto takes residual or backprop.", METHOD, ge=1)
     lr: Annotated[float, Field(ge=0)] | Literal["auto"] | None = setting(
         None, "Learning rate; auto measures it.", METHOD, unset="by the method, the part, and the width of the model"
     )
-    mu: float | None = setting(None, "Perturbation radius.", METHOD, unset="the method's; 2^-7 for lora", gt=0)
+    mu: float | None = setting(
+        None,
+        "Perturbation radius; 2^-7 also for polar and scales, 2^-3 for prompt and prefix.",
+        METHOD,
+        unset="the method's; 2^-7 for lora",
+        gt=0,
+    )
     lr_schedule: str = setting(
         "constant",
-        "How the learning rate changes over the run: constant, linear, cosine, or refined:RUN, from the gradient norms "
-        "of an earlier run.",
+        "How the learning rate changes over the run: constant, linear, cosine, table:1,0.5,0 with shares of --lr, or "
+        "refined:RUN, from the gradient norms of an earlier run; cosine where auto takes residual or backprop.",
         METHOD,
         form="constant|linear|cosine|refined:RUN",
     )
     lr_end: float = setting(
-        0.0, "Learning rate at the end of a linear or cosine schedule, as a fraction of --lr.", METHOD, ge=0, le=1
+        0.0,
+        "Learning rate at the end of a linear or cosine schedule, as a fraction of --lr; 0.05 where auto takes "
+        "residual or backprop.",
+        METHOD,
+        ge=0,
+        le=1,
     )
     warmup: int = setting(
         0,
@@ -155,7 +166,9 @@ class TrainSettings(BaseModel):
         TRAINED,
     )
     tokens: int = setting(10, "Virtual tokens of --train prefix and --train prompt.", TRAINED, ge=1)
-    layers: int | None = setting(None, "Train only this many of the last blocks.", TRAINED, unset="all", ge=1)
+    layers: int | None = setting(
+        None, "Only this many of the last blocks; 4 where auto takes residual.", TRAINED, unset="all", ge=1
+    )
     lora_r: int = setting(8, "Rank of LoRA and PoLAR adapters.", TRAINED, ge=1)
     lora_alpha: float = setting(16.0, "Scale of adapters: their output is multiplied by alpha / r.", TRAINED, gt=0)
     lora_init: Literal["default", "activations"] = setting(
@@ -261,7 +274,13 @@ class TrainSettings(BaseModel):
     answer_tokens: int = setting(32, "Most tokens of an answer that an objective or a metric looks at.", METHOD, ge=1)
     baseline: bool = setting(True, "Evaluate the model before the first step.", CHECKS)
     eval_every: int = setting(0, "Steps between evaluations; 0: only at the end.", CHECKS, ge=0)
-    save_every: int = setting(500, "Steps between writes of the state of methods that keep one.", CHECKS, ge=1)
+    save_every: int | None = setting(
+        None,
+        "Steps between writes of the state of methods that keep one.",
+        CHECKS,
+        unset="500, and each minute for methods without replay",
+        ge=1,
+    )
     max_failures: int = setting(10, "Failed steps in a row after which the run stops.", CHECKS, ge=1)
     prompt_template: str | None = setting(
         None, 'Prompt with columns in braces, for example "{text} It was".', DATA, unset="the task's"

@@ -6,7 +6,8 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from typing import Any
 
 
 @contextmanager
@@ -22,6 +23,22 @@ def importing() -> Iterator[None]:
     finally:
         if on:
             gc.enable()
+
+
+class _OpenLine:
+    """A stream whose last line is not complete: what is written to it next begins a line of its own."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.open = stream, True
+
+    def write(self, text: str) -> int:
+        if self.open and text:
+            self.open = False
+            self._stream.write("\n")
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Stages:
@@ -44,12 +61,15 @@ class Stages:
         """Shows "zograd: what ..." at once, and the seconds inside of the block at its end."""
         since = time.perf_counter() if since is None else since
         self._write(f"zograd: {what} ...")
+        line: Any = _OpenLine(sys.stderr)
         try:
-            yield
+            with nullcontext() if self.quiet else redirect_stderr(line):
+                yield
         except BaseException:
-            self._write("\n")
+            self._write("\n" if line.open else "")
             raise
-        self._write(f" {time.perf_counter() - since:.1f} s\n")
+        again = "" if line.open else f"zograd: {what} ..."
+        self._write(f"{again} {time.perf_counter() - since:.1f} s\n")
 
     @contextmanager
     def counted(self, what: str, total: int, unit: str = "examples") -> Iterator[Callable[[float], object]]:

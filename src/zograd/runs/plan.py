@@ -75,6 +75,7 @@ from zograd.llm.loading import (
     silence,
     takes_no_text,
 )
+from zograd.llm.method import check_forwards, check_slots
 from zograd.llm.oracle import AT_ONCE
 from zograd.llm.parts import embeddings_and_output
 from zograd.llm.scoring.scorer import SATURATED
@@ -176,9 +177,14 @@ def plan(
         raise UsageError("offload does not go with quantized: leave one out")
     settings = tuple(sorted((method_settings or {}).items()))
     try:
-        method_named(method, settings)
+        made = method_named(method, settings)
     except (TypeError, ValueError) as e:
         raise UsageError(f"method {method!r}: {e}") from e
+    if offload is not None:
+        if train in PARTS:
+            raise UsageError(f"--train {train} does not go with --offload; leave one out")
+        check_forwards(method, made.estimator, offload=True, compiled=False)
+        check_slots(made, train not in ADAPTERS)
     config = skeleton_of_packed(model, dtype).config if quantized else configuration(model)
     if (reads := takes_no_text(config)) is not None:
         raise ModelError(
@@ -466,8 +472,9 @@ def alternatives(question: Question, answer: Answer, available: int) -> list[tup
         found.append(("rounding stochastic instead of split", {"rounding": "stochastic"}))
     if question.train == "full" and answer["slot_bytes"] + answer["low_bytes"] > 0:
         found.append(("train lora", {"train": "lora"}))
-    dense = question.packed is None and not is_scales(question.train)
-    if dense and not question.offload and not answer["slot_bytes"] and question.rounding != "split":
+    watches = method_named(question.method, question.settings).estimator.watches
+    dense = question.packed is None and not is_scales(question.train) and question.train not in PARTS
+    if dense and not watches and not question.offload and not answer["slot_bytes"] and question.rounding != "split":
         found.append(("offload disk", {"offload": True}))
     return found
 

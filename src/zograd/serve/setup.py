@@ -8,11 +8,8 @@ from typing import Any
 
 from zograd.api.ask_tell import AskTell
 from zograd.api.options import with_options
-from zograd.api.strategies import OTHERS
 from zograd.api.variables import Variables
 from zograd.errors import UsageError
-from zograd.methods.defaults import black_box
-from zograd.methods.menu import MENU, describe, make
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,7 @@ class Setup:
 
     def _method(self, dim: int) -> Any:
         """The name, or with settings the method of that name; what they leave out is as in `minimize`."""
-        if not self.settings:
-            return self.method
-        if self.method in OTHERS:
-            return with_options(self.method, self.settings, dim)
-        given = {}
-        if "lr" not in self.settings and "lr" in describe(self.method)["defaults"]:
-            given["lr"] = black_box(self.method, dim).lr
-        return make(self.method, **{**MENU[self.method].sized(dim), **given, **self.settings})
+        return with_options(self.method, self.settings, dim)
 
     def _bounds(self, variables: Variables) -> Any:
         if not isinstance(self.bounds, dict):

@@ -46,9 +46,10 @@ class Auto:
        the run, after 2 (d + 1) evaluations and then after each doubling, since a start can be free of a noise that is
        elsewhere.
     2. Values repeat and the budget is at least 4 (d + 1): L-BFGS-B on finite differences until it ends. Then, if a
-       budget was given, CMA-ES with the rest, from the best point.
+       budget was given, or the point where it ended is no minimum by its own measure, CMA-ES with the rest, from the
+       best point.
     3. They repeat, and the budget is smaller: the two-point method of the menu, on forward differences, with a
-       direction for each 40 evaluations of the budget, at most 8.
+       direction for each 40 evaluations of the budget, at most 8 (4 below 50 variables, 1 above 100,000).
     4. Steps have batches of their own, d >= 10: the two-point method, of four pairs.
     5. They do not repeat, or steps have batches or seeds of their own, d <= 1000: CMA-ES, separable above 200
        variables. With fewer than 50 evaluations a variable it is separable, too, and within bounds it begins with a

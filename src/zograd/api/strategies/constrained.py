@@ -56,10 +56,11 @@ class Constrained:
     measured at up to 4 points. Rows that have to stay feasible, and those beyond which f turned out to be undefined,
     get a logarithmic barrier -t sum log(-c) instead, with a t that falls to 1e-7 (Fiacco and McCormick 1968).
 
-    Where values do not repeat, or another strategy is asked for, that strategy runs once, and the multipliers move
-    after every 20 requests by the means of c in them, as Atamna, Auger and Hansen 2016 do for CMA-ES. At the end, 64
-    evaluations measure f and c at the result; where that is not feasible, up to three steps by the measured slopes of
-    c go back (`zograd.api.strategies.lagrangian.back`).
+    Where values do not repeat, or another strategy is asked for, that strategy runs once (again where it ends early),
+    and the multipliers move after every 20 requests, and 4 (d + 1) evaluations at least, by the means of c in them, as
+    Atamna, Auger and Hansen 2016 do for CMA-ES. At the end, at most 64 evaluations measure f and c at the result. Where
+    that is not feasible, steps by the measured slopes of c go back (`zograd.api.strategies.lagrangian.back`): three
+    have evaluations that are kept for them, and up to 20 are made where some are left.
 
     inner: the strategy; `Auto`: by its rule. dual: None is `Augmented(rho=10)` in units of the slope of f.
     """
