@@ -19,7 +19,7 @@ from zograd.cli.options import script
 from zograd.distributed import Peers
 from zograd.llm import loading
 from zograd.llm.build import Work, resolve, set_up
-from zograd.llm.loading.models import fast_bfloat16
+from zograd.llm.loading import models as rules
 from zograd.llm.oracle import from_blocks
 from zograd.llm.settings import TrainSettings
 
@@ -77,7 +77,7 @@ def measure(
             for k in range(rounds + 1):  # what is below the trained blocks is computed once in a run
                 works[dtype].scorer.remember(works[dtype].batches[k])
         rows.append(in_turn("step of the default", {d: lambda w=w: step(w) for d, w in works.items()}, rounds))
-    return {"rows": rows, "auto": "bfloat16" if fast_bfloat16() else "float32"}
+    return {"rows": rows, "auto": "bfloat16" if rules.fast_bfloat16() else "float32"}
 
 
 def text(result: dict[str, Any]) -> str:
