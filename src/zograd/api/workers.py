@@ -19,6 +19,7 @@ import torch
 from zograd.api.constraints import Evaluated
 from zograd.core import keys
 from zograd.core.keys import Part
+from zograd.cores import cores
 from zograd.distributed.executors import from_pool
 from zograd.distributed.pools import WATCHED, EvaluationLost, EvaluationTimeout, Marked, Marks, worker_ended
 from zograd.errors import needs
@@ -95,7 +96,7 @@ def evaluator(f: Callable[..., Any], workers: Any, timeout: float | None, seed: 
         if number == 0 or number < -1:
             raise ValueError(f"workers={number} must be a number of processes, or -1 for one per core")
         if number == -1:
-            number = os.cpu_count() or 1
+            number = cores()
         return Here(f) if number == 1 and timeout is None else Processes(f, number, timeout, seed)
     if timeout is not None:
         raise TypeError(

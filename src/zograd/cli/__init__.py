@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from zograd.cli import answer, bench, evaluate, gallery, models, serve, train, weights
 from zograd.cli.output import app, explain
+from zograd.cores import limit_threads
 
 __all__ = ["app", "explain", "main"]
 
@@ -23,4 +24,5 @@ bench.register()
 
 def main() -> None:
     """The entry point `zograd`."""
+    limit_threads()
     app()

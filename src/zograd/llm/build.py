@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zograd import cores
 from zograd.blockwise import Ends
 from zograd.core.run import Method, Run
 from zograd.estimators import Estimator, FromBlocks, NodePerturbation
@@ -319,7 +320,7 @@ def resolve(s: TrainSettings, world: int = 1) -> TrainSettings:
     if shards > s.batch_size:
         raise SettingsError(f"a batch of {s.batch_size} cannot be cut into {shards} parts; raise --batch-size")
     dtype = str(loading.dtype_named(s.dtype)).removeprefix("torch.")
-    threads = torch.get_num_threads() if s.threads is None else s.threads
+    threads = cores.threads(torch.get_num_threads()) if s.threads is None else s.threads
     return s.model_copy(update={"threads": threads, "dtype": dtype, "shards": shards})
 
 

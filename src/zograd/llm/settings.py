@@ -205,7 +205,7 @@ class TrainSettings(BaseModel):
         "than the memory of --device.",
         MACHINE,
     )
-    threads: int | None = setting(None, "CPU threads.", MACHINE, unset="all", ge=1)
+    threads: int | None = setting(None, "CPU threads.", MACHINE, unset="all that the process may use", ge=1)
     shards: int | None = setting(
         None,
         "Parts in which a batch is evaluated; with torchrun, its processes share them.",
