@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import Bounds
 
 from zograd import methods
 from zograd.api.strategies.charted import AutoOnSpace
-from zograd.api.strategies.composite import DIRECTIONS
+from zograd.api.strategies.composite import DIRECTIONS, AutoInSet
+from zograd.api.strategies.of_menu import OfMenu
+from zograd.api.variables import Variables
 from zograd.core.method import Method
 from zograd.methods.defaults import black_box
 from zograd.sets import Box, LInfBall, NonNegative
@@ -39,9 +42,10 @@ SEVERAL = 200
 """Evaluations a variable from which projected steps end lower than Frank-Wolfe, which nears a minimum slowly."""
 
 
-def on_set(the_set: Any, method: Any, dim: int, budget: int) -> Method[Any]:
-    """Projected two-point steps, or Frank-Wolfe where the set has a linear minimizer, and no projection or the budget
-    is below `SEVERAL` evaluations a variable. f is never called outside. Both start inside of the set.
+def on_set(the_set: Any, method: Any, variables: Variables, budget: int) -> Method[Any] | AutoInSet:
+    """The rule of `AutoInSet` where the set projects a single array, and otherwise what that takes in noise: projected
+    two-point steps, or Frank-Wolfe where the set has a linear minimizer, and no projection or the budget is below
+    `SEVERAL` evaluations a variable. f is never called outside. All start inside of the set.
     """
     if isinstance(the_set, type):
         raise TypeError(f"constraints={the_set.__name__} is a class; make a set of it, such as sets.L1Ball(1.0)")
@@ -51,10 +55,17 @@ def on_set(the_set: Any, method: Any, dim: int, budget: int) -> Method[Any]:
             f"or pass methods.frank_wolfe(set) or methods.zo_prox(set) as method without constraints"
         )
     projects = hasattr(the_set, "project_") or hasattr(the_set, "project_block_")
-    if hasattr(the_set, "vertex_") and not (projects and budget >= SEVERAL * dim):
-        return methods.frank_wolfe(the_set, queries="feasible")
-    made: Method[Any] = methods.zo_prox(the_set, lr="auto", mu="auto", n=DIRECTIONS, queries="feasible")
-    return made
+    made: Method[Any]
+    if hasattr(the_set, "vertex_") and not (projects and budget >= SEVERAL * variables.dim):
+        made = methods.frank_wolfe(the_set, queries="feasible")
+    else:
+        made = methods.zo_prox(the_set, lr="auto", mu="auto", n=DIRECTIONS, queries="feasible")
+    if not (hasattr(the_set, "project_") and hasattr(the_set, "explain") and len(variables.shapes) == 1):
+        return made
+    x0 = torch.from_numpy(np.array(variables.flat, np.float64)).view(variables.shapes[0])
+    if why := the_set.explain(x0):
+        raise ValueError(f"x0 is not in {type(the_set).__name__}: {why}; start inside, for example at 0")
+    return AutoInSet(the_set, other=OfMenu(made))
 
 
 def as_box(the_set: Any, dim: int) -> Bounds | None:

@@ -27,14 +27,16 @@ def fd_fista(
     mu: Radius = 2.0**-20,
     count: int | None = None,
     central: bool = False,
+    inside: bool = False,
 ) -> Method[Trial]:
     """FISTA with finite differences and adaptive restart: min f(x) + r(x), f smooth, values that repeat, small d.
 
-    prox: a penalty or a set of `zograd.sets`; f alone is evaluated, at points that may leave a set. lr: "auto" finds
-    the step by backtracking, 1/lr near the curvature of f. d + 3 evaluations a step (2 d + 2 with `central`), and 2
-    more for each trial that is repeated; a fixed lr saves the 2. mu is for float64 values; pass 2**-10 with float32
-    ones. count: of coordinates that are differenced, the same random ones in each step, where not all of them; None is
-    all, and refuses d > 1000. No other randomness: the seed does not matter.
+    prox: a penalty or a set of `zograd.sets`; f alone is evaluated, at points that may leave a set. With `inside` they
+    leave it by mu, and one point of the first step by sqrt(mu). lr: "auto" finds the step by backtracking, 1/lr near
+    the curvature of f. d + 3 evaluations a step (2 d + 2 with `central`), and 2 more for each trial that is repeated; a
+    fixed lr saves the 2. mu is for float64 values; pass 2**-10 with float32 ones. count: of coordinates that are
+    differenced, the same random ones in each step, where not all of them; None is all, and refuses d > 1000. No other
+    randomness: the seed does not matter.
     """
     inner = Coordinates(count or MOST, central=central, refresh=0)
-    return Method(Extrapolated(inner, whole=count is None), Rademacher(), FISTA(prox), mu=mu, lr=lr)
+    return Method(Extrapolated(inner, whole=count is None), Rademacher(), FISTA(prox, inside), mu=mu, lr=lr)

@@ -13,7 +13,7 @@ from zograd.core.query import Estimate
 from zograd.core.sums import Sum
 from zograd.core.vector import Slot, Vector
 from zograd.estimators.extrapolated import Extrapolated, Trial
-from zograd.rules.proximal import _Mapped
+from zograd.rules.proximal import X, _Mapped
 from zograd.sets import Projection, Prox
 from zograd.stores import Block, Iterate
 
@@ -34,12 +34,14 @@ class FISTA(_Mapped):
     backtracking search (`lr="auto"`) is a few steps on the tape and replays exactly. With again = -1, y = x and t = 1.
 
     prox: a penalty r or a set of `zograd.sets`; values are written as they come out, so zeros are exact zeros. Points y
-    at which f is evaluated may leave a set. Memory: four slots (y - x, y, the x before, g). On a convex f with
+    at which f is evaluated may leave a set. With `inside`, y is projected onto it as well, for which we know no
+    theorem; the restart ends what that spoils. Memory: four slots (y - x, y, the x before, g). On a convex f with
     lr <= 1/L and exact gradients f + r falls as 2 |x_0 - x*|^2 / (lr (t + 1)^2) between restarts (Beck and Teboulle
     2009, Theorem 4.4). Decoupled weight decay is applied to y.
     """
 
     prox: Prox | Projection
+    inside: bool = False
     automatic: ClassVar[Literal["backtracking"]] = "backtracking"
 
     @property
@@ -71,8 +73,12 @@ class FISTA(_Mapped):
         after = (1.0 + math.sqrt(1.0 + 4.0 * t * t)) / 2.0
         restart = turn.value > 0.0
         factor = 0.0 if restart else (t - 1.0) / after
-        for b in x.blocks():
-            b.slots["extrapolation"].mul_(factor)
+        if self.inside and factor > 0.0:
+            for b, y in self.mapped(lambda: self._extrapolated(x, factor)):
+                b.slots["extrapolation"].copy_(y.sub_(b.v[0]))
+        else:
+            for b in x.blocks():
+                b.slots["extrapolation"].mul_(factor)
         state["t"], state["next"] = t, 1.0 if restart else after
 
     def _moved(self, x: Iterate, g: Vector) -> Iterator[tuple[Block, Tensor]]:
@@ -81,3 +87,8 @@ class FISTA(_Mapped):
             y, g_block = b.v
             lr, decay = x.rates[b.leaf.group]
             yield b, y.mul_(1.0 - lr * decay).sub_(g_block, alpha=lr)
+
+    def _extrapolated(self, x: Iterate, factor: float) -> Iterator[tuple[Block, Tensor]]:
+        """x + factor e, block by block, with x where the move of this step has come to."""
+        for b in self.blocks(x, X):
+            yield b, b.v[0] + factor * b.slots["extrapolation"]

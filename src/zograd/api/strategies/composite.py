@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from zograd.api.ending import End, Ending
 from zograd.api.strategies.auto import Auto
 from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points
+from zograd.api.strategies.nested import nested
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.api.variables import Flat, Variables
 from zograd.core.sums import Sum
@@ -35,12 +37,16 @@ DIRECTIONS = 8
 
 @dataclass(frozen=True)
 class UntilStill(OfMenu):
-    """A method of the menu on values that repeat, until f + r at x has not fallen in `LOOKS` times `STEPS` steps."""
+    """A method of the menu on values that repeat, until f + r at x has not fallen in `LOOKS` times `STEPS` steps.
+
+    penalty: r; None: it is 0.
+    """
 
     penalty: Any = None
 
     def ending(self, trace: Trace) -> Callable[[], Generator[Points, Values, End | None]]:
-        value = valued(self.penalty, trace.problem.variables)
+        value = valued(self.penalty, trace.problem.variables) if self.penalty is not None else lambda x: 0.0
+        what = "f" if self.penalty is None else "f + penalty"
         best, looks = math.inf, 0
 
         def ended() -> Generator[Points, Values, End | None]:
@@ -54,7 +60,7 @@ class UntilStill(OfMenu):
             if looks < LOOKS:
                 return None
             trace.stationary = True
-            return End(Ending.ITSELF, f"f + penalty has not fallen in {LOOKS * STEPS} steps")
+            return End(Ending.ITSELF, f"{what} has not fallen in {LOOKS * STEPS} steps")
 
         return ended
 
@@ -80,6 +86,78 @@ class AutoPenalized(Auto):
     def in_noise(self, trace: Trace, why: str) -> Routine:
         trace.reason = f"{why}, and the penalty has a proximal map"
         return (yield from proximal(self.penalty)(trace))
+
+
+@dataclass(frozen=True)
+class AutoInSet(Auto):
+    """The rule of `Auto` for a convex set that f is never called outside of.
+
+    Values repeat, d <= 1000 and the budget is at least 4 (d + 1): `Inside`. Otherwise, and where that does not move,
+    the other method.
+    """
+
+    set: Any = None
+    other: Strategy = field(kw_only=True)
+
+    def without_noise(self, trace: Trace, a_variable: str) -> Routine:
+        d = trace.problem.dim
+        if d > MOST or trace.problem.budget < 4 * (d + 1):
+            trace.reason = f"values repeat, and {a_variable}, too few for finite differences"
+            return (yield from self.other(trace))
+        trace.reason = f"values repeat, {a_variable}, and the set has a projection"
+        end = yield from self.checked(trace, Inside(self.set))
+        if end.kind is Ending.BUDGET or not np.array_equal(trace.position(), trace.problem.x0):
+            return end
+        trace.reason += "; f is the same within its radius"
+        trace.stationary = None
+        return (yield from self.other(trace))
+
+    def in_noise(self, trace: Trace, why: str) -> Routine:
+        trace.reason = why
+        trace.fun = None
+        return (yield from self.other(trace))
+
+
+@dataclass(frozen=True)
+class Inside:
+    """`fd_fista` with a set, until it stands still, on y -> f(q(y)) in place of f.
+
+    q(y) = P(c + (1 - s)(y - c)), with c and r the center and radius of a ball inside of the set and s = mu / (mu + r).
+    For y in the set all of its differences fall into the set, since (1 - s) y + s c + (1 - s) mu u with |u| = 1 is a
+    convex combination of y and c + r u. The projection P is for the one point of the first step that is farther away.
+    The recommended point is y itself, which is in the set; it minimises f(q(y)), and is off by about s |y - c|.
+    """
+
+    set: Any
+
+    @property
+    def name(self) -> str:
+        return "fd_fista"
+
+    def __call__(self, trace: Trace) -> Routine:
+        problem = trace.problem
+        dtype, shape = problem.x0.dtype, problem.variables.shapes[0]
+        mu = 2.0**-20 if dtype == np.float64 else 2.0**-10
+        ball = self.set.ball(problem.dim)
+        center = ball.center if isinstance(ball.center, float) else ball.center.numpy()
+        mu = min(mu, ball.radius / 100)
+        s = mu / (mu + ball.radius)
+
+        def at(y: Flat) -> Flat:
+            x = torch.from_numpy(center + (1.0 - s) * (y.astype(np.float64) - center)).view(shape)
+            return np.asarray(self.set.project_(x).view(-1).numpy().astype(dtype))
+
+        inner = Trace(problem, trace.left, trace.position, noise=trace.noise)
+        strategy = UntilStill(fd_fista(self.set, mu=mu, inside=True))
+        asked = partial(_mapped, at)
+        trace.began(self.name)
+        end = yield from nested(strategy, inner, trace, asked=asked)
+        trace.position, trace.fun, trace.stationary = inner.position, None, inner.stationary
+        return end
+
+
+def _mapped(at: Callable[[Flat], Flat], request: Points) -> Points:
+    return Points(lambda i: at(request.make(i)), len(request), request.rows)
 
 
 def accelerated(penalty: Any) -> OfMenu:
