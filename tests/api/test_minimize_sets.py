@@ -105,6 +105,24 @@ def test_kinks_steps_failures_and_noise_within_a_ball() -> None:
     assert walls.fun < 0.7 * c @ c
 
 
+def test_a_run_that_a_target_or_the_time_ends_has_come_as_far_as_its_last_step() -> None:
+    c = np.linspace(-1, 1, 6)
+
+    def f(x: np.ndarray) -> float:
+        return float(np.sum((x - c) ** 2))
+
+    ball = zo.sets.L2Ball(1.0)
+    reached = zo.minimize(f, np.zeros(6), constraints=ball, target=1.5)
+    assert (reached.message, reached.fun <= 1.5) == ("target reached", True)
+
+    ends = iter(range(40))  # the callback ends the run
+
+    def stop(_: Any) -> bool:
+        return next(ends) == 5
+
+    assert zo.minimize(f, np.zeros(6), constraints=ball, callback=stop).fun < 1.0
+
+
 def test_a_start_outside_is_refused_before_f_is_called() -> None:
     with pytest.raises(ValueError, match=r"x0 is not in L2Ball: \|x\| = 3.46.*; start inside, for example at 0"):
         zo.minimize(lambda x: pytest.fail("f was called"), np.ones(12), constraints=zo.sets.L2Ball(1.0))

@@ -149,10 +149,10 @@ class Inside:
 
         inner = Trace(problem, trace.left, trace.position, noise=trace.noise)
         strategy = UntilStill(fd_fista(self.set, mu=mu, inside=True))
-        asked = partial(_mapped, at)
         trace.began(self.name)
-        end = yield from nested(strategy, inner, trace, asked=asked)
-        trace.position, trace.fun, trace.stationary = inner.position, None, inner.stationary
+        trace.position, trace.fun = lambda: inner.position(), None
+        end = yield from nested(strategy, inner, trace, asked=partial(_mapped, at))
+        trace.stationary = inner.stationary
         return end
 
 
