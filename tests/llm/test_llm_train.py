@@ -43,6 +43,24 @@ def settings(model: Path, **more: Any) -> TrainSettings:
     return TrainSettings.model_validate({**COMMON, "model": str(model), **more})
 
 
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_metric_with_the_name_of_a_number_of_the_bar_is_shown_beside_it(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    """That of completions is their loss: the step behind an evaluation raised a TypeError."""
+    file = tmp_path / "task.jsonl"
+    words = ("great", "bad", "no", "maybe")
+    lines = [{"prompt": "It was", "completion": f" very {word}", "split": "train"} for word in words * 10]
+    lines += [{**line, "split": "validation"} for line in lines[:4]]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    s = settings(tiny_model, task=str(file), steps=3, eval_every=1, batch_size=4, baseline=False)
+    done = train(s, tmp_path / "run", quiet=quiet)
+    assert (done["metric"], done["steps"]) == ("loss", 3)
+    logged = list(map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()))
+    assert [line["metric"] for line in logged] == ["loss"] * 3
+    assert quiet or "eval_loss=" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stopping_and_resuming_changes_nothing(tiny_model: Path, tmp_path: Path, variant: str) -> None:
     """Train 12 steps at once, or 7 and then resume: the same weights, and so does a replay of the tape."""

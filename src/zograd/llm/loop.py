@@ -208,12 +208,15 @@ class Loop:
         s, run = self.p.settings, self.p.run
         self.meters |= dict(record.meters)
         bar.update(1)
-        bar.set_postfix(
-            loss=f"{record.loss:.3f}", lr=f"{record.rates[0].lr:.1e}", evals=run.evaluations, tok_s=f"{speed:.0f}",
-            **({_short(m.metric): f"{m.value:.3f}"} if (m := self.last_metrics) else {}),
-            **({"edge": f"{run.share:.2f}"} if run.share else {}),
-            **{name: f"{self.meters[name]:.2g}" for name in METERS if name in self.meters}, refresh=False,
-        )  # fmt: skip
+        shows: dict[str, Any] = {"loss": f"{record.loss:.3f}", "lr": f"{record.rates[0].lr:.1e}"}
+        shows |= {"evals": run.evaluations, "tok_s": f"{speed:.0f}"}
+        if self.last_metrics is not None:
+            name = _short(self.last_metrics.metric)
+            shows |= {f"eval_{name}" if name in shows else name: f"{self.last_metrics.value:.3f}"}
+        if run.share:
+            shows |= {"edge": f"{run.share:.2f}"}
+        shows |= {name: f"{self.meters[name]:.2g}" for name in METERS if name in self.meters}
+        bar.set_postfix(shows, refresh=False)
         line: dict[str, Any] = {"step": run.step_number, "evaluations": run.evaluations, "loss": record.loss}
         line |= {"lr": record.rates[0].lr, "moved": record.moved, **dict(record.meters)}
         if run.share:
