@@ -51,7 +51,7 @@ def test_a_metric_with_the_name_of_a_number_of_the_bar_is_shown_beside_it(
     file = tmp_path / "task.jsonl"
     words = ("great", "bad", "no", "maybe")
     lines = [{"prompt": "It was", "completion": f" very {word}", "split": "train"} for word in words * 10]
-    lines += [{**line, "split": "validation"} for line in lines[:4]]
+    lines += [{**line, "prompt": "It is", "split": "validation"} for line in lines[:4]]
     file.write_text("\n".join(map(json.dumps, lines)))
     s = settings(tiny_model, task=str(file), steps=3, eval_every=1, batch_size=4, baseline=False)
     done = train(s, tmp_path / "run", quiet=quiet)
