@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,19 @@ def test_encoders_with_a_decoder_score_choices(tiny_model: Path) -> None:
     ).logits[0]
     expected = torch.log_softmax(logits, -1)[torch.arange(len(answer)), answer].mean()
     assert float(scores[0, 1]) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_choices_behind_a_prompt_need_no_question(tiny_model: Path, tmp_path: Path) -> None:
+    """A prompt is scored as it is written; what to write otherwise names a column that is there."""
+    file = tmp_path / "quiz.jsonl"
+    rows = [
+        {"prompt": f"It was {word} {k}", "choices": [" good", " bad"], "answer": k % 2, "split": split}
+        for k, (word, split) in enumerate(product(("great", "old", "very", "new"), ("train", "validation")))
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    train(settings(tiny_model, file, steps=1, batch_size=4), tmp_path / "run", quiet=True)
+    (said,) = Tuned(tmp_path / "run").predict([{"prompt": "It was long", "choices": [" good", " bad"]}])
+    assert said.prompt == "It was long"
+    file.write_text("\n".join(json.dumps({"asked": row.pop("prompt"), **row}) for row in rows))
+    with pytest.raises(TaskError, match=r"no column 'question'; its columns are asked,.* such as '\{asked\}'"):
+        train(settings(tiny_model, file), tmp_path / "other", quiet=True)

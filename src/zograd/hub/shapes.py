@@ -337,10 +337,15 @@ def _speech(table: Table, asked: Asked, where: str) -> Shape:
     return Shape("completion", "", (sound,), example, what, needs=(sound, said), reads="speech")
 
 
+def _template_hint(table: Table) -> str:
+    """What to do where a column of the prompt is not there."""
+    return f"Name the columns of the prompt in a prompt template such as '{{{table.columns[0]}}}'."
+
+
 def _completion(table: Table, asked: Asked, where: str) -> Shape:
     completion = asked.completion_column or "completion"
     template = Template("{prompt}" if asked.prompt_template is None else asked.prompt_template)
-    _check(template.columns, table, where, "Name the columns of the prompt in a prompt template such as '{question}'.")
+    _check(template.columns, table, where, _template_hint(table))
     _check([completion], table, where, "Name the right one with completion_column.")
     if asked.prompt_template is None and _holds_turns(table, "prompt"):
         return _turns(("prompt", completion), "the last turn of the conversation in prompt and completion is learned")
@@ -365,8 +370,9 @@ def _answer(record: Record, column: str) -> str:
 def _choice(table: Table, asked: Asked, where: str) -> Shape:
     """Multiple choice; without a column of answers, records that are asked."""
     choices = asked.completion_column or CHOICES
-    template = Template(f"{{question}}{ANSWER}" if asked.prompt_template is None else asked.prompt_template)
-    _check(template.columns, table, where, "Name the columns of the prompt in a prompt template such as '{question}'.")
+    usual = "{prompt}" if {"prompt", "question"} & set(table.columns) == {"prompt"} else f"{{question}}{ANSWER}"
+    template = Template(usual if asked.prompt_template is None else asked.prompt_template)
+    _check(template.columns, table, where, _template_hint(table))
     _check([choices], table, where, "Name the one with the choices with completion_column.")
     if asked.label_column is not None:
         _check([asked.label_column], table, where, "Name the right one with label_column.")
