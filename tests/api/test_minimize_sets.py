@@ -123,6 +123,13 @@ def test_a_run_that_a_target_or_the_time_ends_has_come_as_far_as_its_last_step()
     assert zo.minimize(f, np.zeros(6), constraints=ball, callback=stop).fun < 1.0
 
 
+def test_a_start_at_the_minimum_ends_there_soon() -> None:
+    c = np.full(5, 0.2)
+    found = zo.minimize(lambda x: float(np.sum((x - c) ** 2)), c, constraints=zo.sets.L2Ball(1.0))
+    assert found.strategy == "fd_fista"
+    assert found.nfev < 100 * 5
+
+
 def test_a_start_outside_is_refused_before_f_is_called() -> None:
     with pytest.raises(ValueError, match=r"x0 is not in L2Ball: \|x\| = 3.46.*; start inside, for example at 0"):
         zo.minimize(lambda x: pytest.fail("f was called"), np.ones(12), constraints=zo.sets.L2Ball(1.0))

@@ -105,3 +105,11 @@ def test_a_run_goes_on_from_its_file_to_the_same_bits(tmp_path: Path) -> None:
 def test_what_does_not_go_with_it_is_refused(given: dict[str, object], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         zo.minimize(lambda x: float(x @ x), np.ones(3), **given)
+
+
+def test_a_start_at_the_minimum_of_f_is_no_error() -> None:
+    """There the length of a step, from products that cancel, came out below zero: a math domain error."""
+    c = np.full(5, 0.2)
+    found = zo.minimize(lambda x: float(np.sum((x - c) ** 2)), c, penalty=zo.sets.L1(1e-4))
+    assert found.strategy == "fd_fista"
+    assert found.fun == pytest.approx(1e-4 - 5 * 0.25e-8, abs=1e-9)

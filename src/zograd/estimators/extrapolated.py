@@ -144,13 +144,14 @@ class Extrapolated(Estimator[Trial]):
         if not math.isfinite(at_y):
             return True, ask.lr
         move = X - CENTER
-        slope, square = ask.gram([move, G, move])[0, 1:]
-        D, allowed = at_x - at_y - float(slope), float(square) / (2 * ask.lr)
+        slope, square = map(float, ask.gram([move, G, move])[0, 1:])
+        square = max(square, 0.0)  # products of terms that cancel may sum to less
+        D, allowed = at_x - at_y - slope, square / (2 * ask.lr)
         if max(abs(D), allowed) <= RESOLUTION * (abs(at_x) + abs(at_y)):
             return True, ask.lr
-        error = ask.mu * math.sqrt(ask.dim * float(square)) / (2 * ask.lr)
+        error = ask.mu * math.sqrt(ask.dim * square) / (2 * ask.lr)
         if allowed + error < D:
-            return False, min(ask.lr / GROWTH, float(square) / (2 * D))
+            return False, min(ask.lr / GROWTH, square / (2 * D))
         return True, min(ask.lr * GROWTH, LARGEST)
 
     @staticmethod

@@ -92,8 +92,8 @@ class AutoPenalized(Auto):
 class AutoInSet(Auto):
     """The rule of `Auto` for a convex set that f is never called outside of.
 
-    Values repeat, d <= 1000 and the budget is at least 4 (d + 1): `Inside`. Otherwise, and where that does not move,
-    the other method.
+    Values repeat, d <= 1000 and the budget is at least 4 (d + 1): `Inside`. Otherwise, and where all values of that are
+    the same, the other method.
     """
 
     set: Any = None
@@ -106,10 +106,9 @@ class AutoInSet(Auto):
             return (yield from self.other(trace))
         trace.reason = f"values repeat, {a_variable}, and the set has a projection"
         end = yield from self.checked(trace, Inside(self.set))
-        if end.kind is Ending.BUDGET or not np.array_equal(trace.position(), trace.problem.x0):
+        if end.kind is not Ending.ITSELF or trace.stationary is not None or trace.noise > 0:
             return end
         trace.reason += "; f is the same within its radius"
-        trace.stationary = None
         return (yield from self.other(trace))
 
     def in_noise(self, trace: Trace, why: str) -> Routine:
@@ -125,7 +124,8 @@ class Inside:
     q(y) = P(c + (1 - s)(y - c)), with c and r the center and radius of a ball inside of the set and s = mu / (mu + r).
     For y in the set all of its differences fall into the set, since (1 - s) y + s c + (1 - s) mu u with |u| = 1 is a
     convex combination of y and c + r u. The projection P is for the one point of the first step that is farther away.
-    The recommended point is y itself, which is in the set; it minimises f(q(y)), and is off by about s |y - c|.
+    The recommended point is y itself, which is in the set; it minimises f(q(y)), and is off by about s |y - c|. Where
+    all values were the same, `Trace.stationary` is None at the end.
     """
 
     set: Any
@@ -147,12 +147,19 @@ class Inside:
             x = torch.from_numpy(center + (1.0 - s) * (y.astype(np.float64) - center)).view(shape)
             return np.asarray(self.set.project_(x).view(-1).numpy().astype(dtype))
 
+        seen: set[float] = set()
+
+        def told(_: Points, values: Values) -> Values:
+            if len(seen) < 2:
+                seen.update(values)
+            return values
+
         inner = Trace(problem, trace.left, trace.position, noise=trace.noise)
         strategy = UntilStill(fd_fista(self.set, mu=mu, inside=True))
         trace.began(self.name)
         trace.position, trace.fun = lambda: inner.position(), None
-        end = yield from nested(strategy, inner, trace, asked=partial(_mapped, at))
-        trace.stationary = inner.stationary
+        end = yield from nested(strategy, inner, trace, asked=partial(_mapped, at), told=told)
+        trace.stationary = inner.stationary if len(seen) > 1 else None
         return end
 
 
