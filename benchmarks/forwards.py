@@ -256,8 +256,8 @@ python -m benchmarks.forwards --parts all-bf16 --methods recomputed,zo_sgd --pag
 SmolLM2-135M in float32, one thread, a cosine schedule to 5 %, 600 training and 300 test questions. A part whose name
 ends with `{BF16}` is the same in bfloat16. `zo_sgd` is MeZO
 with signs. "lr" is the rate with the lowest loss at the end of seed 0, and of how many; other seeds take it. Of MeZO,
-except in `last`, runs of a fifth of its steps choose two rates: the best one, and the next lower one (on sms, `four`, the best
-one alone; a row with one rate made no choice).
+except in `last`, runs of a fifth of its steps choose two rates: the best one, and the next lower one (on sms, `four`,
+the best one alone; a row with one rate made no choice).
 "forwards" are forward passes of the trained blocks, where a backward counts for two. Accuracies are in percent, over
 the seeds their mean and range. "peak" is the peak of the process over that of inference. "MeZO's end after" are the
 forwards until the mean accuracy is at least that of `zo_sgd` at its end, at one of ten evaluations; empty where its
