@@ -15,17 +15,15 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from benchmarks.cosines import by_block
 from benchmarks.forwards import halves
 from zograd.blockwise import Nodes
 from zograd.blockwise.nodes import Terms
 from zograd.cli.options import script
-from zograd.core.vector import Slot, Vector
 from zograd.llm.build import set_up
 from zograd.llm.oracle import Forwards
 from zograd.llm.settings import TrainSettings
 from zograd.stores import Store
-
-GRADIENT = Vector(((Slot("gradient"), 1.0),))
 
 
 class Together(Forwards):
@@ -37,11 +35,8 @@ class Together(Forwards):
 
 def estimate(source: Nodes, store: Store, batch: Forwards, key: int) -> Tensor:
     """The estimate of the gradient of all trained weights by one pair of forwards. key: of the noise."""
-    source.observe(batch, key)
-    store.source = source
-    parts = [block.v[0].flatten().clone() for block in store.blocks(GRADIENT)]
-    source.end()
-    return torch.cat(parts)
+    blocks = by_block(source, store, batch, key)
+    return torch.cat([blocks[number] for number in sorted(blocks)])
 
 
 def variance(source: Nodes, store: Store, batch: Forwards, draws: int) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize as scipy_minimize
 
 import zograd as zo
@@ -48,8 +49,6 @@ def test_a_smooth_function_ends_at_its_minimum_in_the_set(kind: str, seed: int) 
     assert found.strategy == "fd_fista"
     assert found.nfev < 150 * 16
     assert found.fun == f(found.x)
-    import torch
-
     x = torch.from_numpy(found.x)
     gradient = torch.from_numpy((A @ found.x.reshape(-1) - b).reshape(shape))
     assert float((the_set.project_(x - gradient) - x).abs().max()) < 2e-5

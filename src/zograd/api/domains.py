@@ -65,7 +65,7 @@ def on_set(the_set: Any, method: Any, variables: Variables, budget: int) -> Meth
     x0 = torch.from_numpy(np.array(variables.flat, np.float64)).view(variables.shapes[0])
     if why := the_set.explain(x0):
         raise ValueError(f"x0 is not in {type(the_set).__name__}: {why}; start inside, for example at 0")
-    return AutoInSet(the_set, other=OfMenu(made))
+    return AutoInSet(the_set, OfMenu(made))
 
 
 def as_box(the_set: Any, dim: int) -> Bounds | None:

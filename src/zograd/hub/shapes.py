@@ -370,7 +370,7 @@ def _answer(record: Record, column: str) -> str:
 def _choice(table: Table, asked: Asked, where: str) -> Shape:
     """Multiple choice; without a column of answers, records that are asked."""
     choices = asked.completion_column or CHOICES
-    usual = "{prompt}" if {"prompt", "question"} & set(table.columns) == {"prompt"} else f"{{question}}{ANSWER}"
+    usual = "{prompt}" if "prompt" in table.columns and "question" not in table.columns else f"{{question}}{ANSWER}"
     template = Template(usual if asked.prompt_template is None else asked.prompt_template)
     _check(template.columns, table, where, _template_hint(table))
     _check([choices], table, where, "Name the one with the choices with completion_column.")

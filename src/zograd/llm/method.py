@@ -134,9 +134,10 @@ def memory_at(option: str, path: str | Path) -> Memory:
 
 def check_forwards(name: str, estimator: Estimator[Any], *, offload: bool, compiled: bool) -> None:
     """Raise SettingsError for a method that looks into forwards which run in another way."""
-    refused = {"offload": offload and estimator.watches, "compile": compiled and estimator.watches}
-    if isinstance(estimator, FromBlocks):
-        refused = {"compile": compiled}
+    refused = {
+        "offload": offload and estimator.watches,
+        "compile": compiled and (estimator.watches or isinstance(estimator, FromBlocks)),
+    }
     if option := next((option for option, given in refused.items() if given), None):
         raise SettingsError(f"--method {name} does not go with --{option} in this release; leave one out")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -96,8 +96,8 @@ class AutoInSet(Auto):
     the same, the other method.
     """
 
-    set: Any = None
-    other: Strategy = field(kw_only=True)
+    set: Any
+    other: Strategy
 
     def without_noise(self, trace: Trace, a_variable: str) -> Routine:
         d = trace.problem.dim
