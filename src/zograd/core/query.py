@@ -96,7 +96,7 @@ class Ask:
 
     def norm(self, v: Vector) -> float:
         """Euclidean norm of v in frame coordinates; one pass over its noise."""
-        return float(np.sqrt(max(self.gram([v])[0, 0], 0.0)))
+        return float(np.sqrt(self.gram([v])[0, 0]))
 
     def inner(self, a: Vector, vectors: Sequence[Vector]) -> Array:
         """<a, v> for each v; one pass over the noise of all of them."""

@@ -144,8 +144,7 @@ class Extrapolated(Estimator[Trial]):
         if not math.isfinite(at_y):
             return True, ask.lr
         move = X - CENTER
-        slope, square = map(float, ask.gram([move, G, move])[0, 1:])
-        square = max(square, 0.0)  # products of terms that cancel may sum to less
+        square, slope = map(float, ask.gram([move, G])[0])
         D, allowed = at_x - at_y - slope, square / (2 * ask.lr)
         if max(abs(D), allowed) <= RESOLUTION * (abs(at_x) + abs(at_y)):
             return True, ask.lr

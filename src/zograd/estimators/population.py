@@ -73,13 +73,8 @@ class Consensus(Estimator[None]):
     def _moved(self, ask: Ask, i: int, xi: Vector) -> Vector:
         """Particle i after its drift and noise, as an offset from the iterate, which stands at c."""
         away = Vector(((Slot(f"particle_{i}"), 1.0), (Slot("shift"), -1.0)))
-        noise = product(away, xi) if self.componentwise else length(ask, away) * xi
+        noise = product(away, xi) if self.componentwise else ask.norm(away) * xi
         return (1.0 - self.lam * self.dt) * away + self.sigma * math.sqrt(self.dt) * noise
-
-
-def length(ask: Ask, v: Vector) -> float:
-    """|v|, where the rounding of nearly equal slots may take |v|^2 below 0."""
-    return math.sqrt(max(float(ask.gram([v])[0, 0]), 0.0))
 
 
 def product(a: Vector, b: Vector) -> Vector:

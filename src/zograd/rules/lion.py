@@ -70,7 +70,7 @@ class NormalizedLion(_LionK):
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         c = self.interpolated(estimate)
-        norm = math.sqrt(max(x.gram([c])[0, 0], 0.0))
+        norm = math.sqrt(x.gram([c])[0, 0])
         scale = math.sqrt(x.dim) / norm if norm > 0.0 else 0.0
         for b in x.blocks(c, estimate.vector):
             c_block, g = b.v

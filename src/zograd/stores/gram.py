@@ -17,14 +17,20 @@ if TYPE_CHECKING:
 
 
 def gram(store: Store, vectors: Sequence[Vector]) -> Array:
-    """<v_j, v_k> in frame coordinates for all pairs, in one pass. Exact integer sums between noise directions."""
+    """<v_j, v_k> in frame coordinates for all pairs, in one pass. Exact integer sums between noise directions.
+
+    The terms of a vector may cancel, such as those of a difference of nearly equal slots. Then rounding can take
+    <v, v> below 0, and it is 0 here.
+    """
     bases: list[Basis] = list(dict.fromkeys(e for v in vectors for e, _ in v.terms))
     position = {e: i for i, e in enumerate(bases)}
     coefs = np.zeros((len(vectors), len(bases)))
     for j, v in enumerate(vectors):
         for e, c in v.terms:
             coefs[j, position[e]] = c
-    return np.asarray(coefs @ basis_gram(store, bases) @ coefs.T)
+    products = np.asarray(coefs @ basis_gram(store, bases) @ coefs.T)
+    np.fill_diagonal(products, np.maximum(products.diagonal(), 0.0))
+    return products
 
 
 def basis_gram(store: Store, bases: Sequence[Basis]) -> Array:
