@@ -36,10 +36,13 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def in_turn(name: str, ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
-    """The medians of both dtypes after a round that does not count, and how many times as fast bfloat16 is."""
+    """The medians of both dtypes after a round that does not count, and how many times as fast bfloat16 is: the ratio
+    of the medians, and the least and the largest ratio of a round.
+    """
     times = [{dtype: seconds(work) for dtype, work in ways.items()} for _ in range(rounds + 1)][1:]
     found = {dtype: statistics.median(t[dtype] for t in times) for dtype in ways}
-    return {"what": name, **found, "ratio": found["float32"] / found["bfloat16"]}
+    ratios = [t["float32"] / t["bfloat16"] for t in times]
+    return {"what": name, **found, "ratio": found["float32"] / found["bfloat16"], "range": [min(ratios), max(ratios)]}
 
 
 def step(work: Work) -> None:
@@ -83,7 +86,8 @@ def measure(
 def text(result: dict[str, Any]) -> str:
     """A line for each comparison."""
     rows = [
-        f"{r['what']:<20} float32 {r['float32']:.3f} s  bfloat16 {r['bfloat16']:.3f} s  ratio {r['ratio']:.2f}"
+        f"{r['what']:<20} float32 {r['float32']:.3f} s  bfloat16 {r['bfloat16']:.3f} s  "
+        f"ratio {r['ratio']:.2f} [{r['range'][0]:.2f}, {r['range'][1]:.2f}]"
         for r in result["rows"]
     ]
     return "\n".join([*rows, f"--dtype auto takes {result['auto']}"])

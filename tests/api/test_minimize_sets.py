@@ -134,6 +134,12 @@ def test_a_start_outside_is_refused_before_f_is_called() -> None:
         zo.minimize(lambda x: pytest.fail("f was called"), np.ones(12), constraints=zo.sets.L2Ball(1.0))
 
 
+@pytest.mark.parametrize("the_set", [zo.sets.Simplex(), zo.sets.Box(1.0, 2.0)], ids=["simplex", "box"])
+def test_a_refused_start_is_not_sent_to_0_where_0_is_outside(the_set: Any) -> None:
+    with pytest.raises(ValueError, match=r"x0 is not in (Simplex|Box): .*; start inside$"):
+        zo.minimize(lambda x: pytest.fail("f was called"), np.full(3, 3.0), method=zo.methods.frank_wolfe(the_set))
+
+
 def test_a_run_in_a_set_goes_on_from_its_checkpoint(tmp_path: Any) -> None:
     A, b = quadratic(8, 1)
     calls = 0

@@ -17,6 +17,7 @@ from zograd.api.variables import Variables
 from zograd.core.method import Method
 from zograd.methods.defaults import black_box
 from zograd.sets import Box, LInfBall, NonNegative
+from zograd.sets.base import misplaced
 from zograd.sets.numbers import Numbers
 from zograd.spaces import Space
 
@@ -63,8 +64,8 @@ def on_set(the_set: Any, method: Any, variables: Variables, budget: int) -> Meth
     if not (hasattr(the_set, "project_") and hasattr(the_set, "explain") and len(variables.shapes) == 1):
         return made
     x0 = torch.from_numpy(np.array(variables.flat, np.float64)).view(variables.shapes[0])
-    if why := the_set.explain(x0):
-        raise ValueError(f"x0 is not in {type(the_set).__name__}: {why}; start inside, for example at 0")
+    if why := misplaced(the_set, x0):
+        raise ValueError(f"x0 {why}")
     return AutoInSet(the_set, OfMenu(made))
 
 

@@ -155,8 +155,8 @@ def check_slots(method: Method[Any], offloaded: bool) -> None:
 
 
 def rate_of_blocks(s: TrainSettings, shape: Shape) -> float:
-    """The default rate of a method on blocks for such a model, with two digits, as it is shown and kept."""
-    return float(f"{language_model(s.method, onto_of(s), shape)['lr']:.2g}")
+    """The default rate of a method on blocks for such a model."""
+    return language_model(s.method, onto_of(s), shape)["lr"]
 
 
 def onto_of(s: TrainSettings) -> Onto:

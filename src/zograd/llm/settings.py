@@ -278,7 +278,7 @@ class TrainSettings(BaseModel):
         None,
         "Steps between writes of the state of methods that keep one.",
         CHECKS,
-        unset="500, and each minute for methods without replay",
+        unset="500; each minute for methods whose tape cannot give the weights back",
         ge=1,
     )
     max_failures: int = setting(10, "Failed steps in a row after which the run stops.", CHECKS, ge=1)

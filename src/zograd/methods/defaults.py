@@ -134,10 +134,10 @@ def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
 def language_model(name: str, onto: Onto, shape: Shape | None = None) -> dict[str, float]:
     """lr and mu of that name for a part of a language model; only those that the method has.
 
-    shape: of the model, for methods whose gradients come from its blocks.
+    shape: of the model, for methods whose gradients come from its blocks. Their lr has two digits, as it is shown.
     """
     menu, of_blocks = describe(name)["defaults"], MENU[name].needs == "blocks"
     if of_blocks and shape is not None:
-        return {"lr": shape.lr * onto.blocks}
+        return {"lr": float(f"{shape.lr * onto.blocks:.2g}")}
     lr = {"lr": menu["lr"] * (onto.blocks if of_blocks else onto.lr)} if "lr" in menu else {}
     return lr | ({"mu": menu["mu"] if onto.mu is None or of_blocks else onto.mu} if "mu" in menu else {})

@@ -10,6 +10,7 @@ from zograd.core.query import Estimate
 from zograd.core.vector import Slot, Vector
 from zograd.rules.base import Rule
 from zograd.sets import LinearMinimizer, Place
+from zograd.sets.base import misplaced
 from zograd.stores import Iterate
 
 if TYPE_CHECKING:
@@ -61,8 +62,7 @@ class FrankWolfe(Rule[Any]):
         return self.set.whole_leaf
 
     def misplaced(self, store: Store) -> str | None:
-        why = self.set.explain(*(store.master(leaf).view(leaf.shape) for leaf in store.leaves))
-        return why and f"is not in {type(self.set).__name__}: {why}; start inside, for example at 0"
+        return misplaced(self.set, *(store.master(leaf).view(leaf.shape) for leaf in store.leaves))
 
     def misfit(self, method: Method[Any]) -> str | None:
         if not isinstance(self.set, LinearMinimizer):

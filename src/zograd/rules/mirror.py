@@ -18,6 +18,7 @@ from zograd.rules.base import Rule
 from zograd.rules.proximal import Proximal
 from zograd.rules.sgd import replayable
 from zograd.sets import Projection
+from zograd.sets.base import misplaced
 from zograd.stores import Block, Iterate
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ class EuclideanMap(MirrorMap):
         return projected.mapped(steps)
 
     def misplaced(self, store: Store) -> str | None:
-        explain = getattr(self.set, "explain", None)
-        why = explain and explain(*(store.master(leaf).view(leaf.shape) for leaf in store.leaves))
-        return why and f"is not in {type(self.set).__name__}: {why}; start inside"
+        if not hasattr(self.set, "explain"):
+            return None
+        return misplaced(self.set, *(store.master(leaf).view(leaf.shape) for leaf in store.leaves))
 
 
 @dataclass(frozen=True, slots=True)

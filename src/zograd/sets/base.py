@@ -145,6 +145,15 @@ class Whole(OneTensor):
             return x.copy_(self.nearest(x.detach().double().reshape(-1)).view(x.shape))
 
 
+def misplaced(the_set: Any, *leaves: Tensor) -> str | None:
+    """Why x, given as its leaves, is no start in the set, as the end of a sentence; None where it lies in the set."""
+    why = the_set.explain(*leaves)
+    if why is None:
+        return None
+    zero = the_set.explain(*(torch.zeros_like(x) for x in leaves)) is None
+    return f"is not in {type(the_set).__name__}: {why}; start inside{', for example at 0' if zero else ''}"
+
+
 def matrix_shape(x: Tensor) -> tuple[int, int]:
     """First axis by the rest; a scalar is 1 x 1."""
     rows = x.shape[0] if x.ndim else 1
