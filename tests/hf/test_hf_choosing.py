@@ -33,6 +33,7 @@ from zograd.errors import UsageError
 from zograd.hf.arguments import learning_rate, was_set
 from zograd.hf.choosing import choose, far, trainable
 from zograd.learning_rate import AutoRate
+from zograd.methods.defaults import Shape
 
 
 def small(config: Any, auto: Any = AutoModelForCausalLM) -> nn.Module:
@@ -117,8 +118,6 @@ OTHERS: dict[str, tuple[Any, str]] = {
         lambda: small(AlbertConfig(**PLAIN, embedding_size=16, max_position_embeddings=32), AutoModelForMaskedLM),
         "its blocks run 3 times in one forward",
     ),
-    "embeddings alone": (lambda: frozen_but(llama(), "embed"), "what is trained lies outside of the blocks"),
-    "embeddings and a block": (lambda: frozen_but(llama(), "e"), "model.embed_tokens.weight is trained too"),
 }
 
 
@@ -126,8 +125,6 @@ OTHERS: dict[str, tuple[Any, str]] = {
 def test_others_are_trained_by_values_with_a_measured_rate(kind: str) -> None:
     make, why = OTHERS[kind]
     model = make()
-    if kind == "embeddings and a block":
-        model.lm_head.requires_grad_(False)
     choice = choose(model, trainable(model), None, None, None)
     assert choice.method.name == "zo_sgd"
     assert isinstance(choice.method.lr, AutoRate)
@@ -242,3 +239,41 @@ def test_a_rate_of_the_arguments_that_is_not_used_is_named(tmp_path: Path) -> No
             model=llama(), args=arguments(tmp_path, learning_rate=1e-3, max_steps=1), train_dataset=rows(),
             method=zo.methods.fzoo(lr=1e-4),
         ).train()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("frozen", "method", "also"),
+    [
+        (["model.embed_tokens"], "backprop", "lm_head.weight"),
+        (["model.embed_tokens", "model.layers.0"], "backprop", "lm_head.weight"),
+        (["model.embed_tokens", "lm_head", "model.layers.0"], "residual", "model.norm.weight"),
+        (["lm_head"], "backprop", "model.embed_tokens.weight"),
+        (["lm_head", "model.layers", "model.norm"], "backprop", "model.embed_tokens.weight"),
+    ],
+)
+def test_what_is_frozen_outside_of_the_blocks_does_not_cost_the_gradient_of_the_rest(
+    frozen: list[str], method: str, also: str
+) -> None:
+    model = llama()
+    for name, p in model.named_parameters():
+        p.requires_grad_(not name.startswith(tuple(frozen)))
+    choice = choose(model, trainable(model), None, None, None)
+    assert choice.method.name == method
+    assert not choice.parts.outside
+    assert also in choice.tensors
+
+
+def test_a_head_alone_is_trained_by_its_gradient() -> None:
+    model = LlamaForSequenceClassification(llama().config).requires_grad_(False)
+    model.score.requires_grad_(True)
+    choice = choose(model, trainable(model), None, None, None)
+    assert (choice.method.name, list(choice.tensors)) == ("backprop", ["score.weight"])
+    assert choice.method.controller.peak == pytest.approx(Shape(32, 1).lr, rel=0.05)
+
+
+def test_low_blocks_take_the_exact_gradient() -> None:
+    """`residual` is exact for the last four blocks, not for any four."""
+    for first, method in ((0, "backprop"), (3, "backprop"), (4, "residual")):
+        model = LlamaForCausalLM(LlamaConfig(**SIZES | {"num_hidden_layers": 8})).requires_grad_(False)
+        model.model.layers[first].requires_grad_(True)
+        assert choose(model, trainable(model), None, None, None).method.name == method

@@ -306,7 +306,7 @@ def test_a_classifier_with_a_norm_behind_the_sum(tmp_path: Path, capfd: Any) -> 
     before = {name: p.clone() for name, p in model.named_parameters()}
     trainer = trained(tmp_path, model, data=data)
     line = capfd.readouterr().err
-    assert "by backprop, lr 0.00359 (for 1 blocks" in line
+    assert "by backprop, lr 0.0036 (for 1 blocks" in line
     assert "because block 0 of BertForSequenceClassification does not add" in line
     assert all(np.isfinite(losses(trainer)))
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from zograd import noise
-from zograd.blockwise.calls import Call, observe, record, requiring, states_of, with_states
+from zograd.blockwise.calls import Call, observe, record, requiring
 from zograd.blockwise.sources import FRONT, NO_ENDS, Batch, Blockwise, Ends, Residual
+from zograd.blockwise.ways import states_of, with_states
 from zograd.stores import Leaf
 
 At: TypeAlias = Literal["layers", "blocks"]
@@ -263,9 +264,9 @@ class Nodes(Residual):
                     self._add(number, torch.autograd.grad(ys, trained, signals, materialize_grads=True))
             self._states[k] = after.detach()
 
-    def _visit_end(self, number: int) -> None:
+    def _visit_front(self) -> None:
         for k in range(len(self.calls)):
-            self._add(number, [self._of_lookup(k, weight) for weight in self.front])
+            self._add(FRONT, [self._of_lookup(k, weight) for weight in self.front])
 
     def _of_lookup(self, k: int, weight: Tensor) -> Tensor:
         """The estimate of d/dW of what one forward looked up: for each row of W, the sum of its signals."""

@@ -143,9 +143,20 @@ class Blockwise(ABC):
         """The number behind the highest that is visited; what stands behind the blocks is visited as one more block."""
         return len(self.blocks) + (len(self.blocks) in self.leaves)
 
-    def recorded(self, loss: Callable[[], Tensor], around: Callable[[], Around]) -> tuple[float, list[Call]]:
-        """`record` of a loss, with all that this source needs."""
-        return record(loss, self.blocks, self.first, keep=self.kept, around=around, tail=self.tail, front=self.front)
+    def recorded(
+        self, loss: Callable[[], Tensor], around: Callable[[], Around], *, any_way: bool = False
+    ) -> tuple[float, list[Call]]:
+        """`record` of a loss, with all that this source needs.
+
+        any_way: it may depend on trained tensors, and on states behind earlier blocks, on ways of their own.
+        """
+        tail, inner = self.tail, None
+        if any_way:
+            leaves = (leaf for of_block in self.leaves.values() for leaf in of_block)
+            inner = {leaf.index: leaf.tensor for leaf in leaves if leaf.index not in tail}
+        return record(
+            loss, self.blocks, self.first, keep=self.kept, around=around, tail=tail, front=self.front, inner=inner
+        )
 
     def observe(self, batch: Batch, key: int) -> list[float]:
         """Run the forwards of a step on a batch, and `begin`; returns the losses that they gave.
@@ -191,9 +202,9 @@ class Blockwise(ABC):
             self._found = {}
             if FRONT < number < len(self.blocks):
                 self._visit(self.blocks[number], number, [leaf.tensor for leaf in self.leaves.get(number, ())])
-            else:
-                self._visit_end(number)
-        found = self._found.pop(leaf.index)
+            elif number == FRONT:
+                self._visit_front()
+        found = self._gathered(leaf)
         if self.combine is not None:
             found = self.combine(found)
         if not bool(found.isfinite().all()):
@@ -207,14 +218,18 @@ class Blockwise(ABC):
             found.zero_()
         return found
 
-    def _visit_end(self, number: int) -> None:
-        """The derivatives of what stands in front of the blocks, or behind them."""
-        for k, call in enumerate(self.calls):
-            for leaf in self._tail:
-                if self.number[leaf.index] == number and leaf.index in call.tail:
-                    self._sum(leaf, call.tail.pop(leaf.index))
-            if number == FRONT:
-                self._add(number, call.before(self.front, self._states[k]))
+    def _visit_front(self) -> None:
+        """Take the derivative of what stands in front of the blocks."""
+        for call, signal in zip(self.calls, self._states, strict=True):
+            self._add(FRONT, call.before(self.front, call.step_back(FRONT, signal)))
+
+    def _gathered(self, leaf: Leaf) -> Tensor:
+        """The gradient of a leaf of the block that was visited, with that outside of the blocks."""
+        found = self._found.pop(leaf.index, None)
+        for call in self.calls:
+            if (direct := call.direct.pop(leaf.index, None)) is not None:
+                found = direct.reshape(-1) if found is None else found + direct.reshape(-1)
+        return torch.zeros_like(leaf.tensor).reshape(-1) if found is None else found
 
     def _add(self, number: int, gradients: Sequence[Tensor]) -> None:
         """Add the gradients of the leaves of a block in one call to those in the calls before."""
@@ -269,8 +284,12 @@ class Residual(Blockwise):
         for k, call in enumerate(self.calls):
             exact = number >= self.split
             hidden = call.inputs.pop(number) if exact else self._states[k]
+            if exact:
+                signal = call.signal = call.step_back(number, call.behind)
+            else:
+                signal = call.behind_all(number)
             after, gradients, before = derivative(
-                block, call, number, hidden, call.behind, trained, of_input=exact and number > self.first
+                block, call, number, hidden, signal, trained, of_input=exact and number > self.first
             )
             if before is not None:
                 call.signal = before
@@ -317,6 +336,7 @@ class Backprop(Blockwise):
     def _visit(self, block: nn.Module, number: int, trained: Sequence[Tensor]) -> None:
         for k, call in enumerate(self.calls):
             self._fill(call, number)
+            self._states[k] = call.step_back(number, self._states[k])
             _, gradients, before = derivative(
                 block, call, number, call.inputs.pop(number), self._states[k], trained, of_input=number > self.start
             )

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from zograd import noise
-from zograd.blockwise.calls import requiring, states_of, with_states
+from zograd.blockwise.calls import requiring
 from zograd.blockwise.nodes import behind, cut, layers_of, signs
 from zograd.blockwise.sources import NO_ENDS, Batch, Ends, Residual
+from zograd.blockwise.ways import states_of, with_states
 from zograd.stores import Leaf
 
 Path: TypeAlias = Literal["adds", "stays", "spreads"]
@@ -92,7 +93,7 @@ class ResidualByValues(Residual):
         self, block: nn.Module, number: int, k: int, after: Tensor, ys: dict[int, Tensor], trained: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """The estimate of d<H, F>/d trained, of one call. ys: the output of each layer."""
-        call, signal = self.calls[k], self.calls[k].behind.float()
+        call, signal = self.calls[k], self.calls[k].behind_all(number).float()
         for y in ys.values():
             if y.shape[:-1] != after.shape[:-1]:
                 raise ValueError(

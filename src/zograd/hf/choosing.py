@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,8 +16,7 @@ from zograd.errors import UsageError
 from zograd.estimators import FromBlocks
 from zograd.learning_rate.auto import as_controller
 from zograd.llm.loading.structure import plain_model
-from zograd.llm.parts import Parts, parts_of
-from zograd.llm.recipe import BLOCKS
+from zograd.llm.parts import OUTSIDE, Parts, parts_of
 from zograd.methods.defaults import FULL, LORA, Shape, language_model
 
 OF_ARGUMENTS = "learning_rate of TrainingArguments"
@@ -69,39 +68,22 @@ def choose(
 ) -> Choice:
     """The method for these tensors of a model.
 
-    method: a name of the menu, a method, or None: residual feedback where the blocks of the model add to the stream of
-        hidden states and hold what is trained, but for what stands behind them and, where the whole model is trained,
-        its embeddings and its output. It is exact for the last `BLOCKS` blocks; where more are trained, `backprop` with
-        states that are computed again. Where the whole model is trained and blocks do not add (BERT), `backprop` on the
-        last block and what stands behind it; where all that is trained lies in the blocks and behind them (adapters),
-        `backprop` on all of it. Otherwise `zo_sgd` with lr="auto".
+    method: a name of the menu, a method, or None: `residual` where the blocks of the model add to the stream of hidden
+        states, only the last four of them are trained, for which it is exact, and nothing else but what stands
+        behind them (and, where the whole model is trained, its embeddings and its output, which are left out).
+        `backprop` with states that are computed again where lower ones are trained. Where the whole model is trained
+        and blocks do not add (BERT), `backprop` on the last block and what stands behind it; where `backprop` has the
+        gradient of all that is trained (adapters, a model whose embeddings are frozen, a head), on all of it.
+        Otherwise `zo_sgd` with lr="auto".
     lr: in place of the method's. of_arguments: the `learning_rate` that the user set, which names of the menu take.
 
     Raises UsageError for a method that does not fit the model. Costs, where blocks are tried: one forward of 8 tokens
     or one image, and one more of each block.
     """
-    why, parts, adds = "you asked for it", Parts(), True
-    settings: dict[str, Any] = {}
+    made = Default("", Parts(), "you asked for it")
     if method is None:
-        found = parts_of(model, tensors, residual=True)
-        refusal = found if isinstance(found, str) else why_not_all(model, tensors, found)
-        exact = parts_of(model, tensors, residual=False) if isinstance(found, str) else found
-        if isinstance(found, Parts) and not refusal:
-            method, parts = "residual", found
-            why = "its blocks add to the stream of hidden states, and the loss has a derivative behind them"
-            whole = parts_of(model, tensors, residual=False, front=True) if len(found.numbers) > BLOCKS else ""
-            if isinstance(whole, Parts):
-                method, parts, settings = "backprop", whole, {"recompute": True}
-                why = "it is the exact gradient of all blocks; most hidden states are computed again to save memory"
-        elif isinstance(exact, Parts) and is_whole(model, tensors):
-            method, parts, why = "backprop", exact.last(), f"{refusal}: the derivative of its last block is exact"
-            adds = False
-        elif isinstance(exact, Parts) and not why_not_all(model, tensors, exact):
-            method, parts, settings = "backprop", exact, {"recompute": len(exact.numbers) > BLOCKS}
-            why = f"{refusal}: the derivative of its blocks is exact"
-            adds = False
-        else:
-            method, why = "zo_sgd", refusal or ""
+        made = default_of(model, tensors)
+        method = made.method
     elif needs_blocks(method):
         name = method if isinstance(method, str) else method.name
         estimator = methods.make(method).estimator if isinstance(method, str) else method.estimator
@@ -114,14 +96,50 @@ def choose(
                 f"method={name!r} needs the loss of each example, and a Trainer gives their mean; use 'residual', or "
                 f"zograd train"
             )
-        parts = found
-    shape = shape_of(model, parts)
-    shape = shape if shape is None else shape._replace(adds=adds)
-    made, rate = built(method, tensors, lr, of_arguments, shape, settings)
+        made = made._replace(parts=found)
+    parts, shape = made.parts, shape_of(model, made.parts)
+    shape = shape if shape is None else shape._replace(adds=made.adds)
+    built_method, rate = built(method, tensors, lr, of_arguments, shape, made.settings)
     if not parts.blocks:
-        return Choice(made, tensors, why, rate)
+        return Choice(built_method, tensors, made.why, rate)
     kept = {name: tensor for name, tensor in tensors.items() if name not in parts.outside}
-    return Choice(made, kept, why, rate, parts)
+    return Choice(built_method, kept, made.why, rate, parts)
+
+
+class Default(NamedTuple):
+    """A method by its name, the parts of a model that it trains, and why. adds: whether blocks add to the stream."""
+
+    method: str
+    parts: Parts
+    why: str
+    adds: bool = True
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+
+def default_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Default:
+    """The method where none is given; see `choose`."""
+    again = "most hidden states are computed again to save memory"
+    found = parts_of(model, tensors, residual=True)
+    refusal = found if isinstance(found, str) else why_not_all(model, tensors, found)
+    adds = isinstance(found, Parts) or found == OUTSIDE
+    if isinstance(found, Parts) and not refusal:
+        if not found.deep:
+            why = "its blocks add to the stream of hidden states, and the loss has a derivative behind them"
+            return Default("residual", found, why)
+        whole = parts_of(model, tensors, residual=False, front=True)
+        parts = whole if isinstance(whole, Parts) else found
+        return Default("backprop", parts, f"it is the exact gradient of all blocks; {again}", True, {"recompute": True})
+    exact = parts_of(model, tensors, residual=False) if isinstance(found, str) else found
+    if isinstance(exact, Parts) and is_whole(model, tensors):
+        return Default("backprop", exact.last(), f"{refusal}: the derivative of its last block is exact", adds)
+    if isinstance(exact, Parts) and not why_not_all(model, tensors, exact):
+        why = f"{refusal}: the derivative of its blocks is exact"
+        return Default("backprop", exact, why, adds, {"recompute": exact.deep})
+    whole = parts_of(model, tensors, residual=False, front=True)
+    if isinstance(whole, Parts) and not why_not_all(model, tensors, whole):
+        why = f"it is the exact gradient of all that is trained{f'; {again}' if whole.deep else ''}"
+        return Default("backprop", whole, why, adds, {"recompute": whole.deep})
+    return Default("zo_sgd", Parts(), refusal or "")
 
 
 def needs_blocks(method: str | Method[Any]) -> bool:
@@ -135,7 +153,7 @@ def shape_of(model: nn.Module, parts: Parts) -> Shape | None:
     """What Adam's learning rate depends on: width, trained blocks, and whether tokens are learned. None: not known."""
     config = getattr(plain_model(model), "config", None)
     text = getattr(config, "get_text_config", lambda: config)()
-    width, depth = getattr(text, "hidden_size", None), len(parts.numbers)
+    width, depth = getattr(text, "hidden_size", None), len(parts.numbers) or int(bool(parts.tail or parts.front))
     texts = False
     with suppress(Exception):  # models without an output matrix: some raise, some have none
         texts = plain_model(model).get_output_embeddings() is not None

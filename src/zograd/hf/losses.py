@@ -60,6 +60,10 @@ class StepLoss:
         self.filled = mask.bool() if isinstance(mask, Tensor) else None
         with trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(self.model, _copied(batch), num_items_in_batch=self.items)
+        if isinstance(loss, Mapping):  # outputs of a model
+            loss = getattr(loss, "loss", loss)
+        if not (isinstance(loss, Tensor) and loss.numel() == 1):
+            as_number(loss)  # its TypeError says what came
         return loss if self._is_scaled else loss / len(self.batches)
 
     @property
@@ -104,7 +108,7 @@ def from_blocks(source: Blockwise, loss: StepLoss, autocast: Callable[[], Any], 
     def own(store: Store, queries: Sequence[Query], key: int) -> list[float]:
         with seeded(store, key) as reseed:
             reseed()
-            found = [source.recorded(part, lambda: autocast) for part in loss.parts]
+            found = [source.recorded(part, lambda: autocast, any_way=True) for part in loss.parts]
         source.begin([call for _, calls in found for call in calls], key)
         return [sum(value for value, _ in found)] * len(queries)
 

@@ -50,9 +50,9 @@ def forward_only(trainer_class: type[Any]) -> type[Any]:
 
     The class takes three more keywords:
 
-    method: a name of `zograd.methods`, a `Method`, or None. None takes `residual` for up to four blocks that add to the
-        stream of hidden states, `backprop(recompute=True)` for more of them, `backprop` on the last block and the head
-        where they do not add (BERT), and `zo_sgd` with lr="auto" where there are no such blocks; one line on stderr
+    method: a name of `zograd.methods`, a `Method`, or None. None takes `residual` for the last four blocks, where they
+        add to the stream of hidden states, `backprop(recompute=True)` for lower ones, `backprop` on the last block and
+        the head where they do not add (BERT), and `zo_sgd` with lr="auto" where there are no blocks; one line on stderr
         says why. `zo` is another name for it.
     lr: a number or "auto", in place of the method's. Without it, a method by name takes `learning_rate` of
         `TrainingArguments` if that differs from the default of its class, otherwise lr="auto", or the menu's rate where

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zograd.blockwise import Call, Ends, adds_to_its_input, record
 from zograd.llm.loading.errors import ModelError, first_line
 from zograd.llm.loading.structure import blocks, has_encoder_and_decoder, plain_model, vocabulary
+from zograd.llm.recipe import BLOCKS
 
 TRIED = 8
 """Tokens of the forward that shows what the blocks of a model do."""
@@ -58,6 +59,12 @@ class Parts:
         owners = {id(p): number for number, block in enumerate(self.blocks) for p in block.parameters()}
         return sorted({owners[id(tensor)] for tensor in self.inside.values()})
 
+    @property
+    def deep(self) -> bool:
+        """Whether something trained lies in front of the last `BLOCKS` blocks: `residual` is biased there."""
+        first = 0 if self.front else min(self.numbers, default=len(self.blocks))
+        return len(self.blocks) - first > BLOCKS
+
 
 def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool, front: bool = False) -> Parts | str:
     """The trained tensors by where they stand; or, as a clause, why gradients cannot come from the blocks.
@@ -90,13 +97,13 @@ def parts_of(model: nn.Module, tensors: Mapping[str, Tensor], *, residual: bool,
             f"block {other} of {type(base).__name__} does not add to the hidden states that enter it (a norm behind "
             f"the sum, or a stride, for example)"
         )
-    tail = [name for k, name in enumerate(candidates) if bool(call.tail[k].any())]
+    tail = [name for k, name in enumerate(candidates) if bool(call.direct[k].any())]
     before: list[str] = []
     if front and call.front is not None and not _passed_on(call):
         ramp = torch.linspace(1, 2, call.front.numel(), device=call.front.device).view_as(call.front)
         found_in_front = call.before(list(candidates.values()), ramp)  # a signal that no norm takes out
         before = [name for name, gradient in zip(candidates, found_in_front, strict=True) if bool(gradient.any())]
-    if not (inside or before):
+    if not (inside or before or tail):
         return OUTSIDE
     if front:  # half of the derivative of a matrix that is embedding and output is none
         tail = [name for name in tail if name in before or id(candidates[name]) not in embedded(base)]
@@ -165,7 +172,7 @@ def _tried(model: nn.Module, base: Any, parts: Parts, tail: Mapping[int, Tensor]
             first = 0 if front else parts.numbers[0]
             _, calls = record(
                 lambda: _of_little(model, base), parts.blocks, first, keep=range(first, len(parts.blocks)), tail=tail,
-                front=list(tail.values()) if front else (),
+                front=list(tail.values()) if front else (), inner=dict(enumerate(parts.inside.values(), len(tail))),
             )  # fmt: skip
         if len(calls) > 1:
             return f"its blocks run {len(calls)} times in one forward"
@@ -177,8 +184,12 @@ def _tried(model: nn.Module, base: Any, parts: Parts, tail: Mapping[int, Tensor]
 
 
 def _of_little(model: nn.Module, base: Any) -> Tensor:
-    """A number from the outputs of a model for a small input."""
-    return model(**little(base))[0].float().mean()  # type: ignore[no-any-return]
+    """A number from the outputs of a model for a small input: their mean, and what experts add to the loss."""
+    found = model(**little(base))
+    values = getattr(found, "logits", None)
+    mean = (found[0] if values is None else values).float().mean()
+    aux = getattr(found, "aux_loss", None)
+    return mean if aux is None else mean + aux  # type: ignore[no-any-return]
 
 
 def little(base: Any) -> dict[str, Any]:
