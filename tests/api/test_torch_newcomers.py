@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -174,3 +175,89 @@ def test_the_error_of_a_trace_in_noise_is_what_it_says() -> None:
     exact = zo.diagnostics.trace(zo.diagnostics.problem(lambda x: float(0.5 * x @ x), np.ones(20)), n=32)
     assert exact.value == pytest.approx(20)
     assert exact.evaluations == 66
+
+
+def parts(g: nn.Module, d: nn.Module) -> dict[str, Any]:
+    """Ways in which people give an optimizer the parameters of two modules, with names."""
+    return {
+        "groups": lambda: [{"params": g.named_parameters()}, {"params": d.named_parameters()}],
+        "a list": lambda: [*g.named_parameters(), *d.named_parameters()],
+    }
+
+
+@pytest.mark.parametrize("way", ["groups", "a list", "added"])
+def test_two_modules_with_equal_names_are_both_trained(way: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    y = (x.sum(1) > 0).long()
+    g, d = nn.Linear(8, 2), nn.Linear(8, 2)
+    before = g.weight.detach().clone(), d.weight.detach().clone()
+    if way == "added":
+        opt = zo.ZOOptimizer(g.named_parameters(), zo.methods.fzoo(lr=3e-2))
+        opt.add_param_group({"params": d.named_parameters()})
+    else:
+        opt = zo.ZOOptimizer(parts(g, d)[way](), zo.methods.fzoo(lr=3e-2))
+    for _ in range(3):
+        opt.step(lambda: F.cross_entropy(g(x) + d(x), y))
+    assert len(opt.store.leaves) == 4
+    assert not torch.equal(g.weight, before[0])
+    assert not torch.equal(d.weight, before[1])
+    opt.load_state_dict(opt.state_dict())
+
+
+def test_a_loss_computed_outside_of_the_closure_is_named() -> None:
+    model = nn.Linear(8, 2)
+    x = torch.randn(9, 8)
+    opt = zo.ZOOptimizer(model.parameters(), zo.methods.fzoo(lr=1e-2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(30):
+            loss = model(x).square().mean()
+            opt.step(lambda loss=loss: loss)
+    said = [str(w.message) for w in caught]
+    assert "or the loss is computed outside of the function that returns it" in said[0]
+    assert ["compute it inside of the closure" in text for text in said] == [False, True]
+
+
+@pytest.mark.parametrize(("given", "kind"), [(torch.tensor(1.0), "Tensor"), (0.5, "float")])
+def test_a_loss_in_place_of_a_closure_is_named(given: Any, kind: str) -> None:
+    opt = zo.ZOOptimizer(nn.Linear(2, 2).parameters())
+    with pytest.raises(TypeError, match=rf"a function that computes the loss, and got a {kind}: write opt\.step\(lam"):
+        opt.step(given)
+
+
+@pytest.mark.parametrize("key", ["betas", "momentum", "mu", "n"])
+def test_settings_in_a_group_are_refused(key: str) -> None:
+    with pytest.raises(TypeError, match=rf"a param group has {key}, .*zograd\.methods\.zo_sgd\({key}=0\.5\)"):
+        zo.ZOOptimizer([{"params": nn.Linear(2, 2).parameters(), key: 0.5}])
+
+
+@pytest.mark.parametrize("lr", [math.nan, -0.1, math.inf])
+def test_a_rate_that_is_none_is_refused_before_anything_moves(lr: float) -> None:
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    opt = zo.ZOOptimizer(model.parameters())
+    opt.param_groups[0]["lr"] = lr
+    with pytest.raises(ValueError, match="and a learning rate is a number >= 0"):
+        opt.step(lambda: model(torch.ones(2)).sum())
+    assert torch.equal(model.weight, before)
+
+
+def test_hooks_on_gradients_are_named() -> None:
+    model = nn.Linear(2, 2)
+    model.weight.register_hook(lambda g: 0 * g)
+    with pytest.warns(UserWarning, match="1 of 2 tensors have hooks on their gradients, which never run"):
+        zo.ZOOptimizer(model.parameters())
+
+
+def test_tensors_that_are_released_later_are_named_once() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    with pytest.warns(UserWarning, match="leaves 1 of 2 tensors"):
+        opt = zo.ZOOptimizer(model.parameters(), zo.methods.fzoo(lr=1e-3))
+    model.bias.requires_grad_(True)
+    with pytest.warns(UserWarning, match="1 tensors require grad now, and stay as they are"):
+        opt.step(lambda: model(torch.ones(2)).square().sum())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt.step(lambda: model(torch.ones(2)).square().sum())

@@ -6,11 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
+from zograd.blockwise import Blockwise
 from zograd.hf import forward_only
 from zograd.stores.leaf import tensor_bytes
 
@@ -58,3 +60,18 @@ def digest(model: nn.Module) -> str:
 
 def losses(trainer: Any) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def first_gradients(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """What the first step took as the gradient of each tensor."""
+    found: dict[str, Tensor] = {}
+    plain = Blockwise.gradient
+
+    def gradient(self: Blockwise, leaf: Any) -> Tensor:
+        value = plain(self, leaf)
+        found.setdefault(leaf.name, value.clone())
+        return value
+
+    monkeypatch.setattr(Blockwise, "gradient", gradient)
+    trainer.train()
+    return found

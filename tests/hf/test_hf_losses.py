@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import zograd as zo
-from tests.hf.helpers import SIZES, Forward, arguments, llama, rows
-from zograd.blockwise import Blockwise
+from tests.hf.helpers import SIZES, Forward, arguments, first_gradients, llama, rows
 
 Extra = Callable[[nn.Module, Any], Tensor]
 
@@ -39,21 +38,6 @@ def with_extra(extra: Extra) -> type[Any]:
             return (loss, outputs) if return_outputs else loss
 
     return zo.hf.forward_only(Own)  # type: ignore[no-any-return]
-
-
-def first_gradients(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """What the first step took as the gradient of each tensor."""
-    found: dict[str, Tensor] = {}
-    plain = Blockwise.gradient
-
-    def gradient(self: Blockwise, leaf: Any) -> Tensor:
-        value = plain(self, leaf)
-        found.setdefault(leaf.name, value.clone())
-        return value
-
-    monkeypatch.setattr(Blockwise, "gradient", gradient)
-    trainer.train()
-    return found
 
 
 @pytest.mark.parametrize("what", EXTRAS)

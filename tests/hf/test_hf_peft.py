@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import default_data_collator
 
-from tests.hf.helpers import Forward, arguments, digest, llama, losses, rows
+from tests.hf.helpers import Forward, arguments, digest, first_gradients, llama, losses, rows
 from zograd.methods.defaults import FULL, Shape, language_model
 from zograd.runs.errors import RunError
 
@@ -59,11 +60,20 @@ def test_what_peft_trains_is_trained_and_nothing_else(
     assert {name.replace(".default", "") for name in moved} <= {name.replace(".default", "") for name in wanted}
     assert {name for name, p in model.named_parameters() if p.requires_grad} == wanted
     if method is None:
-        inside = kind in ("lora", "ia3")
-        assert ("by residual" in line) == inside
-        assert ("what is trained lies outside of the blocks" in line) != inside
+        by = {"prompt": "backprop", "prefix": "zo_sgd"}.get(kind, "residual")
+        assert f"by {by}, " in line
+        assert ("what is trained lies outside of the blocks" in line) == (kind == "prefix")
     found = losses(trainer)
     assert found[-1] < found[0] + 0.05
+
+
+def test_virtual_tokens_take_their_gradient_through_all_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = adapted("prompt").eval()
+    true(**default_data_collator(rows(4))).loss.backward()
+    trainer = Forward(model=adapted("prompt"), args=arguments(tmp_path, max_steps=1), train_dataset=rows(4))
+    ((name, found),) = first_gradients(trainer, monkeypatch).items()
+    want = dict(true.named_parameters())[name].grad.reshape(-1)
+    assert torch.allclose(found, want, rtol=1e-4, atol=1e-6)
 
 
 def test_adapters_load_as_those_of_a_trainer(tmp_path: Path) -> None:

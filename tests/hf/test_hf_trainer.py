@@ -255,7 +255,7 @@ def test_a_schedule_of_the_method_stays(tmp_path: Path) -> None:
 
 
 def test_a_schedule_that_follows_a_metric_needs_a_number(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"follows a metric, .* pass lr=NUMBER"):
+    with pytest.raises(ValueError, match=r"the scheduler is ReduceLROnPlateau, .* pass lr=NUMBER"):
         trained(
             tmp_path, method="zo_sgd", lr="auto", lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps",
             eval_dataset=rows(4),

@@ -23,7 +23,16 @@ from zograd.oracles import Oracle, sequential
 from zograd.stores import Rate, Rounding, Store
 
 STILL = 10
-"""Steps without a move after which a measured rate of 0 is spoken of."""
+"""Steps without a move after which a measured rate of 0, or a loss that is the same everywhere, is spoken of."""
+
+ROUNDING = 1e-12
+"""A schedule that ends at 0 may be so far below it."""
+
+NO_EFFECT = {
+    "alpha", "amsgrad", "betas", "capturable", "dampening", "differentiable", "eps", "etas", "foreach", "fused",
+    "lambd", "lr_decay", "momentum", "momentum_decay", "mu", "n", "nesterov", "rho", "step_sizes",
+}  # fmt: skip
+"""Settings of torch's optimizers and of methods, which a param group does not have here."""
 
 TRAINER = (
     "Trainer(..., optimizers=(opt, None)) write zograd.hf.forward_only(Trainer)(..., method=...), which makes its own "
@@ -62,7 +71,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         loss = opt.step(lambda: loss_fn(model(x), y))
 
     params: parameters or param groups (each with its own `lr` and `weight_decay`, which torch's LR schedulers drive).
-        Those that do not require grad stay as they are, and a warning counts them.
+        Those that do not require grad stay as they are, and a warning counts them. What torch does with gradients has
+        no effect: hooks on them, `padding_idx` of an embedding (that row moves as the others do).
     method: a menu name or a `Method`. Its lr and weight_decay are the defaults of the groups. Of a schedule inside of
         the method's lr that is the peak, and what the schedule is of its peak multiplies the rates of all groups. A
         torch scheduler multiplies them too: set one of the two.
@@ -102,6 +112,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         "_still",
         "_told",
         "_decays",
+        "_left",
     )
     """What torch's pickling of an optimizer would leave out."""
 
@@ -131,12 +142,20 @@ class ZOOptimizer(torch.optim.Optimizer):
         """Weight decays that the method takes."""
         self._still = 0
         """Steps in a row with a measured rate of 0."""
+        self._left: list[Tensor] = []
+        """Tensors of the groups that did not require grad when the store was made."""
         self._build()
         given = [p for group in self.param_groups for p in group["params"]]
-        if left := 0 if frozen else sum(not p.requires_grad for p in given):
+        if self._left:
             warnings.warn(
-                f"ZOOptimizer leaves {left} of {len(given)} tensors as they are, since they do not require grad; pass "
-                f"frozen=True to train them too",
+                f"ZOOptimizer leaves {len(self._left)} of {len(given)} tensors as they are, since they do not require "
+                f"grad; pass frozen=True to train them too",
+                stacklevel=2,
+            )
+        if hooked := sum(bool(getattr(p, "_backward_hooks", None)) for p in given):
+            warnings.warn(
+                f"{hooked} of {len(given)} tensors have hooks on their gradients, which never run: here are no "
+                f"gradients. To train a part of a tensor, make that part a parameter of its own",
                 stacklevel=2,
             )
 
@@ -153,6 +172,8 @@ class ZOOptimizer(torch.optim.Optimizer):
             replace(self.method, weight_decay=decay)
             self._decays.add(decay)
         rates = {float(group["lr"]) for group in self.param_groups}
+        if wrong := [rate for rate in rates if not -ROUNDING < rate < math.inf]:
+            raise ValueError(f"a param group has lr={wrong[0]:g}, and a learning rate is a number >= 0")
         if self.method.rule.one_rate and len(rates) > 1:
             raise ValueError(
                 f"{type(self.method.rule).__name__} moves all tensors by one share of the way, and the groups have the "
@@ -161,12 +182,17 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def _build(self) -> None:
         tensors, groups = {}, {}
+        self._left = []
         for g, group in enumerate(self.param_groups):
             given = group.get("param_names")
             for i, p in enumerate(group["params"]):
-                if p.requires_grad or self.frozen:
-                    name = given[i] if given else f"group{g}.{i}"
-                    tensors[name], groups[name] = p, g
+                if not (p.requires_grad or self.frozen):
+                    self._left.append(p)
+                    continue
+                name = given[i] if given else f"group{g}.{i}"
+                if name in tensors:  # of another module
+                    name = f"group{g}.{i}.{name}"
+                tensors[name], groups[name] = p, g
         if not tensors:
             raise ValueError(
                 "there is nothing to train: no tensor requires grad. Call requires_grad_() on those to train, or write "
@@ -188,6 +214,11 @@ class ZOOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group before the first step; afterwards the directions of the run would change under it."""
         run = getattr(self, "run", None)
+        if own := sorted(NO_EFFECT & set(param_group)):
+            raise TypeError(
+                f"a param group has {', '.join(own)}, and here groups have lr and weight_decay alone: settings of the "
+                f"steps belong to the method, such as {_made(self.method.name, {own[0]: param_group[own[0]]})}"
+            )
         if run is not None and run.step_number:
             raise RuntimeError("param groups can be added before the first step only; make a new ZOOptimizer")
         super().add_param_group(param_group)
@@ -200,10 +231,17 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"ZOOptimizer.step needs the loss: opt.step(lambda: loss_fn(model(x), y)). In place of {TRAINER}"
             )
+        if not callable(closure):
+            raise TypeError(
+                f"step takes a function that computes the loss, and got a {type(closure).__name__}: write "
+                f"opt.step(lambda: loss_fn(model(x), y))"
+            )
         self.check_surroundings()
         self._check_frozen()
         try:
-            return self.step_by(sequential(closure))
+            loss = self.step_by(sequential(closure))
+            self._watch_values()
+            return loss
         except RuntimeError as e:
             if "does not require grad" not in str(e):
                 raise
@@ -212,8 +250,29 @@ class ZOOptimizer(torch.optim.Optimizer):
                 f"Return the loss, and leave backward() and zero_grad() out ({e})"
             ) from e
 
+    def _watch_values(self) -> None:
+        """Warn where the loss has had the same value at all points of several steps."""
+        assert self.run is not None
+        if self.run.flat_in_a_row == STILL:
+            warnings.warn(
+                f"the loss had the same value at all points of {STILL} steps, and nothing has moved: compute it inside "
+                f"of the closure, from the tensors that the optimizer was given (not from a copy, or from others that "
+                f"were loaded in their place)",
+                stacklevel=3,
+            )
+
     def _check_frozen(self) -> None:
-        """Warn once of tensors that were frozen since the optimizer was made, and are trained all the same."""
+        """Warn once of tensors that were frozen since the optimizer was made and are trained all the same, and of those
+        that were released and are not trained.
+        """
+        released = 0 if self._told else sum(tensor.requires_grad for tensor in self._left)
+        if released:
+            self._told = True
+            warnings.warn(
+                f"{released} tensors require grad now, and stay as they are: a ZOOptimizer settles which ones are "
+                f"trained when it is made. Make a new one",
+                stacklevel=3,
+            )
         frozen = 0 if self.frozen or self._told else sum(not leaf.tensor.requires_grad for leaf in self.store.leaves)
         if frozen:
             self._told = True

@@ -34,6 +34,7 @@ class Ways:
 
     def __init__(self, trained: Sequence[Tensor]) -> None:
         self.trained = trained
+        self._inside = False
         self.returned: list[dict[int, tuple[int | str, ReferenceType[Tensor]]]] = []
         """For each forward, by the identity of a tensor: the number of its block, or the name of a module inside of it,
         or -1 for what entered the first block."""
@@ -41,11 +42,13 @@ class Ways:
     def enter(self, states: Tensor) -> None:
         """A forward enters the first block."""
         self.returned.append({id(states): (-1, ref(states))})
+        self._inside = True
         self._require(False)
         torch.set_grad_enabled(False)
 
     def leave(self) -> None:
         """A forward leaves the last block."""
+        self._inside = False
         torch.set_grad_enabled(True)
         self._require(True)
 
@@ -65,7 +68,7 @@ class Ways:
 
     def _seen_from(self, what: int | str) -> Any:
         def seen(_: nn.Module, __: Any, output: Any) -> None:
-            if torch.is_grad_enabled():  # a forward that is passed over, or a block that runs again
+            if not self._inside:  # a forward that is passed over
                 return
             of_block = isinstance(what, int)
             for k, tensor in enumerate(output if isinstance(output, tuple | list) else (output,)):

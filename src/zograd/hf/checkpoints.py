@@ -21,7 +21,9 @@ TAPE = "tape.zo"
 HEADING = "## Forward-only training"
 
 
-def header(model: nn.Module, tensors: Mapping[str, Tensor], method: Method[Any], seed: int) -> dict[str, Any]:
+def header(
+    model: nn.Module, tensors: Mapping[str, Tensor], method: Method[Any], seed: int, weight_decay: float
+) -> dict[str, Any]:
     """The header of the tape of a training that begins: the method, and digests of the model before the first step.
 
     Cost: one read of every weight.
@@ -32,6 +34,7 @@ def header(model: nn.Module, tensors: Mapping[str, Tensor], method: Method[Any],
         "zograd": __version__,
         "seed": seed,
         "method": method.name,
+        "weight_decay": weight_decay,
         "parts": parts_of(method),
         "trained": list(tensors),
         "base": base_digest(found),
@@ -74,10 +77,12 @@ def read_tape(folder: Path) -> Tape:
     return Tape(folder / TAPE)
 
 
-def check_fits(tape: Tape, method: Method[Any], tensors: Mapping[str, Tensor], seed: int) -> None:
+def check_fits(tape: Tape, method: Method[Any], tensors: Mapping[str, Tensor], seed: int, weight_decay: float) -> None:
     """Raise RunError that names the first setting in which a tape differs from the training that would continue it."""
     mine = {"seed": seed, "method": method.name, **parts_of(method), "trained": list(tensors)}
     theirs = {**tape.header, **(tape.header.get("parts") or {})}
+    if "weight_decay" in theirs:  # older tapes do not say it
+        mine["weight_decay"] = weight_decay
     for name, value in mine.items():
         if theirs.get(name) != value:
             raise RunError(

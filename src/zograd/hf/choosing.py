@@ -38,16 +38,20 @@ class Choice:
     rate: str
     parts: Parts = field(default_factory=Parts)
 
-    def line(self, model: nn.Module) -> str:
-        """'training 24 tensors (54,000 weights) of LlamaForCausalLM by residual, lr 0.0002 (...), because ...'."""
+    def line(self, model: nn.Module, resumed_lr: float | None = None) -> str:
+        """'training 24 tensors (54,000 weights) of LlamaForCausalLM by residual, lr 0.0002 (...), because ...'.
+
+        resumed_lr: the rate of a checkpoint, where it is another one.
+        """
         weights = sum(tensor.numel() for tensor in self.tensors.values())
         controller, outside = self.method.controller, self.parts.outside
         lr = "auto" if controller.measures else f"{controller.rate({}, 0):.3g}"
+        lr = f"{lr} ({self.rate})" if resumed_lr is None else f"{resumed_lr:.3g} (of the checkpoint)"
         where = ", since not in the blocks" if self.method.name == "residual" else ""
         left = f"{', '.join(outside[:2])}{', ...' if len(outside) > 2 else ''}"
         return (
             f"training {len(self.tensors)} tensors ({weights:,} weights) of {type(plain_model(model)).__name__} by "
-            f"{self.method.name}, lr {lr} ({self.rate}), because {self.why}"
+            f"{self.method.name}, lr {lr}, because {self.why}"
             f"{f'; not trained{where}: {left}' if outside else ''}"
         )
 

@@ -30,7 +30,7 @@ class TrainerOptimizer(ZOOptimizer):
     weight_decay: of the others. model: where a method looks at what enters its layers. parts: of the model, for methods
     whose gradients come from its blocks.
 
-    `records` has the record of every step since the base model.
+    `records` has the record of every step since the base model, `given` the identities of the tensors.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class TrainerOptimizer(ZOOptimizer):
     ) -> None:
         self.model, self.parts = model, parts or Parts()
         self.records = Records()
+        self.given = {id(t) for t in tensors.values()}
         decay = weight_decay or method.weight_decay
         free = set(undecayed) if decay else set()
         groups = [
@@ -81,6 +82,12 @@ class TrainerOptimizer(ZOOptimizer):
         """Where gradients come from, for methods that take them from blocks."""
         source = self.store.source
         return source if isinstance(source, Blockwise) else None
+
+    @property
+    def resumed_lr(self) -> float | None:
+        """The rate that a loaded state brought, before its schedule; None where it is that of the method."""
+        rates = {float(group.get("initial_lr", group["lr"])) for group in self.param_groups}
+        return None if self.method.controller.measures or rates == {self.defaults["lr"]} else max(rates)
 
     def follow(self, shape: Callable[[int], float]) -> None:
         """Multiply measured learning rates by shape(k), k = 0, 1, ... from the next step on.

@@ -23,6 +23,7 @@ from zograd.estimators import FromBlocks
 from zograd.hf import arguments, checkpoints
 from zograd.hf.choosing import OF_ARGUMENTS, Choice, choose, far, trainable
 from zograd.hf.losses import Losses, StepLoss, as_tensor, by_values, fixed_mode, from_blocks
+from zograd.hf.marks import Marks
 from zograd.hf.optimizer import TrainerOptimizer
 from zograd.llm.loop import DivergenceError
 from zograd.llm.parts import without_cache
@@ -60,7 +61,7 @@ def forward_only(trainer_class: type[Any]) -> type[Any]:
 
     A step evaluates the mean of `compute_loss` over the micro-batches of `gradient_accumulation_steps` (and over
     processes) at each point of the method, under `no_grad`, in eval mode: dropout is off. The weights are not written
-    for an evaluation. Trained is what requires grad, or everything where nothing does. Logs have also `mu` and
+    for an evaluation. Trained is what requires grad when `train` is called, or everything where nothing does. Logs have also `mu` and
     `evaluations`. `lr_scheduler_type` and `warmup_steps` multiply the rate, also a measured one; a `Method` with a
     schedule of its own keeps that. Gradient checkpointing and `max_grad_norm` are off; arguments without a use are
     named in a warning.
@@ -135,7 +136,9 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         self._choice: Choice | None = None
         self._zo: TrainerOptimizer | None = None
         self._held: list[Any] = []
-        self._required: list[nn.Parameter] = []
+        self._marks = Marks()
+        self._asked: frozenset[int] = frozenset()
+        self._resumed_lr: float | None = None
         self._losses: Losses | None = None
         self._tape: Tape | None = None
         self._about: dict[str, Any] = {}
@@ -155,7 +158,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in the Trainer. Afterwards the parameters require grad as before."""
-        self._losses = None
+        self._losses = self._resumed_lr = None
         self._tape, training = None, getattr(self.model, "training", True)
         try:
             return super().train(*args, **kwargs)
@@ -164,18 +167,21 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
                 self.model.train(training)
             raise
         finally:
-            self._end()
+            self._held = []
+            self._marks.restore()
 
     def _chosen(self) -> Choice:
-        """The method and what it trains, chosen once for a model and a learning rate.
+        """The method and what it trains, chosen once for a model, its tensors that require grad, and a learning rate.
 
         A rate that the arguments got since then is one that was set: a search over hyperparameters sets it so.
         """
         if self.args.learning_rate != self._rate_seen:
             self._rate_seen, self._choice = self.args.learning_rate, None
             self._learning_rate = float(self._rate_seen)
-        if self._choice is None:
-            tensors = trainable(self.model)
+        tensors = trainable(self.model)
+        asked = self._asked if self._marks.are_off else frozenset(map(id, tensors.values()))
+        if self._choice is None or asked != self._asked:
+            self._asked = asked
             self._choice = choose(self.model, tensors, self._method, self._lr, self._learning_rate)
         return self._choice
 
@@ -185,8 +191,10 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         return super().call_model_init(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
-        """The optimizer that the Trainer holds. Its parameters require no grad from here to the end of `train`."""
-        choice = self._chosen()
+        """The optimizer that the Trainer holds; a new one where other tensors are to be trained than before."""
+        choice, self._held = self._chosen(), []
+        if self._zo is not None and {id(t) for t in choice.tensors.values()} != self._zo.given:
+            self.optimizer, self._tape = None, None
         if self.optimizer is None:
             if choice.method.estimator.watches and self._peers.world > 1:
                 raise ValueError(
@@ -196,7 +204,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
             self._announce(choice)
             self._equalise()
             self._about = (
-                checkpoints.header(self.model, choice.tensors, choice.method, self.args.seed)
+                checkpoints.header(self.model, choice.tensors, choice.method, self.args.seed, self.args.weight_decay)
                 if self._tape is None
                 else self._tape.header
             )
@@ -205,7 +213,6 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
                 choice.tensors, choice.method, seed=self.args.seed, weight_decay=self.args.weight_decay,
                 undecayed=sorted(undecayed), model=self.model, parts=choice.parts,
             )  # fmt: skip
-        self._begin()
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -220,8 +227,9 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
             shapes = getattr(scheduler, "lr_lambdas", None)
             if shapes is None:
                 raise ValueError(
-                    f"lr_scheduler_type={self.args.lr_scheduler_type!s} follows a metric, and a measured learning rate "
-                    f"follows the curvature: choose a schedule of the step, such as 'linear', or pass lr=NUMBER"
+                    f"the scheduler is {type(scheduler).__name__}, and a measured learning rate takes the shape of a "
+                    f"LambdaLR, as those of lr_scheduler_type='linear' and others of the step are; choose one of them, "
+                    f"or pass lr=NUMBER"
                 )
             self._zo.follow(shapes[0])
         return scheduler
@@ -248,26 +256,15 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 dist.broadcast(tensor.data, src=0)
 
-    def _begin(self) -> None:
-        """No graph: nobody reads it. Called again when the Trainer tries a smaller batch."""
-        self._held = []
-        self._required = self._required or [p for p in self.model.parameters() if p.requires_grad]
-        self.model.requires_grad_(False)
-        if getattr(self.model, "_require_grads_hook", None) is not None:  # of gradient checkpointing
-            self.model.disable_input_require_grads()
-
-    def _end(self) -> None:
-        """The model as the caller gave it, but for the trained weights."""
-        for p in self._required:
-            p.requires_grad_(True)
-        self._held, self._required = [], []
-
     # ---- a step --------------------------------------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Hold a micro-batch; with the last one of a step, take the step. Returns its loss, and 0 before."""
         assert self._zo is not None
         assert self._zo.run is not None
+        self._marks.off(self.model, self._asked)
+        if getattr(self.model, "_require_grads_hook", None) is not None:  # of gradient checkpointing
+            self.model.disable_input_require_grads()
         fixed_mode(self, self.accelerator.unwrap_model(model))
         self._held.append(self._prepare_inputs(inputs))
         if not self.accelerator.sync_gradients:
@@ -354,7 +351,7 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         """As in the Trainer, once the tape of the checkpoint was found to fit. Raises RunError and TapeError."""
         tape, choice = checkpoints.read_tape(Path(resume_from_checkpoint)), self._chosen()
-        checkpoints.check_fits(tape, choice.method, choice.tensors, self.args.seed)
+        checkpoints.check_fits(tape, choice.method, choice.tensors, self.args.seed, self.args.weight_decay)
         if len(choice.tensors) < len(list(self.model.parameters())) and not isinstance(self.model, _pretrained()):
             checkpoints.check_frozen(tape, self.model, choice.tensors)
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
@@ -375,6 +372,13 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
             )
         self._zo.records = Records(self._tape.records)
         self._about = self._tape.header
+        self._resumed_lr = self._zo.resumed_lr
+        if self._resumed_lr is not None and self.is_world_process_zero():
+            warnings.warn(
+                f"the learning rate is that of {checkpoint}, {self._resumed_lr:g}, as in every Trainer, and not "
+                f"{self._zo.defaults['lr']:g}; start without resume_from_checkpoint for another one",
+                stacklevel=2,
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As in the Trainer, with the method and the identity of the tape at the end."""
@@ -383,8 +387,8 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
         if self._zo is None or self._zo.run is None or not (self.is_world_process_zero() and card.exists()):
             return
         text = checkpoints.describe(
-            card.read_text(encoding="utf-8"), self._about, self._chosen().line(self.model),
-            self._zo.run.evaluations, Path(self.args.output_dir),
+            card.read_text(encoding="utf-8"), self._about,
+            self._chosen().line(self.model, self._resumed_lr), self._zo.run.evaluations, Path(self.args.output_dir),
         )  # fmt: skip
         card.write_text(text, encoding="utf-8")
 

@@ -371,10 +371,13 @@ class Store:
             return True
         self.escaped.update(leaf.index for leaf in unseen)
         names = ", ".join(leaf.name for leaf in unseen[:3]) + (", ..." if len(unseen) > 3 else "")
+        why = "they are unused, or read by compiled code"
+        if len(unseen) == len(self.leaves):
+            why += ", or the loss is computed outside of the function that returns it"
         warnings.warn(
             f"the loss did not read {len(unseen)} of {len(self.leaves)} trained tensors through torch functions "
-            f"({names}): they are unused, or read by compiled code. They are perturbed by copy, which is exact but "
-            f"needs their size in extra memory; leave them out of the selection if they are unused.",
+            f"({names}): {why}. They are perturbed by copy, which is exact but needs their size in extra memory; "
+            f"leave them out of the selection if they are unused.",
             stacklevel=3,
         )
         return False
