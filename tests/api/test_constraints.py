@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import Bounds, LinearConstraint, NonlinearConstraint, approx_fprime
 from scipy.optimize import minimize as scipy_minimize
 
@@ -363,3 +364,33 @@ def test_a_noisy_constraint_holds_at_the_result_or_the_budget_is_used(equal: boo
         assert found.success, found.message
         assert found.x @ found.x == pytest.approx(2, abs=0.015)
         assert np.sum((found.x - 2) ** 2) == pytest.approx(2, abs=0.05)
+
+
+@pytest.mark.parametrize("form", ["array", "tensor", "dict"])
+def test_a_constraint_may_write_into_its_x(form: str) -> None:
+    """f, and the next constraint, got what it left: a success at 100, where f(x) is 20,000."""
+
+    def part(x):
+        return x["a"] if isinstance(x, dict) else x
+
+    def c(x):
+        inner = part(x)
+        inner -= 100
+        total = (inner + 100).sum()
+        if isinstance(x, dict):
+            x.clear()
+        return total
+
+    def f(x):
+        return float((part(x) ** 2).sum())
+
+    x0 = {"array": np.ones(2), "tensor": torch.ones(2, dtype=torch.float64), "dict": {"a": np.ones(2)}}[form]
+    both = [NonlinearConstraint(c, 1, np.inf), {"type": "ineq", "fun": lambda x: c(x) - 1}]
+    res = zo.minimize(f, x0, constraints=both)
+    assert res.success
+    assert f(res.x) == res.fun
+    np.testing.assert_allclose(np.asarray(part(res.x)), 0.5, atol=1e-6)
+    loop = zo.AskTell(x0, "auto", constraints=both, budget=300)
+    while not loop.done:
+        loop.tell([f(x) for x in loop.ask()])
+    np.testing.assert_allclose(np.asarray(part(loop.recommend())), 0.5, atol=1e-6)

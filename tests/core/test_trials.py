@@ -168,6 +168,28 @@ def test_what_cannot_be_is_said() -> None:
         AskTell(start(), "lbfgs").run  # noqa: B018
 
 
+@pytest.mark.parametrize("method", ["auto", "cma", "lbfgs", RANKED])
+def test_losses_that_nobody_asked_for_are_refused(method: Any, tmp_path: Path) -> None:
+    """A `tell` that came twice, as after a timeout, counted for the next points, which nobody had seen."""
+    loop = AskTell(start(), method, budget=200)
+    size = len(copy.deepcopy(loop).ask())
+    with pytest.raises(RuntimeError, match=r"tell\(\) without ask\(\)"):
+        loop.tell([1.0] * size)
+    losses = [smooth(x) for x in loop.ask()]
+    loop.save(tmp_path / "asked.json")
+    for one in (AskTell.load(tmp_path / "asked.json", method), pickle.loads(pickle.dumps(loop)), loop):
+        one.tell(losses)
+        assert not one.done
+        assert one.free == len(one.unanswered)
+        one.save(tmp_path / "told.json")
+        for again in (AskTell.load(tmp_path / "told.json", method), pickle.loads(pickle.dumps(one)), one):
+            with pytest.raises(RuntimeError, match="without ask"):
+                again.tell([1.0] * len(again.unanswered))
+        told = one.evaluations
+        one.tell([smooth(trial.x) for trial in one.trials()])
+        assert one.evaluations > told
+
+
 # ---- orders and comparisons ------------------------------------------------------------------------------------------
 
 

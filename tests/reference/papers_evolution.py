@@ -119,7 +119,7 @@ def cr_fm_nes(f: Loss, x0: Array, directions: Directions, *, mu: float, sigma: f
         w, eta_s = w_rank, 1.0
         if np.linalg.norm(p_s) >= chi:
             h = brentq(lambda h: (1 + h**2) * np.exp(h**2 / 2) / 0.24 - 10 - d, 0, 10, xtol=1e-15, rtol=1e-15)
-            w = w_hat * np.exp(min(1, np.sqrt(n / d)) / h * np.linalg.norm(Z, axis=1))
+            w = w_hat * np.exp(h * min(1, np.sqrt(n / d)) * np.linalg.norm(Z, axis=1))
             w = w / w.sum() - 1 / n
         elif np.linalg.norm(p_s) >= 0.1 * chi:
             eta_s = np.tanh((0.024 * n + 0.7 * d + 20) / (d + 12))

@@ -121,12 +121,14 @@ class AskTell:
     def ask(self) -> list[Any]:
         """The points to evaluate, each a fresh array; the same points again until they are told. [] after the end."""
         self._request()
+        self.desk.asked = self.desk.first
         return [trial.x for trial in self._trials(range(self.desk.first, self.desk.first + self.desk.size))]
 
     def tell(self, losses: Sequence[float]) -> Record | None:
         """The losses in the order of `ask`. Returns the step's record, or None when the method asks for more points.
 
-        Raises RuntimeError where some of the points have been answered one by one.
+        Raises RuntimeError where nobody has asked for these points, as after a `tell` that is repeated, and where some
+        of them have been answered one by one.
         """
         try:
             told = list(losses) if not isinstance(losses, Mapping | str) else None
@@ -139,6 +141,8 @@ class AskTell:
                 f"{len(self.desk.answers)} of these {self.desk.size} points have an answer by report(); report the "
                 f"others too"
             )
+        if self._request() is not None and self.desk.asked != self.desk.first:
+            raise RuntimeError("tell() without ask(): there are no points whose losses could be told")
         return self.source.tell([self._signed(self._value(self.desk.first + i, f)) for i, f in enumerate(told)])
 
     # ---- one by one ----------------------------------------------------------------------------------------------
@@ -309,12 +313,13 @@ class AskTell:
         Answers that wait for the others of their step are part of it.
         """
         waiting = [[a.id, self._kept(a.value), a.ranked] for a in self.desk.answers.values()]
-        return {**self.source.state_dict(), "trials": waiting}
+        return {**self.source.state_dict(), "trials": waiting, "asked": self.desk.asked}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`; arrays may have become lists."""
         self.source.load_state_dict(state)
         self.desk = Desk(self.desk.lease)
+        self.desk.asked = int(state.get("asked", self.source.told))
         if waiting := rebuilt(state.get("trials", [])):
             self._request()
             self.restore(Answer(i, self._value_kept(kept), ranked) for i, kept, ranked in waiting)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from zograd.api.variables import Flat, Variables
+from zograd.api.bounds import without_limits
+from zograd.api.variables import Flat, Variables, copied
 from zograd.control import Kind
 from zograd.oracles import as_number
 
@@ -91,7 +92,8 @@ class _Block:
 class Rows:
     """All constraints as one vector c(x) = (c_1, ..., c_m), each row wanted <= 0 ("at most") or = 0 ("equal").
 
-    scale: for each row, the change of c that counts as one; 1 until a strategy has measured the slopes at x0.
+    scale: for each row, the change of c that counts as one; 1 until a strategy has measured the slopes at x0. units: of
+    the variables in which a strategy works, None for those of x0.
     guarded: rows that every iterate has to keep below zero. linear: rows a x - b, known exactly at any x.
     """
 
@@ -103,6 +105,7 @@ class Rows:
         self.linear = np.array([b.matrix is not None for b in blocks for _ in b.kinds], dtype=bool)
         self.one_sided = np.array([kind == "at most" for kind in self.kinds], dtype=bool)
         self.scale = np.ones(len(self.kinds))
+        self.units: Flat | None = None
         self.own = any(b.fun is None and b.matrix is None for b in blocks)
 
     @property
@@ -116,10 +119,13 @@ class Rows:
 
     @property
     def matrix(self) -> tuple[Flat, Flat]:
-        """(a, b) of the linear rows: c = a x - b."""
+        """(a, b) of the linear rows: c = a x - b, for x in `units`."""
         found = [(b, b.matrix) for b in self.blocks if b.matrix is not None]
         a = [b.sign[:, None] * matrix[b.index] for b, matrix in found]
-        return np.concatenate(a), np.concatenate([b.offset for b, _ in found])
+        slopes = np.concatenate(a)
+        if self.units is not None:
+            slopes = slopes * self.units
+        return slopes, np.concatenate([b.offset for b, _ in found])
 
     def excess(self, c: Flat) -> Flat:
         """By how much each row is violated, unscaled."""
@@ -174,7 +180,8 @@ class Rows:
 class _Constrained:
     """(value, c) from f and the functions of the constraints; it can be pickled where they can.
 
-    Where a row that must stay feasible, and that f does not return itself, is violated, f is not called: NaN.
+    Where a row that must stay feasible, and that f does not return itself, is violated, f is not called: NaN. Each
+    function gets a copy of x, which it may change.
     """
 
     f: Callable[..., Any]
@@ -187,7 +194,7 @@ class _Constrained:
             if block.matrix is not None:
                 parts.append(block.rows(block.matrix @ self.rows.variables.flattened(x, "x")))
             else:
-                parts.append(None if block.fun is None else block.rows(block.fun(x, *block.args)))
+                parts.append(None if block.fun is None else block.rows(block.fun(copied(x), *block.args)))
             c = parts[-1]
             if block.guarded and c is not None:
                 inside &= all(ci <= 0 for ci, kind in zip(c, block.kinds, strict=True) if kind == "at most")
@@ -284,14 +291,14 @@ def _block(one: Any, k: int, variables: Variables) -> _Block:
 
 
 def _limits(one: Any, n: int, k: int) -> tuple[Flat, Flat]:
-    """lb and ub of a constraint of SciPy, one number for each of its n values."""
+    """lb and ub of a constraint of SciPy, one number for each of its n values; infinite where there is none."""
     low, high = (np.asarray(b, dtype=np.float64) for b in (one.lb, one.ub))
     for name, limit in (("lb", low), ("ub", high)):
         if limit.size not in (1, n):
             raise ValueError(
                 f"constraint {k} has {n} values, but its {name} has {limit.size}; pass one number, or {n} of them"
             )
-    return np.broadcast_to(low.reshape(-1), (n,)), np.broadcast_to(high.reshape(-1), (n,))
+    return without_limits(np.broadcast_to(low.reshape(-1), (n,)), np.broadcast_to(high.reshape(-1), (n,)))
 
 
 def _sided(

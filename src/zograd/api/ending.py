@@ -31,6 +31,8 @@ class Ending(Enum):
     ITSELF = "the strategy ended"
     """It had nothing more to ask."""
     FAILURES = "too many failed evaluations in a row"
+    UNSETTLED = "the search ended before it had settled"
+    """It was still on its way somewhere else, or its numbers do not allow another step."""
     EARLY = "the budget ended too early"
     SHORT = "the run fell short"
     """Of what makes a success."""
@@ -43,6 +45,9 @@ STATUS = {
 """Of runs that are no success; all others have failed."""
 
 REACHED = (Ending.TARGET, Ending.START)
+
+NO_SUCCESS = (Ending.INTERRUPT, Ending.ERROR, Ending.FAILURES, Ending.UNSETTLED)
+"""Whatever else is known of the run."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,6 @@ class End:
 def concluded(end: End, why: End | None) -> tuple[str, Status]:
     """(message, status) of a run that ended so. why: what is missing for a success, None where nothing is."""
     if why is None:
-        success = end.kind not in (Ending.INTERRUPT, Ending.ERROR, Ending.FAILURES)
-        return end.message, Status.SUCCESS if success else STATUS.get(end.kind, Status.FAILED)
+        return end.message, Status.SUCCESS if end.kind not in NO_SUCCESS else STATUS.get(end.kind, Status.FAILED)
     message = why.message if end.kind is Ending.BUDGET else f"{end.message}; {why.message}"
     return message, STATUS.get(end.kind, STATUS.get(why.kind, Status.FAILED))

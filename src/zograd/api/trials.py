@@ -71,6 +71,8 @@ class Desk:
             raise ValueError(f"lease={lease} must be >= 0, in seconds")
         self.lease = lease
         self.first = self.size = 0
+        self.asked = -1
+        """The first trial of the request of which somebody was given trials last."""
         self.answers: dict[int, Answer] = {}
         self._given: dict[int, tuple[int, float]] = {}
 
@@ -100,6 +102,8 @@ class Desk:
 
     def give(self, numbers: Sequence[int], now: float) -> None:
         """Note who was given out."""
+        if numbers:
+            self.asked = self.first
         for i in numbers:
             self._given[i] = (self._given.get(i, (0, 0.0))[0] + 1, now)
 

@@ -203,6 +203,13 @@ class ArrayStore(Store):
         return flat
 
 
+def copied(x: Any) -> Any:
+    """A copy of a point in the form of x0."""
+    if isinstance(x, Mapping):
+        return {name: copied(value) for name, value in x.items()}
+    return x.clone() if isinstance(x, torch.Tensor) else np.array(x, copy=True)
+
+
 def _like(value: Any) -> torch.Tensor | None:
     """An empty tensor of the type and device of a tensor, of float64 for integers; None for others."""
     if not isinstance(value, torch.Tensor):

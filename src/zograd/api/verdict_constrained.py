@@ -16,8 +16,8 @@ from zograd.api.verdict import FEW, PLAIN, Wording, too_few, unbounded
 FALLS = 1e20
 """Times f(x0), or 1, below which f is said to fall without end: multipliers come to rest where no row is near."""
 
-ROUNDING = 1e-9
-"""Relative rise of f that counts as none."""
+ROUNDING = 1e-8
+"""Relative rise of f that counts as none: a search that begins at the minimum may end so far above it."""
 
 
 def shortfall(

@@ -211,7 +211,8 @@ class Run(Generic[A]):
         return record
 
     def _finish(self, estimate: Estimate[A], rates: Sequence[Rate] | None) -> Record:
-        scalars = [*[c for _, c in estimate.vector.terms], *(estimate.aux or ())]  # type: ignore[misc]
+        vectors = (estimate.vector, *estimate.writes.values())
+        scalars = [*[c for v in vectors for _, c in v.terms], *(estimate.aux or ())]  # type: ignore[misc]
         if not all(map(math.isfinite, scalars)):  # differences of finite losses may overflow
             return self._refuse(list(estimate.losses), rates)
         if not (estimate.vector or math.isfinite(estimate.loss)):  # what failed left no estimate

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.sums import mean
 from zograd.core.vector import Array, Slot, Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import pairs, positive_count, slopes
+from zograd.laws import Gaussian, Rademacher, Sphere
+
+if TYPE_CHECKING:
+    from zograd.core.method import Method
 
 GUIDE = Vector(((Slot("guide"), 1.0),))
 
@@ -48,8 +53,9 @@ class Aligned(Estimator[None]):
             all that is gained: nothing for n << d. Each aligned probe regenerates n/2 + 1 directions.
         "momentum": the slot "guide", m <- beta m + (1 - beta) g. "user": the slot "guide", which you fill
             (`store.leaves[i].slots["guide"]`). All n directions are aligned. Memory: a slot.
-    Where the guide is 0 or not finite, plain directions of the law are taken. fixed_norm: |v|^2 = d, wants a law whose
-    directions are isotropic (`Sphere`, `Gaussian`). central: 2 n evaluations; else n + 1, with f(x) shared.
+    Where the guide is 0 or not finite, plain directions of the law are taken. fixed_norm: |v|^2 = d. The law is one of
+    independent directions, isotropic (`Sphere`, `Gaussian`), or `Rademacher` without fixed_norm. central: 2 n
+    evaluations; else n + 1, with f(x) shared.
 
     Meter `cosine`: between the estimates of the two halves (pilot), or between the estimate and the guide.
     """
@@ -74,6 +80,17 @@ class Aligned(Estimator[None]):
     @property
     def slots(self) -> Mapping[str, float]:
         return {} if self.guide == "pilot" else {"guide": 0.0}
+
+    def misfit(self, method: Method[Any]) -> str | None:
+        law = method.law
+        if isinstance(law, Sphere | Gaussian) or (not self.fixed_norm and isinstance(law, Rademacher)):
+            return None
+        signs = ", or fixed_norm=False" if isinstance(law, Rademacher) else ""
+        return (
+            f"Aligned puts a guide in the place of one component of each direction, which is unbiased for isotropic "
+            f"directions that are independent, and {type(law).__name__} draws others; use law=Sphere() or "
+            f"Gaussian(){signs}"
+        )
 
     def __call__(self, ask: Ask) -> Routine[None]:
         first = self.n // 2 if self.guide == "pilot" else 0
@@ -100,7 +117,7 @@ class Aligned(Estimator[None]):
         writes = {}
         if self.guide == "momentum":
             g, writes["guide"] = self._follow(g)
-        shown = float(np.mean(losses)) if self.central else losses[0]
+        shown = mean(losses) if self.central else losses[0]
         return Estimate(g, shown, losses, None, writes, {"cosine": cosine})
 
     def _follow(self, g: Vector) -> tuple[Vector, Vector]:

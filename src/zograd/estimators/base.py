@@ -74,6 +74,26 @@ class Estimator(Part, ABC, Generic[A]):
         return False
 
     @declared
+    def mends_pairs(self) -> bool:
+        """Whether it takes the slope to the other side itself where one point of a pair has failed."""
+        return False
+
+    @declared
+    def directions(self) -> int:
+        """Directions that it draws in a step, at most: a second estimator of the step begins behind them."""
+        return self.n
+
+    @declared
+    def reaches(self) -> bool:
+        """Whether some of its queries lie at a distance from x that does not shrink with mu."""
+        return False
+
+    @declared
+    def several_radii(self) -> bool:
+        """Whether its queries x + r v have other radii than mu."""
+        return False
+
+    @declared
     def one_sided(self) -> bool:
         """Whether it takes f(x + mu v) - f(x), of which curvature is a part that a smaller mu makes smaller."""
         return False
@@ -111,6 +131,26 @@ class Wrapper(Estimator[A]):
     @property
     def n(self) -> int:
         return self.inner.n
+
+    @property
+    def directions(self) -> int:
+        return self.inner.directions
+
+    @property
+    def estimates_gradient(self) -> bool:
+        return self.inner.estimates_gradient
+
+    @property
+    def mends_pairs(self) -> bool:
+        return self.inner.mends_pairs
+
+    @property
+    def reaches(self) -> bool:
+        return self.inner.reaches
+
+    @property
+    def several_radii(self) -> bool:
+        return self.inner.several_radii
 
     @property
     def one_sided(self) -> bool:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from zograd.core.query import Ask, Estimate, Routine
+from zograd.core.sums import mean
 from zograd.core.vector import combination
 from zograd.estimators.base import Estimator, Feedback
 from zograd.estimators.differences import pairs, positive_count
@@ -38,4 +39,4 @@ class Compared(Estimator[None]):
         v = [ask.draw(j) for j in range(self.n)]
         f = yield pairs(v, ask.mu)
         plus, minus = np.array(f[::2]), np.array(f[1::2])
-        return Estimate(combination(np.sign(plus - minus) / self.n, v), float(np.mean(f)), f, None)
+        return Estimate(combination(np.sign(plus - minus) / self.n, v), mean(f), f, None)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zograd.core import keys
 from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.sums import mean
 from zograd.core.vector import Slot, Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import Forward, pairs, positive_count, slopes
@@ -57,6 +58,7 @@ class Coordinates(Estimator[None]):
 
     estimates_gradient: ClassVar[bool] = False
     takes_failures: ClassVar[bool] = True
+    mends_pairs: ClassVar[bool] = True
 
     @property
     def evaluations(self) -> int:
@@ -100,9 +102,9 @@ class Coordinates(Estimator[None]):
         e = [Vector(((u, 1.0),)) for u in self.chosen(ask)]
         if self.central:
             f = yield pairs(e, ask.mu)
-            plus, minus = np.split(np.array(f), 2)
+            plus, minus = np.array(f[::2]), np.array(f[1::2])
             if np.all(np.isfinite(f)):
-                return Estimate(combination(slopes(f, ask.mu), e), float(np.mean(f)), f, None)
+                return Estimate(combination(slopes(f, ask.mu), e), mean(f), f, None)
             (f0,) = yield [Query()]
             up, down = _way_down(plus, f0, ask.mu), _way_down(minus, f0, ask.mu)
             slope = np.where(np.isfinite(plus) & np.isfinite(minus), (plus - minus) / (2 * ask.mu), up - down)

@@ -87,6 +87,8 @@ class Richardson(Estimator[None]):
 
     n: int = 1
 
+    several_radii: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         positive_count(self.n)
 

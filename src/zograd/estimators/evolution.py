@@ -175,7 +175,7 @@ class RestrictedEvolution(Estimator[Restricted]):
         path = a * a * gram[1, 1] + 2 * a * b * (gram[1, 3:] @ odd) + b * b * (odd @ zz @ odd)
         speed = math.sqrt(max(float(path), 0.0)) / length_of_normal(d)
         if speed >= 1 and not flat:
-            alpha = min(1.0, math.sqrt(n / d)) * math.sqrt(feasible / n) / root_of_distance(d)
+            alpha = min(1.0, math.sqrt(n / d)) * math.sqrt(feasible / n) * root_of_distance(d)
             far = rank * np.repeat(np.exp(alpha * (np.sqrt(np.diag(zz)) - math.sqrt(d))), 2)
             w = far / far.sum() - 1 / n
             odd, even = w[::2] - w[1::2], w[::2] + w[1::2]
@@ -193,7 +193,7 @@ class RestrictedEvolution(Estimator[Restricted]):
 
 
 def root_of_distance(dim: int) -> float:
-    """h > 0 with (1 + h^2) exp(h^2 / 2) / 0.24 = 10 + d, by bisection: the inverse of alpha of CR-FM-NES."""
+    """h > 0 with (1 + h^2) exp(h^2 / 2) / 0.24 = 10 + d, by bisection: h^-1(d), the inverse function, of CR-FM-NES."""
     low, high = 0.0, 10.0
     while high - low > 1e-15 * high:
         h = (low + high) / 2

@@ -56,10 +56,6 @@ class Feasible(Wrapper[Any]):
         self.set.ball(1 if (size := getattr(self.set, "size", None)) is None else size)  # it says what is wrong
 
     @property
-    def estimates_gradient(self) -> bool:
-        return self.inner.estimates_gradient
-
-    @property
     def evaluations(self) -> int:
         return self.inner.evaluations
 
@@ -77,6 +73,11 @@ class Feasible(Wrapper[Any]):
     def misfit(self, method: Method[Any]) -> str | None:
         if not method.space.flat:
             return f"Feasible moves queries along straight lines, which {type(method.space).__name__} does not have"
+        if self.inner.reaches:
+            return (
+                f"Feasible keeps queries inside that shrink with mu, and {type(self.inner).__name__} asks at points "
+                f"that do not (an earlier iterate, or a step of its own length); use Central(n)"
+            )
         return self.inner.misfit(method)
 
     def prepare(self, store: Store) -> None:

@@ -99,6 +99,11 @@ class _Field(Wrapper[Any]):
     def takes_failures(self) -> bool:
         return self.inner.takes_failures
 
+    @property
+    def aux(self) -> None:
+        """None: scalars of `inner` belong to its directions, which are turned here."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Saddle(_Field):
@@ -155,7 +160,7 @@ class Saddle(_Field):
 
     def __call__(self, ask: Ask) -> Routine[Any]:
         e = yield from self.inner(ask)
-        return replace(e, vector=on_leaves(e.vector, selected(self.ascend, ask.names), -1.0, 1.0))
+        return replace(e, vector=on_leaves(e.vector, selected(self.ascend, ask.names), -1.0, 1.0), aux=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +212,6 @@ class Players(_Field):
     def in_dimensions(self, dim: int) -> Players:
         return self
 
-    @property
-    def aux(self) -> None:
-        return None
-
     def misfit(self, method: Method[Any]) -> str | None:
         if self.inner.slots:
             return f"Players measures several losses, and the memory of {type(self.inner).__name__} is of one"
@@ -233,7 +234,7 @@ class Players(_Field):
     def __call__(self, ask: Ask) -> Routine[None]:
         found: list[Estimate[Any]] = []
         for i, leaves in enumerate(self.shares(ask.names)):
-            found.append((yield from self.inner(alone(ask.after(i * self.n), leaves))))
+            found.append((yield from self.inner(alone(ask.after(i * self.inner.directions), leaves))))
         losses = [f for e in found for f in e.losses]
         vector = combination([1.0] * len(found), [e.vector for e in found])
         return Estimate(vector, sum(e.loss for e in found) / len(found), losses, None)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.sums import mean
 from zograd.core.vector import Slot, Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import Central, pairs, positive_count, slopes
-from zograd.estimators.reduced import X, drawn, flat_only, positive_share, slot
+from zograd.estimators.reduced import X, drawn, flat_only, positive_share, slot, unfit_full
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
@@ -45,7 +46,7 @@ class Tracker(Estimator[None]):
         f = yield pairs(v, ask.mu)
         along = slopes(f, ask.mu) - ask.inner(h, v)
         changed = h + combination(along / (self.n + ask.dim + 1), v)
-        return Estimate(slot("tracker"), float(np.mean(f)), f, None, {"tracker": changed})
+        return Estimate(slot("tracker"), mean(f), f, None, {"tracker": changed})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class Page(Estimator[None]):
     batch: int = 1
     p: float | None = None
     full: Estimator[Any] = field(default=Central(1))
+
+    reaches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         positive_count(self.n)
@@ -93,7 +96,7 @@ class Page(Estimator[None]):
     def misfit(self, method: Method[Any]) -> str | None:
         if taken := {"page", "last"} & self.full.slots.keys():
             return f"Page and its full estimator {type(self.full).__name__} both have the slot {min(taken)!r}"
-        return flat_only(self, method) or self.full.misfit(method)
+        return unfit_full(self, self.full) or flat_only(self, method) or self.full.misfit(method)
 
     def __call__(self, ask: Ask) -> Routine[None]:
         p = self.batch / (max(ask.terms, 1) + self.batch) if self.p is None else self.p
@@ -109,4 +112,4 @@ class Page(Estimator[None]):
         f = yield [Query(at + side * ask.mu * vj, rows) for at in (Vector(), back) for vj in v for side in (1.0, -1.0)]
         here, there = np.split(slopes(f, ask.mu), 2)
         g = slot("page") + combination((here - there) / self.n, v)
-        return Estimate(slot("page"), float(np.mean(f[: 2 * self.n])), f, None, {"page": g, "last": X})
+        return Estimate(slot("page"), mean(f[: 2 * self.n]), f, None, {"page": g, "last": X})

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.schedules import Schedule
+from zograd.core.sums import mean
 from zograd.core.vector import Slot, Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import positive_count
@@ -57,9 +59,14 @@ class Consensus(Estimator[None]):
         return {**{f"particle_{i}": 0.0 for i in range(self.n)}, "shift": 0.0}
 
     def misfit(self, method: Method[Any]) -> str | None:
-        if method.space.flat:
+        if not method.space.flat:
+            return f"Consensus averages points, which {type(method.space).__name__} does not allow; use Euclidean()"
+        if method.rule.linear and method.controller == Schedule(1.0) and not method.weight_decay:
             return None
-        return f"Consensus averages points, which {type(method.space).__name__} does not allow; use Euclidean()"
+        return (
+            "Consensus keeps its particles as offsets from an iterate that moves to their consensus: use rule=SGD(), "
+            "lr=1.0 and weight_decay=0"
+        )
 
     def __call__(self, ask: Ask) -> Routine[None]:
         v = [ask.draw(i) for i in range(self.n)]
@@ -68,7 +75,7 @@ class Consensus(Estimator[None]):
         w = np.exp(-self.alpha * (np.array(f) - min(f)))  # log-sum-exp: the largest weight is 1
         writes = {f"particle_{i}": x_i for i, x_i in enumerate(x)}
         to_c = Vector(((Slot("shift"), -1.0),))
-        return Estimate(to_c, float(np.mean(f)), f, None, {**writes, "shift": combination(w / w.sum(), x)})
+        return Estimate(to_c, mean(f), f, None, {**writes, "shift": combination(w / w.sum(), x)})
 
     def _moved(self, ask: Ask, i: int, xi: Vector) -> Vector:
         """Particle i after its drift and noise, as an offset from the iterate, which stands at c."""

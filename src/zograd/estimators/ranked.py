@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.sums import mean
 from zograd.core.vector import Array, combination
 from zograd.estimators.base import Estimator, Feedback
 from zograd.estimators.differences import pairs, positive_count
@@ -109,11 +110,15 @@ class Preference(Estimator[None]):
     feedback: ClassVar[Feedback] = "pairs"
 
     @property
+    def directions(self) -> int:
+        return 2 * self.n
+
+    @property
     def evaluations(self) -> int:
         return 2 * self.n
 
     def __call__(self, ask: Ask) -> Routine[None]:
-        v = [ask.draw(j) for j in range(2 * self.n)]
+        v = [ask.draw(j) for j in range(self.directions)]
         f = yield [Query(ask.mu * vj) for vj in v]
         a, b = np.where(np.isfinite(f), f, np.inf).reshape(-1, 2).T
         worse = (a > b).astype(float) - (a < b)  # 1: the first of the pair lost
@@ -149,4 +154,4 @@ class Mirrored(Estimator[None]):
         f = yield pairs(v, ask.mu)
         fitness = (np.array(f) - np.mean(f)) / max(float(np.std(f)), self.floor)
         w = (fitness[::2] - fitness[1::2]) / (2 * self.n)
-        return Estimate(combination(w, v), float(np.mean(f)), f, None)
+        return Estimate(combination(w, v), mean(f), f, None)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.sums import mean
 from zograd.core.vector import Slot, Vector, combination
 from zograd.estimators.base import Estimator
+from zograd.estimators.coordinate import Coordinates
 from zograd.estimators.differences import Central, pairs, positive_count, slopes
+from zograd.laws.orthogonal import Orthogonal, Walsh
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
@@ -96,7 +99,7 @@ class Recentred(Estimator[None]):
             h = combination(Dp / self.pilot, pilot)
         along = D - ask.inner(h, v)  # D_j - <v_j, h>
         correction = combination(along / self.n, v)
-        loss = float(np.mean(f))
+        loss = mean(f)
         # `vector` is read with the new slot, so h is written in terms of it.
         if refresh:
             return Estimate(slot("prior") + correction, loss, f, None, {"prior": h})
@@ -119,6 +122,16 @@ def drawn(ask: Ask, batch: int) -> tuple[int, ...] | None:
     return tuple(int(i) for i in ask.rng.choice(ask.terms, batch, replace=False))
 
 
+def unfit_full(part: Estimator[Any], full: Estimator[Any]) -> str | None:
+    """Why `full` cannot be what the differences of `part` are added to: it has another length than the gradient."""
+    if full.estimates_gradient or isinstance(full, Coordinates):
+        return None
+    return (
+        f"{type(part).__name__} adds differences of slopes to the estimate of {type(full).__name__}, which does not "
+        f"have the length of the gradient; use full=Central(n) or Coordinates(d)"
+    )
+
+
 def refreshed(ask: Ask, full: Estimator[Any], n: int) -> Routine[None]:
     """The anchor moves to x, where its gradient G is estimated: g = G, since the differences vanish there."""
     e = yield from full(ask.after(n))
@@ -133,7 +146,7 @@ def corrected(ask: Ask, n: int, batch: int) -> Routine[None]:
     ]
     here, there = np.split(slopes(f, ask.mu), 2)
     g = slot("anchor_gradient") + combination((here - there) / n, v)
-    return Estimate(g, float(np.mean(f[: 2 * n])), f, None)
+    return Estimate(g, mean(f[: 2 * n]), f, None)
 
 
 class _Anchored(Estimator[None]):
@@ -143,6 +156,7 @@ class _Anchored(Estimator[None]):
     n: int
     batch: int
     full: Estimator[Any]
+    reaches: ClassVar[bool] = True
 
     @property
     def slots(self) -> Mapping[str, float]:
@@ -165,7 +179,7 @@ class _Anchored(Estimator[None]):
             return (
                 f"{type(self).__name__} needs a full estimator without slots, and {type(self.full).__name__} has some"
             )
-        return flat_only(self, method)
+        return unfit_full(self, self.full) or flat_only(self, method)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +258,8 @@ class ZPDVR(Estimator[None]):
     batch: int = 1
     p: float | None = None
 
+    reaches: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         positive_count(self.batch)
         if self.p is not None:
@@ -261,6 +277,11 @@ class ZPDVR(Estimator[None]):
         return 4 * max(terms, 1)
 
     def misfit(self, method: Method[Any]) -> str | None:
+        if isinstance(method.law, Orthogonal | Walsh):
+            return (
+                f"ZPDVR takes two directions that are independent, and those of {type(method.law).__name__} are "
+                f"orthogonal to each other: the estimate would be biased. Use law=Gaussian()"
+            )
         return flat_only(self, method)
 
     def __call__(self, ask: Ask) -> Routine[None]:
@@ -270,11 +291,11 @@ class ZPDVR(Estimator[None]):
             return (yield from corrected(ask, 1, self.batch))
         u, fresh, h = ask.draw(0), ask.draw(1), slot("tracker")
         f = yield pairs((u, fresh), ask.mu)
-        D, D_fresh = slopes(f, ask.mu)
-        inner = ask.gram([h, u, fresh])
-        a = (D - inner[0, 1]) / (ask.dim + 2)
+        D, D_fresh = slopes(f, ask.mu).tolist()
+        (_, h_u, h_fresh), (_, _, u_fresh), _ = ask.gram([h, u, fresh]).tolist()
+        a = (D - h_u) / (ask.dim + 2)
         tracked = h + a * u
-        along = D_fresh - (inner[0, 2] + a * inner[1, 2])  # D_u' f(w) - <u', h + a u>
+        along = D_fresh - (h_fresh + a * u_fresh)  # D_u' f(w) - <u', h + a u>
         gradient = tracked + along * fresh
         writes = {"anchor": X, "tracker": tracked, "anchor_gradient": gradient}
-        return Estimate(slot("anchor_gradient"), float(np.mean(f)), f, None, writes)
+        return Estimate(slot("anchor_gradient"), mean(f), f, None, writes)

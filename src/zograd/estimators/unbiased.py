@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
+from zograd.core.sums import mean
 from zograd.core.vector import Array, Vector, combination
 from zograd.estimators.base import Estimator
 from zograd.estimators.differences import positive_count
@@ -101,6 +102,8 @@ class Unbiased(Estimator[None]):
     radii: Radii = Geometric()
     levels: int = 8
 
+    several_radii: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         positive_count(self.n)
         if self.k not in (1, 2, 3, 4):
@@ -150,7 +153,7 @@ class Unbiased(Estimator[None]):
         points = list(dict.fromkeys((j if r else 0, r) for j, t in enumerate(terms) for r, _ in t))  # x once for all
         f = yield [Query(r * v[j] if r else Vector()) for j, r in points]
         at = dict(zip(points, f, strict=True))
-        loss = at.get((0, 0.0), float(np.mean(f)))
+        loss = at.get((0, 0.0), mean(f))
         base = loss if self.k > 1 else 0.0  # the coefficients sum to 0 then: subtracting loses no digits
         slopes = [sum(c * (at[j if r else 0, r] - base) for r, c in t) for j, t in enumerate(terms)]
         return Estimate(combination(np.array(slopes) / self.n, v), loss, f, None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.vector import Basis, Slot, Vector
-from zograd.estimators.base import Estimator, Wrapper
+from zograd.estimators.base import Estimator, Feedback, Wrapper
 from zograd.estimators.differences import Central
 from zograd.estimators.elementwise import Power, Product
 from zograd.laws.masked import Ones
@@ -81,6 +81,8 @@ class SAM(Wrapper[Any]):
     inner: Estimator[Any] = field(default=Central(1))
     rho: float = 0.05
 
+    reaches: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if not self.rho > 0:
             raise ValueError(f"rho is the length of the ascent and must be > 0, got {self.rho}")
@@ -93,6 +95,14 @@ class SAM(Wrapper[Any]):
     def fewest_evaluations(self) -> int:
         return 2 * self.inner.fewest_evaluations
 
+    @property
+    def directions(self) -> int:
+        return 2 * self.inner.directions
+
+    @property
+    def feedback(self) -> Feedback:
+        return self.inner.feedback
+
     def misfit(self, method: Method[Any]) -> str | None:
         return stateless(self, self.inner)
 
@@ -104,7 +114,7 @@ class SAM(Wrapper[Any]):
 
 def ascended(part: Wrapper[Any], ask: Ask, e: Estimate[Any], ascent: Vector) -> Routine[Any]:
     """The estimate of the inner estimator at x + ascent, with the loss at x; e: the estimate at x."""
-    there = yield from moved(part.inner(ask.after(part.n)), ascent)
+    there = yield from moved(part.inner(ask.after(part.inner.directions)), ascent)
     return replace(there, loss=e.loss, losses=[*e.losses, *there.losses])
 
 

@@ -41,7 +41,8 @@ class Measured(Wrapper[A]):
 
     On measuring steps (the first `warm`, then one in `every`) f(x) is evaluated as well where the inner estimator does
     not, and f(x - mu v) for one direction where it has no pairs; an estimator that has both measures always. Meters:
-        slope2      mean over the pairs of ((f(x + mu v) - f(x - mu v)) / 2 mu)^2, unbiased for |grad f|^2
+        slope2      mean over the pairs of ((f(x + mu v) - f(x - mu v)) / 2 mu)^2, unbiased for |grad f|^2; here and
+                    below mu is the radius of the pair
         trace       mean of v^T H v = (f(x + mu v) - 2 f(x) + f(x - mu v)) / mu^2, unbiased for tr H
         curvature2  mean of its square
     The estimate itself is the inner one's, bit for bit. Costs up to 2 evaluations more on measuring steps.
@@ -83,11 +84,11 @@ class Measured(Wrapper[A]):
         if self.rule is not None:
             return (yield from self._weighed(ask, routine, queries, measures and ask.moves > 0))
         pairs = _pairs(queries)
-        extra, center, completed = _complete(queries, pairs)
+        extra, center, completed = _complete(ask, queries, pairs)
         if extra and not measures:
             extra, center, completed = [], -1, pairs
         f = yield [*queries, *extra]
-        meters = _meters(f, center, completed, ask.mu)
+        meters = _meters(f, center, completed, radii(ask, self.inner, [*queries, *extra]))
         estimate = yield from _rest(routine, f[: len(queries)])
         return replace(estimate, meters={**meters, **estimate.meters})
 
@@ -137,17 +138,29 @@ def _pairs(queries: Sequence[Query]) -> list[tuple[int, int]]:
     return found
 
 
-def _complete(queries: list[Query], pairs: list[tuple[int, int]]) -> tuple[list[Query], int, list[tuple[int, int]]]:
+def _complete(
+    ask: Ask, queries: list[Query], pairs: list[tuple[int, int]]
+) -> tuple[list[Query], int, list[tuple[int, int]]]:
     """(points to add, position of f(x), positions of the pairs) that give a pair and the value between."""
     extra: list[Query] = []
     if not pairs:
-        i = next(i for i, query in enumerate(queries) if query.at)
-        pairs = [(i, len(queries))]
-        extra.append(replace(queries[i], at=-queries[i].at))
-    here = Query(Vector(), queries[pairs[0][0]].rows)
+        i = next((i for i, query in enumerate(queries) if query.at), len(queries))
+        if i == len(queries):  # x alone is asked for
+            extra.append(Query(ask.mu * ask.draw(0), queries[0].rows))
+        pairs = [(i, len(queries) + len(extra))]
+        extra.append(replace([*queries, *extra][i], at=-[*queries, *extra][i].at))
+    here = Query(Vector(), [*queries, *extra][pairs[0][0]].rows)
     if here in queries:
         return extra, queries.index(here), pairs
     return [*extra, here], len(queries) + len(extra), pairs
+
+
+def radii(ask: Ask, estimator: Estimator[Any], queries: Sequence[Query]) -> list[float]:
+    """The r of each query x + r v; of an estimator with several, by its coefficients over those of a direction."""
+    if not estimator.several_radii:
+        return [ask.mu] * len(queries)
+    unit = max(abs(c) for _, c in ask.draw(0).terms)
+    return [max((abs(c) for _, c in query.at.terms), default=0.0) / unit for query in queries]
 
 
 def _second(up: float, here: float, down: float) -> float:
@@ -156,13 +169,13 @@ def _second(up: float, here: float, down: float) -> float:
     return 0.0 if abs(difference) <= ROUNDING * max(abs(up), abs(here), abs(down)) else difference
 
 
-def _meters(f: Sequence[float], center: int, pairs: list[tuple[int, int]], mu: float) -> dict[str, float]:
+def _meters(f: Sequence[float], center: int, pairs: list[tuple[int, int]], r: Sequence[float]) -> dict[str, float]:
     if not pairs:
         return {}
-    slopes = [(f[i] - f[j]) / (2 * mu) for i, j in pairs]
+    slopes = [(f[i] - f[j]) / (2 * r[i]) for i, j in pairs]
     meters = {"slope2": mean([slope * slope for slope in slopes])}
     if center >= 0:
-        second = [_second(f[i], f[center], f[j]) / (mu * mu) for i, j in pairs]
+        second = [_second(f[i], f[center], f[j]) / (r[i] * r[i]) for i, j in pairs]
         meters |= {"trace": mean(second), "curvature2": mean([c * c for c in second])}
     return meters
 

@@ -11,7 +11,7 @@ from zograd.core.query import Ask, Estimate, Query, Routine
 from zograd.core.sums import mean
 from zograd.core.vector import Vector, combination
 from zograd.estimators.base import Estimator
-from zograd.learning_rate.auto import Measured, _complete, _pairs, _rest
+from zograd.learning_rate.auto import Measured, _complete, _pairs, _rest, radii
 from zograd.learning_rate.controller import State
 
 A = TypeVar("A")
@@ -59,7 +59,7 @@ class Levels(Measured[A]):
         measures = ask.moves < self.warm or ask.step % self.every == 0
         pairs = _pairs(queries)
         sides = [] if pairs else _sides(queries)
-        extra, center, completed = _complete(queries, pairs)
+        extra, center, completed = _complete(ask, queries, pairs)
         if not measures and (pairs or sides):
             extra, center, completed = [], (-1 if pairs else center), pairs
         here = [center] if center >= 0 else []
@@ -78,9 +78,10 @@ class Levels(Measured[A]):
             if chance:
                 values[failed[0]] = told[-1]
             values += told
-        meters = _meters(values, here, completed, sides, ask.mu)
+        r = radii(ask, self.inner, [*queries, *extra])
+        meters = _meters(values, here, completed, sides, r)
         meters |= ({"chance": 1.0} if chance else {}) | ({"one_sided": 1.0} if self.inner.one_sided else {})
-        one_sided = _one_sided(values, here, pairs, [*queries], ask.mu)
+        one_sided = [] if self.inner.mends_pairs else _one_sided(values, here, pairs, queries, r)
         outside = [values[i] for i in here if not math.isfinite(values[i])]
         estimate = yield from _rest(routine, values[: len(queries)])
         if outside:
@@ -91,7 +92,7 @@ class Levels(Measured[A]):
 
 
 def _one_sided(
-    f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], queries: Sequence[Query], mu: float
+    f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], queries: Sequence[Query], r: Sequence[float]
 ) -> list[tuple[float, Vector]]:
     """(slope, direction) of the pairs of which one point failed: 0 where the other one does not lie lower than f(x)."""
     found = []
@@ -100,7 +101,7 @@ def _one_sided(
         for i, j in pairs:
             if math.isfinite(f[i]) != math.isfinite(f[j]):
                 k = i if math.isfinite(f[i]) else j
-                found.append((min((f[k] - f0) / mu, 0.0), queries[k].at / mu))
+                found.append((min((f[k] - f0) / r[k], 0.0), queries[k].at / r[k]))
     return found
 
 
@@ -126,15 +127,15 @@ def _sides(queries: Sequence[Query]) -> list[int]:
 
 
 def _meters(
-    f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], sides: list[int], mu: float
+    f: Sequence[float], here: list[int], pairs: list[tuple[int, int]], sides: list[int], r: Sequence[float]
 ) -> dict[str, float]:
-    fine = [(f[i], f[j]) for i, j in pairs if math.isfinite(f[i]) and math.isfinite(f[j])]
+    fine = [(f[i], f[j], r[i]) for i, j in pairs if math.isfinite(f[i]) and math.isfinite(f[j])]
     center = [f[i] for i in here]
     asked, had = (len(sides), sum(math.isfinite(f[i]) for i in sides)) if sides else (len(pairs), len(fine))
     meters = {} if had == asked else {"failures": 1 - had / asked}
     if fine:
-        slopes = [(plus - minus) / (2 * mu) for plus, minus in fine]
-        levels = [(plus + minus) / 2 for plus, minus in fine]
+        slopes = [(plus - minus) / (2 * mu) for plus, minus, mu in fine]
+        levels = [(plus + minus) / 2 for plus, minus, _ in fine]
         meters |= {"slope2": mean([s * s for s in slopes]), "level": mean(levels)}
         if len(levels) > 1:
             meters["spread2"] = _variance(levels)
@@ -143,12 +144,12 @@ def _meters(
         if len(center) > 1:
             meters["repeat2"] = _variance(center)
         if sides and had:
-            slopes = [(f[i] - f0) / mu for i in sides if math.isfinite(f[i])]
+            slopes = [(f[i] - f0) / r[i] for i in sides if math.isfinite(f[i])]
             meters |= {"slope2": mean([s * s for s in slopes]), "level": f0}
         if fine:
-            second = [(plus - 2 * f0 + minus) / (mu * mu) for plus, minus in fine]
+            second = [(plus - 2 * f0 + minus) / (mu * mu) for plus, minus, mu in fine]
             meters |= {"trace": mean(second), "curvature2": mean([c * c for c in second])}
-            if same := sum((plus == f0) + (minus == f0) for plus, minus in fine):
+            if same := sum((plus == f0) + (minus == f0) for plus, minus, _ in fine):
                 meters["equal"] = same / (2 * len(fine))
     return {name: value for name, value in meters.items() if math.isfinite(value)}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from zograd.core.query import Estimate
 from zograd.core.sums import Sum
 from zograd.core.vector import Noise, Vector
-from zograd.estimators.evolution import Evolution, RestrictedEvolution, length_of_normal
+from zograd.estimators.evolution import Evolution, length_of_normal
 from zograd.laws import Gaussian
 from zograd.rules.base import Rule
 from zograd.spaces import Diagonal
@@ -36,10 +36,14 @@ class _Adapted(Rule[Any]):
             return f"{mine} keeps its spread in the metric of the space, one number a weight; use space=Diagonal()"
         if not isinstance(method.law, Gaussian):
             return f"{mine} tells spreads by z_i^2 - 1 with z normal, and {law} draws others; use law=Gaussian()"
-        if not isinstance(method.estimator, Evolution | RestrictedEvolution):
-            other = type(method.estimator).__name__
-            return f"{mine} reads weights by rank off the estimate, and {other} has none; use Evolution(n)"
-        return None
+        return self.unread(method.estimator)
+
+    def unread(self, estimator: Any) -> str | None:
+        """Why the rule cannot read this estimator; None where it can."""
+        if isinstance(estimator, Evolution):
+            return None
+        other = type(estimator).__name__
+        return f"{type(self).__name__} reads weights by rank off the estimate, and {other} has none; use Evolution(n)"
 
     def prepare(self, store: Store) -> None:
         """sigma_i = mu relative |x| / sqrt(d) (mu where x = 0), unless the metric has been adapted before."""
@@ -140,6 +144,14 @@ class SeparableCMA(_Adapted):
     @property
     def slots(self) -> Mapping[str, float]:
         return {"sigma_path": 0.0, "mean_path": 0.0}
+
+    def unread(self, estimator: Any) -> str | None:
+        if isinstance(estimator, Evolution) and estimator.weights != "cma":
+            return (
+                f"SeparableCMA takes weights whose sum is 1, and those of Evolution(weights={estimator.weights!r}) add "
+                f"up to 0, so that the spread would vanish; use Evolution(n, weights='cma')"
+            )
+        return _Adapted.unread(self, estimator)
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
         w = [-c for _, c in estimate.vector.terms]

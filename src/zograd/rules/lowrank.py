@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from zograd import noise
 from zograd.core.query import Estimate
 from zograd.core.slots import PerRow
-from zograd.core.vector import Address, Vector
+from zograd.core.vector import Address, Basis, Vector
+from zograd.estimators import Coordinates, Players, Saddle
 from zograd.laws.factors import (
     Factor,
     add_product_,
@@ -37,6 +38,30 @@ from zograd.stores import Iterate, Leaf
 
 if TYPE_CHECKING:
     from zograd.core.method import Method
+
+
+D = TypeVar("D", bound=Basis)
+
+
+def bare(rule: Rule[Any], method: Method[Any]) -> str | None:
+    """Why estimates are not made of the directions of the law alone, of which these rules read the factors."""
+    estimator, name = method.estimator, type(method.estimator).__name__
+    if estimator.slots or isinstance(estimator, Coordinates | Saddle | Players):
+        return (
+            f"{type(rule).__name__} reads the factors of directions, and an estimate of {name} has other parts (slots, "
+            f"coordinates, or parts by player). Use Momentum(), or estimator=Central(n)."
+        )
+    return None
+
+
+def drawn(vector: Vector, kind: type[D]) -> list[tuple[D, float]]:
+    """The terms of a vector, which are directions of one kind. Raises TypeError for another one."""
+    found: list[tuple[D, float]] = []
+    for e, c in vector.terms:
+        if not isinstance(e, kind):
+            raise TypeError(f"the estimate has a {type(e).__name__}, and this rule reads {kind.__name__} alone")
+        found.append((e, c))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +91,14 @@ class FactorMomentum(Rule[Any]):
     def misfit(self, method: Method[Any]) -> str | None:
         law = method.law
         if isinstance(law, LowRank) and law.rank == self.rank and law.refresh > 1:
-            return None
+            return bare(self, method)
         return (
             f"FactorMomentum(rank={self.rank}) reads the factors of LowRank(rank={self.rank}, refresh > 1) directions, "
             f"but the law is {law}. Use that law, or Momentum()."
         )
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
-        terms = [(e, c) for e, c in estimate.vector.terms if isinstance(e, Outer)]
+        terms = drawn(estimate.vector, Outer)
         if not terms:  # a step that is taken back
             return
         right, before = terms[0][0].right, state.get("right")
@@ -170,11 +195,11 @@ class SubspaceMuon(Rule[Any]):
 
     def misfit(self, method: Method[Any]) -> str | None:
         if isinstance(method.law, Projected):
-            return None
+            return bare(self, method)
         return f"SubspaceMuon reads the subspace of Projected directions, but the law is {method.law}. Use Projected()."
 
     def apply(self, x: Iterate, estimate: Estimate[Any], state: dict[str, Any]) -> None:
-        terms = [(e, c) for e, c in estimate.vector.terms if isinstance(e, Lifted)]
+        terms = drawn(estimate.vector, Lifted)
         if not terms:
             return
         left, rank = terms[0][0].left, terms[0][0].rank

@@ -83,6 +83,9 @@ class FastMovingNES(_Adapted):
     def remedy(self) -> str:
         return "Use RestrictedEvolution(n), or methods.cr_fm_nes()."
 
+    def unread(self, estimator: Any) -> str | None:
+        return None  # what `reads` says
+
     def apply(self, x: Iterate, estimate: Estimate[Restricted], state: dict[str, Any]) -> None:
         vv, growth_of_sigma, eta, c_1, along, *_ = estimate.aux
         pairs = estimate.aux.pairs

@@ -86,7 +86,7 @@ class LowRankSparse(Rule[Any]):
         if t % self.every:
             return
         for leaf in x.store.leaves:
-            if is_matrix(leaf.shape):
+            if is_matrix(leaf.shape) and leaf.numel:
                 weights[leaf.index] = self._round(x.store, leaf, *weights[leaf.index])
 
     def _round(self, store: Store, leaf: Leaf, a: float, b: float) -> list[float]:

@@ -24,6 +24,9 @@ UNLIKE = 1e3
 """Ratio of the widths of bounds from which they are taken for units of the variables."""
 
 
+VANISHING = 1e-100
+"""Widths of bounds below which their squares, or products of them, leave the range of numbers."""
+
 ELSEWHERE = Vector(((Slot("strategy"), 1.0),))
 """In the records of strategies that are not of the menu: a move that no seed gives back, which a replay refuses. A step
 in which all values were equal has an empty vector there as well."""
@@ -57,6 +60,16 @@ class Points:
 def points(arrays: Sequence[Flat]) -> Points:
     """Points that are there already; readers get copies."""
     return Points(lambda i: arrays[i].copy(), len(arrays))
+
+
+def rms(x: Flat) -> float:
+    """The root mean square of x in float64."""
+    with np.errstate(over="ignore"):
+        size = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+    if math.isfinite(size):
+        return size
+    most = float(np.max(np.abs(x)))  # squares leave the range of numbers
+    return most * float(np.sqrt(np.mean(np.square(x / most, dtype=np.float64))))
 
 
 def uneven(seed: int, dim: int) -> Flat:
@@ -103,7 +116,7 @@ class Problem:
             width = float(np.mean(self.upper - self.lower))
             if math.isfinite(width) and width > 0:
                 return 0.3 * width
-        return 0.3 * max(1.0, float(np.sqrt(np.mean(np.square(self.x0, dtype=np.float64)))))
+        return 0.3 * max(1.0, rms(self.x0))
 
     @property
     def fixed(self) -> bool:
@@ -112,12 +125,16 @@ class Problem:
 
     @property
     def widths(self) -> Flat | None:
-        """The widths of finite bounds where some are a thousand times others, 1 for fixed variables; None elsewhere."""
+        """The widths of finite bounds where some are a thousand times others, or squares of all of them would vanish.
+
+        1 for fixed variables; None elsewhere.
+        """
         if self.lower is None or self.upper is None:
             return None
         width = self.upper.astype(np.float64) - self.lower
         free = width > 0
-        if not np.all(np.isfinite(width)) or np.max(width) <= UNLIKE * np.min(width[free], initial=math.inf):
+        least, most = np.min(width[free], initial=math.inf), np.max(width)
+        if not math.isfinite(most) or (most <= UNLIKE * least and most > VANISHING):
             return None
         return np.where(free, width, 1.0)
 
@@ -141,6 +158,8 @@ class Trace:
     values_at_start: list[float] = field(default_factory=list)
     noise: float = math.nan
     """Standard deviation of a value; 0 where values repeat, NaN where that is not known."""
+    rough: bool = False
+    """Whether values repeat, but were found to be rough."""
     mu: float | None = None
     lr: float | None = None
     stationary: bool | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,14 @@ import numpy as np
 from zograd.api.constraints import FEASIBLE, Evaluated, Rows
 from zograd.api.ending import End, Ending
 from zograd.api.strategies.auto import FEW_VARIABLES, REPEATS, Auto, evolution
-from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points, uneven
+from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values, points, rms
 from zograd.api.strategies.lagrangian import LEAST, Evaluation, Lagrangian, Standing
-from zograd.api.strategies.lbfgs import LBFGS, RESOLVED
+from zograd.api.strategies.lbfgs import LBFGS
 from zograd.api.strategies.nested import nested
 from zograd.api.strategies.of_menu import OfMenu
-from zograd.api.strategies.sqp import SQP, STATIONARY
+from zograd.api.strategies.sqp import SQP, STATIONARY, Finish
 from zograd.api.strategies.tracking import Tracking
+from zograd.api.strategies.units import GROSS, LITTLE, SPREAD, at_rest, at_start, in_units, powers, softer
 from zograd.api.variables import Flat
 from zograd.control import Augmented, Dual
 from zograd.methods.defaults import black_box
@@ -32,14 +33,18 @@ OUTER = 60
 AIM_SQP = 1e-8
 """Relative violation at which SLSQP counts as converged."""
 
+NEAR = 1e-2
+"""Relative violation above which other units are of no help to SLSQP, as where constraints contradict each other."""
+
 QUADRATIC = 200
 """Variables up to which SLSQP is tried first; its quadratic programs take d^3."""
 
-DIFFER = End(Ending.ITSELF, "values that were equal at x0 differ elsewhere")
-CONVERGED = End(Ending.ITSELF, "multipliers and point have converged")
+CHANGES = 3
+"""Times that the units of the variables may change."""
 
-RADII = 12
-"""At which a flat Lagrangian is looked at, from 1e-4 on, each 30 times the one before."""
+DIFFER = End(Ending.ITSELF, "values that were equal at x0 differ elsewhere")
+ROUGH = End(Ending.ITSELF, "values are too rough for differences")
+CONVERGED = End(Ending.ITSELF, "multipliers and point have converged")
 
 DIRECTIONS = 4
 """Along which slopes are measured; up to so many variables, along each of them."""
@@ -62,24 +67,36 @@ class Constrained:
     that is not feasible, steps by the measured slopes of c go back (`zograd.api.strategies.lagrangian.back`): three
     have evaluations that are kept for them, and up to 20 are made where some are left.
 
-    inner: the strategy; `Auto`: by its rule. dual: None is `Augmented(rho=10)` in units of the slope of f.
+    Where bounds are wider than others by a factor of 1,000, variables are in units of their bounds' width. Where
+    differences end although some variables promise more, as a soft one beside a stiff one, or although the violation
+    is worth more, all begins again in units that are measured there (`zograd.api.strategies.units`). Where values
+    repeat, but are too rough for differences, they count as noisy.
+
+    inner: the strategy; `Auto`: by its rule. dual: None is `Augmented(rho=10)` in units of the slope of f. units: of
+    the variables, those of x0 where it is None; changes: how often they may still change.
     """
 
     inner: Strategy
     rows: Rows
     dual: Dual | None = None
+    units: Flat | None = field(default=None, compare=False)
+    changes: int = CHANGES
 
     @property
     def name(self) -> str:
         return "augmented Lagrangian"
 
     def __call__(self, trace: Trace) -> Routine:
+        self.rows.units = self.units
         search = ConstrainedSearch(self, trace)
         why = yield from search.begin()
         if why is not None:
             return End(Ending.ITSELF, why)
         d = trace.problem.dim
         automatic = isinstance(self.inner, Auto)
+        if self.units is None and (automatic or isinstance(self.inner, LBFGS)) and search.units is not None:
+            start = Evaluation(trace.problem.x0.copy(), search.first)
+            return (yield from self.again(trace, start, search.units, trace.values_at_start))
         by_differences = search.repeats and trace.left >= 4 * (d + 1)
         if (automatic and by_differences) or isinstance(self.inner, LBFGS):
             trace.reason = "values repeat" if automatic else ""
@@ -94,9 +111,16 @@ class Constrained:
         if automatic:
             few = d <= FEW_VARIABLES and not search.repeats
             inner = evolution(replace(trace.problem, thorough=False)) if few else OfMenu(black_box("zo_sgd", d))
-            trace.reason = "values repeat, and the budget is small" if search.repeats else "values differ"
+            why = "values are rough" if search.rough else "values differ"
+            trace.reason = "values repeat, and the budget is small" if search.repeats else why
         search.begin_tracking()
         return (yield from Tracking(search)(inner))
+
+    def again(self, trace: Trace, start: Evaluation, units: Flat, values: Sequence[float]) -> Routine:
+        """Begin again at a point in other units."""
+        whole = units if self.units is None else units * self.units
+        strategy = replace(self, units=whole, changes=self.changes - 1)
+        return (yield from in_units(strategy, trace, start, units, values))
 
 
 class ConstrainedSearch:
@@ -105,9 +129,13 @@ class ConstrainedSearch:
     def __init__(self, owner: Constrained, trace: Trace) -> None:
         self.owner, self.rows, self.trace, self.problem = owner, owner.rows, trace, trace.problem
         self.repeats = True
+        self.units: Flat | None = None
+        """In which to begin, where the variables' own are not alike, or far from 1."""
         self.best: Evaluation | None = None
         self.strictly: Evaluation | None = None
         """The lowest value with all rows of the first kind below zero."""
+        self.rough = False
+        """Whether values repeat, but are too rough for differences; then they count as noisy."""
         self.failed: list[Flat] = []
         self.history: list[Flat] = []
         self.merit = Lagrangian(self.rows, owner.dual or Augmented(), 1.0, self.rows.guarded.copy())
@@ -138,6 +166,7 @@ class ConstrainedSearch:
             k = int(outside[0])
             return f"{self.rows.names[k]} has keep_feasible, but is {here[0].c[k]:.3g} at x0; start where it is < 0"
         start = Evaluation(x0.copy(), here[0])
+        self.first = here[0]
         unit = yield from self.slopes(start)
         dual = self.owner.dual or Augmented(rho=10.0, grow=10.0)
         self.merit = Lagrangian(self.rows, dual, unit, self.rows.guarded.copy())
@@ -167,11 +196,16 @@ class ConstrainedSearch:
         Where values repeat, the points are near. A slope that vanishes, as of |x|^2 at 0, is measured farther out.
         """
         problem = self.problem
-        length = max(1.0, float(np.sqrt(np.mean(np.square(start.x, dtype=np.float64)))))
+        length = max(1.0, rms(start.x))
         least = 1e-3 * np.abs(np.append(start.value.c, float(start.value)))
         axes = problem.dim <= DIRECTIONS
         far = problem.radius / (1.0 if axes else math.sqrt(problem.dim))
         slope = length * (yield from self.around(start, 1e-4 * length if self.repeats else far))
+        widths = problem.widths
+        self.units = None if widths is None else powers(widths)
+        if self.units is None and self.repeats:
+            here = np.append(start.value.c, float(start.value))
+            self.units = at_start(problem, here, slope, sized=bool(np.any(self.rows.guarded)))
         if self.repeats and np.any(slope < least):
             again = length * (yield from self.around(start, far))
             slope = np.where(slope < least, np.maximum(slope, again), slope)
@@ -258,43 +292,51 @@ class ConstrainedSearch:
             return None
         here = Evaluation(end.x, end.value)
         self.seen(here)
-        if (
-            (yield from self.differs(here))
-            or end.residual > STATIONARY
-            or self.rows.violation(end.value) > AIM_SQP
-            or self.beaten(here)
-            or not (end.resolved or (yield from self.at_rest(here, end.multipliers)))
-        ):
+        if (yield from self.differs(here)):
             return None
+        weights = end.multipliers / self.rows.scale * merit.unit
+        minimum = (
+            end.residual <= STATIONARY
+            and self.rows.violation(end.value) <= AIM_SQP
+            and not self.beaten(here)
+            and (end.resolved or (yield from at_rest(self.problem, trace, here, weights)))
+        )
+        known = end.most[end.most > 0]
+        unlike = known.size > 0 and np.max(known) > SPREAD * np.min(known)
+        if minimum or (unlike and self.rows.violation(end.value) <= NEAR):
+            units = yield from self.softer(here, end, weights)
+            if units is not None and self.owner.changes > 0:
+                best = self.best or here
+                return (yield from self.owner.again(trace, best, units, [best.value] * REPEATS))
+            minimum = minimum and units is None
+        if not minimum:
+            return None
+        if self.first < end.value and self.rows.violation(self.first) <= AIM_SQP:  # it began at the minimum
+            here = Evaluation(self.problem.x0.copy(), self.first)
         merit.state["multipliers"] = end.multipliers.tolist()
         self.recommend(here, settled=True)
         return CONVERGED
 
-    def at_rest(self, here: Evaluation, multipliers: Flat) -> Generator[Points, Values, bool]:
-        """Whether the Lagrangian has a minimum near a point where differences are no more than its rounding.
+    def softer(self, here: Evaluation, end: Finish, weights: Flat) -> Generator[Points, Values, Flat | None]:
+        """Units for another round, where some variables promise more of the Lagrangian than f has changed so far."""
+        unit = self.merit.unit
+        change = self.change(here)
+        price = float(np.abs(weights) @ self.rows.excess(here.value.c))
+        rest, most = unit * end.rest, unit * end.most
+        return (yield from softer(self.problem, here, weights, price, rest, most, change, LITTLE))
 
-        Along a random direction, at radii that grow until values differ: a slope that outweighs the curvature goes on.
-        """
-        lam = multipliers / self.rows.scale * self.merit.unit
+    def change(self, here: Evaluation) -> float:
+        """By how much f has changed since x0, or f where it is more, as at a minimum in which a search begins."""
+        return max(abs(float(self.first) - float(here.value)), abs(float(here.value)))
 
-        def lagrangian(value: float) -> float:
-            return float(value + lam @ value.c) if isinstance(value, Evaluated) and math.isfinite(value) else math.nan
-
-        x, middle = here.x.astype(np.float64), lagrangian(here.value)
-        direction = uneven(self.problem.seed, x.size)
-        noise = (2.0**-23 if here.x.dtype != np.float64 else 2.0**-52) * abs(middle)
-        r = 1e-4 * max(1.0, float(np.max(np.abs(x))))
-        for _ in range(RADII):
-            ends = [self.problem.inside((x + side * r * direction).astype(here.x.dtype)) for side in (1.0, -1.0)]
-            if self.trace.left < 2 or not np.allclose((ends[0] + ends[1]) / 2, x, rtol=1e-6, atol=1e-6 * r):
-                return True  # a bound is near; nothing speaks against it
-            values = yield points(ends)
-            plus, minus = map(lagrangian, values)
-            slope, bend = abs(plus - minus) / 2, plus - 2 * middle + minus
-            if not math.isfinite(bend) or max(slope, abs(bend)) > RESOLVED * noise:
-                return not slope > max(bend, RESOLVED * noise)
-            r *= 30
-        return True
+    def gross(self, here: Evaluation) -> Generator[Points, Values, Flat | None]:
+        """The same at the end of the outer loop, from all variables, and for what is far from a minimum."""
+        none = np.zeros(self.problem.dim)
+        return (
+            yield from softer(
+                self.problem, here, self.multipliers(None), 0.0, none + 1.0, none, self.change(here), GROSS
+            )
+        )
 
     def differs(self, here: Evaluation) -> Generator[Points, Values, bool]:
         """Whether a second evaluation of a point gives other values; then they do not repeat."""
@@ -323,6 +365,9 @@ class ConstrainedSearch:
                 tolerance = max(tolerance, 1e-3 * merit.t * merit.unit)
             method = LBFGS("forward" if outer < 3 or excess > 1e-4 else "central")
             there = yield from self.minimized(method, here, tolerance)
+            if self.rough:
+                self.repeats = False
+                return ROUGH
             if there is None:
                 return End(Ending.BUDGET)
             if self.blocked():
@@ -336,7 +381,11 @@ class ConstrainedSearch:
             moved = merit.observe(here.value.c)
             barrier = bool(np.any(merit.guard))
             if ((now <= AIM and moved <= 1e-5) or finest >= 5) and (not barrier or merit.t <= LEAST):
-                if self.beaten(here):
+                units = None if barrier else (yield from self.gross(here))
+                if units is not None and self.owner.changes > 0:
+                    best = self.best or here
+                    return (yield from self.owner.again(trace, best, units, [best.value] * REPEATS))
+                if self.beaten(here) or units is not None:
                     return End(Ending.ITSELF, "the Lagrangian has no minimum as low as a feasible point that was seen")
                 if now <= FEASIBLE:
                     self.recommend(here, settled=True)
@@ -393,6 +442,7 @@ class ConstrainedSearch:
             return CONVERGED if len(steps) > 2 and steps[-3] - steps[-1] <= tolerance else None
 
         end = yield from nested(strategy, inner, trace, told=told, over=over)
+        self.rough |= inner.rough
         return None if end.kind is Ending.BUDGET else best
 
     def point(self, request: Points, i: int, value: Any) -> Evaluation:

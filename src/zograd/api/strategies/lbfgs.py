@@ -12,14 +12,12 @@ import numpy as np
 from zograd.api.ending import End, Ending
 from zograd.api.strategies.base import Points, Routine, Trace, Values, points, uneven
 from zograd.api.strategies.inverted import inverted
+from zograd.api.strategies.ladder import RESOLVED, Ladder
 from zograd.api.strategies.nested import nested
 from zograd.api.variables import Flat, Variables
 
 Differences: TypeAlias = Literal["forward", "central", "both"]
 Asker: TypeAlias = Callable[[Points], Values]
-
-RESOLVED = 100.0
-"""A second difference so many times the noise counts as measured."""
 
 MANY = 50
 """Pairs of steps and gradients that SciPy remembers up to 1,000 variables; above, its own 10."""
@@ -27,15 +25,15 @@ MANY = 50
 ALIKE = 1e-4
 """The share of the largest curvature above which another one is served by the same steps."""
 
-LADDER = 10
-"""Radii at which the curvature is looked for."""
-
 SMALLEST = 1e-307
 """A normal number below which differences of values have lost their digits."""
 
 FEW = 2
 """Iterations in a row without progress after which SciPy is stopped."""
 
+
+CLEAR = 3.0
+"""Standard deviations by which two values of a rough f have to differ."""
 
 FINER = 2.0**-17
 """The smallest relative radius in float32 at the end, where f may be small, and its rounding with it."""
@@ -53,8 +51,9 @@ class LBFGS:
     noise: the standard deviation of a value, at least the rounding of a number of its size. Where values on the ladder
     are the number f(x), f is a staircase, and q / sqrt(12) is noise, q the smallest difference of two values that were
     seen (Moré and Wild 2011, "Estimating computational noise": equal values are no slope). c is measured at the start
-    on a ladder of radii, in some 4 to 20 evaluations. Central differences take h^(2/3) times the cube root of the
-    ladder's radius.
+    on a ladder of radii, in some 4 to 20 evaluations (`zograd.api.strategies.ladder`), and with it the noise of values
+    that repeat, but are rough, as those of a solver with a tolerance. Central differences take h^(2/3) times the cube
+    root of the ladder's radius.
     Where bounds are wider than others by a factor of 1,000, variables are in units of their bounds' width.
     Where both have ended, the curvature along each variable, which central differences show, tells whether a soft one
     is still far from its minimum, while the stiff ones fill the mean c. Then it begins again with variables in units
@@ -83,10 +82,10 @@ class LBFGS:
         for kind in ("forward", "central"):
             if self.differences in (kind, "both"):
                 end = yield from search.solve(central=kind == "central")
-        if self.differences == "both" and search.single and not search.grid:
+        if self.differences == "both" and search.single and not search.coarse:
             search.least = FINER
             end = yield from search.solve(central=True)
-        if self.differences == "both" and self.rescales and trace.stationary and not search.grid:
+        if self.differences == "both" and self.rescales and trace.stationary and not search.coarse:
             units = yield from search.units()
             if units is not None:
                 trace.stationary = False
@@ -143,6 +142,10 @@ class _Search:
         """The smallest radius of a variable, relative to it."""
         self.grid = 0.0
         """The width of the steps of a staircase."""
+        self.rough = 0.0
+        """The standard deviation of a roughness that repeats."""
+        self.ripples = False
+        """Whether f may be a smooth ripple on something else, near the start."""
         self.slope: Flat | None = None
         self.bends: Flat | None = None
         """The curvature along each variable where the last central differences resolve it, NaN elsewhere."""
@@ -153,10 +156,16 @@ class _Search:
         return self.problem.inside(x.astype(self.dtype))
 
     @property
+    def coarse(self) -> float:
+        """How far apart values have to be to tell more than the form of steps or of a roughness; 0 for a smooth f."""
+        return max(self.grid, CLEAR * self.rough)
+
+    @property
     def noise(self) -> float:
         """The uncertainty of a value at the lowest point."""
         measured = self.trace.noise if math.isfinite(self.trace.noise) else 0.0
-        return max(measured, self.grid / math.sqrt(12), (2.0**-23 if self.single else 2.0**-52) * abs(self.f), SMALLEST)
+        rounding = (2.0**-23 if self.single else 2.0**-52) * abs(self.f)
+        return max(measured, self.grid / math.sqrt(12), self.rough, rounding, SMALLEST)
 
     def begin(self) -> Generator[Points, Values, str | None]:
         """f at the start, and the curvature along a random direction; why there is none, if so."""
@@ -165,39 +174,12 @@ class _Search:
         if not math.isfinite(self.f):
             return f"f is {self.f} at x0; start where it is finite"
         self.trace.fun = self.f
-        direction = uneven(self.problem.seed, self.x.size)
-        scale = max(1.0, float(np.max(np.abs(self.x))))
-        r, changed = 1e-4 * scale, False
-        found: list[tuple[float, float]] = []  # (radius, curvature), each resolved
-        seen: list[float] = []
-        for _ in range(LADDER):
-            here, v = self.centred(r * direction)
-            middle = self.f
-            asked = [self.given(here + v), self.given(here - v)]
-            if here is not self.x:
-                asked.append(self.given(here))
-            told = yield points(asked)
-            plus, minus = told[:2]
-            middle = told[2] if len(told) > 2 else middle
-            second = abs(plus - 2 * middle + minus)
-            changed |= any(f != self.f for f in (plus, minus, middle))
-            x0 = self.given(self.x)  # f(x0) at x0 itself, where a bound is, makes no staircase
-            seen += [f for y, f in zip(asked, told, strict=True) if not np.array_equal(y, x0)]
-            self.grid = max(self.grid, self.stairs(seen))
-            resolved = second >= RESOLVED * self.noise
-            if math.isfinite(second) and resolved:
-                found.append((r, second / float(v @ v)))
-                if len(found) > 1 and found[-2][1] < 2 * found[-1][1] < 4 * found[-2][1]:
-                    break
-            if found and not resolved:
-                break
-            up = math.isfinite(second) and not resolved
-            if up and r > 1e4 * scale:
-                break
-            r *= 30 if up else 1 / 30
-        if not changed:
-            return f"f did not change within {r:.3g} of x0; scale x so that f feels such a change"
-        self.radius, self.curvature = found[-1] if found else (r, 0.0)
+        ladder = Ladder(self)
+        yield from ladder()
+        if not ladder.changed:
+            return f"f did not change within {ladder.radius:.3g} of x0; scale x so that f feels such a change"
+        self.radius, self.curvature, self.rough = ladder.radius, ladder.curvature, ladder.rough
+        self.ripples, self.trace.rough = ladder.ripples, ladder.sure
         return None
 
     def centred(self, v: Flat) -> tuple[Flat, Flat]:
@@ -302,7 +284,7 @@ class _Search:
                 now = intermediate_result.fun / unit
                 idle = idle + 1 if last - now <= floor else 0
                 last = now
-                if not self.grid:  # the budget may end before the next step
+                if not self.coarse and not self.ripples:  # the budget may end before the next step
                     self.trace.stationary = self.at_rest()
                 if idle >= FEW:
                     raise StopIteration
@@ -324,9 +306,12 @@ class _Search:
         yield from inverted(work)
         if asked:
             self.trace.counted(asked)
-        if self.grid:
+        if self.coarse:
             self.trace.stationary = False
-            return End(Ending.ITSELF, f"no lower point near x, as far as values show that lie {self.grid:.2g} apart")
+            return End(Ending.ITSELF, f"no lower point near x, as far as values show that lie {self.coarse:.2g} apart")
+        if self.ripples:
+            self.trace.stationary = False
+            return End(Ending.ITSELF, "no lower point near x, which may be that of a ripple on f")
         self.trace.stationary = self.at_rest()
         return End(Ending.ITSELF, "no lower point near x: a local minimum, as far as finite differences show")
 

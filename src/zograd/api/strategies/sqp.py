@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zograd.api.constraints import Evaluated, Rows
-from zograd.api.strategies.base import Points, Problem, Trace, Values, points
+from zograd.api.strategies.base import Points, Problem, Trace, Values, points, rms
 from zograd.api.strategies.inverted import inverted
 from zograd.api.variables import Flat
 
@@ -37,6 +37,10 @@ class Finish:
     residual: float
     resolved: bool
     """Whether the slopes of f there are more than the rounding of f."""
+    rest: Flat
+    """The gradient of the Lagrangian along each variable, in units of f / unit."""
+    most: Flat
+    """The largest sum of the sizes of its parts that was seen along each variable."""
 
 
 class SQP:
@@ -48,10 +52,12 @@ class SQP:
 
     def __init__(self, problem: Problem, rows: Rows, unit: float, seen: Callable[[Flat, Evaluated], None]) -> None:
         self.problem, self.rows, self.unit, self.seen = problem, rows, unit, seen
-        self.length = max(1.0, float(np.sqrt(np.mean(np.square(problem.x0, dtype=np.float64)))))
+        self.length = max(1.0, rms(problem.x0))
         self.x: Flat = np.empty(0)
         self.value = Evaluated(math.nan)
         self.slope: Flat | None = None
+        self.largest: Flat = np.zeros((1 + len(rows.kinds), problem.dim))
+        """The largest sizes of all slopes so far."""
         self.resolved = True
 
     def __call__(self, trace: Trace, x: Flat, value: Evaluated) -> Generator[Points, Values, Finish | None]:
@@ -114,8 +120,10 @@ class SQP:
             if asked:
                 trace.counted(asked)
         assert self.slope is not None
-        lam, residual = self.multipliers(self.slope)
-        return Finish(self.given(self.x), self.value, lam, residual, self.resolved)
+        lam, rest = self.multipliers(self.slope)
+        residual = float(np.linalg.norm(rest)) / max(float(np.linalg.norm(self.slope[0])), 1e-6)
+        most = self.largest[0] + np.abs(lam) @ self.largest[1:]
+        return Finish(self.given(self.x), self.value, lam, residual, self.resolved, rest, most)
 
     def given(self, x: Flat) -> Flat:
         """A point as f gets it."""
@@ -152,10 +160,11 @@ class SQP:
             if width:
                 slope[0, i] = (float(value) - float(self.value)) / width / self.unit
                 slope[1:, i] = (value.c - self.value.c) / width / self.rows.scale
+        self.largest = np.maximum(self.largest, np.abs(slope))
         return slope
 
-    def multipliers(self, slope: Flat) -> tuple[Flat, float]:
-        """lam of the scaled rows by least squares of grad f + sum lam grad c, and the relative residual.
+    def multipliers(self, slope: Flat) -> tuple[Flat, Flat]:
+        """lam of the scaled rows by least squares of grad f + sum lam grad c, and what is left of it.
 
         Inactive rows have none, those of inequalities are not negative, and bounds that x lies on take their share.
         """
@@ -173,10 +182,9 @@ class SQP:
                 least.append(np.zeros(int(np.sum(on))))
         matrix, bound = np.concatenate(columns, axis=1), np.concatenate(least)
         found = np.zeros(len(rows.kinds))
-        size = float(np.linalg.norm(slope[0]))
         rest = slope[0]
         if bound.size:
             lam = lsq_linear(matrix, -slope[0], (bound, np.full(bound.size, math.inf))).x
             rest = slope[0] + matrix @ lam
             found[active] = lam[: int(np.sum(active))]
-        return found, float(np.linalg.norm(rest)) / max(size, 1e-6)
+        return found, rest
