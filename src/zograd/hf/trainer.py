@@ -62,9 +62,9 @@ def forward_only(trainer_class: type[Any]) -> type[Any]:
     A step evaluates the mean of `compute_loss` over the micro-batches of `gradient_accumulation_steps` (and over
     processes) at each point of the method, under `no_grad`, in eval mode: dropout is off. The weights are not written
     for an evaluation. Trained is what requires grad when `train` is called, or everything where nothing does. Logs have
-    also `mu` and `evaluations`. `lr_scheduler_type` and `warmup_steps` multiply the rate, also a measured one; a `Method` with a
-    schedule of its own keeps that. Gradient checkpointing and `max_grad_norm` are off; arguments without a use are
-    named in a warning.
+    also `mu` and `evaluations`. `lr_scheduler_type` and `warmup_steps` multiply the rate, also a measured one; a
+    `Method` with a schedule of its own keeps that. Gradient checkpointing and `max_grad_norm` are off; arguments
+    without a use are named in a warning.
 
     A checkpoint has what that of a Trainer has, with the state of the method in optimizer.pt, and `tape.zo`: about 100
     bytes a step. `resume_from_checkpoint` continues to the same bits.
