@@ -32,6 +32,7 @@ from tests.turns import in_turn
 from zograd.core import keys
 from zograd.core.query import Estimate
 from zograd.core.run import Run
+from zograd.laws import Gaussian, Orthogonal, Sphere, Walsh
 from zograd.methods import menu, rules
 from zograd.rules import Rule
 from zograd.stores import Iterate, Store
@@ -95,6 +96,13 @@ FREE_LAWS = [law for law in LAWS if not law.slots]
     in_turn([c for c in CASES if c.has_law], FREE_LAWS, (lambda c: c.id, lambda law: type(law).__name__)),
 )
 def test_follows_its_paper_under_every_law(case: Case, law) -> None:
+    isotropic = isinstance(law, Gaussian | Sphere)
+    if (case.name == "dap" and not isotropic) or (
+        case.name in ("zpdvr", "frank_wolfe_vr") and isinstance(law, Orthogonal | Walsh)
+    ):
+        with pytest.raises(TypeError, match=r"[uU]se law="):  # the estimate would be biased
+            case.method(law=law)
+        return
     method = case.method(law=law)
     assert_same_path(trajectory(method, 11, 10, case.terms, case.shapes), paper_trajectory(case, method, 11, 10))
 

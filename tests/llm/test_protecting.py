@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from zograd.llm.protecting import protect
 from zograd.llm.restore import restore
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
+from zograd.runs.errors import RunError
 
 
 def settings(model: Path, file: Path, **more: Any) -> TrainSettings:
@@ -156,3 +158,25 @@ def test_the_bundled_model_forgets_less(tmp_path: Path) -> None:
     start = evaluate("smollm2-135m", "mr", None, examples=80)["loss"]
     print(start, found)
     assert abs(found["memory"] - start) < 0.2 * abs(found["none"] - start)
+
+
+def test_another_file_in_the_place_of_the_remembered_one_is_refused(
+    tiny_model: Path, tmp_path: Path, remembered: Path
+) -> None:
+    """The directions of the run depend on it: with another file the tape gives other weights."""
+    file = tmp_path / "memory.safetensors"
+    shutil.copy(remembered, file)
+    done = train(settings(tiny_model, file, steps=3), tmp_path / "run", quiet=True)
+    other = tmp_path / "other.safetensors"
+    protect(str(tiny_model), "mr", other, layers=1, calibration=8)
+    own = file.rename(tmp_path / "away.safetensors")
+    shutil.copy(other, file)
+    with pytest.raises(RunError, match=r"--protect .* of the run is another file than the run was trained with"):
+        restore(tmp_path / "run")
+    with pytest.raises(RunError, match=r"--protect names another file than the run was trained with"):
+        train(TrainSettings(steps=5), tmp_path / "run", resume=True, quiet=True)
+    file.unlink()
+    with pytest.raises(RunError, match=r"was trained with --protect .*, which is not to be found from"):
+        restore(tmp_path / "run")
+    own.rename(file)
+    assert restore(tmp_path / "run")[0].store.digest() == done["sha256"]

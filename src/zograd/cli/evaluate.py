@@ -170,7 +170,8 @@ def robustness(
             f"{row['kind']:<{width}}  {row['strength']:>8}  {row['examples']:>8}  {percent(row['before']):>6}  "
             f"{percent(row['after']):>6}  {interval:>13}  {row['p']:.3g}{' *' if row['significant'] else ''}"
         )
-    emit(result, json, "\n".join([*lines, f"{result['evaluations']:,} examples were scored; *: p < 0.05"]))
+    scored = f"{result['evaluations']:,} examples of {result['task']} ({result['split']}) were scored; *: p < 0.05"
+    emit(result, json, "\n".join([*lines, scored]))
 
 
 def report(

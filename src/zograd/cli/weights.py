@@ -246,7 +246,7 @@ def protect(
 
     model = chosen.pop("model", None if run is not None else TrainSettings.model_fields["model"].default)
     result = go(
-        model, chosen.pop("task", "trec"), out, run=run, extend=extend, energy=energy, modules=modules,
+        model, chosen.pop("task", None), out, run=run, extend=extend, energy=energy, modules=modules,
         calibration=calibration, stages=stages, **chosen,
     )  # fmt: skip
     text = (

@@ -18,6 +18,7 @@ from zograd.core.run import Method, Run
 from zograd.estimators import Estimator, FromBlocks, NodePerturbation
 from zograd.hub import Task, resolve_model
 from zograd.hub.registry import REGISTRY
+from zograd.hub.wheels import sha256_of
 from zograd.laws import OnLayerInputs
 from zograd.llm import loading, lora_init
 from zograd.llm.compiled import WORTH, CompileError, check, trial
@@ -427,6 +428,8 @@ def _tried(p: Prepared, of: Data, folder: Path, stored: bool) -> Work:
         "task": task.name, "train": len(of.examples), s.eval_split: len(of.held_out), "source": task.source,
         "sha256": digest(task, of.examples, of.held_out), "asks": asdict(Form.of(task, s.completion_column)),
     }  # fmt: skip
+    if s.protect is not None:
+        described["protect"] = sha256_of(Path(s.protect))
     return Work(p, base, scorer, batches, of.held_out, described)
 
 

@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from zograd.hub.sources import Source, is_source
 from zograd.jsons import finite
 from zograd.llm import loading
 from zograd.llm.data import OF_DATA, check_found, digest, examples_of, no_examples, text_of
+from zograd.llm.prompts import Form
 from zograd.llm.restore import check_own_model, merged_model, restore, stored_settings
 from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.scoring.metrics import Metric, MetricError, MetricFunction, metric_of
@@ -28,6 +28,7 @@ from zograd.llm.scoring.scorer import Scorer
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages
 from zograd.runs.packed import opened
+from zograd.runs.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def evaluate(
         directory = opened(run)
         s = stored_settings(directory)
         with stages.stage(f"reading {_shown(s.task if task is None else task)}"):
-            chosen = _of_run(s, task, given, split, examples, seed, directory.meta.get("data", {}).get("sha256"))
+            chosen = of_run(directory, s, task, given, split, examples, seed)
             asked = metric_for(_of_settings(s.metric, chosen.task) if metric is None else metric, chosen.task)
     module, tokenizer, steps = load_or_restore(
         model, run, stages, dtype=dtype, device=device, quantized=quantized, quantize=quantize
@@ -199,21 +200,51 @@ def choose(
     return Chosen(task, split, found, whole=whole)
 
 
-def _of_run(
-    s: TrainSettings, task: Source, given: dict[str, Any], split: str | None, count: int | None, seed: int | None,
-    sha256: str | None,
+def of_run(
+    directory: RunDirectory, s: TrainSettings, task: Source, given: dict[str, Any], split: str | None = None,
+    count: int | None = None, seed: int | None = None,
 ) -> Chosen:  # fmt: skip
     """The examples with which a run is scored: of its own data, or of another task."""
     if seed not in (None, s.seed):
         raise SettingsError(f"--seed {seed}: the data of a run is split by its own seed, {s.seed}; leave it out")
+    data = directory.meta.get("data", {})
     if _same(task, s.task):
-        loaded, trained = _data(s, given, sha256)
+        loaded, trained = _data(s, given, data.get("sha256"))
     else:
-        loaded, trained = load_task(task, seed=s.seed, **_kept(s, task) | given), None
-        with suppress(TaskError, FetchError):  # the data of the run may be gone
+        loaded, trained = _other(s, task, given, Form.read(data.get("asks"))), None
+        try:
             trained = set(map(text_of, examples_of(s)[1]))
+        except (TaskError, FetchError) as e:
+            warnings.warn(
+                f"whether the run was trained on examples of {loaded.source} is not known, since its own data cannot "
+                f"be read: {e}",
+                stacklevel=3,
+            )
     chosen = choose(loaded, split, count, s.seed, s.draw, whole=not _same(task, s.task))
     return replace(chosen, trained=trained)
+
+
+def _other(s: TrainSettings, task: Source, given: dict[str, Any], form: Form | None) -> Task:
+    """Other data than that of a run, asked as the run was: in its prompt, and with its classes and their words.
+
+    Raises TaskError for a label that the run does not have.
+    """
+    kept = _kept(s, task) | given
+    if not is_source(task) or form is None or not form.classes or "label_words" in kept:
+        return load_task(task, seed=s.seed, **kept)
+    words = {c: w if isinstance(w, str) else list(w) for c, w in zip(form.classes, form.label_words, strict=True)}
+    of_labels: TaskError | None = None
+    for more in ({"prompt_template": form.template or None}, {}):  # its columns may be others
+        try:
+            return load_task(task, seed=s.seed, **({"label_words": words} | more | kept))
+        except TaskError as e:
+            of_labels = of_labels or e
+    plain = load_task(task, seed=s.seed, **kept)
+    if plain.kind != "classification":
+        return plain
+    raise TaskError(
+        f"{of_labels} The run was trained with these labels and words; for data with others, give --label-words."
+    ) from of_labels
 
 
 def _same(task: Source, of_run: str) -> bool:

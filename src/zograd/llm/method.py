@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.methods import MENU
 from zograd.methods.defaults import FULL, LORA, POLAR, SCALES, TOKENS, Onto, Shape, language_model
 from zograd.rules import SGD, Balanced, BalancedNorms
+from zograd.runs.errors import RunError
 from zograd.spaces import Euclidean, PositiveOrthant
 
 
@@ -120,6 +122,18 @@ def protected(s: TrainSettings, method: Method[Any]) -> Method[Any]:
         return replace(method, law=NullSpace(memory_at("--protect", str(s.protect))))
     except TypeError as e:
         raise SettingsError(f"--protect does not go with --method {s.method}: {e}") from e
+
+
+def check_protected(meta: Mapping[str, Any], now: str | None, which: str) -> None:
+    """Raise RunError where a run was trained with another file of `zograd protect`: its directions were others.
+
+    meta: the run.json, which says nothing of it in earlier releases. which: names the file, as a sentence begins.
+    """
+    before = meta.get("data", {}).get("protect")
+    if before is not None and now != before:
+        raise RunError(
+            f"{which} another file than the run was trained with (SHA-256 {now}, then {before}): bring that one back"
+        )
 
 
 def memory_at(option: str, path: str | Path) -> Memory:

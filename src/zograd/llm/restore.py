@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zograd.core.tape import Tape
 from zograd.files import atomic_write, sync_file
+from zograd.hub.wheels import sha256_of
 from zograd.llm import loading, lora_init
 from zograd.llm.build import Prepared, prepare
 from zograd.llm.loading import offloaded as offloading
@@ -26,7 +27,7 @@ from zograd.llm.merging import (
     check_linear,
     without,
 )
-from zograd.llm.method import build_method, ride_along
+from zograd.llm.method import build_method, check_protected, ride_along
 from zograd.llm.settings import SettingsError, TrainSettings, parse
 from zograd.llm.stages import Stages
 from zograd.quantized import libraries
@@ -77,6 +78,13 @@ def base_of(directory: RunDirectory, *, model: str | None = None, device: str | 
     """
     s = stored_settings(directory)
     here = {name: value for name, value in (("model", model), ("device", device)) if value is not None}
+    if s.protect is not None:
+        if not Path(s.protect).exists():
+            raise RunError(
+                f"the run was trained with --protect {s.protect}, which is not to be found from {Path.cwd()}: its "
+                f"directions depend on that file; bring it back"
+            )
+        check_protected(directory.meta, sha256_of(Path(s.protect)), f"--protect {s.protect} of the run is")
     p = prepare(s.model_copy(update=here), directory.scratch)
     if s.lora_init == "activations":
         matrices = directory.attachment(lora_init.FILE)

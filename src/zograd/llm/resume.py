@@ -10,6 +10,7 @@ from typing import Any
 from zograd.llm import loading
 from zograd.llm.build import resolve
 from zograd.llm.data import check_found
+from zograd.llm.method import check_protected
 from zograd.llm.recipe import chosen
 from zograd.llm.restore import fixed_settings, stored_settings
 from zograd.llm.schedule import SHAPES
@@ -136,6 +137,7 @@ def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
             f"the examples of {found.get('task')!r} are not those that the run began with (SHA-256 {now}, then "
             f"{before}): bring the file back as it was, or begin another run in another --out"
         )
+    check_protected(meta, found.get("protect"), "--protect names")
 
 
 def check_metric(before: Metrics, metric: str) -> None:

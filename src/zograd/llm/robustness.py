@@ -17,11 +17,12 @@ from zograd.hub.perturb import NUMBERS, PLAIN, Sentences, WithoutQuestion, WordS
 from zograd.hub.sources import Source
 from zograd.jsons import finite
 from zograd.llm import loading
-from zograd.llm.evaluate import choose
-from zograd.llm.restore import run_or_model
+from zograd.llm.evaluate import Chosen, choose, of_run
+from zograd.llm.restore import check_own_model, run_or_model, stored_settings
 from zograd.llm.scoring.kinds import scorer_of
-from zograd.llm.settings import SettingsError
+from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.stages import Stages
+from zograd.runs.packed import opened
 
 Kind = Literal["words", "numbers"]
 STRENGTHS = (1, 2, 4)
@@ -38,11 +39,11 @@ def measure(
     candidates: int = 10,
     strengths: Sequence[int] = STRENGTHS,
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str = "cpu",
     max_length: int | None = None,
     truncate: str | None = None,
-    chat_template: bool = True,
+    chat_template: bool | None = None,
     stages: Stages | None = None,
     **data: Any,
 ) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def measure(
     kind "words": the worst swap of a single word for one of its `candidates` nearest words, by the cosine of the
     model's own embeddings (`diagnostics.one_word`), and the best of random swaps at as many evaluations. "numbers":
     `strengths` irrelevant sentences in front, without and with numbers in them, and the text without its question.
-    model, or run: a folder whose model is read. Words are single tokens; names, numbers and stop words stay. stages:
+    model, or run: a folder or a packed run, which brings its task, its prompt and words, and how examples become
+    tokens, as for `evaluate`. Words are single tokens; names, numbers and stop words stay. stages:
     what shows the work; None: nothing does.
 
     Cost for words: up to (words of an example) x (candidates + 1) forwards for each right answer. Raises SettingsError
@@ -62,7 +64,8 @@ def measure(
     for name, value in (("examples", examples), ("candidates", candidates), ("strengths", min(strengths, default=0))):
         if value < 1:
             raise SettingsError(f"--{name} {value}: at least 1 is needed")
-    loaded = load_task("trec" if task is None else task, seed=seed, **data)
+    s, chosen = asked_of(run, task, data, split, examples, seed, dtype)
+    loaded = chosen.task
     if loaded.reads != "text":
         raise SettingsError(f"{loaded.name} holds {loaded.reads}, and what is changed is words or sentences of a text")
     if loaded.kind not in ("classification", "choice"):
@@ -70,10 +73,11 @@ def measure(
             f"{loaded.name} has no classes and no choices, and a changed answer could not be told from a right one; "
             f"use a task of classification or of multiple choice"
         )
-    chosen = choose(loaded, split, examples, seed)
+    encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
+    s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
     stages = Stages(quiet=True) if stages is None else stages
-    base, tokenizer = run_or_model(run, model, dtype=dtype, device=device, stages=stages)
-    scorer = scorer_of(base, tokenizer, loaded, max_length=max_length, truncate=truncate, chat=chat_template)
+    base, tokenizer = run_or_model(run, model, dtype=dtype or "float32", device=device, stages=stages)
+    scorer = scorer_of(base, tokenizer, loaded, **s.encoding)
 
     def score(asked: Sequence[Example]) -> np.ndarray[Any, Any]:
         found: np.ndarray[Any, Any] = scorer.all_scores(asked).double().cpu().numpy()
@@ -97,6 +101,25 @@ def measure(
         "kind": kind, "task": loaded.name, "split": chosen.split, "examples": len(labels), "evaluations": evaluations,
         "rows": [{**asdict(row), "significant": row.significant} for row in rows],
     }))  # fmt: skip
+
+
+def asked_of(
+    run: Path | None, task: Source, data: dict[str, Any], split: str | None, count: int | None, seed: int,
+    dtype: str | None,
+) -> tuple[TrainSettings, Chosen]:  # fmt: skip
+    """(settings that say how examples are read, the examples): of a run as `evaluate` takes them, or of a task.
+
+    A run is split by its own seed. Raises SettingsError for a dtype beside a run.
+    """
+    data = {name: value for name, value in data.items() if value not in (None, "auto")}
+    if run is None:
+        return TrainSettings(), choose(
+            load_task("trec" if task is None else task, seed=seed, **data), split, count, seed
+        )
+    check_own_model(["dtype"] if dtype is not None else [])
+    directory = opened(run)
+    s = stored_settings(directory)
+    return s, of_run(directory, s, task, data, split, count)
 
 
 def by_words(
