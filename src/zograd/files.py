@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,6 +28,30 @@ def replace(temporary: Path, path: Path) -> None:
     sync_file(temporary)
     os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, which gets that name at the end; nothing of it stays where something fails.
+
+    path: a folder that does not exist, or is empty. The current folder, and what a link points to, are written in as
+    they are, since they cannot get a new one.
+    """
+    if path.is_symlink() or (path.exists() and path.samefile(Path.cwd())):
+        yield path
+        return
+    new = path.absolute().with_name(f".{path.name}.part-{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if path.exists():
+            path.rmdir()
+        os.replace(new, path)
+        sync_folder(path.absolute().parent)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
 
 
 def sync_file(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from zograd.llm.robustness import measure
 from zograd.llm.settings import SettingsError, TrainSettings
 from zograd.llm.train import train
 from zograd.llm.tuned import Tuned
+from zograd.runs.errors import RunError
 
 TEMPLATE = "{text}\nIt was"
 
@@ -89,3 +92,23 @@ def test_that_the_data_of_the_run_is_gone_is_said(run: Path, tmp_path: Path) -> 
             assert evaluate(None, two, run, split="all")["trained_on"] is None
     finally:
         away.rename(data)
+
+
+def test_another_tokenizer_is_refused_on_resume(tiny_model: Path, tmp_path: Path) -> None:
+    """A chat template that changed gave other prompts, and the run went on with them."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    rows = [(f"film number {k} was {word}", word) for k in range(40) for word in ("good", "bad")]
+    common: dict[str, Any] = {"model": str(model), "dtype": "float32", "batch_size": 4, "layers": 1}
+    settings = TrainSettings(**common, task=str(table(tmp_path / "two.csv", rows)), steps=2, method="zo_sgd", lr=1e-4)
+    train(settings, tmp_path / "run", quiet=True)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    file = model / "tokenizer.json"
+    text = json.loads(file.read_text())
+    vocabulary = text["model"]["vocab"]
+    one, two = (word for word in vocabulary if word in ("film", "was"))
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    file.write_text(json.dumps(text))
+    with pytest.raises(RunError, match="other tokens than those that the run began with: the tokenizer of the base"):
+        train(TrainSettings(steps=4), tmp_path / "run", resume=True, quiet=True)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before

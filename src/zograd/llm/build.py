@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from zograd import cores
 from zograd.blockwise import Ends
 from zograd.core.run import Method, Run
 from zograd.estimators import Estimator, FromBlocks, NodePerturbation
-from zograd.hub import Task, resolve_model
+from zograd.hub import Example, Task, resolve_model
 from zograd.hub.registry import REGISTRY
 from zograd.hub.wheels import sha256_of
 from zograd.laws import OnLayerInputs
@@ -44,6 +46,9 @@ from zograd.offload.streamed import Streamed
 from zograd.runs.identity import identity
 from zograd.runs.memory import keep_freed
 from zograd.stores import Store
+
+FIRST = 64
+"""Examples whose tokens a run keeps a digest of."""
 
 
 @dataclass(frozen=True)
@@ -428,9 +433,20 @@ def _tried(p: Prepared, of: Data, folder: Path, stored: bool) -> Work:
         "task": task.name, "train": len(of.examples), s.eval_split: len(of.held_out), "source": task.source,
         "sha256": digest(task, of.examples, of.held_out), "asks": asdict(Form.of(task, s.completion_column)),
     }  # fmt: skip
+    if task.reads == "text":
+        described["tokens"] = tokens_digest(scorer, of.all[:FIRST])
     if s.protect is not None:
         described["protect"] = sha256_of(Path(s.protect))
     return Work(p, base, scorer, batches, of.held_out, described)
+
+
+def tokens_digest(scorer: Scorer, examples: Sequence[Example]) -> str:
+    """SHA-256 of the tokens of some examples: of tokenizer, chat template and prompt, as far as they count."""
+    h = hashlib.sha256()
+    for example in examples:
+        for sequence in scorer.encode(example):
+            h.update(json.dumps([list(map(int, sequence.ids)), int(sequence.scored_from)]).encode())
+    return h.hexdigest()
 
 
 def choose_compiling(work: Work, s: TrainSettings) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zograd import compress as parts
+from zograd.files import whole_folder
 from zograd.hub import Example, Task, load_task, select
 from zograd.hub.sources import Source
 from zograd.jsons import finite
@@ -116,14 +117,14 @@ def compress(
         scorer = scorer_of(base, tokenizer, loaded, metric=asked, **encoding)
     with stages.counted("evaluating after", len(chosen.examples)) as progress:
         after = scorer.evaluate(chosen.examples, interval=True, progress=progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    if factors is None:
-        save_file({name: mask.cpu().contiguous() for name, mask in made.items()}, folder / MASKS)
-    else:
-        parts.save_factors(thin, folder / FACTORS)
-        for name, module in thin.items():  # transformers knows no factors: it gets their products
-            parts.replace_(base, name, dense_of(module, layers[name]))
-    save(base, tokenizer, folder)
+    with whole_folder(folder) as new:
+        if factors is None:
+            save_file({name: mask.cpu().contiguous() for name, mask in made.items()}, new / MASKS)
+        else:
+            parts.save_factors(thin, new / FACTORS)
+            for name, module in thin.items():  # transformers knows no factors: it gets their products
+                parts.replace_(base, name, dense_of(module, layers[name]))
+        save(base, tokenizer, new)
     size = next(iter(layers.values())).weight.element_size()
     dense = sum(m.weight.numel() for m in layers.values())
     return dict(finite({

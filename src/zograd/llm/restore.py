@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from zograd.core.tape import Tape
-from zograd.files import atomic_write, sync_file
+from zograd.files import atomic_write, sync_file, whole_folder
 from zograd.hub.wheels import sha256_of
 from zograd.llm import loading, lora_init
 from zograd.llm.build import Prepared, prepare
@@ -35,6 +35,7 @@ from zograd.runs.errors import RunError
 from zograd.runs.identity import base_digest, check_identity, identity
 from zograd.runs.packed import Packed, opened
 from zograd.runs.rundir import RunDirectory
+from zograd.runs.state import share
 from zograd.stores import Store
 
 
@@ -243,6 +244,7 @@ def save(model: Any, tokenizer: Any, out: Path) -> None:
     else:
         model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    share(out)
 
 
 def replay(
@@ -290,19 +292,19 @@ def replay(
         sha256 = p.store.digest()
     seconds = time.perf_counter() - start
     loading.name_classes(p.model, directory.meta.get("data", {}).get("asks", {}).get("classes", ()))
-    with stages.stage(f"writing {out}"):
-        if p.pages is not None:
-            offloading.save(p.model, p.tokenizer, p.pages, Path(out))
-        else:
-            save(p.model, p.tokenizer, Path(out))
     done: dict[str, Any] = {"undo": sorted(undo)} if undo else {}
     done |= {"average": average} if average else {}
     done |= {"merge": merge} if merge else {}
     run: Any = str(paths[0]) if merge is None else [str(one) for one in paths]
     note = {"run": run, "base": p.settings.model, "steps": steps, "sha256_trained": sha256, **done}
-    for file in filter(Path.is_file, Path(out).rglob("*")):
-        sync_file(file)
-    atomic_write(Path(out) / "zograd.json", json.dumps(note, indent=1).encode())
+    with stages.stage(f"writing {out}"), whole_folder(Path(out)) as folder:
+        if p.pages is not None:
+            offloading.save(p.model, p.tokenizer, p.pages, folder)
+        else:
+            save(p.model, p.tokenizer, folder)
+        for file in filter(Path.is_file, folder.rglob("*")):
+            sync_file(file)
+        atomic_write(folder / "zograd.json", json.dumps(note, indent=1).encode())
     return {
         "steps": steps,
         "evaluations": evaluations,

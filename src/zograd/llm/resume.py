@@ -137,6 +137,12 @@ def check_data(meta: Mapping[str, Any], found: Mapping[str, Any]) -> None:
             f"the examples of {found.get('task')!r} are not those that the run began with (SHA-256 {now}, then "
             f"{before}): bring the file back as it was, or begin another run in another --out"
         )
+    before, now = meta.get("data", {}).get("tokens"), found.get("tokens")
+    if before is not None and now is not None and before != now:
+        raise RunError(
+            "the examples have other tokens than those that the run began with: the tokenizer of the base model or its "
+            "chat template has changed; bring it back as it was, or begin another run in another --out"
+        )
     check_protected(meta, found.get("protect"), "--protect names")
 
 

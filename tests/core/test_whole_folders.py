@@ -1,0 +1,45 @@
+"""Folders of weights are whole or not there: a full disk leaves nothing that blocks the next try."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zograd.files import whole_folder
+
+
+def test_a_folder_gets_its_name_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "model"
+    with whole_folder(out) as new:
+        (new / "config.json").write_text("{}")
+        assert not out.exists()
+    assert [p.name for p in out.iterdir()] == ["config.json"]
+    assert [p.name for p in out.parent.iterdir()] == ["model"]
+
+
+def test_an_empty_folder_gives_way(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with whole_folder(tmp_path / "model") as new:
+        (new / "a").write_text("a")
+    assert (tmp_path / "model" / "a").read_text() == "a"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_stays_of_one_that_failed(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), whole_folder(tmp_path / "model") as new:
+        (new / "config.json").write_text("")
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_current_folder_and_links_are_written_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with whole_folder(Path(".")) as new:
+        (new / "a").write_text("a")
+    assert (tmp_path / "a").exists()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with whole_folder(tmp_path / "link") as new:
+        (new / "b").write_text("b")
+    assert (tmp_path / "real" / "b").exists()
