@@ -27,9 +27,13 @@ def test_an_empty_folder_gives_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_nothing_stays_of_one_that_failed(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), whole_folder(tmp_path / "model") as new:
-        (new / "config.json").write_text("")
-        raise error
+    def fail() -> None:
+        with whole_folder(tmp_path / "model") as new:
+            (new / "config.json").write_text("")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
     assert not list(tmp_path.iterdir())
 
 

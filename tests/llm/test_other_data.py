@@ -112,3 +112,15 @@ def test_another_tokenizer_is_refused_on_resume(tiny_model: Path, tmp_path: Path
     with pytest.raises(RunError, match="other tokens than those that the run began with: the tokenizer of the base"):
         train(TrainSettings(steps=4), tmp_path / "run", resume=True, quiet=True)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_from_another_folder_the_base_model_is_asked_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    meta = json.loads((tmp_path / "copy" / "run.json").read_text())
+    meta["settings"]["model"] = "../model"
+    (tmp_path / "copy" / "run.json").write_text(json.dumps(meta))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"on the base model \.\./model, which is not to be found from .* with --model"):
+        Tuned("copy").predict(["it was"])

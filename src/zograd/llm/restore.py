@@ -79,6 +79,11 @@ def base_of(directory: RunDirectory, *, model: str | None = None, device: str | 
     """
     s = stored_settings(directory)
     here = {name: value for name, value in (("model", model), ("device", device)) if value is not None}
+    if model is None and s.model.startswith((".", "/", "~")) and not Path(s.model).expanduser().exists():
+        raise RunError(
+            f"the run was trained on the base model {s.model}, which is not to be found from {Path.cwd()}: say where "
+            f"it is now with --model"
+        )
     if s.protect is not None:
         if not Path(s.protect).exists():
             raise RunError(
