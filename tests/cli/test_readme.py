@@ -38,4 +38,6 @@ def test_too_little_memory_says_what_plan_says(error: Exception) -> None:
 def test_a_full_disk_says_that_the_run_is_intact() -> None:
     from zograd.cli import explain
 
-    assert "intact: free some space and --resume" in explain(OSError(28, "No space left on device", "tape.zo"))
+    assert "free some space and run the command again; a training goes on with --resume" in explain(
+        OSError(28, "No space left on device", "tape.zo")
+    )

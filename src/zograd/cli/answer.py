@@ -61,7 +61,7 @@ def predict(
         found = tuned.predict(inputs, calibrate=calibrate)
         bad = sum(p.label is None for p in found)
         failure = f"{bad} of {len(found)} inputs have scores that are not finite, and so no label" if bad else None
-        return found, {"calibrated": calibrate, "failure": failure}
+        return found, {"calibrated": calibrate, "truncated": tuned.truncated, "failure": failure}
 
     result = _answered(given, source, texts, file, out, plugin, json, go, lambda tuned: tuned.check_labels())
     found = result["predictions"]
@@ -138,7 +138,7 @@ def _answered(
     settings = parse(dict(given))
     chosen = {name: getattr(settings, name) for name in given if name != "seed"}
     plugins.load(plugin or ())
-    _check_out(out, file)
+    _check_out(out, file, source)
     stages = stages_for(json)
     with stages.stage("importing torch", STARTED), importing():
         from zograd.llm.tuned import Tuned
@@ -146,11 +146,13 @@ def _answered(
     set_threads(chosen.pop("threads", None))
     if holds_run(source):
         plugins.check(source)
+        _check_data(out, source)
 
     base, text_column = chosen.pop("model", None), chosen.pop("text_column", None)
     tuned = Tuned(source, base=base, text_column=text_column, stages=stages, **chosen)
     check(tuned)
-    inputs: list[Any] = [*(texts or ()), *([] if file is None else read_inputs(file, text_column))]
+    inputs: list[Any] = list(texts or ())
+    inputs += [] if file is None else read_inputs(file, text_column, tuned.text_column)
     inputs = inputs if texts or file is not None else _piped()
     found, more = go(tuned, inputs)
     predictions = [asdict(p) for p in found]
@@ -164,7 +166,7 @@ def _answered(
     return result
 
 
-def _check_out(out: Path | None, file: Path | None) -> None:
+def _check_out(out: Path | None, file: Path | None, source: str) -> None:
     """Raise UsageError where the predictions cannot be written to `out`, before any work is done."""
     from zograd.errors import UsageError
 
@@ -175,6 +177,43 @@ def _check_out(out: Path | None, file: Path | None) -> None:
         raise UsageError(f"--out {out} {why}; give the name of a file")
     if file is not None and out.exists() and file.exists() and out.samefile(file):
         raise UsageError(f"--out {out} is the file of the inputs, which would be lost; choose another name")
+    run = Path(source)
+    if (run / "run.json").exists() and out.resolve().is_relative_to(run.resolve()):
+        raise UsageError(f"--out {out} is in the folder of the run {source}, whose files are its own; choose another")
+    if out.exists() and not out.is_file():
+        raise UsageError(f"--out {out} is no file but a device or a pipe; without --out the predictions are printed")
+    if out.exists() and not _holds_predictions(out):
+        raise UsageError(
+            f"--out {out} exists and holds no predictions, so it is not overwritten; choose another name, or remove it"
+        )
+
+
+def _check_data(out: Path | None, source: str) -> None:
+    """Raise UsageError where `out` is a file that a run was made from, which a resumed run or `eval` reads again."""
+    from zograd.errors import UsageError
+    from zograd.runs.packed import opened
+
+    if out is None or not out.exists():
+        return
+    settings = opened(source).meta["settings"]
+    for name in ("task", "eval_file", "test_file", "protect", "model"):
+        path = Path(str(settings.get(name) or "")).expanduser()
+        if path.is_file() and out.samefile(path):
+            raise UsageError(f"--out {out} is the {name} of the run {source}, which would be lost; choose another name")
+
+
+def _holds_predictions(out: Path) -> bool:
+    """Whether a file is empty, or begins with a line that one of the two commands wrote."""
+    import json
+
+    try:
+        with open(out, encoding="utf-8") as f:
+            first = f.readline(2**26)  # a file may be one line
+        values = json.loads(first) if first else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    of_commands = ({"prompt", "label", "probabilities"}, {"prompt", "text", "ended"})
+    return not first or (isinstance(values, dict) and any(keys <= values.keys() for keys in of_commands))
 
 
 def _piped() -> list[str]:

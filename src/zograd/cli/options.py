@@ -137,13 +137,8 @@ def _shown(value: Any) -> str:
 
 
 def _read(name: str, value: Any) -> Any:
-    """What was typed; "none" for a setting that may be None and is no text. A shell has no new line inside quotes."""
-    from zograd.llm.settings import TrainSettings
-
-    if name == "prompt_template":
-        return with_new_lines(value)
-    kinds = get_args(TrainSettings.model_fields[name].annotation)
-    return None if value == "none" and type(None) in kinds and str not in kinds else value
+    """What was typed. A shell has no new line inside quotes."""
+    return with_new_lines(value) if name == "prompt_template" else value
 
 
 def with_new_lines(text: str) -> str:
@@ -176,7 +171,7 @@ def from_function(
 
             plugins.load(plugin or ())
         result = function(**given)
-        conclude(result, json, "" if text is None else text(result))
+        conclude(result, json, None if text is None else text(result))
 
     extra = [("plugin", Plugins, None)] if menu else []
     own = [*extra, ("json", Json, False), ("debug", Debug, False)]

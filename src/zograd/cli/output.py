@@ -40,13 +40,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def emit(result: dict[str, Any], as_json: bool, text: str = "") -> None:
-    """Print a result: as one JSON line, or as text for people."""
+def emit(result: dict[str, Any], as_json: bool, text: str | None = None) -> None:
+    """Print a result: as one JSON line, or as text for people, which may be empty; None: key by key."""
     if as_json:
         from zograd.jsons import dumps
 
         print(dumps(result))
-    elif text:
+    elif text is not None:
         print(text)
     else:
         width = max(map(len, result))
@@ -54,7 +54,7 @@ def emit(result: dict[str, Any], as_json: bool, text: str = "") -> None:
             print(f"{key:<{width}}  {value}")
 
 
-def conclude(result: dict[str, Any], as_json: bool, text: str = "") -> None:
+def conclude(result: dict[str, Any], as_json: bool, text: str | None = None) -> None:
     """Print a result. One that failed says why, in its "failure", and ends with exit code 1."""
     if result.get("failure"):
         say(f"zograd: {result['failure']}")
@@ -102,7 +102,10 @@ def explain(e: BaseException) -> str:
     full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # libraries hide the error of the system in a text
     if (isinstance(e, OSError) and e.errno in full) or "os error 28" in text or "No space left on device" in text:
         where = getattr(e, "filename", None) or "no space left"
-        return f"the disk is full ({where}); what was written before is intact: free some space and --resume"
+        return (
+            f"the disk is full ({where}): free some space and run the command again; a training goes on with --resume "
+            f"from what it had saved"
+        )
     if isinstance(e, PermissionError) or (isinstance(e, OSError) and e.errno == errno.EROFS):
         return f"{e.filename or 'a file'} cannot be written or read ({e.strerror}); choose another place"
     lack = ("out of memory", "can't allocate memory", "not enough memory: you tried")

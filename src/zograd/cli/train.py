@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
+import socket
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +18,6 @@ from zograd.cli.options import Plugins, later, with_settings
 from zograd.cli.output import STARTED, Debug, Json, app, conclude, guarded, mib, number, of_classes, percent, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from zograd.llm.stages import Stages
 
 Out = Annotated[Path, typer.Option(help="Folder of the run.")]
@@ -40,6 +42,35 @@ def stages_for(json: bool) -> Stages:
     return Stages((json and not sys.stderr.isatty()) or os.environ.get("RANK", "0") != "0", STARTED)
 
 
+@contextmanager
+def heard() -> Iterator[Callable[[], bool]]:
+    """Inside, the function says whether Ctrl-C (SIGINT) has come, also where a handler of Python took it in silence.
+
+    The interpreter writes the number of each signal into a socket (`signal.set_wakeup_fd`), whoever handles it. Outside
+    of the main thread there are no signals: there the answer is no.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        numbers = bytearray()
+
+        def interrupted() -> bool:
+            with suppress(BlockingIOError):
+                numbers.extend(ours.recv(4096))
+            return signal.SIGINT in numbers
+
+        try:
+            before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        except ValueError:  # not in the main thread
+            yield interrupted
+            return
+        try:
+            yield interrupted
+        finally:
+            signal.set_wakeup_fd(before)
+
+
 def quickstart(
     out: Out = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(help="Fixes directions, batches and rounding.")] = 0,
@@ -52,7 +83,9 @@ def quickstart(
     """
     from zograd.llm.quickstart import quickstart as go
 
-    result = go(out, seed=seed, say=say)
+    with heard() as interrupted:
+        result = go(out, seed=seed, say=say)
+        stopped = result["interrupted"] and interrupted()
     table = "\n".join(
         [
             "",
@@ -71,6 +104,8 @@ def quickstart(
         ]
     )
     conclude(result, json, table)
+    if stopped:
+        raise typer.Exit(130)
 
 
 def train(
@@ -124,18 +159,23 @@ def train(
     if resume and (out / "run.json").exists():  # torchrun's other processes may not have it
         plugins.check(out, resume=True)
         settings = resumed(settings, out)
-    with joined(settings.device, settings.timeout) as peers:
+    with joined(settings.device, settings.timeout) as peers, heard() as interrupted:
         quiet = json and not sys.stderr.isatty()
         result = go(settings, out, resume=resume, quiet=quiet, peers=peers, stages=stages)
+        stopped = result["interrupted"] and interrupted()
     if peers.rank:
         return
     conclude(result, json, _summary(result))
+    if stopped:  # by Ctrl-C; SIGTERM is how schedulers end a run, and 0 tells them that it is in order
+        raise typer.Exit(130)
 
 
 def _summary(result: dict[str, Any]) -> str:
     """The end of a run, for people."""
-    if result["metric_after"] is None:
+    if result["metric_after"] is None and result["interrupted"]:
         first = f"not evaluated since it was stopped: zograd eval --run {result['run']}"
+    elif result["metric_after"] is None:
+        first = "the evaluation is not finite"
     elif result.get("majority") is not None:
         shown = percent if result["metric"] == "accuracy" else number
         known = f"calibrated zero-shot {shown(result['metric_calibrated'])}, " * (result["metric_before"] is not None)

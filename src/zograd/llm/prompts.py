@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,7 +145,8 @@ class Form:
 
     def _json(self, text: str, place: str, columns: Sequence[str]) -> Record:
         """A record that was written as JSON."""
-        example = json.dumps({column: "..." for column in columns})
+        of_choice = self.choices if self.records == CHOICE else None
+        example = json.dumps({column: ["...", "..."] if column == of_choice else "..." for column in columns})
         try:
             values = json.loads(text)
         except (ValueError, RecursionError):
@@ -166,8 +168,12 @@ def _text(value: Any, place: str) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines that hold something: each is an input."""
-    return [line for line in text.splitlines() if line.strip()]
+    """The lines that hold something: each is an input. They end where those of a file end that training reads.
+
+    Other characters at which `str.splitlines` cuts (form feed, U+0085, U+2028) are a part of their line.
+    """
+    lines = [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
+    return [line for line in lines if line.strip()]
 
 
 def _asked(value: str | Record, column: str | None, place: str) -> Example:
@@ -189,18 +195,26 @@ def _shaped(values: dict[str, Any], records: str, place: str) -> Example:
     return shape_of(Table([record]), Asked(records=records), place).example(record)
 
 
-def read_inputs(file: str | Path, text_column: str | None = None) -> list[str | Record]:
+def read_inputs(
+    file: str | Path, text_column: str | None = None, text_column_of_run: str | None = None
+) -> list[str | Record]:
     """The inputs in a file: each line of a .txt, or each record of data that training reads.
+
+    text_column: the column that {text} stands for. text_column_of_run: the same, where the file has that column and
+    `text_column` is None.
 
     Raises TaskError for data that does not parse.
     """
     path = Path(file)
     if path.suffix.lower() in SUFFIXES_OF_MEDIA:
         return [str(path)]
-    if path.suffix != ".txt":
+    if path.suffix.lower() != ".txt":
         if path.suffix.lower() not in SUFFIXES:
             raise TaskError(f"{file} is not a file of {', '.join(SUFFIXES)}; save it as one of these")
-        return list(read(str(file), text_column).records)
+        table = read(str(file), text_column)
+        if text_column is None and text_column_of_run in table.columns:
+            table = read(str(file), text_column_of_run)
+        return list(table.records)
     try:
         return list(lines_of(path.read_text(encoding="utf-8-sig")))
     except OSError as e:

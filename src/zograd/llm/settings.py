@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from zograd.errors import UsageError
 from zograd.hub import parse_label_words
@@ -333,6 +333,12 @@ class TrainSettings(BaseModel):
             return {_as_text(label): _texts(word) for label, word in value.items()}
         return [_texts(word) for word in value] if isinstance(value, list) else value
 
+    @field_validator("*", mode="before")  # the last one of this mode, so the first to see a value
+    @classmethod
+    def _none_is_none(cls, value: Any, info: ValidationInfo) -> Any:
+        """The text "none" is None: neither TOML nor a command line has another way to take a limit away."""
+        return None if isinstance(value, str) and value == "none" and takes_none(str(info.field_name)) else value
+
     @field_validator("lr_schedule")
     @classmethod
     def _schedule_is_known(cls, value: str) -> str:
@@ -410,6 +416,13 @@ def _texts(words: Any) -> Any:
     return [_as_text(word) for word in words] if isinstance(words, list) else _as_text(words)
 
 
+def takes_none(name: str) -> bool:
+    """Whether the text "none" stands for None in this setting: it may be None, and no text of its own is "none"."""
+    kinds = get_args(TrainSettings.model_fields[name].annotation)
+    texts = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    return type(None) in kinds and str not in kinds and "none" not in texts
+
+
 def accepts(name: str) -> str:
     """How a value of a setting is written: "integer", "number|auto", "data|directions|both"."""
     field = TrainSettings.model_fields[name]
@@ -435,6 +448,10 @@ _LIMITS = {
 
 def _expected(name: str, error: Any) -> str:
     """What a setting may be, in words, where pydantic found this error in its value."""
+    return _words_for(name, error) + ", or none" * takes_none(name)
+
+
+def _words_for(name: str, error: Any) -> str:
     if error["type"] in _LIMITS:
         return "a number " + _LIMITS[error["type"]].format(**error["ctx"])
     if error["type"] == "finite_number":
@@ -473,7 +490,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as e:
         raise SettingsError(f"the config {file} is not UTF-8 text (byte {e.start}); save it as UTF-8") from None
     try:
-        data = tomllib.loads(text) if file.suffix == ".toml" else read_value(text)
+        data = tomllib.loads(text) if file.suffix.lower() == ".toml" else read_value(text)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as e:
         raise SettingsError(f"the config {file} does not parse: {str(e).splitlines()[0]}") from None
     if not isinstance(data, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ import torch
 
 from zograd.hub import Example, Task, resolve_model
 from zograd.hub.labels import LabelWords
+from zograd.hub.records import Record
 from zograd.hub.registry import REGISTRY
 from zograd.llm import loading
 from zograd.llm.data import examples_of
@@ -48,10 +50,12 @@ class Tuned:
     base: where the base model of a run is now; None: where the run found it.
     task, prompt_template, label_words: how a prompt is made of an input, and the word of each label. A run knows its
         own; what is given replaces it. Without any, an input is the prompt.
-    text_column: of records, the column that {text} stands for.
+    text_column: of records, the column that {text} stands for; None: that of the run, in records that have it.
     device: where the model computes; None: the CPU, or where the run was trained.
     dtype, quantized, quantize: of a model, as `loading.load` takes them; a run has its own.
     stages: what shows the loading and the answers; None: they are not shown.
+
+    After `predict`, `truncated` is the number of inputs that were cut, since they have more tokens than the run takes.
 
     Raises SettingsError and TaskError for what does not fit, before anything is loaded.
 
@@ -75,7 +79,8 @@ class Tuned:
     ) -> None:
         self.stages = Stages(quiet=True) if stages is None else stages
         self.source, self.base, self.device, self.loaded = str(source), base, device, loaded
-        self.is_run = holds_run(source)
+        self.is_run, self.truncated = holds_run(source), 0
+        self.text_column = text_column
         columns = {"text_column": text_column, "label_column": label_column} if task and Path(task).suffix else {}
         if not self.is_run:
             if base is not None:
@@ -92,6 +97,7 @@ class Tuned:
             return
         check_own_model([name for name, value in loaded.items() if value is not None])
         if task is None:
+            self.text_column = text_column or stored_settings(opened(self.source)).text_column
             self.form = self._form_of_run().changed(prompt_template, label_words)
         else:
             self.form = form_of_task(task, prompt_template, label_words, **columns)
@@ -124,6 +130,17 @@ class Tuned:
         """Steps of the run that answers; None for a model. Loads the model."""
         return self._ready[2]
 
+    def _examples(self, inputs: Inputs) -> list[Example]:
+        """The prompts of the inputs, of which records may hold their text in the column `text_column`."""
+        column, found = self.text_column, list[str | Mapping[str, Any] | Record]()
+        for value in inputs:
+            values = value.values if isinstance(value, Record) else value
+            if column is not None and isinstance(values, Mapping) and column in values:
+                values = {**values, "text": values[column]}
+                value = replace(value, values=values) if isinstance(value, Record) else values
+            found.append(value)
+        return self.form.examples(found)
+
     def check_labels(self) -> None:
         """Raise SettingsError where there are no labels to choose from."""
         if self.form.classes or self.form.records == CHOICE:
@@ -141,13 +158,16 @@ class Tuned:
     def predict(self, inputs: Inputs, *, calibrate: bool = False) -> list[Prediction]:
         """The label of each input, with probabilities. Cost: one forward an input, or one of each of its classes.
 
+        Inputs that are too long are cut as in training, and a line on stderr says how many; `truncated` is their
+        number.
+
         calibrate: subtract the mean log-probability of each label over all inputs before probabilities are taken, as
             the metric `calibrated` of `zograd eval` does: it removes a preference for one label. It needs two inputs.
 
         Raises TaskError for an input that does not fit the template or the model, before the first forward.
         """
         self.check_labels()
-        examples = self.form.examples(inputs)
+        examples = self._examples(inputs)
         if calibrate and self.form.records == CHOICE:
             raise SettingsError("--calibrate compares the inputs of the same labels, and here each has its own choices")
         if calibrate and len(examples) < 2:
@@ -156,6 +176,9 @@ class Tuned:
         scorer = scorer_of(model, tokenizer, self._as_task(examples), **self.encoding)
         with self.stages.counted("answering", len(examples), "inputs") as progress:
             scores = scorer.all_scores(examples, progress=progress)
+        self.truncated = sum(e in scorer.cut for e in examples)
+        if said := scorer.said(len(examples)):
+            print(f"zograd: {said}", file=sys.stderr, flush=True)
         logp = torch.log_softmax(scores.double(), 1)
         if calibrate:
             logp = torch.log_softmax(logp - logp.mean(0), 1)
@@ -188,7 +211,7 @@ class Tuned:
         seed: int = 0,
     ) -> list[Generated]:
         """The text with which each input goes on: see `zograd.llm.generation.generate`."""
-        examples = self.form.examples(inputs)
+        examples = self._examples(inputs)
         model, tokenizer, _ = self._ready
         with self.stages.counted("writing", len(examples), "answers") as progress:
             return generate(

@@ -77,7 +77,8 @@ def _alive(name: str) -> bool:
 def read_metrics(run: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines of a run's metrics.jsonl (none without the file), and the number of lines that do not parse."""
     try:
-        texts = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        with open(run / "metrics.jsonl", encoding="utf-8", errors="replace") as f:
+            texts = f.readlines()  # unlike `str.splitlines`, it cuts at the ends of lines alone
     except FileNotFoundError:
         return [], 0
     lines = []
