@@ -142,7 +142,8 @@ def test_a_copy_of_the_data_of_a_run_is_told_by_its_examples(tiny_model: Path, t
         result = evaluate(None, copy, tmp_path / "run")
     assert (result["split"], result["trained_on"]) == ("all", 30)
     Path(path).unlink()
-    assert evaluate(None, copy, tmp_path / "run")["trained_on"] is None
+    with pytest.warns(UserWarning, match=r"trained on examples of .*copy\.jsonl is not known, since its own data"):
+        assert evaluate(None, copy, tmp_path / "run")["trained_on"] is None
 
 
 def test_a_file_with_splits_is_scored_by_them(

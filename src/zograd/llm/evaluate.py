@@ -215,11 +215,12 @@ def of_run(
         try:
             trained = set(map(text_of, examples_of(s)[1]))
         except (TaskError, FetchError) as e:
-            warnings.warn(
-                f"whether the run was trained on examples of {loaded.source} is not known, since its own data cannot "
-                f"be read: {e}",
-                stacklevel=3,
-            )
+            if "sha256" in data:  # a checkpoint of a Trainer knows of no data
+                warnings.warn(
+                    f"whether the run was trained on examples of {loaded.source} is not known, since its own data "
+                    f"cannot be read: {e}",
+                    stacklevel=3,
+                )
     chosen = choose(loaded, split, count, s.seed, s.draw, whole=not _same(task, s.task))
     return replace(chosen, trained=trained)
 
