@@ -30,7 +30,7 @@ class Marks:
         where they are others now, since directions and slots are those of the first ones.
         """
         if self._before is None:
-            now = {id(p): name for name, p in trainable(model).items()}
+            now = set(map(id, trainable(model).values()))
             if other := [name for name, p in model.named_parameters() if (id(p) in now) != (id(p) in chosen)]:
                 more = f" and {len(other) - 1} more" if len(other) > 1 else ""
                 raise UsageError(

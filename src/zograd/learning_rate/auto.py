@@ -142,17 +142,17 @@ def _complete(
     ask: Ask, queries: list[Query], pairs: list[tuple[int, int]]
 ) -> tuple[list[Query], int, list[tuple[int, int]]]:
     """(points to add, position of f(x), positions of the pairs) that give a pair and the value between."""
-    extra: list[Query] = []
+    asked = list(queries)
     if not pairs:
-        i = next((i for i, query in enumerate(queries) if query.at), len(queries))
-        if i == len(queries):  # x alone is asked for
-            extra.append(Query(ask.mu * ask.draw(0), queries[0].rows))
-        pairs = [(i, len(queries) + len(extra))]
-        extra.append(replace([*queries, *extra][i], at=-[*queries, *extra][i].at))
-    here = Query(Vector(), [*queries, *extra][pairs[0][0]].rows)
-    if here in queries:
-        return extra, queries.index(here), pairs
-    return [*extra, here], len(queries) + len(extra), pairs
+        i = next((i for i, query in enumerate(asked) if query.at), len(asked))
+        if i == len(asked):  # x alone is asked for
+            asked.append(Query(ask.mu * ask.draw(0), queries[0].rows))
+        pairs = [(i, len(asked))]
+        asked.append(replace(asked[i], at=-asked[i].at))
+    here = Query(Vector(), asked[pairs[0][0]].rows)
+    if here not in queries:
+        asked.append(here)
+    return asked[len(queries) :], asked.index(here), pairs
 
 
 def radii(ask: Ask, estimator: Estimator[Any], queries: Sequence[Query]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def evaluate(
         "max_length": max_length, "truncate": truncate, "chat_template": chat_template, "eos": eos,
         "answer_tokens": answer_tokens,
     }  # fmt: skip
-    s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
+    s = changed(s, encoding)
     objective = _objective(s, chosen.task)
     scorer: Scorer = scorer_of(module, tokenizer, chosen.task, metric=asked, objective=objective, **s.encoding)
     with stages.counted("evaluating", len(chosen.examples)) as progress:
@@ -150,6 +150,11 @@ def load_or_restore(
             quantize=quantize,
         )  # fmt: skip
     return module, tokenizer, None
+
+
+def changed(s: TrainSettings, given: Mapping[str, Any]) -> TrainSettings:
+    """The settings with others in their place; what is None stays as it is."""
+    return s.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
 def _shown(task: Source) -> str:
@@ -275,8 +280,7 @@ def _data(s: TrainSettings, given: dict[str, Any], sha256: str | None) -> tuple[
     task, examples, held_out = examples_of(s)
     same = sha256 is None or sha256 == digest(task, examples, held_out)
     if given:
-        changed = s.model_copy(update=given)
-        task, examples, _ = examples_of(changed, task.split_by if task.own else None)
+        task, examples, _ = examples_of(s.model_copy(update=given), task.split_by if task.own else None)
     if not same:
         warnings.warn(
             f"{task.source} is not what this run was trained on: it has changed since, so examples that are scored now "

@@ -9,6 +9,7 @@ from zograd.hub.sources import Source
 from zograd.laws import Memory
 from zograd.llm import loading
 from zograd.llm.compressing import batches, layers_of, told
+from zograd.llm.evaluate import changed
 from zograd.llm.method import memory_at
 from zograd.llm.restore import run_or_model
 from zograd.llm.robustness import asked_of
@@ -63,7 +64,7 @@ def protect(
     s, chosen = asked_of(run, task, data, "train", None, seed, dtype)
     loaded = chosen.task
     encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
-    s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
+    s = changed(s, encoding)
     stages = Stages(quiet=True) if stages is None else stages
     base, tokenizer = run_or_model(run, model, dtype=dtype or "float32", device=device, stages=stages)
     found = layers_of(base, modules)

@@ -17,7 +17,7 @@ from zograd.hub.perturb import NUMBERS, PLAIN, Sentences, WithoutQuestion, WordS
 from zograd.hub.sources import Source
 from zograd.jsons import finite
 from zograd.llm import loading
-from zograd.llm.evaluate import Chosen, choose, of_run
+from zograd.llm.evaluate import Chosen, changed, choose, of_run
 from zograd.llm.restore import check_own_model, run_or_model, stored_settings
 from zograd.llm.scoring.kinds import scorer_of
 from zograd.llm.settings import SettingsError, TrainSettings
@@ -74,7 +74,7 @@ def measure(
             f"use a task of classification or of multiple choice"
         )
     encoding = {"max_length": max_length, "truncate": truncate, "chat_template": chat_template}
-    s = s.model_copy(update={name: value for name, value in encoding.items() if value is not None})
+    s = changed(s, encoding)
     stages = Stages(quiet=True) if stages is None else stages
     base, tokenizer = run_or_model(run, model, dtype=dtype or "float32", device=device, stages=stages)
     scorer = scorer_of(base, tokenizer, loaded, **s.encoding)
