@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -21,6 +27,43 @@ def atomic_write(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise OSError(e.errno, e.strerror, str(path)) from e
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that gets its name only when all of it is on the disk. Raises OSError.
+
+    about: texts for its header. The permissions are those of any new file; see `share`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = path.with_name(f".{path.name}.saving")
+    try:
+        folder.mkdir(exist_ok=True)
+        save_file(dict(tensors), folder / path.name, None if about is None else dict(about))
+        share(folder, "*")
+        replace(folder / path.name, path)
+    except SafetensorError as e:  # safetensors hides the error of the system in its text
+        found = re.search(r"os error (\d+)", str(e))
+        raise OSError(int(found[1]) if found else 5, f"the file cannot be written ({e})", str(path)) from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def share(folder: Path, names: str = "*.safetensors") -> None:
+    """Give the files of a folder the permissions of any new file: safetensors makes its own for their owner alone.
+
+    The permissions are read off a file that `open` makes: to ask for the umask, a process has to change it for a
+    moment. Where a file system keeps none, nothing is done.
+    """
+    new = folder / f".new-{os.getpid()}"
+    with suppress(OSError):
+        new.unlink(missing_ok=True)
+        with open(new, "xb") as f:
+            mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode)
+        new.unlink()
+        for file in folder.glob(names):
+            file.chmod(mode)
 
 
 def replace(temporary: Path, path: Path) -> None:

@@ -24,8 +24,8 @@ FIELDS = list(TrainSettings.model_fields)
 SOURCES = Path(__file__).parents[2] / "src" / "zograd"
 DONE = {
     "metric": "loss", "metric_before": 1.0, "metric_after": 1.0, "steps": 1, "evaluations": 2, "seconds": 1.0,
-    "peak_bytes": 1, "inference_peak_bytes": 1, "interrupted": False, "run": "x", "start_seconds": 1.0,
-    "process_peak_bytes": 1,
+    "peak_bytes": 1, "inference_peak_bytes": 1, "interrupted": False, "stopped_by": None, "run": "x",
+    "start_seconds": 1.0, "process_peak_bytes": 1,
 }  # fmt: skip
 
 

@@ -26,12 +26,13 @@ from hypothesis import HealthCheck, given
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import zograd.files as files_module
 import zograd.llm.train as train_module
-import zograd.runs.state as state_module
 from tests.cli.test_options import typed
 from zograd.cli import app, explain
 from zograd.core.run import Run
 from zograd.core.tape import Tape, TapeWriter, writer_lock
+from zograd.files import write_tensors
 from zograd.llm import loading
 from zograd.llm.build import resolve
 from zograd.llm.loop import Loop, last_merge
@@ -44,7 +45,7 @@ from zograd.locks import LockedError
 from zograd.oracles import Batched
 from zograd.runs.errors import RunError
 from zograd.runs.rundir import CHANGEABLE, RunDirectory
-from zograd.runs.state import read_state, write_state
+from zograd.runs.state import read_state
 
 COMMON: dict[str, Any] = {
     "task": "mr", "steps": 6, "batch_size": 4, "train_examples": 40, "eval_examples": 20, "lr": 1e-3, "mu": 1e-3,
@@ -664,7 +665,7 @@ def test_a_state_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda d: (events.append("fsync"), fsync(d)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), rename(a, b)))
     target = tmp_path / "state.safetensors"
-    write_state(target, {"x": torch.ones(3)}, {"run": "1"})
+    write_tensors(target, {"x": torch.ones(3)}, {"run": "1"})
     assert events == ["fsync", "rename", "fsync"]
     before = target.read_bytes()
 
@@ -673,7 +674,7 @@ def test_a_state_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        write_state(target, {"x": torch.zeros(3)}, {"run": "2"})
+        write_tensors(target, {"x": torch.zeros(3)}, {"run": "2"})
     assert target.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
 
@@ -683,18 +684,19 @@ def test_the_tape_is_forced_to_the_disk_with_every_save(
 ) -> None:
     """Also of methods without slots, which save nothing else; before the state, which must not be ahead of it."""
     events: list[str] = []
-    sync, put = TapeWriter.sync, state_module.replace
+    sync, put = TapeWriter.sync, files_module.replace
 
     def synced(self: TapeWriter) -> None:
         events.append(f"tape {Tape(self.path).steps}")
         sync(self)
 
     def named(temporary: Path, path: Path) -> None:
-        events.append(path.name)
+        if path.suffix == ".safetensors":
+            events.append(path.name)
         put(temporary, path)
 
     monkeypatch.setattr(TapeWriter, "sync", synced)
-    monkeypatch.setattr(state_module, "replace", named)
+    monkeypatch.setattr(files_module, "replace", named)
     train(settings(tiny_model, save_every=4), tmp_path / "sgd", quiet=True)
     assert events == ["tape 4", "tape 6", "tape 6"]
     events.clear()
@@ -780,7 +782,7 @@ def test_a_kill_during_a_save_leaves_nothing_for_ever(
     s = settings(tiny_model, **ADAM)
     killed = subprocess.run([sys.executable, "-c", KILLED, json.dumps(s.stored()), str(tmp_path / "run")])
     assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "run" / ".saving" / ".tmpAbCd12").exists()
+    assert (tmp_path / "run" / ".state.safetensors.saving" / ".tmpAbCd12").exists()
     again = train(s, tmp_path / "run", resume=True, quiet=True)
     assert again["sha256"] == finished["adam"][1]["sha256"]
     files = {"run.json", "tape.zo", "metrics.jsonl", "state.safetensors"}

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,35 +39,6 @@ def stages_for(json: bool) -> Stages:
     return Stages((json and not sys.stderr.isatty()) or os.environ.get("RANK", "0") != "0", STARTED)
 
 
-@contextmanager
-def heard() -> Iterator[Callable[[], bool]]:
-    """Inside, the function says whether Ctrl-C (SIGINT) has come, also where a handler of Python took it in silence.
-
-    The interpreter writes the number of each signal into a socket (`signal.set_wakeup_fd`), whoever handles it. Outside
-    of the main thread there are no signals: there the answer is no.
-    """
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        numbers = bytearray()
-
-        def interrupted() -> bool:
-            with suppress(BlockingIOError):
-                numbers.extend(ours.recv(4096))
-            return signal.SIGINT in numbers
-
-        try:
-            before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        except ValueError:  # not in the main thread
-            yield interrupted
-            return
-        try:
-            yield interrupted
-        finally:
-            signal.set_wakeup_fd(before)
-
-
 def quickstart(
     out: Out = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(help="Fixes directions, batches and rounding.")] = 0,
@@ -83,9 +51,7 @@ def quickstart(
     """
     from zograd.llm.quickstart import quickstart as go
 
-    with heard() as interrupted:
-        result = go(out, seed=seed, say=say)
-        stopped = result["interrupted"] and interrupted()
+    result = go(out, seed=seed, say=say)
     table = "\n".join(
         [
             "",
@@ -104,8 +70,7 @@ def quickstart(
         ]
     )
     conclude(result, json, table)
-    if stopped:
-        raise typer.Exit(130)
+    _exit_if_interrupted(result)
 
 
 def train(
@@ -159,14 +124,18 @@ def train(
     if resume and (out / "run.json").exists():  # torchrun's other processes may not have it
         plugins.check(out, resume=True)
         settings = resumed(settings, out)
-    with joined(settings.device, settings.timeout) as peers, heard() as interrupted:
+    with joined(settings.device, settings.timeout) as peers:
         quiet = json and not sys.stderr.isatty()
         result = go(settings, out, resume=resume, quiet=quiet, peers=peers, stages=stages)
-        stopped = result["interrupted"] and interrupted()
     if peers.rank:
         return
     conclude(result, json, _summary(result))
-    if stopped:  # by Ctrl-C; SIGTERM is how schedulers end a run, and 0 tells them that it is in order
+    _exit_if_interrupted(result)
+
+
+def _exit_if_interrupted(result: dict[str, Any]) -> None:
+    """130 after Ctrl-C. SIGTERM is how schedulers end a run, and 0 tells them that it is in order."""
+    if result["stopped_by"] == "SIGINT":
         raise typer.Exit(130)
 
 

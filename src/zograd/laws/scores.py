@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from zograd.core import keys
 from zograd.core.query import Query
 from zograd.core.vector import combination
+from zograd.files import write_tensors
 from zograd.laws.base import Draw, Law, Rademacher
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class Scores:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """To a safetensors file."""
-        save_file({name: t.contiguous() for name, t in self.by_name.items()}, path)
+        write_tensors(Path(path), {name: t.contiguous() for name, t in self.by_name.items()})
 
 
 def squared_weights(leaf: Leaf) -> Tensor:

@@ -87,7 +87,7 @@ def harness(
 
 def _name_in(file: str) -> str:
     """The name of the task that a .yaml file defines; it may hold tags of the harness, so no YAML is parsed."""
-    for line in Path(file).read_text(encoding="utf-8").splitlines():
+    for line in Path(file).read_text(encoding="utf-8").split("\n"):
         key, _, value = line.partition(":")
         if key in ("task", "group") and value.strip():
             return value.strip().strip("'\"")

@@ -115,6 +115,7 @@ class Loop:
         self.source = self.p.store.source if isinstance(self.p.store.source, Blockwise) else None
         self.probes = Probes() if loading.is_scales(self.p.settings.train) else None
         self.interrupted = False
+        self.stopped_by: str | None = None
         self.last_metrics: Metrics | None = None
         self.before = math.nan if before is None else before
         self.forward = forward
@@ -157,6 +158,7 @@ class Loop:
                 estimate.count(bar, self.quiet)
                 stopped = self._after(record, bar, tokens / (time.perf_counter() - start))
         self.interrupted = stopped
+        self.stopped_by = signal.Signals(self.caught[0]).name if stopped and self.caught else None
         self.seconds = time.perf_counter() - start
 
     def remember(self, batch: list[Example]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tempfile import TemporaryDirectory
 from zograd.llm.recipe import chosen
 from zograd.llm.settings import TrainSettings
 from zograd.llm.train import train
+from zograd.runs.folder import read_metrics
 from zograd.runs.memory import Energy
 
 STEPS = 6
@@ -58,8 +58,7 @@ def rehearse(s: TrainSettings, steps: int = STEPS) -> Rehearsal:
         start = time.perf_counter()
         done = train(short, Path(folder) / "run", quiet=True)
         whole = time.perf_counter() - start
-        lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    logged = [json.loads(line) for line in lines]
+        logged, _ = read_metrics(Path(folder) / "run")
     times = [line["seconds"] for line in logged if "step" in line and line["step"] > 0 and "seconds" in line]
     laps = [b - a for a, b in zip([0.0, *times], times, strict=False)][:-1]  # the last one holds an evaluation
     return Rehearsal(

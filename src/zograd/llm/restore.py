@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from zograd.core.tape import Tape
-from zograd.files import atomic_write, sync_file, whole_folder
+from zograd.files import atomic_write, share, sync_file, whole_folder
 from zograd.hub.wheels import sha256_of
 from zograd.llm import loading, lora_init
 from zograd.llm.build import Prepared, prepare
@@ -35,7 +35,6 @@ from zograd.runs.errors import RunError
 from zograd.runs.identity import base_digest, check_identity, identity
 from zograd.runs.packed import Packed, opened
 from zograd.runs.rundir import RunDirectory
-from zograd.runs.state import share
 from zograd.stores import Store
 
 

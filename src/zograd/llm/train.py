@@ -331,6 +331,7 @@ def summarise(
         "seconds": loop.seconds,
         "steps_this_time": steps,
         "interrupted": loop.interrupted,
+        "stopped_by": loop.stopped_by,
         "ranks": peers.world,
         "shards": s.shards,
         "compiled": s.compile,

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zograd.files import write_tensors
 from zograd.patterns import searching
 from zograd.quantized.library_layers import LAYER_FORMATS, LayerFormat, LibraryError, check_layer, stop_repacking
 from zograd.quantized.packed_layers import storable
@@ -278,16 +278,12 @@ def save_scales(model: nn.Module, file: str | Path) -> int:
     The metadata entry `zograd` holds for each layer its library, format, group size, and the SHA-256 of its integers.
     Raises LibraryError if the model has no trained scales.
     """
-    from safetensors.torch import save_file
-
     trained = [handle for handle in discover(model) if handle.master is not None]
     if not trained:
         raise LibraryError("no scales of this model are trained: there is nothing to save")
     about = {handle.name: _about(handle) for handle in trained}
-    part = Path(f"{file}.part")
     tensors = {handle.name: handle.signed().detach().cpu().contiguous() for handle in trained}
-    save_file(tensors, part, metadata={"zograd": json.dumps(about)})
-    os.replace(part, file)
+    write_tensors(Path(file), tensors, {"zograd": json.dumps(about)})
     return sum(t.numel() for t in tensors.values())
 
 

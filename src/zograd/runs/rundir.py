@@ -19,14 +19,14 @@ from typing import Any
 from zograd import __version__
 from zograd.core.run import Record, Run
 from zograd.core.tape import TAPE_VERSION, Tape, TapeWriter, never_began
-from zograd.files import atomic_write
+from zograd.files import atomic_write, write_tensors
 from zograd.jsons import dumps
 from zograd.locks import FileLock
 from zograd.noise import NOISE_VERSION
 from zograd.runs.errors import RunError
 from zograd.runs.folder import began, check_free, locked, read_metrics
 from zograd.runs.identity import base_digest
-from zograd.runs.state import digest, read_state, write_state
+from zograd.runs.state import digest, read_state
 
 CHANGEABLE = ("model", "steps", "seconds", "parallel", "timeout", "eval_every", "save_every", "max_failures")
 """Settings that --resume may change, since no bit of a run depends on them: the base model may lie elsewhere now. In
@@ -262,7 +262,7 @@ class RunDirectory:
         if any(not isinstance(v, int | float) for v in state["state"].values()):
             return
         about = {"run": json.dumps(state), "tape": str(self.writer.crc)}
-        write_state(self.state_path, tensors, about | {"sha256": digest(about, tensors)})
+        write_tensors(self.state_path, tensors, about | {"sha256": digest(about, tensors)})
 
     def load_state(self, run: Run[Any], tape: Tape) -> int:
         """Load the state; its step. 0 with a warning if it does not fit the tape: then the tape alone is replayed."""

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import shutil
-import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from zograd.core.tape import Tape
-from zograd.files import replace
 from zograd.stores.leaf import tensor_bytes
-
-SAVING = ".saving"
-"""The subfolder of a run in which a state is written before it is renamed into place."""
 
 
 def digest(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -31,40 +22,6 @@ def digest(about: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
         h.update(json.dumps([name, str(t.dtype), list(t.shape)]).encode())
         h.update(tensor_bytes(t))
     return h.hexdigest()
-
-
-def share(folder: Path) -> None:
-    """Give the safetensors files of a folder the permissions of any new file; they are made for their owner alone.
-
-    The permissions are read off a file that `open` makes: to ask for the umask, a process has to change it for a
-    moment. Where a file system keeps none, nothing is done.
-    """
-    new = folder / f".new-{os.getpid()}"
-    with suppress(OSError):
-        new.unlink(missing_ok=True)
-        with open(new, "xb") as f:
-            mode = stat.S_IMODE(os.fstat(f.fileno()).st_mode)
-        new.unlink()
-        for file in folder.glob("*.safetensors"):
-            file.chmod(mode)
-
-
-def write_state(target: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Write a safetensors file that gets its name only when all of it is on the disk. Raises OSError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    folder = target.parent / SAVING
-    try:
-        folder.mkdir(exist_ok=True)
-        save_file(tensors, folder / target.name, metadata=about)
-        share(folder)
-        replace(folder / target.name, target)
-    except SafetensorError as e:  # safetensors hides the error of the system in its text
-        found = re.search(r"os error (\d+)", str(e))
-        raise OSError(int(found[1]) if found else 5, f"the state cannot be written ({e})", str(target)) from e
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_state(source: Path, tape: Tape) -> tuple[dict[str, Any], dict[str, Tensor]]:

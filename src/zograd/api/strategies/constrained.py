@@ -19,7 +19,7 @@ from zograd.api.strategies.nested import nested
 from zograd.api.strategies.of_menu import OfMenu
 from zograd.api.strategies.sqp import SQP, STATIONARY, Finish
 from zograd.api.strategies.tracking import Tracking
-from zograd.api.strategies.units import GROSS, LITTLE, SPREAD, at_rest, at_start, in_units, powers, softer
+from zograd.api.strategies.units import GROSS, LITTLE, SETTLED, SPREAD, at_rest, at_start, in_units, powers, softer
 from zograd.api.variables import Flat
 from zograd.control import Augmented, Dual
 from zograd.methods.defaults import black_box
@@ -322,8 +322,9 @@ class ConstrainedSearch:
         unit = self.merit.unit
         change = self.change(here)
         price = float(np.abs(weights) @ self.rows.excess(here.value.c))
-        rest, most = unit * end.rest, unit * end.most
-        return (yield from softer(self.problem, here, weights, price, rest, most, change, LITTLE))
+        most = unit * end.most
+        which = np.flatnonzero(np.abs(unit * end.rest) > SETTLED * most)
+        return (yield from softer(self.problem, here, weights, price, which, most, change, LITTLE))
 
     def change(self, here: Evaluation) -> float:
         """By how much f has changed since x0, or f where it is more, as at a minimum in which a search begins."""
@@ -331,12 +332,9 @@ class ConstrainedSearch:
 
     def gross(self, here: Evaluation) -> Generator[Points, Values, Flat | None]:
         """The same at the end of the outer loop, from all variables, and for what is far from a minimum."""
-        none = np.zeros(self.problem.dim)
-        return (
-            yield from softer(
-                self.problem, here, self.multipliers(None), 0.0, none + 1.0, none, self.change(here), GROSS
-            )
-        )
+        every = np.arange(self.problem.dim)
+        weights = self.multipliers(None)
+        return (yield from softer(self.problem, here, weights, 0.0, every, None, self.change(here), GROSS))
 
     def differs(self, here: Evaluation) -> Generator[Points, Values, bool]:
         """Whether a second evaluation of a point gives other values; then they do not repeat."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -99,20 +100,27 @@ def in_units(strategy: Strategy, trace: Trace, start: Evaluation, units: Flat, v
 
 
 def softer(
-    problem: Problem, here: Evaluation, weights: Flat, price: float, rest: Flat, most: Flat, change: float, share: float
+    problem: Problem,
+    here: Evaluation,
+    weights: Flat,
+    price: float,
+    which: np.ndarray[Any, np.dtype[np.intp]],
+    most: Flat | None,
+    change: float,
+    share: float,
 ) -> Generator[Points, Values, Flat | None]:
     """Units in which the search should go on; None where no more than `share` of `change` is promised.
 
     change: what f has changed so far. weights: of the rows in the Lagrangian L, price: the sum of what violations are
-    worth in it, rest: its slopes at this point. most: the largest sums of sizes of the slopes of f and of weighted rows
-    along each variable that were seen. A variable is settled where its rest is a small share of them, whatever its
-    unit. Along each other one, two values of L, at the first radius where their second difference b is resolved,
-    promise the drop a^2 / (2 b), a half of their difference. The units are then the lengths over which L changes by as
-    much as f has: by its curvature along those variables, by its slopes along others.
+    worth in it. most: the largest sums of sizes of the slopes of f and of weighted rows along each variable that were
+    seen, where they are known. which: the variables that are not settled; one is settled where the slope of L is less
+    than `SETTLED` of them, whatever its unit. Along each of these, two values of L, at the first radius where their
+    second difference b is resolved, promise the drop a^2 / (2 b), a half of their difference. The units are then the
+    lengths over which L changes by as much as f has: by its curvature along those variables, by its slopes along
+    others.
     """
     x = here.x.astype(np.float64)
     size = np.maximum(np.abs(x), 1.0)
-    which = np.flatnonzero(np.abs(rest) > SETTLED * most)
     length = np.full(x.size, math.nan)
     promises = np.zeros(x.size)
     for i in which:
@@ -121,7 +129,7 @@ def softer(
     if not max(share * change, RESOLVED * rounding(here.value, weights, here.x)) < promise < math.inf:
         return None
     change = max(change, promise)
-    slopes = np.divide(change, most, out=size, where=most > 0)
+    slopes = size if most is None else np.divide(change, most, out=size, where=most > 0)
     return powers(np.where(length > 0, math.sqrt(change) * length, slopes))
 
 
