@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old contents or the new ones, never a part. Raises OSError."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = unfinished(path)
     try:
         temporary.unlink(missing_ok=True)
         with open(temporary, "xb") as f:  # new: no link is followed
@@ -27,6 +27,11 @@ def atomic_write(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise OSError(e.errno, e.strerror, str(path)) from e
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file is written before it gets its name: hidden, as no file of a user's own is likely to be."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:

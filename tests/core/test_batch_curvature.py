@@ -35,7 +35,7 @@ def test_batches_have_the_eigenvalues_and_traces_of_dense_matrices() -> None:
         assert top.value == pytest.approx(np.mean(tops), rel=2e-3)
         assert top.error == pytest.approx(np.std(tops, ddof=1) / 2, rel=0.05, abs=1e-3)
         assert total.value == pytest.approx(np.mean([np.trace(h) for h in hessians]), rel=0.1)
-        assert total.evaluations == 4 * 801
+        assert total.evaluations == 4 * 802
     assert w.tolist() == [1.0] * D
 
 

@@ -193,10 +193,17 @@ def test_a_lock_file_leads_to_no_other_file(tmp_path: Path, kind: str) -> None:
 
 def test_a_temporary_file_leads_to_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("precious")
-    (tmp_path / "a.json.tmp").symlink_to(tmp_path / "victim")
+    (tmp_path / ".a.json.tmp").symlink_to(tmp_path / "victim")
     atomic_write(tmp_path / "a.json", b"new")
     assert (tmp_path / "a.json").read_text() == "new"
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_file_of_the_users_own_beside_it_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.json.tmp").write_text("mine")
+    atomic_write(tmp_path / "a.json", b"new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.json.tmp"]
+    assert (tmp_path / "a.json.tmp").read_text() == "mine"
 
 
 # ---- what a crash leaves ---------------------------------------------------------------------------------------------
@@ -343,7 +350,7 @@ def test_a_tape_is_forced_to_the_disk_when_asked_and_at_the_end(tmp_path: Path, 
 
 def test_contents_reach_the_disk_before_the_name_and_the_name_after(tmp_path: Path, disk: list[str]) -> None:
     atomic_write(tmp_path / "run.json", json.dumps({"a": 1}).encode())
-    assert disk == ["fsync run.json.tmp", "rename run.json.tmp run.json", f"fsync {tmp_path.name}"]
+    assert disk == ["fsync .run.json.tmp", "rename .run.json.tmp run.json", f"fsync {tmp_path.name}"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -381,9 +381,9 @@ def test_a_file_of_another_method_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"is no file of AskTell\.save"):
             AskTell.load(path)
     state = AskTell(start(), "lbfgs").state_dict()
-    with pytest.raises(ValueError, match=r"the state is of L-BFGS-B .*, but this is a run of rank"):
+    with pytest.raises(ValueError, match=r"of another run: its method LBFGS.*, and here it is OfMenu"):
         AskTell(start(), RANKED).load_state_dict(state)
-    with pytest.raises(ValueError, match="the state is of a method of the menu, but this is a search by"):
+    with pytest.raises(ValueError, match=r"of another run: its method OfMenu.*, and here it is LBFGS"):
         AskTell(start(), "lbfgs").load_state_dict(AskTell(start(), RANKED).state_dict())
 
 

@@ -372,6 +372,18 @@ def test_terms_are_shown_for_gemma_alone() -> None:
 
 
 @pytest.mark.usefixtures("no_pip")
+def test_a_folder_that_is_named_as_an_alias_is_told_of(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match=r"'toy' is the model of `zograd models`; .* is \./toy"):
+        assert resolve_model("toy") == str(toy.folder)
+    assert resolve_model("./toy") == "toy"
+
+
+@pytest.mark.usefixtures("no_pip")
 def test_resolve_model(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_model("toy") == str(toy.folder)
     assert resolve_model(tmp_path) == str(tmp_path)

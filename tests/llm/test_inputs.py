@@ -76,6 +76,9 @@ def test_several_forwards_are_merged_and_what_holds_no_token_is_left_out() -> No
     whole = whole[1:]
     with watched({"it": layer}, 10, lambda: mask) as found:
         layer(x)
+    with watched({"it": layer}, 10, lambda: mask) as flat:  # as OPT gives them to some layers
+        layer(x.view(-1, 12))
+    torch.testing.assert_close(flat["it"], found["it"])
     with watched({"it": layer}, 10) as parts:
         layer(whole[:9])
         layer(whole[9:])

@@ -44,6 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "slots": {"method": "zo_adam", "lr": 1e-3},
     "writes": {"method": "zo_svrg", "lr": 1e-4},
     "lora": {"method": "zo_sgd", "train": "lora"},
+    "lora again": {"method": "zo_sgd", "train": "lora", "task": "sms", "lr": 3e-2},
     "given matrices": {"method": "zo_sgd", "train": "lora", "lora_init": "activations"},
     "residual": {"method": "residual", "mu": None, "layers": 2},
     "split": {"method": "backprop", "mu": None, "layers": 2, "dtype": "bfloat16", "rounding": "split"},
@@ -83,7 +84,7 @@ def zograd(*arguments: object) -> tuple[int, str, str]:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-SLOW = {"other seed", "spread", "momentum", "slots", "nodes"}
+SLOW = {"lora again", "other seed", "spread", "momentum", "slots", "nodes"}
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in KINDS])
@@ -333,6 +334,24 @@ def test_runs_are_added(runs: dict[str, Path], tiny_model: Path, tmp_path: Path,
         assert torch.allclose(found, base[name] + changes * (1.0 if how == "sum" else 0.5), rtol=0, atol=3e-7), name
     note = json.loads((tmp_path / "merged" / "zograd.json").read_text())
     assert (note["merge"], len(note["run"])) == (how, 2)
+
+
+@pytest.mark.parametrize("how", ["sum", "mean"])
+def test_of_lora_runs_the_products_are_added(runs: dict[str, Path], tiny_model: Path, tmp_path: Path, how: str) -> None:
+    """And not the factors, whose product would have terms of both runs."""
+    ends = []
+    for kind in ("lora", "lora again"):
+        replay(runs[kind], None, tmp_path / kind)
+        ends.append(weights(tmp_path / kind))
+    code, _, err = zograd("replay", runs["lora"], runs["lora again"], "--merge", how, "--out", tmp_path / "merged")
+    assert code == 0, err
+    base, moved = weights(tiny_model), 0
+    for name, found in weights(tmp_path / "merged").items():
+        changes = [end[name] - base[name] for end in ends]
+        expected = base[name] + sum(changes, torch.zeros(())) * (1.0 if how == "sum" else 0.5)
+        assert torch.allclose(found, expected, rtol=0, atol=3e-7), name
+        moved += sum(bool(change.abs().max() > 1e-4) for change in changes)
+    assert moved > 2
 
 
 REFUSED: dict[str, tuple[list[str], dict[str, Any], str]] = {

@@ -742,7 +742,8 @@ def test_the_next_start_removes_what_a_killed_save_has_left(tiny_model: Path, co
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    ours = ["run.json.tmp", "metrics.jsonl.tmp", "state.tmp", ".tmpAb3dE9", f"weights.{dead.pid}.safetensors.7.tmp"]
+    ours = [".run.json.tmp", "run.json.tmp", "metrics.jsonl.tmp", "state.tmp", ".tmpAb3dE9"]
+    ours += [f"weights.{dead.pid}.safetensors.7.tmp"]
     ours += [f"weights.{dead.pid}.safetensors", f"weights.{os.getpid()}.safetensors"]
     theirs = ["notes.tmp", ".tmp", ".tmpfolder1", "weights.safetensors", "my.state.tmp", ".tmp-12345"]
     theirs += [f"weights.{sleeper.pid}.safetensors"]  # a replay under way reads without the lock

@@ -63,6 +63,8 @@ def test_it_prints_its_address_and_ends_by_a_signal(tmp_path: Path) -> None:
         (["--x0", "1,2", "--method", "rank", "--set", "beta=1"], "method 'rank' has no option 'beta'; it has lr, mu"),
         (["--x0", "1,2", "--method", "cma", "--set", "n=1"], "method 'cma' has no option 'n'"),
         (["--x0", "1,2", "--rate", "0"], "--rate 0 and --max-body"),
+        (["--x0", "1,2", "--lease", "nan"], "lease=nan must be >= 0"),
+        (["--x0", "1,2", "--token", "a+b"], "the token (--token or ZOGRAD_TOKEN) has the character '+'"),
         (["--x0", "1,nan"], "--x0 is no JSON|NaN or infinite"),
         (["--x0", "1,2", "--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
     ],
@@ -75,6 +77,15 @@ def test_what_cannot_be_is_one_sentence(
     assert code in (1, 2)
     assert any(part in output for part in says.split("|")), output
     assert len(output.strip().splitlines()) <= 2
+
+
+def test_a_token_of_the_environment_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOGRAD_TOKEN", "schl\u00fcssel")
+    code, output = zograd(["serve", "--db", "none.sqlite", "--x0", "1,2"])
+    assert code in (1, 2)
+    assert "ZOGRAD_TOKEN) has the character '\u00fc'" in " ".join(output.split())
+    assert not (tmp_path / "none.sqlite").exists()
 
 
 def test_a_setup_is_the_arguments_of_asktell(tmp_path: Path) -> None:

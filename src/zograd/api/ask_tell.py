@@ -13,6 +13,7 @@ import numpy as np
 
 from zograd.api import trials
 from zograd.api.bounds import as_bounds
+from zograd.api.checkpoint import of_bounds, settings_of
 from zograd.api.constraints import Evaluated, as_rows
 from zograd.api.domains import is_set
 from zograd.api.ordinal import comparison, ranking
@@ -110,8 +111,8 @@ class AskTell:
         )  # fmt: skip
         self.method, self.budget, self.maximize = method, budget, maximize
         self.rows = as_rows(constraints, variables)
-        strategy = as_strategy(method, variables.dim, 1 if self.rows is None else FAILURES)
-        self.source = source(strategy, problem, budget, self.rows)
+        self.strategy = as_strategy(method, variables.dim, 1 if self.rows is None else FAILURES)
+        self.source = source(self.strategy, problem, budget, self.rows)
         self.desk = Desk(lease)
         self.journal: Callable[[Sequence[Answer]], None] | None = None
         """Called with new answers before they count; where it raises, they do not count. It is not pickled."""
@@ -313,10 +314,28 @@ class AskTell:
         Answers that wait for the others of their step are part of it.
         """
         waiting = [[a.id, self._kept(a.value), a.ranked] for a in self.desk.answers.values()]
-        return {**self.source.state_dict(), "trials": waiting, "asked": self.desk.asked}
+        return {**self.source.state_dict(), "trials": waiting, "asked": self.desk.asked, "of": self._identity}
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a state belongs to, as plain data."""
+        rows = None if self.rows is None else {"names": list(self.rows.names), "digest": self.rows.digest}
+        return {
+            "method": settings_of(self.strategy), "bounds": of_bounds(self.source.problem), "constraints": rows,
+            "maximize": bool(self.maximize),
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`; arrays may have become lists."""
+        """Continue from `state_dict`; arrays may have become lists.
+
+        ValueError for the state of another method, or of other settings, bounds or constraints; nothing has changed.
+        """
+        before, mine = state.get("of", {}), self._identity
+        for name, was in before.items():
+            if was != mine[name]:
+                known = name in ("method", "maximize")
+                said = f" {str(was)[:200]}, and here it is {str(mine[name])[:200]}" if known else " others than here"
+                raise ValueError(f"the state is of another run: its {name}{said}; pass what it was saved with")
         self.source.load_state_dict(state)
         self.desk = Desk(self.desk.lease)
         self.desk.asked = int(state.get("asked", self.source.told))

@@ -63,19 +63,28 @@ def header(problem: Problem, strategy: Any, **more: Any) -> dict[str, Any]:
     """
     variables = problem.variables
     form = repr((variables.names, variables.shapes, [str(d) for d in variables.dtypes]))
-    bounds = () if problem.lower is None or problem.upper is None else (problem.lower, problem.upper)
     return {
         "format": FORMAT,
         "strategy": strategy.name,
-        "method": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(strategy)),
+        "method": settings_of(strategy),
         "x0": _digest(form, variables.flat),
-        "bounds": _digest("", *bounds) if bounds else None,
+        "bounds": of_bounds(problem),
         "seed": problem.seed,
         "terms": problem.terms,
         "plan": [problem.budget, problem.thorough],
         **more,
         "versions": {name: _version(name) for name in ("zograd", "numpy", "scipy", "cma")},
     }
+
+
+def settings_of(strategy: Any) -> str:
+    """A strategy or a method with all of its settings, as text without addresses in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(strategy))
+
+
+def of_bounds(problem: Problem) -> str | None:
+    """A digest of the bounds; None without them."""
+    return None if problem.lower is None or problem.upper is None else _digest("", problem.lower, problem.upper)
 
 
 def about(path: str | os.PathLike[str]) -> dict[str, Any]:

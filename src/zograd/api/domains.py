@@ -55,6 +55,21 @@ def on_set(the_set: Any, method: Any, variables: Variables, budget: int) -> Meth
             f"constraints={type(the_set).__name__}(...) chooses the method by what the set can do; leave method out, "
             f"or pass methods.frank_wolfe(set) or methods.zo_prox(set) as method without constraints"
         )
+    if hasattr(the_set, "explain"):
+        parts = np.split(np.array(variables.flat, np.float64), np.cumsum(variables.sizes)[:-1])
+        leaves = [torch.from_numpy(p).view(shape) for p, shape in zip(parts, variables.shapes, strict=True)]
+        if why := misplaced(the_set, *leaves):
+            raise ValueError(f"x0 {why}")
+    if hasattr(the_set, "ball"):
+        try:
+            the_set.ball(variables.dim)
+        except ValueError as e:
+            name = type(the_set).__name__
+            raise ValueError(
+                f"constraints={name}(...): {str(e).partition(';')[0]}, and f is called inside of a set alone. Where f "
+                f"is defined beside it too, pass method=methods.zo_prox(set, lr='auto', mu='auto', queries='relaxed') "
+                f"in place of constraints"
+            ) from None
     projects = hasattr(the_set, "project_") or hasattr(the_set, "project_block_")
     made: Method[Any]
     if hasattr(the_set, "vertex_") and not (projects and budget >= SEVERAL * variables.dim):
@@ -63,9 +78,6 @@ def on_set(the_set: Any, method: Any, variables: Variables, budget: int) -> Meth
         made = methods.zo_prox(the_set, lr="auto", mu="auto", n=DIRECTIONS, queries="feasible")
     if not (hasattr(the_set, "project_") and hasattr(the_set, "explain") and len(variables.shapes) == 1):
         return made
-    x0 = torch.from_numpy(np.array(variables.flat, np.float64)).view(variables.shapes[0])
-    if why := misplaced(the_set, x0):
-        raise ValueError(f"x0 {why}")
     return AutoInSet(the_set, OfMenu(made))
 
 

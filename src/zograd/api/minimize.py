@@ -92,7 +92,8 @@ def minimize(
         a list of them; `zograd.Constraints(at_most=m, equal=p)` where f returns (value, c) of one evaluation; or a set
         of `zograd.sets`. They need no derivatives. See `zograd.api.strategies.constrained.Constrained` for what
         searches then. A box is bounds; another set goes to projected steps, where values repeat on finite differences
-        (`fd_fista`), and in noise with few evaluations to Frank-Wolfe. f is never called outside of a set.
+        (`fd_fista`), and in noise with few evaluations to Frank-Wolfe. f is never called outside of a set; one without
+        interior (Simplex, Affine), or in which no ball is known (Polyhedron, Intersection), is refused.
     penalty: r, of `zograd.sets`: L1(weight) or GroupL2(weight). Then f + r is minimized (f - r maximized), and `fun`,
         `best_fun` and `target` are its values. f alone is evaluated; r enters by its proximal map, with exact zeros.
         See `zograd.api.strategies.composite.AutoPenalized` for the rule of "auto".
@@ -178,6 +179,11 @@ def minimize(
         _alone("penalty", constraints=constraints, space=space, bounds=bounds, terms=terms or None, options=options)
     method = with_options(method, options, variables.dim)
     if constraints is not None and is_set(constraints):
+        if space is not None:
+            raise ValueError(
+                f"constraints={type(constraints).__name__}(...) is a set, and does not go together with space=: leave "
+                f"one out, or pass constraints of SciPy with the space"
+            )
         method, constraints = on_set(constraints, method, variables, planned), None
     if space is not None:
         method = on_space(space, method, variables.dim)

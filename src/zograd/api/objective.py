@@ -103,6 +103,7 @@ class Objective:
         else:
             values = self.unflat(told.values)
             self.last_failure = told.note or self.last_failure
+            self.evaluate.skip(len(points))
         for i, value in enumerate(values):
             self.seen(points, i, value)
         self.nfev += points.cost(self.problem.terms)

@@ -20,6 +20,7 @@ from zograd.core.run import Run
 from zograd.core.schedules import Schedule
 from zograd.core.seeds import Seed, as_seed
 from zograd.oracles import Oracle, sequential
+from zograd.rules import FrankWolfe
 from zograd.stores import Rate, Rounding, Store
 
 STILL = 10
@@ -174,6 +175,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         rates = {float(group["lr"]) for group in self.param_groups}
         if wrong := [rate for rate in rates if not -ROUNDING < rate < math.inf]:
             raise ValueError(f"a param group has lr={wrong[0]:g}, and a learning rate is a number >= 0")
+        if isinstance(self.method.rule, FrankWolfe) and not self.method.controller.measures and max(rates) > 1:
+            replace(self.method, lr=max(rates))  # it says why not
         if self.method.rule.one_rate and len(rates) > 1:
             raise ValueError(
                 f"{type(self.method.rule).__name__} moves all tensors by one share of the way, and the groups have the "
@@ -364,8 +367,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         before, now = own.get("method"), _kind(self.method)
         if before is not None and before != now:
             raise ValueError(f"the state is of {', '.join(before)}, and this optimizer has {', '.join(now)}")
-        slots = {k: v.shape for k, v in self.store.state_dict().items() if not k.startswith("x.")}
-        if slots != {k: v.shape for k, v in own["tensors"].items()}:
+        slots = {k: (v.shape, v.dtype) for k, v in self.store.state_dict().items() if not k.startswith("x.")}
+        if slots != {k: (v.shape, v.dtype) for k, v in own["tensors"].items()}:
             raise ValueError("the state has other slots than this optimizer: it is of another method, or other tensors")
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zograd"})
         weights = {k: v for k, v in self.store.state_dict().items() if k.startswith("x.")}

@@ -98,7 +98,7 @@ class Desk:
     def free(self, now: float) -> list[int]:
         """Unanswered trials that nobody has: those first that were given out least often, and longest ago."""
         times = [(*self._given.get(i, (0, -math.inf)), i) for i in self.unanswered]
-        return [i for _, since, i in sorted(times) if since + self.lease <= now]
+        return [i for _, since, i in sorted(times) if since == -math.inf or since + self.lease <= now]
 
     def give(self, numbers: Sequence[int], now: float) -> None:
         """Note who was given out."""

@@ -50,8 +50,18 @@ class Evaluator(Protocol):
 
     def __call__(self, calls: Iterable[Call]) -> Results: ...
 
+    def skip(self, evaluations: int) -> None:
+        """So many evaluations have their values from elsewhere, and are counted as made."""
+
     def close(self) -> None:
         """Let go of processes of our own."""
+
+
+class _Uncounted:
+    """An evaluator to which the number of an evaluation does not matter."""
+
+    def skip(self, evaluations: int) -> None:
+        """Nothing is counted."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ def evaluator(f: Callable[..., Any], workers: Any, timeout: float | None, seed: 
 
 
 @dataclass(frozen=True)
-class Here:
+class Here(_Uncounted):
     """One evaluation after the other, in this process."""
 
     f: Callable[..., Any]
@@ -137,7 +147,7 @@ class Here:
 
 
 @dataclass(frozen=True)
-class OnExecutor:
+class OnExecutor(_Uncounted):
     """All calls of a request at once, on an executor of the caller."""
 
     f: Callable[..., Any]
@@ -176,7 +186,7 @@ class OnExecutor:
 
 
 @dataclass(frozen=True)
-class Mapped:
+class Mapped(_Uncounted):
     """All calls of a request through `mapping(function, iterable)`, which gives the results in order."""
 
     f: Callable[..., Any]
@@ -267,6 +277,10 @@ class Processes:
             for task in window:
                 task.future.cancel()
 
+    def skip(self, evaluations: int) -> None:
+        """The next evaluation has the random state of one that comes so many later."""
+        self.begun += evaluations
+
     def schedule(self, task: _Task) -> None:
         """Give a task to the pool, to a new one where there is none or where it is broken."""
         call = Marked(_evaluate, self.marks.path(task.number))
@@ -295,6 +309,8 @@ class Processes:
                 return found
             except TimeoutError:
                 if task.future.done():
+                    if task.future.cancelled() or not isinstance(task.future.exception(), TimeoutError):
+                        continue  # it has ended between the last look and this one
                     return Failure(EvaluationTimeout(f"f took longer than timeout={self.timeout:g} s"), lost=True)
                 if self.died(task):
                     return Failure(worker_ended(None), lost=True)

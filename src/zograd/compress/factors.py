@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from zograd.compress.scores import floor_of
 from zograd.core import keys
 from zograd.core.query import Query
 from zograd.core.vector import Vector
@@ -104,7 +105,7 @@ def rank_of(shape: Sequence[int], keep: float) -> int:
     if not 0.0 < keep <= 1.0:
         raise ValueError(f"keep is the share of numbers that stay, in (0, 1], got {keep}")
     m, n = shape
-    return max(1, min(int(keep * m * n / (m + n)), m, n))
+    return max(1, min(floor_of(keep, m * n / (m + n)), m, n))
 
 
 class Factored(nn.Module):

@@ -9,7 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zograd.laws.inputs import token_rows
 from zograd.patterns import searching
+
+
+def floor_of(share: float, n: float) -> int:
+    """floor(share x n) of the decimal number that was meant, within 1e-9: 0.29 * 100 is 28.999999999999996.
+
+    >>> floor_of(0.29, 100)
+    29
+    """
+    return int(share * n + 1e-9)
 
 
 def linear_layers(model: nn.Module, pattern: str = "") -> dict[str, nn.Linear]:
@@ -56,10 +66,7 @@ def activation_norms(
     def hook(name: str) -> Callable[..., None]:
         @torch.no_grad()
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
-            x, mask = args[0].detach(), filled()
-            if mask is not None and mask.shape == x.shape[:-1]:
-                x = x[mask.to(x.device)]
-            x = x.reshape(-1, x.shape[-1])
+            x = token_rows(args[0].detach(), filled())
             squares[name] = squares.get(name, torch.zeros((), dtype=torch.float64)) + x.double().square().sum(0).cpu()
 
         return enter
@@ -137,7 +144,8 @@ def prune_(layers: Mapping[str, nn.Linear], scores: Mapping[str, Tensor], sparsi
     masks = {}
     for name, layer in layers.items():
         mask = torch.ones(layer.weight.shape, dtype=torch.bool, device=layer.weight.device)
-        gone = int(sparsity * layer.weight.shape[1])
+        n = layer.weight.shape[1]
+        gone = min(floor_of(sparsity, n), n - 1)  # sparsity < 1
         mask.scatter_(1, scores[name].to(mask.device).argsort(dim=1, stable=True)[:, :gone], False)
         with torch.no_grad():
             layer.weight.mul_(mask)

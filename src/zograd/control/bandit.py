@@ -176,7 +176,7 @@ class UpperBound:
 
 
 def _arms(rule: object, arms: int) -> None:
-    if not isinstance(arms, int) or arms < 2:
+    if isinstance(arms, bool) or not isinstance(arms, int | np.integer) or arms < 2:
         raise ValueError(f"{type(rule).__name__}(arms={arms!r}) needs a whole number of at least 2 arms")
 
 

@@ -83,8 +83,8 @@ class Ascent(_Multipliers):
         return {**_Multipliers.initial(self, kinds), "last": None, "t": 0}
 
     def observe(self, state: dict[str, Any], c: npt.ArrayLike) -> None:
-        """One step of ascent."""
-        now = _values(state, c)
+        """One step of ascent. ValueError for c that is not finite."""
+        now = _finite(state, c)
         last = now if state["last"] is None else np.asarray(state["last"])
         rate = self.step / (1 + self.decay * state["t"])
         _move(state, rate * (now + self.kappa * (now - last)))
@@ -136,8 +136,8 @@ class Augmented(_Multipliers):
         return float(f) + float(np.sum((pushed * pushed - lam * lam) / (2 * rho)))
 
     def observe(self, state: dict[str, Any], c: npt.ArrayLike) -> None:
-        """Multipliers of the first order, then rho where the violation has stalled."""
-        now, lam, rho = _values(state, c), np.asarray(state["multipliers"]), np.asarray(state["rho"])
+        """Multipliers of the first order, then rho where the violation has stalled. ValueError for c not finite."""
+        now, lam, rho = _finite(state, c), np.asarray(state["multipliers"]), np.asarray(state["rho"])
         size = np.abs(np.where(_one_sided(state), np.maximum(now, -lam / rho), now))
         _move(state, rho * now)
         if state["last"] is not None:
@@ -167,8 +167,8 @@ class SignAscent(_Multipliers):
             raise ValueError(f"SignAscent(step={self.step}) needs step > 0")
 
     def observe(self, state: dict[str, Any], c: npt.ArrayLike) -> None:
-        """One step of fixed length."""
-        _move(state, self.step * np.sign(_values(state, c)))
+        """One step of fixed length. ValueError for c that is not finite."""
+        _move(state, self.step * np.sign(_finite(state, c)))
 
 
 def _values(state: Mapping[str, Any], c: npt.ArrayLike) -> Array:
@@ -176,6 +176,14 @@ def _values(state: Mapping[str, Any], c: npt.ArrayLike) -> Array:
     now = np.asarray(c, dtype=np.float64).reshape(-1)
     if now.size != len(state["kinds"]):
         raise ValueError(f"c has {now.size} values, but there are {len(state['kinds'])} constraints")
+    return now
+
+
+def _finite(state: Mapping[str, Any], c: npt.ArrayLike) -> Array:
+    """The same for what multipliers move by: NaN would stay in them."""
+    now = _values(state, c)
+    if not np.all(np.isfinite(now)):
+        raise ValueError(f"c = {now.tolist()} is not finite, and multipliers move by finite values only; leave it out")
     return now
 
 
@@ -218,6 +226,8 @@ def allocate(gain: npt.ArrayLike, cost: npt.ArrayLike, budget: float) -> Allocat
     costs = np.broadcast_to(np.asarray(cost, dtype=np.float64), gains.shape)
     if not (np.all(np.isfinite(gains)) and np.all(np.isfinite(costs))):
         raise ValueError("gain or cost holds NaN or infinite values; pass finite numbers")
+    if math.isnan(budget):
+        raise ValueError("budget is NaN; pass a number")
     order = np.argsort(costs, axis=1, kind="stable")  # the first of equals is the cheapest
     gains, costs = np.take_along_axis(gains, order, 1), np.take_along_axis(costs, order, 1)
     items = np.arange(len(gains))

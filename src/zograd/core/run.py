@@ -98,6 +98,8 @@ class Run(Generic[A]):
         """The points whose losses the method wants next (the same again until they are told)."""
         if self._routine is None:
             store, law = self.store, self.method.law
+            if self.step_number == 0 and (why := self.method.rule.misplaced(store)) is not None:
+                raise ValueError(f"x {why}")
             first = Draw(self.seed, self.step_number, 0, store.shapes, store.gram)
             self._own = self.rates() if rates is None else ()
             self._mu = self.mu

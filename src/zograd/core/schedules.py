@@ -27,8 +27,7 @@ class Schedule:
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.peak) or self.peak < 0:
-            raise ValueError(f"a schedule needs a finite peak >= 0, got {self.peak}")
+        _check(self)
         if self.shape not in ("constant", "linear", "cosine"):
             raise ValueError(
                 f"unknown schedule shape {self.shape!r}; use 'constant', 'linear' or 'cosine', or a `Table` of values"
@@ -109,8 +108,7 @@ class Table(Schedule):
     values: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.peak) or self.peak < 0:
-            raise ValueError(f"a schedule needs a finite peak >= 0, got {self.peak}")
+        _check(self)
         if not self.values or not all(0 <= v < math.inf for v in self.values):
             raise ValueError(f"values={self.values!r}; a table needs at least one value, all finite and >= 0")
         if self.total <= self.warmup:
@@ -123,6 +121,13 @@ class Table(Schedule):
         k = min(int(at), max(last - 1, 0))
         value = self.values[k] + (at - k) * (self.values[min(k + 1, last)] - self.values[k])
         return self.peak * rise * value
+
+
+def _check(schedule: Schedule) -> None:
+    """ValueError where a rate would be negative or no number."""
+    for name, value in (("peak", schedule.peak), ("end", schedule.end), ("warmup", schedule.warmup)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"a schedule needs a finite {name} >= 0, got {value}")
 
 
 def as_schedule(value: Any) -> Schedule:

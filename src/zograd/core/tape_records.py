@@ -2,7 +2,8 @@
 
 A record (little endian, version 2 of the tape): step, flags, loss, evaluations, mu, moved; rates; scalars for the
 rule; the vector; the slots that are assigned; meters. A term of a vector is a noise key and a coefficient, or the name
-and the fields of its `@basis` class as JSON.
+and the fields of its `@basis` class as JSON. A count has 8 bits, the length of a name of a term 16; the largest number
+of those bits says that the count follows in 32 bits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zograd.core.vector import BASES, Basis, Noise, Vector, name_of_basis
 from zograd.noise import Kind
 from zograd.stores import Rate
 
-_U32 = struct.Struct("<I")
+_U8, _U16, _U32 = struct.Struct("<B"), struct.Struct("<H"), struct.Struct("<I")
 _HEAD = struct.Struct("<QBdIdd")  # step, flags, loss, evaluations, mu, moved
 _NOISE = struct.Struct("<BBQd")  # tag, kind, key, coefficient
 _REFUSED = 1
@@ -33,6 +34,12 @@ class TapeError(ValueError):
     """The file is no tape of this version, or it is damaged: the message says where and how."""
 
 
+def _pack_count(n: int, short: struct.Struct = _U8) -> bytes:
+    """A count in the short form, or all ones and 32 bits."""
+    ones = 256**short.size - 1
+    return short.pack(n) if n < ones else short.pack(ones) + _U32.pack(n)
+
+
 def _pack_vector(v: Vector) -> bytes:
     parts = [_U32.pack(len(v.terms))]
     for e, c in v.terms:
@@ -40,7 +47,7 @@ def _pack_vector(v: Vector) -> bytes:
             parts.append(_NOISE.pack(0, int(e.kind), e.key, c))
         else:
             name = json.dumps(named(e), separators=(",", ":")).encode()
-            parts.append(struct.pack("<BHd", 1, len(name), c) + name)
+            parts.append(b"\1" + _pack_count(len(name), _U16) + struct.pack("<d", c) + name)
     return b"".join(parts)
 
 
@@ -119,6 +126,13 @@ class _Reader:
         self.at += s.size
         return values
 
+    def count(self, short: struct.Struct = _U8) -> int:
+        """The inverse of `_pack_count`."""
+        n: int = self.take(short)[0]
+        if n == 256**short.size - 1:
+            n = self.take(_U32)[0]
+        return n
+
     def text(self, length: int) -> str:
         self.at += length
         if self.at > len(self.data):
@@ -133,7 +147,9 @@ class _Reader:
                 _, kind, key, c = self.take(_NOISE)
                 e: Basis = Noise(Kind(kind), key)
             elif tag == 1:
-                _, length, c = self.take("<BHd")
+                self.at += 1
+                length = self.count(_U16)
+                (c,) = self.take("<d")
                 e = renamed(json.loads(self.text(length)))
                 if type(e) not in BASES.values():
                     raise TapeError(f"a term that is no basis vector: {str(e)[:40]!r}")
@@ -169,20 +185,20 @@ def pack_record(record: Record) -> bytes:
             record.mu,
             record.moved,
         ),
-        struct.pack("<B", len(record.rates)),
+        _pack_count(len(record.rates)),
         *(struct.pack("<dd", *rate) for rate in record.rates),
         struct.pack("<i", -1 if aux is None else len(aux)),
         struct.pack(f"<{len(aux or ())}d", *(aux or ())),
         _pack_vector(record.vector),
-        struct.pack("<B", len(record.writes)),
+        _pack_count(len(record.writes)),
     ]
     for slot, vector in record.writes:
         name = slot.encode()
-        parts.append(struct.pack("<B", len(name)) + name + _pack_vector(vector))
-    parts.append(struct.pack("<B", len(record.meters)))
+        parts.append(_pack_count(len(name)) + name + _pack_vector(vector))
+    parts.append(_pack_count(len(record.meters)))
     for meter, value in record.meters:
         name = meter.encode()
-        parts.append(struct.pack("<B", len(name)) + name + struct.pack("<d", value))
+        parts.append(_pack_count(len(name)) + name + struct.pack("<d", value))
     return b"".join(parts)
 
 
@@ -201,12 +217,12 @@ def unpack_record(data: bytes) -> Record:
 def _unpack(data: bytes) -> Record:
     r = _Reader(data)
     step, flags, loss, evaluations, mu, moved = r.take(_HEAD)
-    rates = tuple(Rate(*r.take("<dd")) for _ in range(r.take("<B")[0]))
+    rates = tuple(Rate(*r.take("<dd")) for _ in range(r.count()))
     n_aux = r.take("<i")[0]
     aux = None if n_aux < 0 else r.take(f"<{n_aux}d")
     vector = r.vector()
-    writes = tuple((r.text(r.take("<B")[0]), r.vector()) for _ in range(r.take("<B")[0]))
-    meters = tuple((r.text(r.take("<B")[0]), r.take("<d")[0]) for _ in range(r.take("<B")[0]))
+    writes = tuple((r.text(r.count()), r.vector()) for _ in range(r.count()))
+    meters = tuple((r.text(r.count()), r.take("<d")[0]) for _ in range(r.count()))
     if r.at != len(data):
         raise TapeError("a record is longer than its contents")
     return Record(step, vector, loss, rates, aux, writes, evaluations, bool(flags & _REFUSED), (), mu, moved, meters)

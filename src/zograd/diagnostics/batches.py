@@ -80,8 +80,8 @@ def batch_curvature(
     a mapping of them by name. repeats: batches of each size. n, mu: of `trace`. product: products with the Hessian,
     from the loss and the problem; `lambda loss, p: values_hvp(p)` needs values alone.
 
-    Costs repeats x (2 n + 1) evaluations for each size, and about 20 to 60 products with the Hessian (two gradients
-    each).
+    Costs repeats x (2 n + 2) evaluations (3 n + 2 where values differ) for each size, and about 20 to 60 products with
+    the Hessian (two gradients each).
 
         >>> import torch
         >>> a, w = torch.eye(4).repeat(5, 1), torch.ones(4)
@@ -100,7 +100,7 @@ def batch_curvature(
     rng = np.random.default_rng(seed)
     tops, traces = [], []
     for size in ordered:
-        top, sums = [], []
+        top, sums, evaluations = [], [], 0
         for k in range(repeats):
             rows = np.sort(rng.choice(terms, size, replace=False))
 
@@ -109,9 +109,11 @@ def batch_curvature(
 
             p = problem(closure, tensors)
             top.append(largest_eigenvalue(p, product(closure, p), tolerance=1e-3, seed=k))
-            sums.append(trace(p, mu, n=n, seed=k).value)
+            of_batch = trace(p, mu, n=n, seed=k)
+            sums.append(of_batch.value)
+            evaluations += of_batch.evaluations
         tops.append(mean(top, 0))
-        traces.append(mean(sums, repeats * (2 * n + 1)))
+        traces.append(mean(sums, evaluations))
     lam, noise, misfit = _fit(ordered, [t.value for t in tops], terms)
     return BatchCurvature(ordered, tuple(tops), tuple(traces), terms, lam, noise, misfit)
 

@@ -82,7 +82,8 @@ def calibration(probabilities: Any, labels: Any, bins: int = 15) -> Calibration:
 def _ece(p: Array, y: Any, bins: int) -> tuple[float, tuple[tuple[float, float, int], ...]]:
     """The error over bins of equal width, and its bins."""
     confidence, hit = p.max(1), (p.argmax(1) == y).astype(float)
-    which = np.minimum(np.searchsorted(np.linspace(0.0, 1.0, bins + 1), confidence, side="right") - 1, bins - 1)
+    edges = np.arange(bins + 1) / bins  # unlike those of linspace, the nearest numbers to k / bins
+    which = np.minimum(np.searchsorted(edges, confidence, side="right") - 1, bins - 1)
     parts = [np.flatnonzero(which == b) for b in range(bins)]
     curve = tuple((float(confidence[i].mean()), float(hit[i].mean()), len(i)) for i in parts if len(i))
     return sum(count * abs(a - c) for c, a, count in curve) / len(y), curve

@@ -84,25 +84,30 @@ def values_hvp(p: Problem, mu: float = 2.0**-7) -> Product:
     (H v)_i = (f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)) |v| / (4 mu^2), a = mu e_i, b = mu v / |v|.
     """
 
-    p.store.require({"direction": 0.0})
-    u = mu * Vector(((Slot("direction"), 1.0),))
+    name = "direction of values_hvp"  # no rule's: the store may be that of a run
+    u = mu * Vector(((Slot(name), 1.0),))
 
     def product(v: Array) -> Array:
         v = np.asarray(v, dtype=np.float64).reshape(-1)
         size = float(np.linalg.norm(v))
         if size == 0.0:
             return np.zeros_like(v)
-        at = 0
-        for leaf in p.store.leaves:
-            leaf.slots["direction"].copy_(torch.from_numpy(v[at : at + leaf.numel] / size))
-            at += leaf.numel
-        out = np.empty(p.dim)
-        shapes = [leaf.shape for leaf in p.store.leaves]
-        for i in range(p.dim):
-            e = mu * Vector(((unit(i, shapes), 1.0),))
-            f = p.values([e + u, e - u, u - e, -(e + u)])
-            out[i] = (f[0] - f[1] - f[2] + f[3]) * size / (4 * mu**2)
-        return out
+        p.store.require({name: 0.0})
+        try:
+            at = 0
+            for leaf in p.store.leaves:
+                leaf.slots[name].copy_(torch.from_numpy(v[at : at + leaf.numel] / size))
+                at += leaf.numel
+            out = np.empty(p.dim)
+            shapes = [leaf.shape for leaf in p.store.leaves]
+            for i in range(p.dim):
+                e = mu * Vector(((unit(i, shapes), 1.0),))
+                f = p.values([e + u, e - u, u - e, -(e + u)])
+                out[i] = (f[0] - f[1] - f[2] + f[3]) * size / (4 * mu**2)
+            return out
+        finally:
+            for leaf in p.store.leaves:
+                del leaf.slots[name]
 
     return product
 

@@ -37,7 +37,8 @@ def noise_floor(
 
     Differences of order k of a smooth function vanish as h^k; those of noise do not:
     sigma_k^2 = (k!)^2 / (2k)! mean_i (Delta^k f_i)^2. The first order k is used from which three estimates agree within
-    a factor 4. Costs directions (points + 1) evaluations, along x + i h v. Returns the median over the directions.
+    a factor 4. Costs directions x points evaluations, along x + i h v, and so many again for each other spacing.
+    Returns the median over the directions.
     Deterministic rounding counts as noise. h: a spacing at which f is smooth and the noise is visible. If no order
     agrees, h is divided by 100; if all values are equal, h is multiplied by 100; at most three times. Raises ValueError
     if that does not help.

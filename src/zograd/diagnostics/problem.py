@@ -44,7 +44,8 @@ class Problem:
         return self.store.dim
 
     def values(self, points: Iterable[Vector], key: int = 0) -> Array:
-        """The loss at x + p for each p, all with the same random state. Raises ValueError if one is not finite."""
+        """The loss at x + p for each p. Of a closure over tensors torch has the same random state at each of them; a
+        function of an array draws on. Raises ValueError if one is not finite."""
         points = list(points)
         f = np.array(self.oracle(self.store, [Query(p) for p in points], key), dtype=np.float64)
         if not np.all(np.isfinite(f)):

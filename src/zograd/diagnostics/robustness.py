@@ -103,6 +103,8 @@ def one_word(score: Score, example: Example, candidates: Callable[[str], Sequenc
     places = [(i, j) for i, j in content_words(text) if len(candidates(text[i:j]))]
     if not places:
         return Attack(None, 1, True)
+    if 1 + len(places) > most:
+        return Attack(None, 1, False)
     without = log_softmax(score([with_text(example, text[:i] + text[j:]) for i, j in places]))[:, right]
     used = 1 + len(places)
     for k in np.argsort(without, kind="stable"):

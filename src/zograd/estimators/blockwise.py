@@ -36,6 +36,8 @@ class FromBlocks(Estimator[None]):
     kind: Literal["residual", "backprop", "nodes"]
 
     replays: ClassVar[bool] = False
+    entry: ClassVar[str] = ""
+    """The name in the menu where it is not the kind."""
 
     @property
     def evaluations(self) -> int:
@@ -79,14 +81,19 @@ class FromBlocks(Estimator[None]):
 
     def prepare(self, store: Store) -> None:
         if store.source is None:
-            raise TypeError(
-                f"{self.kind!r} takes gradients from the blocks of a language model, and here is a function of "
-                f"numbers; use zograd train, or a method that needs values alone, such as 'zo_sgd'"
-            )
+            raise TypeError(needs_blocks(self.entry or self.kind))
 
     def __call__(self, ask: Ask) -> Routine[None]:
         losses = yield [Query()] * self.evaluations
         return Estimate(Vector(((Slot("gradient"), 1.0),)), sum(losses) / len(losses), list(losses), None)
+
+
+def needs_blocks(name: str) -> str:
+    """What is said of a method of this name where there are no blocks."""
+    return (
+        f"{name!r} takes gradients from the blocks of a language model, and here is a function of numbers; use zograd "
+        f"train, or a method that needs values alone, such as 'zo_sgd'"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +167,8 @@ class ForwardResidual(FromBlocks):
     ForwardResidual(kind='residual', mu=0.01, draws=2)
     """
 
+    entry: ClassVar[str] = "forward_residual"
+
     kind: Literal["residual", "backprop", "nodes"] = "residual"
     mu: float = 1e-2
     draws: int = 1
@@ -190,6 +199,8 @@ class NodePerturbation(FromBlocks):
     >>> zo.methods.node_perturbation(draws=2).evaluations
     4
     """
+
+    entry: ClassVar[str] = "node_perturbation"
 
     kind: Literal["residual", "backprop", "nodes"] = "nodes"
     mu: float = 1e-2

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,13 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> str:
         FetchError: see `fetch`.
     """
     name = os.fspath(name_or_path)
-    if name in REGISTRY and REGISTRY[name].kind != "data":
-        return str(fetch(name).path)
     path = Path(name).expanduser()
+    if name in REGISTRY and REGISTRY[name].kind != "data":
+        if (path / "config.json").is_file():
+            warnings.warn(
+                f"{name!r} is the model of `zograd models`; the folder of this name here is ./{name}", stacklevel=2
+            )
+        return str(fetch(name).path)
     if name and (path.is_dir() or (path.suffix == ".gguf" and path.is_file())):
         return str(path)
     if not path.exists() and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):

@@ -22,6 +22,16 @@ INPUTS = "inputs"
 """The slot with the basis of a layer's inputs, [rank, in]: rows of length 1, or 0 where nothing is known."""
 
 
+def token_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows [positions, width] that enter a layer, where the mask [rows, width] of a batch says that a token stands.
+
+    Some models (OPT) flatten rows and positions before a layer. None, or a mask of another size: all rows.
+    """
+    if mask is not None and mask.numel() == x.shape[:-1].numel():
+        return x[mask.reshape(x.shape[:-1]).to(x.device)]
+    return x.reshape(-1, x.shape[-1])
+
+
 @basis
 @dataclass(frozen=True, slots=True)
 class OnInputs(Basis):

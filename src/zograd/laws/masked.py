@@ -189,6 +189,10 @@ class OnScatter(Basis):
         masked(self.of, out, coef, at, slots, u <= slots["mask_quantile"])
 
 
+LEAST = 1e-5
+"""The least density of `Scattered`: its mask is where normal noise, which has a table, is below a quantile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scattered(Law):
     """The inner law's direction on random weights, each of leaf l with probability density_l, for `refresh` steps.
@@ -209,6 +213,8 @@ class Scattered(Law):
         all_of_them: Sequence[Any] = self.densities if isinstance(self.densities, tuple) else (self.densities,)
         if not all(0.0 <= p <= 1.0 for p in all_of_them) or not any(all_of_them):
             raise ValueError(f"densities are fractions in [0, 1], not all 0, got {self.densities}")
+        if any(0.0 < p < LEAST for p in all_of_them):
+            raise ValueError(f"a density below {LEAST:g} would leave nothing on a mask, got {self.densities}; pass 0")
         if self.refresh < 1:
             raise ValueError(f"refresh must be at least 1 step, got {self.refresh}")
 

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zograd.core.keys import Shared
-from zograd.core.slots import PerColumn
+from zograd.core.slots import BFloat16, PerColumn
 from zograd.core.vector import Address, Basis, Vector, basis
 from zograd.files import write_tensors
 from zograd.laws.base import Draw, Law
 from zograd.laws.factors import Factor, add_product_, factor, noise_factor, normals, part, product
+from zograd.laws.inputs import token_rows
 from zograd.laws.lowrank import check_most, check_rank
 from zograd.sets.base import one_thread
 
@@ -97,10 +98,7 @@ def second_moments(
     def hook(name: str) -> Callable[..., None]:
         @torch.no_grad()
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
-            x, mask = args[0].detach(), filled()
-            if mask is not None and mask.shape == x.shape[:-1]:
-                x = x[mask.to(x.device)]
-            x = x.reshape(-1, x.shape[-1]).double().cpu()
+            x = token_rows(args[0].detach(), filled()).double().cpu()
             found[name] = found[name] + x.T @ x if name in found else x.T @ x
 
         return enter
@@ -249,6 +247,8 @@ class NullSpace(Law):
             return "NullSpace keeps what is remembered, and weight decay changes every weight; use weight_decay=0"
         if not method.space.flat:
             return f"NullSpace moves along straight lines, which {type(method.space).__name__} does not have"
+        if any(isinstance(value, BFloat16) for value in method.rule.slots.values()):
+            return "NullSpace keeps what is remembered, and bfloat16 rounds each element of a sum; use moments='full'"
         if method.rule.linear or type(method.rule).__name__ in LINEAR:
             return None
         return (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from zograd.hub import Example, TaskError
 from zograd.hub.media import Recording
-from zograd.llm.loading import plain_model, vocabulary
+from zograd.llm.loading import plain_model, virtual_of, vocabulary
 from zograd.llm.loading.structure import kind_of
 from zograd.llm.scoring.encoding import Encoder, Tokens
 from zograd.llm.scoring.spectrum import spectrum
@@ -19,6 +20,18 @@ from zograd.llm.settings import SettingsError
 
 TOGETHER = 16
 """Prompts in one call of `generate`."""
+
+KEPT = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id",
+    "forced_eos_token_id", "use_cache", "cache_implementation", "cache_config", "compile_config", "disable_compile",
+)  # fmt: skip
+"""What counts of a model's own settings of generation: its ids, and how it computes."""
+
+OF_SPEECH = ("suppress_tokens", "begin_suppress_tokens")
+"""What counts of those of a model of speech, too: tokens that are no speech."""
+
+DOUBTS = ("compression_ratio_threshold", "condition_on_prev_tokens", "logprob_threshold", "no_speech_threshold")
+"""Whisper's settings of sampling: when an answer is drawn again, or left out."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,9 @@ def generate(
     stop: texts at which to stop; they are left out of the answer.
     progress: called after each token of prompts that share forwards, with its share of their number.
 
+    A prompt has the same answer alone and with others, up to rounding. Of the model's own settings of generation its
+    ids count, those of its end for example, and none of sampling.
+
     Memory: keys and values of up to `TOGETHER` prompts, which share forwards. Raises TaskError for a prompt that
     leaves no room for `max_new_tokens`, and for a model that writes no text, before the first forward.
     """
@@ -71,30 +87,23 @@ def generate(
     encoder, pairs = Encoder(tokenizer, vocabulary(base), chat=chat), kind_of(base) == "pairs"
     encoded = [encoder.whole(p) if pairs else encoder.asked(p) for p in map(_example, prompts)]
     texts = [p if isinstance(p, str) else p.prompt for p in prompts]
-    longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-    for prompt, ids in zip(texts, encoded, strict=True):
-        if not ids:
-            raise TaskError(f"the prompt {prompt[:40]!r} has no tokens; write more")
-        if longest is not None and not pairs and len(ids) + max_new_tokens > longest:
-            raise TaskError(
-                f"the prompt {prompt[:40]!r}... has {len(ids)} tokens, and with --max-new-tokens {max_new_tokens} it "
-                f"is longer than the {longest} that the model takes; shorten it, or lower --max-new-tokens"
-            )
+    virtual = None if pairs else virtual_of(model)
+    _check_lengths(base, texts, encoded, max_new_tokens, 0 if virtual is None else virtual.count)
+    front: Tokens = () if virtual is None else virtual.ids
+    writer = base if front else model  # peft's own forward has a soft prompt in front of the padding
     order = sorted(range(len(texts)), key=lambda i: (len(encoded[i]), i))
     found: dict[int, Generated] = {}
     options = _options(max_new_tokens, temperature, encoder.padding)
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        if seed is not None:
-            torch.manual_seed(seed)
+    with _drawing(device, seed), _own_settings(base):
         for start in range(0, len(order), TOGETHER):
             part = order[start : start + TOGETHER]
-            rows, mask = _padded([encoded[i] for i in part], encoder.padding)
+            rows, mask = _padded([front + encoded[i] for i in part], encoder.padding, left=not pairs)
             before: list[Tokens] = [() if pairs else encoded[i] for i in part]  # a decoder writes from its first token
             width = 1 if pairs else rows.shape[1]
             told = _Told(progress, len(part), max_new_tokens)
             options["stopping_criteria"] = _criteria(tokenizer, before, width, stop, told)
-            whole = model.generate(input_ids=rows.to(device), attention_mask=mask.to(device), **options)
+            whole = writer.generate(input_ids=rows.to(device), attention_mask=mask.to(device), **options)
             told.rest()
             for i, asked, row in zip(part, before, whole[:, width:].tolist(), strict=True):
                 found[i] = _written(texts[i], asked, row, base, tokenizer, stop, encoder.padding)
@@ -111,9 +120,7 @@ def _heard(
     device, ends = next(model.parameters()).device, base.generation_config.eos_token_id
     options = {name: value for name, value in _options(limit, temperature, ends).items() if value is not None}
     special = {*processor.tokenizer.all_special_ids, *processor.tokenizer.prefix_tokens}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        if seed is not None:
-            torch.manual_seed(seed)
+    with _drawing(device, seed), _own_settings(base, OF_SPEECH):
         for start in range(0, len(examples), TOGETHER):
             part = [_example(e) for e in examples[start : start + TOGETHER]]
             recordings = [e.media for e in part if isinstance(e.media, Recording)]
@@ -134,6 +141,32 @@ def _example(prompt: str | Example) -> Example:
     return Example(prompt, -1) if isinstance(prompt, str) else prompt
 
 
+def _check_lengths(base: Any, texts: Sequence[str], encoded: Sequence[Tokens], new: int, virtual: int) -> None:
+    """Raise TaskError for a prompt without tokens, or more tokens than the model takes, with the virtual ones."""
+    pairs, config = kind_of(base) == "pairs", base.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)  # T5 has none: it knows distances alone
+    if pairs:
+        written = getattr(config, "max_decoder_position_embeddings", None) or longest
+        longest = getattr(config, "max_encoder_position_embeddings", None) or longest
+        if written is not None and new > written:
+            raise TaskError(f"--max-new-tokens {new} is more than the {written} that the decoder writes; lower it")
+    for prompt, ids in zip(texts, encoded, strict=True):
+        if not ids:
+            raise TaskError(f"the prompt {prompt[:40]!r} has no tokens; write more")
+        if longest is None or virtual + len(ids) + (0 if pairs else new) <= longest:
+            continue
+        if pairs:
+            raise TaskError(
+                f"the prompt {prompt[:40]!r}... has {len(ids)} tokens, more than the {longest} that the encoder reads; "
+                f"shorten it"
+            )
+        behind = f" behind {virtual} virtual ones" if virtual else ""
+        raise TaskError(
+            f"the prompt {prompt[:40]!r}... has {len(ids)} tokens{behind}, and with --max-new-tokens {new} it is "
+            f"longer than the {longest} that the model takes; shorten it, or lower --max-new-tokens"
+        )
+
+
 def check_sampling(max_new_tokens: int, temperature: float, stop: Sequence[str]) -> None:
     """Raise SettingsError for a setting of `generate` that is out of range."""
     if max_new_tokens < 1:
@@ -142,6 +175,39 @@ def check_sampling(max_new_tokens: int, temperature: float, stop: Sequence[str])
         raise SettingsError(f"--temperature {temperature}: it is 0 (the most likely token) or a positive number")
     if not all(stop):
         raise SettingsError("--stop is empty; give the text at which to stop")
+
+
+@contextmanager
+def _drawing(device: torch.device, seed: int | None) -> Iterator[None]:
+    """Without gradients; with a seed tokens are drawn by it. The random state is then as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _own_settings(base: Any, more: Sequence[str] = ()) -> Iterator[None]:
+    """The model's settings of generation without those of sampling; transformers lays them under its arguments.
+
+    more: names of settings that count besides `KEPT`. What transformers has no name for is of the architecture, such
+    as the languages of Whisper.
+    """
+    from transformers import GenerationConfig
+
+    own, plain = base.generation_config, GenerationConfig()
+    named = {name for name in vars(own).keys() - vars(plain).keys() - {*DOUBTS} if not name.startswith("_")}
+    for name in named.union(KEPT, more):
+        if hasattr(own, name):
+            setattr(plain, name, getattr(own, name))
+    never = [[own.pad_token_id]]
+    if getattr(own, "bad_words_ids", None) == never:  # Marian's padding has a score like a token, and is none
+        plain.bad_words_ids = never
+    base.generation_config = plain
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _options(limit: int, temperature: float, pad: int) -> dict[str, Any]:
@@ -192,11 +258,16 @@ def _criteria(tokenizer: Any, asked: Sequence[Sequence[int]], width: int, stop: 
     return StoppingCriteriaList([Stops()])
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """int64 [rows, width] of token ids with padding on the left, and the mask of the tokens."""
+def _padded(rows: Sequence[Tokens], pad: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """int64 [rows, width] of token ids with padding, and the mask of the tokens.
+
+    left: of a causal model, which goes on at the right. An encoder counts positions from the first column.
+    """
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.int64)
+    for k, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(len(row))
+        ids[k, place], mask[k, place] = torch.tensor(row), 1
     return ids, mask
 
 

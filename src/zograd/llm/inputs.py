@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zograd.core.query import Query
-from zograd.laws.inputs import INPUTS
+from zograd.laws.inputs import INPUTS, token_rows
 from zograd.oracles import Oracle
 from zograd.stores import Leaf, Store
 
@@ -60,10 +60,7 @@ def watched(modules: Mapping[Name, nn.Module], k: int, filled: Filled = lambda: 
     def hook(name: Name) -> Callable[..., None]:
         @torch.no_grad()
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
-            x, mask = args[0].detach(), filled()
-            if mask is not None and mask.shape == x.shape[:-1]:
-                x = x[mask.to(x.device)]
-            x = x.reshape(-1, x.shape[-1]).float()
+            x = token_rows(args[0].detach(), filled()).float()
             x = x[torch.isfinite(x).all(1)]
             if len(x):
                 found[name] = leading(torch.cat([found[name], x]) if name in found else x, k)

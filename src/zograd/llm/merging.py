@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zograd.core.method import Method
 from zograd.core.record import Record
@@ -111,24 +111,59 @@ def average_last(run: Run[Any], records: Sequence[Record], last: int) -> None:
 
 
 @torch.no_grad()
-def add_runs(base: Store, others: Sequence[Callable[[], Store]], how: str) -> None:
+def add_runs(base: Store, model: nn.Module, others: Sequence[Callable[[], tuple[Store, nn.Module]]], how: str) -> None:
     """Set the weights of `base`, a run's base model, to it plus the sum ("sum") or mean ("mean") of what runs changed.
 
-    others: each loads the store of one run, with the weights at its end, when it is called. Memory: the trained weights
-    three times, and one more model. Raises SettingsError for runs that train other tensors, or in a curved space.
+    Of LoRA, what a run changed is the product of its factors: it goes into the weights W themselves, and the factors
+    stay as they began. others: each loads the store and the model of one run, with the weights at its end, when it is
+    called. Memory: the trained weights three times (of LoRA the weights W in float32), and one more model. Raises
+    SettingsError for runs that train other tensors, in a curved space, or adapters of a quantized model.
     """
     total: dict[str, Tensor] = {}
     start = {leaf.name: base.master(leaf).clone() for leaf in base.leaves}
+    adapted = _adapted(model)
+    first, products = _products(adapted), dict[str, Tensor]()
     for load in others:
-        store = load()
+        store, changed = load()
         mine, there = [leaf.name for leaf in base.leaves], [leaf.name for leaf in store.leaves]
         if mine != there:
             other = next((a for a in [*mine, *there] if (a in mine) != (a in there)), mine[0])
             raise SettingsError(f"--merge: the runs train different tensors; {other!r} is in only one of them")
         store.make_moves()
+        for name, product in _products(_adapted(changed)).items():
+            change = product - first[name].to(product.device)
+            products[name] = products[name].add_(change) if name in products else change
         for leaf in store.leaves:
+            if ".lora_" in leaf.name:
+                continue
             change = store.master(leaf).to(start[leaf.name].device) - start[leaf.name]
             total[leaf.name] = total[leaf.name].add_(change) if leaf.name in total else change
     scale = 1.0 if how == "sum" else 1.0 / len(others)
     for leaf in base.leaves:
-        leaf.tensor.copy_((start[leaf.name] + scale * total[leaf.name]).view(leaf.tensor.shape))
+        if leaf.name in total:
+            leaf.tensor.copy_((start[leaf.name] + scale * total[leaf.name]).view(leaf.tensor.shape))
+    for name, product in products.items():
+        w = adapted[name].get_base_layer().weight
+        w.copy_(w.float() + scale * product.to(w.device))
+
+
+def _adapted(model: nn.Module) -> dict[str, Any]:
+    """The layers with LoRA. SettingsError where their weights are integers."""
+    if not hasattr(model, "peft_config"):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    for name, module in found.items():
+        weight = getattr(module.get_base_layer(), "weight", None)
+        if not (isinstance(weight, Tensor) and weight.is_floating_point()):
+            raise SettingsError(
+                f"--merge: {name} has integers for weights, to which the sum of several adapters cannot be added; "
+                f"merge runs of the dense model"
+            )
+    return found
+
+
+def _products(adapted: dict[str, Any]) -> dict[str, Tensor]:
+    """What the factors of each layer add to its W, in float32."""
+    return {name: layer.get_delta_weight(layer.active_adapters[0]).float() for name, layer in adapted.items()}

@@ -337,7 +337,7 @@ def merged_runs(
         check_linear(build_method(stored_settings(opened(path))), "--merge")
     steps = evaluations = 0
 
-    def load(path: str | Path) -> Store:
+    def load(path: str | Path) -> tuple[Store, Any]:
         nonlocal steps, evaluations
         found, directory = restore(path, model, salvage=salvage, stages=stages)
         if [e["name"] for e in directory.meta["model"]] != [e["name"] for e in first.meta["model"]]:
@@ -350,8 +350,8 @@ def merged_runs(
             raise RunError(f"--merge: {path} and {paths[0]} were trained from different base models")
         check_identity(first.meta["model"], directory.meta["model"], f"the base model of {path}")
         steps, evaluations = steps + found.run.step_number, evaluations + found.run.evaluations
-        return found.store
+        return found.store, found.model
 
     p = base_of(first, model=model)
-    add_runs(p.store, [partial(load, path) for path in paths], how)
+    add_runs(p.store, p.model, [partial(load, path) for path in paths], how)
     return p, steps, evaluations

@@ -24,6 +24,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from zograd.core.method import Method
+from zograd.estimators.blockwise import needs_blocks
 from zograd.learning_rate import TrustRate
 from zograd.methods.menu import MENU, describe, make
 
@@ -105,9 +106,12 @@ def black_box(name: str, dim: int, **settings: Any) -> Method[Any]:
     """The method of that name with the defaults of `minimize` and `AskTell`, for dim numbers. ValueError: it has none.
 
     Directions that are orthogonal are no more than dim; a population has the size that its paper takes in dim.
-    settings: in place of the defaults; with an lr among them, mu is the menu's.
+    settings: in place of the defaults; with an lr among them, mu is the menu's. TypeError: it takes gradients from the
+    blocks of a language model.
     """
     line = describe(name)
+    if MENU[name].needs == "blocks":
+        raise TypeError(needs_blocks(name))
     if missing := [setting for setting in line["required"] if setting not in settings]:
         setting = missing[0]
         rate = ", lr='auto'" if "lr" in line["defaults"] else ""  # the menu's own is for language models

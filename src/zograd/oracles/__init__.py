@@ -61,7 +61,7 @@ def as_number(value: Any) -> float:
     elif not isinstance(value, str | bytes | bytearray | complex | np.complexfloating):
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     raise TypeError(f"the loss must return one number, got {_described(value)}")
 

@@ -22,7 +22,7 @@ def half_decades(low: float, high: float) -> tuple[float, ...]:
     """The grid low, 10^(1/2) low, 10 low, ... up to high, rounded to three digits."""
     if not 0 < low <= high:
         raise UsageError(f"a grid of learning rates needs 0 < low <= high, got {low:g} and {high:g}")
-    count = round(2 * math.log10(high / low) - 0.49)  # never past high
+    count = math.floor(2 * math.log10(high / low) + 1e-9)  # never past high
     return tuple(float(f"{low * 10 ** (k / 2):.3g}") for k in range(count + 1))
 
 

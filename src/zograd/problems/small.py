@@ -135,10 +135,13 @@ def _cross_entropy(logits: Array, y: npt.NDArray[np.intp]) -> float:
 def rosenbrock(name: str = "rosenbrock", d: int = 10, **more: Any) -> Problem:
     """sum_i 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2 from (-1.2, 1, -1.2, 1, ...)."""
 
+    if d < 2:
+        raise ValueError(f"rosenbrock needs d >= 2 variables, got {d}")
+
     def value(x: Array) -> float:
         return float(np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2))
 
-    return Problem(name, "a", value, np.tile([-1.2, 1.0], d // 2), **more)
+    return Problem(name, "a", value, np.tile([-1.2, 1.0], (d + 1) // 2)[:d], **more)
 
 
 def noisy(problem: Problem, name: str, noise: Callable[[np.random.Generator], float], mu: float) -> Problem:

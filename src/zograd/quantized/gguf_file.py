@@ -1,7 +1,7 @@
 """Load a GGUF file as a transformers model with packed matrices, and save trained scales into a copy of the file.
 
-The blocks are mapped from the file, not copied: loading is fast, and processes share the pages. Only the rows of q and
-k are copied, for models in which llama.cpp orders rotary pairs in another way. Saving copies the file and writes the
+The blocks are mapped from the file, not copied: loading is fast, and processes share the pages. Only the rows of q, k
+and v are copied, for models in which llama.cpp orders them in another way. Saving copies the file and writes the
 trained scales into their blocks. All other bytes (header, integers, mins) stay the same.
 """
 
@@ -26,11 +26,27 @@ from zograd.quantized.packed_layers import Packed, PackedEmbedding, PackedLinear
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-PAIRED = ("llama", "mistral")
+PAIRED = ("arcee", "granite", "llama", "mistral", "olmo", "smollm3")
 """GGUF architectures in which llama.cpp rotates neighbours (2i, 2i + 1) and transformers rotates halves."""
 
-NORMS_PLUS_ONE = ("gemma", "gemma2", "gemma3")
+FUSED = ("bloom", "falcon", "gptneox")
+"""Architectures with q, k and v in one matrix: all of q, k, v in the file, head by head in transformers."""
+
+NORMS_PLUS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
 """Architectures whose norm gains are stored as 1 + w."""
+
+UNCHANGED = (
+    "chatglm", "cohere2", "command-r", "ernie4_5", "exaone4", "glm4", "gpt2", "hunyuan-dense", "olmo2", "phi2", "phi3",
+    "qwen2", "qwen3", "seed_oss", "stablelm", "starcoder2",
+)  # fmt: skip
+"""Architectures whose tensors are stored as they are, but for the axes of a `Conv1D` (gpt2).
+
+Others are refused, because a tensor that llama.cpp has changed would be read as if it had not: experts, the A of a
+state space (mamba), per-layer heads (deci). Source: conversion/*.py of llama.cpp, and the tensor processors of
+transformers (modeling_gguf_pytorch_utils.py).
+"""
+
+ARCHITECTURES = frozenset(PAIRED + FUSED + NORMS_PLUS_ONE + UNCHANGED)
 
 
 class PackedError(ValueError):
@@ -55,8 +71,9 @@ def load(
     dtype: of activations and norms.
 
     Memory: norms and other vectors in `dtype`; matrices are mapped from the file.
-    Raises GGUFError for a truncated or damaged file, PackedError for a file that is not a model and for matrices in
-    formats that are not in `FORMATS`.
+    Raises GGUFError for a truncated or damaged file, PackedError for a file that is not a model, for an architecture
+    that is not in `ARCHITECTURES`, for matrices in formats that are not in `FORMATS`, and for tensors that the model
+    does not take.
     """
     import gguf
     from accelerate import init_empty_weights
@@ -69,6 +86,7 @@ def load(
         architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
     except (OSError, ValueError, KeyError, IndexError) as e:
         raise PackedError(f"{path} is not a GGUF model: {e}") from e
+    _check_kind(path, architecture)
     found = {"gguf_file": path.name} if config is None else {}
     folder = str(path.parent if config is None else config)
     cfg: PretrainedConfig = AutoConfig.from_pretrained(folder, **found)
@@ -86,29 +104,62 @@ def load(
     return model.eval(), tokenizer
 
 
+def _check_kind(path: Path, architecture: str) -> None:
+    """Raise PackedError for an architecture that is not handled, and for a file in the other byte order."""
+    if architecture not in ARCHITECTURES:
+        raise PackedError(
+            f"{path} is a model of the architecture {architecture!r}, and zograd keeps the matrices of "
+            f"{', '.join(sorted(ARCHITECTURES))} packed: of others it does not know how the file changes the weights. "
+            f"Leave --quantized out, or take the safetensors of the model"
+        )
+    with path.open("rb") as file:
+        version = file.read(8)[4:]
+    if version[:2] == b"\0\0":  # the high half of a small number comes first
+        raise PackedError(
+            f"{path} is a big-endian file, and its blocks are read where they lie, as little-endian ones. Convert it "
+            f"with `gguf-convert-endian FILE little` of the package gguf"
+        )
+
+
 def fill(model: PreTrainedModel, path: Path, reader: Any, architecture: str, dtype: torch.dtype) -> None:
-    """Put the tensors of the file into a model without weights; matrices become packed layers."""
+    """Put the tensors of the file into a model without weights; matrices become packed layers.
+
+    Raises PackedError for a tensor that is missing, has another shape, or is left over.
+    """
+    from transformers.pytorch_utils import Conv1D
+
     names = _names(model, architecture)
     tensors = {t.name: t for t in reader.tensors}
+    rest = dict(tensors)
     mapped = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c"))
-    heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
-    for name, module in list(model.named_modules()):
-        for own in [key for key, p in module.named_parameters(recurse=False) if p.device.type == "meta"]:
+    head = model.get_output_embeddings()
+    for name, found in list(model.named_modules()):
+        module = found
+        for own, p in list(found.named_parameters(recurse=False)):
+            if p.device.type != "meta":
+                continue
             key = f"{name}.{own}"
-            if key not in names or names[key] not in tensors:
-                if key == "lm_head.weight":  # tied to the embedding
+            tensor = tensors.get(names.get(key, ""))
+            if tensor is None:
+                if found is head and own == "weight":  # tied to the embedding
                     continue
                 raise PackedError(f"{path} has no tensor for {key!r} of {type(model).__name__}")
-            tensor = tensors[names[key]]
-            rows = None
-            if architecture in PAIRED and (part := name.rsplit(".", 1)[-1]) in heads:
-                rows = _halves(int(tensor.shape[-1]), heads[part])
+            rest.pop(tensor.name, None)
+            turned = own == "weight" and isinstance(module, Conv1D)
+            shape = tuple(int(n) for n in (tensor.shape if turned else reversed(tensor.shape)))
+            if shape != tuple(p.shape):
+                raise PackedError(
+                    f"{tensor.name} of {path} has the shape {shape}, and {key!r} of {type(model).__name__} has "
+                    f"{tuple(p.shape)}: the configuration is that of another model. Put the config.json of this one "
+                    f"beside the file"
+                )
+            rows = _rows(model, architecture, name, shape[0])
             if int(tensor.tensor_type) in (0, 1, 30):  # F32, F16, BF16
                 value = _plain(tensor)
                 if own == "weight" and architecture in NORMS_PLUS_ONE and value.ndim == 1:
                     value = value - 1.0
-                value = value if rows is None else value[rows]
-                setattr(module, own, nn.Parameter(value.to(dtype), requires_grad=False))
+                value = value.t() if turned else value if rows is None else value[rows]
+                setattr(module, own, nn.Parameter(value.to(dtype).contiguous(), requires_grad=False))
                 continue
             if int(tensor.tensor_type) not in FORMATS or not isinstance(module, nn.Linear | nn.Embedding):
                 known = ", ".join(map(str, FORMATS.values()))
@@ -116,11 +167,56 @@ def fill(model: PreTrainedModel, path: Path, reader: Any, architecture: str, dty
                     f"{tensor.name} of {path} is {tensor.tensor_type.name} in a {type(module).__name__}; zograd keeps "
                     f"linear layers and embeddings in {known} packed. Use --model without --quantized"
                 )
-            _replace(model, name, module, FORMATS[int(tensor.tensor_type)], tensor, mapped, rows, dtype)
+            module = _replace(model, name, module, FORMATS[int(tensor.tensor_type)], tensor, mapped, rows, dtype)
     _tie(model)
     left = [k for k, p in model.named_parameters() if p.device.type == "meta"]
     if left:
         raise PackedError(f"{path} has no tensor for {left[0]!r} of {type(model).__name__}")
+    _check_rest(model, path, rest)
+
+
+def _check_rest(model: PreTrainedModel, path: Path, rest: Mapping[str, Any]) -> None:
+    """Raise PackedError for tensors of the file that the model does not take: it would compute other numbers.
+
+    Factors of rotary frequencies are no weights in transformers, whose configuration holds what they are made from:
+    they only have to agree with it. (A configuration that is read from the header of a file has none.)
+    """
+    wrong = sorted(name for name, t in rest.items() if not _rope_agrees(model, name, t))
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise PackedError(
+            f"{path} holds {', '.join(wrong[:5])}{more}, which {type(model).__name__} does not take with its "
+            f"configuration, so it would compute other numbers than the file is for. Put the config.json of this model "
+            f"beside the file (rope_scaling, attention_bias ... stand there), or take the safetensors of the model"
+        )
+
+
+def rope_left_out(path: Path, model: PreTrainedModel) -> list[str]:
+    """Factors of rotary frequencies in a .gguf file that a model of transformers, loaded from it, computes without."""
+    import gguf
+
+    found = {t.name: t for t in gguf.GGUFReader(str(path)).tensors if t.name.startswith("rope_")}
+    return sorted(name for name, tensor in found.items() if not _rope_agrees(model, name, tensor))
+
+
+def _rope_agrees(model: PreTrainedModel, name: str, tensor: Any) -> bool:
+    """Whether a tensor holds the factors by which the model divides its rotary frequencies theta^(-i / n), i < n."""
+    c = model.config
+    rope = getattr(c, "rope_parameters", None) or getattr(c, "rope_scaling", None) or {}
+    kept = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
+    if name in kept:
+        of_config = torch.tensor(rope.get(kept[name]) or [], dtype=torch.float32)
+        factors = _plain(tensor)
+        return of_config.shape == factors.shape and torch.allclose(of_config, factors, rtol=1e-4)
+    if name != "rope_freqs.weight":
+        return False
+    factors = _plain(tensor)
+    theta = float(rope.get("rope_theta") or getattr(c, "rope_theta", None) or 10000.0)
+    plain = theta ** (-torch.arange(len(factors)) / len(factors))
+    used = [b for key, b in model.named_buffers() if key.endswith("rotary_emb.inv_freq")]
+    return bool(used) and all(
+        b.shape == plain.shape and torch.allclose(b.float() * factors, plain, rtol=1e-3, atol=0.0) for b in used
+    )
 
 
 def _names(model: PreTrainedModel, architecture: str) -> dict[str, str]:
@@ -131,8 +227,37 @@ def _names(model: PreTrainedModel, architecture: str) -> dict[str, str]:
     if architecture not in by_name:
         raise PackedError(f"the package gguf has no table of names for the architecture {architecture!r}")
     table = gguf.get_tensor_name_map(by_name[architecture], model.config.num_hidden_layers)
-    found = {key: table.get_name(key, try_suffixes=(".weight", ".bias")) for key, _ in model.named_parameters()}
-    return {key: name for key, name in found.items() if name is not None}
+    bare = f"{model.base_model_prefix}."  # some tables have the names of a model without its head (bloom)
+    names: dict[str, str] = {}
+    for key, _ in model.named_parameters(remove_duplicate=False):
+        for known in (key.removeprefix(bare), key):
+            name = table.get_name(known, try_suffixes=(".weight", ".bias"))
+            if name is not None:
+                names[key] = name
+    return names
+
+
+def _rows(model: PreTrainedModel, architecture: str, name: str, rows: int) -> Tensor | None:
+    """Index in the file of each row of a matrix (or number of a bias) of the model; None: in the order of the file."""
+    part, c = name.rpartition(".")[2], model.config
+    if architecture in PAIRED and part in ("q_proj", "k_proj"):
+        return _halves(rows, c.num_attention_heads if part == "q_proj" else c.num_key_value_heads)
+    if architecture in FUSED and part == "query_key_value":
+        groups = c.num_attention_heads
+        if getattr(c, "new_decoder_architecture", False):
+            groups = c.num_kv_heads
+        elif getattr(c, "multi_query", False):
+            groups = 1
+        return None if groups == 1 else _groups(rows, c.num_attention_heads, groups)
+    return None
+
+
+def _groups(rows: int, heads: int, groups: int) -> Tensor:
+    """Index of each model row in the file: all q, all k, all v there; here some q, one k, one v for each group."""
+    d = rows // (heads + 2 * groups)
+    index = torch.arange(rows).view(-1, d)
+    q, k, v = index[:heads], index[heads : heads + groups], index[heads + groups :]
+    return torch.cat([q.view(groups, -1, d), k.view(groups, 1, d), v.view(groups, 1, d)], 1).reshape(-1)
 
 
 def _halves(rows: int, heads: int) -> Tensor:
@@ -156,7 +281,8 @@ def _replace(
     mapped: Tensor,
     rows: Tensor | None,
     dtype: torch.dtype,
-) -> None:
+) -> Packed:
+    """Put a packed layer in the place of a module; returns it. Its bias still has to be filled from the file."""
     columns, count = (int(n) for n in tensor.shape)
     start = int(tensor.data_offset)
     blocks = mapped[start : start + int(tensor.n_bytes)].view(count, -1)
@@ -167,16 +293,23 @@ def _replace(
         layer = PackedEmbedding(form, blocks, columns, dtype, getattr(module, "embed_scale", None))
     else:
         layer = PackedLinear(form, blocks, columns)
-        layer.bias = module.bias  # type: ignore[assignment]  # filled from the file like any other parameter
+        layer.bias = module.bias  # type: ignore[assignment]
     layer.source = Source(tensor.name, rows)  # type: ignore[assignment]
     model.set_submodule(name, layer)
+    return layer
 
 
 def _tie(model: PreTrainedModel) -> None:
-    """If the head is tied to a packed embedding, make it read the blocks of the embedding."""
+    """A head that the file does not hold reads the embedding: its blocks, or its weight if that is dense."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if isinstance(head, nn.Linear) and head.weight.device.type == "meta" and isinstance(embedding, PackedEmbedding):
-        model.set_output_embeddings(PackedLinear(embedding.form, embedding.blocks, embedding.columns))
+    if not isinstance(head, nn.Linear) or head.weight.device.type != "meta":
+        return
+    if isinstance(embedding, PackedEmbedding):
+        tied = PackedLinear(embedding.form, embedding.blocks, embedding.columns)
+        tied.bias = head.bias
+        model.set_output_embeddings(tied)
+    elif isinstance(embedding, nn.Embedding):
+        head.weight = embedding.weight
 
 
 def packed_layers(model: nn.Module) -> Iterator[tuple[str, Packed]]:

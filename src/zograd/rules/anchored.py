@@ -23,11 +23,11 @@ class Halpern(Rule[Any]):
     """x <- b_k x_0 + (1 - b_k) (x - lr g), b_k = weight / (k + offset), k = 0, 1, ... the number of moves before.
 
     For a cocoercive field F = E g (the gradient of a convex function with Lipschitz constant L, or a resolvent), exact
-    estimates and lr <= 1/L, the residual of the last iterate falls as |F(x_k)| <= 2 L |x_0 - x*| / (k + 1), with weight
-    1 and offset 2 (Halpern 1967; Lieder 2021; Diakonikolas 2020). Noise of deviation s leaves a residual that does not
-    fall, so estimates whose variance vanishes are wanted: `Coordinates(d)`, or `Page` on a finite sum, for which Cai,
-    Alacaoglu and Diakonikolas (2023, arXiv 2310.02987) take weight 2 and offset 4. On a bilinear game F is monotone and
-    not cocoercive, and this step diverges there; take its resolvent.
+    estimates and lr <= 1/L, the residual of the last iterate falls as |F(x_k)| <= 2 |x_0 - x*| / (lr (k + 1)), with
+    weight 1 and offset 2 (Halpern 1967; Lieder 2021; Diakonikolas 2020). Noise of deviation s leaves a residual that
+    does not fall, so estimates whose variance vanishes are wanted: `Coordinates(d)`, or `Page` on a finite sum, for
+    which Cai, Alacaoglu and Diakonikolas (2023, arXiv 2310.02987) take weight 2 and offset 4. On a bilinear game F is
+    monotone and not cocoercive, and this step diverges there; take its resolvent.
 
     Decoupled weight decay acts on x before the step. Memory: one slot, x_0. ValueError for b_0 outside of (0, 1).
 

@@ -14,7 +14,7 @@ from zograd.stores import Iterate
 class Bounded(Rule[Any]):
     """x <- Retr_x(-clip(lr g, -bound, bound)), element by element in frame coordinates. No d-sized memory.
 
-    On the positive orthant a bound of 0.1 lets no element grow or shrink by more than 10 % in a step.
+    On the positive orthant a bound of 0.1 lets no element change by more than a factor e^0.1, about 10.5 %, in a step.
     """
 
     bound: float

@@ -159,6 +159,8 @@ class OptimisticMirror(Rule[Any]):
         if not method.space.flat:
             name = type(method.space).__name__
             return f"OptimisticMirror has its geometry in its map and moves in a flat space, not in {name}"
+        if method.weight_decay:
+            return "OptimisticMirror moves from its base and has no weight decay; add a penalty to the loss instead"
         return replayable(self, method, "Proximal(set)")
 
     def prepare(self, store: Store) -> None:

@@ -53,7 +53,7 @@ def locked(root: Path) -> FileLock:
 
 
 LEFTOVER = re.compile(
-    r"(run\.json|metrics\.jsonl|state)\.tmp|(?:\.state\.safetensors)?\.saving"
+    r"\.?(run\.json|metrics\.jsonl|state)\.tmp|(?:\.state\.safetensors)?\.saving"
     r"|\.tmp[A-Za-z0-9]{6}"  # of safetensors, which earlier releases let write in this folder
     r"|weights\.(\d{1,9})\.safetensors(\.\d{1,9}\.tmp)?"  # working copies of --offload disk
 )

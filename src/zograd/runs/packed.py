@@ -29,7 +29,7 @@ from torch import Tensor
 from zograd.core.tape import Tape
 from zograd.core.tape_columns import from_columns, to_columns
 from zograd.core.tape_records import TapeError
-from zograd.files import replace
+from zograd.files import replace, unfinished
 from zograd.runs.errors import RunError
 from zograd.runs.identity import SHOWN, base_digest
 from zograd.runs.rundir import RunDirectory, check_meta
@@ -163,10 +163,11 @@ def write_pack(
     about |= {"result": {"steps": tape.steps, "sha256": sha256}, "base": base_digest(directory.meta["model"])}
     about["model"] = [[e["name"], e["shape"], e["dtype"], e["sha256"][:SHOWN]] for e in directory.meta["model"]]
     about["sections"] = sections = []
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = unfinished(path)
     h = hashlib.sha256()
     try:
-        with open(temporary, "wb") as f:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as f:  # new: no link is followed
 
             def write(data: bytes) -> None:
                 h.update(data)

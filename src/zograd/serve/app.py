@@ -87,7 +87,8 @@ class Given(BaseModel):
 
 
 class Trials(BaseModel):
-    """wait: seconds until a trial is free again; null where none is missing. done: the search has ended."""
+    """wait: seconds until a trial is free again; null where none is missing, or where none gets free by itself. done:
+    the search has ended."""
 
     trials: list[Given]
     wait: float | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import threading
 from collections.abc import Sequence
@@ -19,16 +20,21 @@ from zograd.serve.storage import Storage
 NUMBERS = 1_000_000
 """Numbers that the points of one reply hold at most, where it has more than one point."""
 
+_NOT_IN_TOKENS = re.compile(r"[^A-Za-z0-9._~-]")
+"""What a header or an address would have to write in another way (RFC 3986, section 2.3)."""
+
 
 class Board:
     """A run that is rebuilt from the answers in its database, and written to it before an answer counts.
 
     setup: of a new run; of an old one it has to be the same, or None. token: None keeps the one of the database, or
-    draws one. Raises UsageError for a setup that differs, or a database without a run where none was given.
+    draws one. Raises UsageError for a setup that differs, for a database without a run where none was given, and for a
+    token with other characters than letters of ASCII, digits and . _ ~ -, also one that the database kept.
     """
 
     def __init__(self, path: Path, setup: Setup | None = None, token: str | None = None) -> None:
         self.lock = threading.Lock()
+        _check(token, "the token (--token or ZOGRAD_TOKEN)", "take another one")
         if setup is not None:
             setup.loop()  # what cannot be is said before a file is made
         elif not path.exists():
@@ -36,7 +42,9 @@ class Board:
         self.storage = Storage(path)
         try:
             self.setup = self._agreed(setup)
-            self.token = token or self.storage.about("token") or secrets.token_urlsafe(24)
+            kept = None if token else self.storage.about("token")
+            _check(kept, f"the token that {path} holds", "give another one by --token, and to its clients")
+            self.token = token or kept or secrets.token_urlsafe(24)
             self.storage.keep("token", self.token)
             self.loop = self.setup.loop()
             self.restored = self.loop.restore(self.storage.answers())
@@ -71,14 +79,19 @@ class Board:
         with self.lock:
             most = max(NUMBERS // self.loop.source.problem.dim, 1)
             given = [_plain(trial) for trial in self.loop.trials(min(n, most))]
-            return {"trials": given, "wait": self.loop.wait, "done": self.loop.done, "message": self.loop.message}
+            return self._given(given)
 
     def pair(self) -> dict[str, Any]:
         """Two trials to be compared, or none."""
         with self.lock:
             pair = self.loop.pair()
-            given = [] if pair is None else [_plain(trial) for trial in pair]
-            return {"trials": given, "wait": self.loop.wait, "done": self.loop.done, "message": self.loop.message}
+            return self._given([] if pair is None else [_plain(trial) for trial in pair])
+
+    def _given(self, trials: list[dict[str, Any]]) -> dict[str, Any]:
+        """wait is None for a lease without an end, too: JSON has no infinity."""
+        wait = self.loop.wait
+        wait = None if wait is None or math.isinf(wait) else wait
+        return {"trials": trials, "wait": wait, "done": self.loop.done, "message": self.loop.message}
 
     def report(self, values: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
         """A receipt for each (id, value); an id that comes twice counts once."""
@@ -134,3 +147,12 @@ class Board:
 
 def _plain(trial: Trial) -> dict[str, Any]:
     return {"id": trial.id, "x": listed(trial.x), "group": trial.group, "rival": trial.rival}
+
+
+def _check(token: str | None, what: str, remedy: str) -> None:
+    """Raise UsageError for a token that a header or the address of the page would not carry as it is."""
+    if token and (bad := _NOT_IN_TOKENS.search(token)):
+        raise UsageError(
+            f"{what} has the character {bad[0]!r}, and may have letters from A to Z and a to z, digits and . _ ~ - "
+            f"alone; {remedy}"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import urllib.error
 import urllib.request
@@ -20,16 +21,22 @@ class Client:
     """Calls a server at the address that `zograd serve` printed.
 
     patience: seconds for which a request is repeated when the server cannot be reached or is busy. Repeating is safe:
-    an answer counts once. Raises ServerError for a request that is wrong, ConnectionError when patience ends.
+    an answer counts once. Raises ServerError for a request that is wrong, ConnectionError when patience ends, and
+    ValueError for an address with a token that no server has. Numbers may be those of NumPy.
     """
 
     def __init__(self, address: str, *, patience: float = 60.0) -> None:
         base, _, token = address.partition("#token=")
+        if bad := re.search(r"[^A-Za-z0-9._~-]", token):  # http.client would refuse it with each request
+            raise ValueError(
+                f"the token of the address has the character {bad[0]!r}, which no token has; copy the whole address "
+                f"that `zograd serve` printed"
+            )
         self.base, self.token, self.patience = base.rstrip("/"), token, patience
 
     def call(self, path: str, body: Any = None) -> Any:
         """The reply to GET, or with a body to POST, as plain data."""
-        data = None if body is None else json.dumps(body, allow_nan=False).encode()
+        data = None if body is None else json.dumps(body, allow_nan=False, default=_plain).encode()
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         request = urllib.request.Request(self.base + path, data, headers)
         end, pause = time.monotonic() + self.patience, 0.05
@@ -55,8 +62,8 @@ class Client:
 
     def report(self, number: int, value: float | None) -> dict[str, Any]:
         """The receipt for a value; None, NaN and infinity are failures."""
-        failed = value is None or not math.isfinite(value)
-        answer = {"id": number, "failed": True} if failed else {"id": number, "value": value}
+        told = math.nan if value is None else float(value)
+        answer = {"id": number, "value": told} if math.isfinite(told) else {"id": number, "failed": True}
         return dict(self.call("/v1/answers", {"answers": [answer]})["receipts"][0])
 
     def prefer(self, winner: int, loser: int, *, tie: bool = False) -> dict[str, Any]:
@@ -96,3 +103,10 @@ def _detail(error: urllib.error.HTTPError) -> str:
         return str(json.load(error)["detail"])
     except (OSError, ValueError, KeyError, TypeError):
         return error.reason
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of NumPy, or of a library like it, as JSON writes numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no number; convert it by int() or float()")

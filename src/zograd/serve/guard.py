@@ -23,11 +23,15 @@ HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]  # fmt: skip
 
+AT_ONCE = 10
+"""Requests that pass at once at any rate: a page with its files, and what it asks for."""
+
 
 @dataclass(frozen=True)
 class Limits:
     """body: bytes of a request. rate: requests a second with the token, twice as many at once; strangers, and the
-    pages, have a tenth of it. patience: seconds in which a body has to arrive."""
+    pages, have a tenth of it. At least `AT_ONCE` pass at once, of both kinds. patience: seconds in which a body has to
+    arrive."""
 
     body: int = 1 << 20
     rate: float = 200.0
@@ -38,7 +42,7 @@ class Bucket:
     """Lets `rate` requests a second pass, and `burst` at once."""
 
     def __init__(self, rate: float, burst: float) -> None:
-        self.rate, self.burst = rate, max(burst, 1.0)
+        self.rate, self.burst = rate, burst
         self.level, self.since = self.burst, time.monotonic()
 
     def take(self) -> bool:
@@ -54,16 +58,16 @@ class Bucket:
 class Guard:
     """An ASGI application before another: 429, 401, 413 and 408 are answered here.
 
-    A request without the token is refused before its body is read, and so is one whose announced length is too large.
-    Without a length the body is read up to the limit, so no more than that is ever in memory. The token is compared in
-    constant time.
+    Without the token no body is read: public paths take none, and other paths take the token. A body whose announced
+    length is too large is refused before it is read, too. Without a length it is read up to the limit, so no more than
+    that is ever in memory. The token is compared in constant time.
     """
 
     def __init__(self, app: Application, token: str, limits: Limits, public: frozenset[str]) -> None:
         self.app, self.limits, self.public = app, limits, public
         self.token = token.encode()
-        self.known = Bucket(limits.rate, 2 * limits.rate)
-        self.strangers = Bucket(limits.rate / 10, limits.rate / 5)
+        self.known = Bucket(limits.rate, max(2 * limits.rate, AT_ONCE))
+        self.strangers = Bucket(limits.rate / 10, max(limits.rate / 5, AT_ONCE))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -82,6 +86,8 @@ class Guard:
             await refuse(send, 401, why, (b"www-authenticate", b"Bearer"), close=close)
         elif (length := announced(headers)) is None:
             await refuse(send, 400, "the Content-Length is no number")
+        elif scope["path"] in self.public and (length or b"transfer-encoding" in headers):
+            await refuse(send, 413, "a page takes no body; leave it out, or send it to a path under /v1/")
         elif length > self.limits.body:
             await refuse(send, 413, self.too_large)
         else:

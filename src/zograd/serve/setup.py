@@ -17,7 +17,8 @@ class Setup:
     """The arguments of `AskTell` as JSON.
 
     x0: a number, lists of numbers, or numbers and lists by name. settings: of the method. bounds: a pair [low, high]
-    for all variables or one for each, null for no bound; for an x0 with names also by name. lease: seconds.
+    for all variables or one for each, null for no bound; for an x0 with names also by name. lease: seconds; infinite
+    where a trial that was given out is given to nobody else while the server runs.
     """
 
     x0: Any

@@ -6,6 +6,7 @@ import math
 import os
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,16 +30,17 @@ class Storage:
 
     A row of `answers`: the trial's id, its value (NULL: failed), whether that is a rank, and the time of the answer.
     Every write is a transaction in the write-ahead log, synchronized with the disk before `write` returns. The file is
-    readable by its owner only, since it holds the token. Raises UsageError for a file of something else, LockedError
-    where another process holds it. Threads share it behind a lock of the caller.
+    readable by its owner only, since it holds the token, also one that was there before. Raises UsageError for a file
+    of something else, which stays as it was, and for one with a second name; LockedError where another process holds
+    it, under the name of a symbolic link too. Threads share it behind a lock of the caller.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = FileLock(path.with_name(path.name + ".lock"), f"the database {path}")
+        self.path, self._file = path, os.path.realpath(path)
+        self._lock = FileLock(Path(self._file + ".lock"), f"the database {path}")
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._open()
+            self._db = sqlite3.connect(self._file, isolation_level=None, check_same_thread=False)
             try:
                 self._begin()
             except sqlite3.Error as error:
@@ -48,16 +50,50 @@ class Storage:
             self._lock.close()
             raise
 
+    def _open(self) -> None:
+        """Make the file where there is none. Raises UsageError for one whose second name has another lock."""
+        opened = os.open(self._file, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            names = os.fstat(opened).st_nlink
+        finally:
+            os.close(opened)  # before SQLite has locks: closing any descriptor of the file ends them
+        if names > 1:
+            raise UsageError(
+                f"{self.path} has {names} names (hard links), and another server could hold it by another one; remove "
+                f"the others, or copy the file and give the copy as --db"
+            )
+
     def _begin(self) -> None:
+        """Read first: a file of something else stays as it was."""
         db = self._db
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        new = version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone()
+        if not new and version != FORMAT:
+            raise sqlite3.DatabaseError(f"its version is {version}, not {FORMAT}")
+        if not new:
+            db.execute("SELECT id, value, ranked, time FROM answers LIMIT 1").fetchall()
+        self._hide()
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        if new:
             db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={FORMAT};COMMIT;")
-        elif version != FORMAT:
-            raise sqlite3.DatabaseError(f"its version is {version}, not {FORMAT}")
-        db.execute("SELECT id, value, ranked, time FROM answers LIMIT 1")
+
+    def _hide(self) -> None:
+        """Let nobody but the owner read the file and its logs; SQLite gives new logs the mode of the file."""
+        if os.name != "posix":
+            return
+        for name in (self._file, f"{self._file}-wal", f"{self._file}-shm"):
+            try:
+                if os.stat(name).st_mode & 0o077:
+                    os.chmod(name, 0o600)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                warnings.warn(
+                    f"{name} holds the token, and others may read it: its mode cannot be changed ({error.strerror}); "
+                    f"take a --db that is yours",
+                    stacklevel=4,
+                )
 
     def about(self, key: str) -> str | None:
         """What was kept under a key."""

@@ -63,7 +63,8 @@ class L1Ball(OneTensor):
         theta = found.threshold(self.radius) if found.total > self.radius else 0.0
         if not theta <= FAR * self.radius:
             return y.copy_(found.over_(y.abs(), self.radius).copysign(y))
-        return y.sub_(y.clamp(-theta, theta))
+        exact = y.double()
+        return y.copy_(exact - exact.clamp(-theta, theta))
 
     def explain(self, *leaves: Tensor) -> str | None:
         return outside("sum |x_i|", total(x.abs() for x in leaves), "l1 ball", self.radius)

@@ -121,7 +121,7 @@ class OneTensor:
 
     def lmo_(self: Any, g: Tensor) -> Tensor:
         """g <- argmin_{s in set} <g, s>, the linear minimisation oracle."""
-        flat = g.detach().clone().view(-1)
+        flat = g.detach().clone(memory_format=torch.contiguous_format).view(-1)
         at = Place(0, matrix_shape(g))
         return g.copy_(self.vertex_(torch.empty_like(flat), flat, at, self.scan(flat, at, None)).view(g.shape))
 
@@ -188,7 +188,7 @@ class Gathered:
                 y = y.sort(descending=True).values
                 counts = torch.arange(1, len(y) + 1, dtype=y.dtype, device=y.device)
                 self._theta[radius] = _last(y, (y.cumsum(0) - radius) / counts)
-                if not self._theta[radius] <= FAR * radius:
+                if not abs(self._theta[radius]) <= FAR * radius:
                     self._top = float(y[0])
                     y = y - self._top
                     self._below[radius] = _last(y, (y.cumsum(0) - radius) / counts)
@@ -196,10 +196,10 @@ class Gathered:
         return self._theta[radius]
 
     def over_(self, y: Tensor, radius: float) -> Tensor:
-        """y <- max(y - theta, 0). Where theta is far above the radius it is theta = y_max - b, and b is exact."""
+        """y <- max(y - theta, 0) in float64. Where |theta| is far above the radius it is y_max - b, and b is exact."""
         theta = self.threshold(radius)
         if radius not in self._below:
-            return y.sub_(theta).clamp_(min=0.0)
+            return y.copy_((y.double() - theta).clamp_(min=0.0))
         return y.copy_((y.double() - self._top - self._below[radius]).clamp_(min=0.0))
 
     @property

@@ -105,16 +105,19 @@ class Box(OneTensor):
         """None when every element lies between its bounds, otherwise the first that does not."""
         if self.size is None:
             for x in leaves:
-                low, high = (float(x.min()), float(x.max())) if x.numel() else (self.low, self.high)
-                if low < self.low or high > self.high:  # type: ignore[operator]
+                if not x.numel():
+                    continue
+                least, most = float(x.min()), float(x.max())
+                lower, upper = (float(side) for side in self._bounds(x, None))
+                if not (least >= lower and most <= upper):
                     mine = f"{self.low:g} to {self.high:g}"
-                    return f"its elements reach from {low:g} to {high:g}, but the box from {mine}"
+                    return f"its elements reach from {least:g} to {most:g}, but the box from {mine}"
             return None
         x = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
         if x.numel() != self.size:
             return f"it has {x.numel()} elements, but the box has bounds for {self.size}"
         low, high = (side.expand(x.numel()) for side in self._bounds(x, None))
-        outside = ((x < low) | (x > high)).nonzero()
+        outside = (~((x >= low) & (x <= high))).nonzero()
         if not len(outside):
             return None
         i = int(outside[0])

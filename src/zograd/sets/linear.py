@@ -72,16 +72,21 @@ class Affine(Whole):
     def __post_init__(self) -> None:
         _system(self)
         A, b = _numbers(self)
+        size = A.norm(dim=1)  # of each row, so that none counts for less because its numbers are small
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        A, b = A / size[:, None], b / size
         with one_thread():
             u, s, vt = torch.linalg.svd(A, full_matrices=False)
             kept = s > s.max() * max(A.shape) * torch.finfo(A.dtype).eps
             u, s, vt = u[:, kept], s[kept], vt[kept]
             c = (u.mT @ b) / s
-            off = float((u @ (s * c) - b).abs().max())
-        if off > ROUNDING * max(float(b.abs().max()), 1e-300):
+            found = vt.mT @ c
+            off = (A @ found - b).abs()
+        if bool((wrong := off > ROUNDING * _terms(A, found, b).clamp_min(1e-300)).any()):
+            i = int(wrong.nonzero()[0])
             raise ValueError(
-                f"no x satisfies A x = b: the best leaves {off:g}; Affine needs consistent equations, remove those "
-                f"that contradict others"
+                f"no x satisfies A x = b: the best leaves {float(off[i] * size[i]):g} in row {i}; Affine needs "
+                f"consistent equations, remove those that contradict others"
             )
         object.__setattr__(self, "_basis", (vt, c))
 
@@ -145,9 +150,13 @@ class Halfspace(Whole):
         return why
 
     def ball(self, dim: int) -> Ball:
-        """Of radius 1, the one that touches the plane nearest to the origin."""
+        """The one that touches the plane nearest to the origin. Its radius is the distance of the two, or 1 if that is
+        less: a small ball at a far plane would be far from the points at which f is evaluated.
+        """
         a = self._normal
-        return Ball(a * ((self.b / float(a.norm()) - 1.0) / float(a.norm())), 1.0)
+        size = float(a.norm())
+        radius = max(abs(self.b) / size, 1.0)
+        return Ball(a * ((self.b / size - radius) / size), radius)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,11 @@ class Space(Part, ABC):
         return self.flat
 
     @declared
+    def retracts(self) -> bool:
+        """Whether a move of zero leaves x where it is."""
+        return True
+
+    @declared
     def unit(self) -> Extent:
         """What has to be seen at once."""
         return "leaf"

@@ -81,8 +81,10 @@ class Box(Space):
         change = torch.where(w > 0, share + (1.0 - share) * q, share * q + (1.0 - share))
         dx = rate * w.sign() * -torch.expm1(-w.abs()) / change
         x.add_(torch.where(low.isinf() & high.isinf(), v, dx))
-        inner = torch.nextafter(low, high), torch.nextafter(high, low)
-        return x.copy_(torch.minimum(torch.maximum(x, inner[0]), inner[1]))
+        tiny = torch.finfo(x.dtype).tiny  # the number next to 0 has no logit that another move could change
+        least = torch.maximum(torch.nextafter(low, high), low + tiny)
+        most = torch.minimum(torch.nextafter(high, low), high - tiny)
+        return x.copy_(torch.minimum(torch.maximum(x, least), most))
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         rate = self.chart(x)[0]

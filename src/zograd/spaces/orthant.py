@@ -59,7 +59,8 @@ class PositiveOrthant(Space):
         if self.metric == "conformal":
             size = conformal_factor(x) * math.sqrt(total(v, v))
             return x.add_(v, alpha=min(1.0, self.rho / size) if size > 0.0 else 1.0)
-        return x.mul_(v.div_(x).exp_())
+        known = torch.finfo(x.dtype)
+        return x.mul_(v.div_(x).exp_()).clamp_(known.tiny, known.max)  # beyond, 0 and infinity are outside
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
         if self.metric == "conformal":

@@ -68,14 +68,16 @@ class Landing(Space):
 
     A move is Y = X + V, then Y <- Y + pull Y (I - Y^T Y), a step down |Y^T Y - I|^2 / 4 (Ablin and Peyre 2022;
     pull = 1/2 is a Newton-Schulz step to the nearest orthonormal matrix, which squares the distance). Of a long V the
-    first part, of norm rho, is made. So X stays within |X^T X - I| <= 1/2, starting from orthonormal columns, at about
-    3/4 |V|^4. The metric is that of the ambient space; probes are undistorted while mu sqrt(n p) <= rho.
+    first part, of norm rho, is made. Moves that are short beside rho keep |X^T X - I| at about 3/4 |V|^4; long ones,
+    one after the other, can bring it above 1/2, where no run starts. The metric is that of the ambient space; probes
+    are undistorted while mu sqrt(n p) <= rho. A move of zero changes an X that is off the manifold.
     """
 
     pull: float = 0.5
     rho: float = 0.5
     flat: ClassVar[bool] = False
     unit: ClassVar[Extent] = "leaf"
+    retracts: ClassVar[bool] = False
     curvature: ClassVar[str] = "between -1/2 and 1"
     complete: ClassVar[bool] = True
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from zograd.api.strategies.base import Points, Routine, Strategy, Trace
+from zograd.api.ending import End, Ending
+from zograd.api.strategies.base import Points, Routine, Strategy, Trace, Values
 from zograd.api.strategies.lbfgs import LBFGS
 from zograd.api.strategies.nested import nested
 from zograd.api.strategies.of_menu import OfMenu
@@ -18,10 +20,16 @@ from zograd.core.method import Method
 from zograd.spaces import Space
 
 CHARTS = 50
-"""Rounds at most."""
+"""Rounds at most that end inside of their coordinates."""
 
 ENOUGH = 1e-3
-"""The share of the whole gain below which a round is the last."""
+"""The share of the whole gain below which such a round is the last."""
+
+WIDER = 8.0
+"""How many times farther coordinates reach after a round that ended at their limit."""
+
+IDLE = 3
+"""Rounds that end at their limit and gain nothing, after which the search gives up."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,10 @@ class Charted:
     manifold. Where the retraction takes any z (`Space.ambient`), it is f(Retr_x(z)): a tangent vector to a frame far
     away is long, and the nearest frame of a matrix is as far as the matrix.
 
-    x is x0 first. Where the strategy ends, it begins again at the point that it found, with new coordinates, until a
-    round gains less than a thousandth of all that was gained: coordinates reach no farther than |z_i| = 1.
+    x is x0 first, and |z_i| <= 1. Where the strategy ends, it begins again at the point that it found, with new
+    coordinates, until a round gains less than a thousandth of all that was gained. A round that ends at the limit of
+    its coordinates, or where the space shortens moves, has found no minimum: another one follows, with wider
+    coordinates.
     """
 
     strategy: Strategy
@@ -44,21 +54,33 @@ class Charted:
     def __call__(self, trace: Trace) -> Routine:
         trace.began(self.name)
         start = known = trace.fun
-        for _ in range(CHARTS):
-            end = yield from self.chart(trace)
-            if start is None or known is None or trace.fun is None or known - trace.fun <= ENOUGH * (start - trace.fun):
-                break
-            known = trace.fun
-        return end
+        side, rounds, idle = 1.0, 0, 0
+        while True:
+            end, held = yield from self.chart(trace, side)
+            if held:
+                trace.stationary = False
+            if end.kind is not Ending.ITSELF or start is None or known is None or trace.fun is None:
+                return end
+            gain, known = known - trace.fun, trace.fun
+            if held:
+                side, idle = side * WIDER, 0 if gain > 0 else idle + 1
+                if idle == IDLE:
+                    return End(Ending.UNSETTLED, "every search ended at the limit of its coordinates, and none lower")
+                continue
+            rounds += 1
+            if gain <= ENOUGH * (start - known) or rounds == CHARTS:
+                return end
 
-    def chart(self, trace: Trace) -> Routine:
-        """The strategy in the coordinates at the recommended point, each between -1 and 1."""
+    def chart(self, trace: Trace, side: float) -> Generator[Points, Values, tuple[End, bool]]:
+        """The strategy in the coordinates at the recommended point, |z_i| <= side; and whether these held it back."""
         x0 = np.array(trace.position(), copy=True)
-        side = np.ones_like(x0)
-        problem = replace(trace.problem, variables=Variables(np.zeros_like(x0)), lower=-side, upper=side)
+        limit = np.full_like(x0, side)
+        problem = replace(trace.problem, variables=Variables(np.zeros_like(x0)), lower=-limit, upper=limit)
         values_here = trace.values_at_start if trace.fun is None else [trace.fun]
         inner = Trace(problem, trace.left, lambda: np.zeros_like(x0), trace.fun, values_here, trace.noise)
         shape = trace.problem.variables.shapes[0]
+        if self.space.unit == "row":  # as the store gives it
+            shape = (-1, shape[-1] if shape else 1)
 
         def at(z: Flat) -> Flat:
             x, v = torch.from_numpy(x0.copy()).view(shape), torch.from_numpy(z.copy()).view(shape)
@@ -73,13 +95,17 @@ class Charted:
         trace.position = lambda: at(inner.position())
         end = yield from nested(self.strategy, inner, trace, asked=asked)
         trace.fun, trace.stationary = inner.fun, inner.stationary
-        return end
+        z = inner.position()
+        moved = float(np.abs(at(z) - x0).max(initial=0.0))
+        last = float(np.abs(at(z) - at(0.99 * z)).max(initial=0.0))
+        return end, moved > 0 and (bool(np.abs(z).max() >= (1 - 1e-6) * side) or last <= 1e-6 * moved)
 
 
 @dataclass(frozen=True)
 class AutoOnSpace:
     """The rule of `Auto` on a manifold: L-BFGS-B in coordinates where values repeat and the budget is at least
-    4 (d + 1) evaluations; otherwise, and for spaces with slots or several leaves, the two-point method."""
+    4 (d + 1) evaluations; otherwise, and for several leaves and spaces with slots or without a retraction
+    (`Landing`), the two-point method."""
 
     method: Method[Any]
 
@@ -93,9 +119,9 @@ class AutoOnSpace:
         two_point.run_at(problem.x0, problem)  # ValueError where x0 is not on the manifold
         space = self.method.space
         repeats = len(start) > 1 and min(start) == max(start) and all(map(math.isfinite, start))
-        simple = len(problem.variables.shapes) == 1 and not space.slots
+        simple = len(problem.variables.shapes) == 1 and not space.slots and space.retracts
         if not (repeats and simple and problem.budget >= 4 * (problem.dim + 1)) or problem.shared:
-            trace.reason = "values differ at x0, the budget is below 4 (d + 1), or the space keeps slots"
+            trace.reason = "values differ at x0, the budget is below 4 (d + 1), or the space has no coordinates"
             return (yield from two_point(trace))
         trace.noise, trace.fun = 0.0, start[0]
         trace.reason = "values repeat, and the budget allows finite differences"

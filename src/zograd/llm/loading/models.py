@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from contextlib import suppress
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -141,6 +142,17 @@ def load(
             with torch.random.fork_rng():
                 torch.manual_seed(seed)  # of a new head
                 model = auto.from_pretrained(path, dtype=kind, **file, **head)
+            if file:
+                unmark_(model)
+                from zograd.quantized.gguf_file import rope_left_out
+
+                if left := rope_left_out(Path(path) / file["gguf_file"], model):
+                    warnings.warn(
+                        f"{file['gguf_file']} holds {', '.join(left)}: its model scales rotary frequencies, which "
+                        f"transformers does not read from a .gguf file, so it computes without. Take the folder with "
+                        f"safetensors, or --quantized with the config.json of the model beside the file",
+                        stacklevel=2,
+                    )
     except ModelError:
         raise
     except ImportError as e:  # the library of a quantized checkpoint is missing
@@ -161,6 +173,17 @@ def load(
     except libraries.LibraryError as e:
         raise ModelError(f"{path}: {e}") from e
     return (model if model.device == torch.device(device) else model.to(device)).eval(), tokenizer
+
+
+def unmark_(model: PreTrainedModel) -> None:
+    """Take the marks of quantization off a model from a .gguf file, unless it has weights that are not floats.
+
+    transformers (5.23) marks each such model, although it has de-quantized it, and then refuses to save it.
+    """
+    if all(p.is_floating_point() for p in model.parameters()):
+        for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
+            model.__dict__.pop(mark, None)
+        model.config.__dict__.pop("quantization_config", None)
 
 
 def check_folder(path: str) -> None:
