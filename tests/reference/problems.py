@@ -57,7 +57,10 @@ class Case:
     def widened(self, radius: float) -> Method[Any]:
         """The method on weights that `settings` did not foresee: a constraint set wide enough to hold them."""
         if "set" not in self.settings:
-            return self.method()
+            map_ = self.settings.get("map")
+            if not hasattr(map_, "set"):
+                return self.method()
+            return self.method(map=replace(map_, set=replace(map_.set, radius=radius)))
         return self.method(set=replace(self.settings["set"], radius=radius))
 
     def store(self, weights: dict[str, Tensor], rounding: Any = "stochastic") -> Store:
