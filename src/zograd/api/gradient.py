@@ -71,7 +71,7 @@ def gradient(
                 f"gradient() takes one estimate at one point, and {type(part).__name__} remembers earlier ones (slots "
                 f"{', '.join(sorted(part.slots))}); use Central(n) or Coordinates(d, central=True), or a run"
             )
-    if not mu > 0:
+    if isinstance(mu, str) or not mu > 0:
         raise ValueError(f"mu is the radius of the probes and must be > 0, got {mu}")
     variables = Variables(x)
     store = variables.store(Euclidean())

@@ -204,7 +204,9 @@ class ZOOptimizer(torch.optim.Optimizer):
         decays = [1.0] * len(self.param_groups)
         store = Store(tensors, space=self.method.space, rounding=self.rounding, groups=groups, decays=decays)
         self.equip(store)
-        self.run = Run(store, self.method, self.seed)
+        decay = max(float(group["weight_decay"]) for group in self.param_groups)
+        method = self.method if self.method.weight_decay else replace(self.method, weight_decay=decay)
+        self.run = Run(store, method, self.seed)  # a controller has to know whether there is any decay
 
     def equip(self, store: Store) -> None:
         """Give a new store what the method needs beside the tensors: nothing, where it needs values of the loss."""

@@ -69,8 +69,8 @@ class Vertices(Estimator[Tried]):
     Of the coordinates of x, one that is drawn uniformly changes its side, and each of the others does so with
     probability
         p_t = max(1 / d, share / (1 + t / 20))
-    in step t. With share = 1/2 the first vertex is uniform over all. Where z ~ N(0, 1) is the direction of the law, the
-    others are those with z_i > Phi^{-1}(1 - p_t), so a vertex costs a key and no memory.
+    in step t. With share = 1/2 the first vertex is uniform over all but the nearest to x. Where z ~ N(0, 1) is the
+    direction of the law, the others are those with z_i > Phi^{-1}(1 - p_t), so a vertex costs a key and no memory.
 
     1 evaluation a step. Memory: two slots, the bounds of each weight. A `rules.Improving` decides whether to move.
     Raises TypeError where `box` is no `sets.Box`, ValueError for an open side and for another share.

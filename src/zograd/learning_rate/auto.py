@@ -156,11 +156,11 @@ def _complete(
 
 
 def radii(ask: Ask, estimator: Estimator[Any], queries: Sequence[Query]) -> list[float]:
-    """The r of each query x + r v; of an estimator with several, by its coefficients over those of a direction."""
+    """The r of each query x + r v; of an estimator with several, by its coefficients over those of its directions v."""
     if not estimator.several_radii:
         return [ask.mu] * len(queries)
-    unit = max(abs(c) for _, c in ask.draw(0).terms)
-    return [max((abs(c) for _, c in query.at.terms), default=0.0) / unit for query in queries]
+    units = {e: abs(c) for j in range(estimator.n) for e, c in ask.draw(j).terms}
+    return [max((abs(c) / units[e] for e, c in query.at.terms if e in units), default=0.0) for query in queries]
 
 
 def _second(up: float, here: float, down: float) -> float:
@@ -180,6 +180,10 @@ def _meters(f: Sequence[float], center: int, pairs: list[tuple[int, int]], r: Se
     return meters
 
 
+LEAST = 2.0**-10
+"""The least signal: with none at all a run would never find out that its loss falls again."""
+
+
 @dataclass(frozen=True)
 class AutoRate(Controller):
     """lr_t = safety * signal * eta_cap * shape(t), with eta_cap the lower bound of the edge of stability (Gaussian):
@@ -192,7 +196,8 @@ class AutoRate(Controller):
     its values or batches. A step at a share c of eta_cap lowers a quadratic by (signal - c) lr |g|^2 in the mean, so
     the slope of the loss over sum_t lr_t |g_t|^2, by least squares, is c - signal; it is read whenever its standard
     error falls below `resolution`, and moves `signal` by a factor 2 at most. At a noise floor the loss stands still,
-    so the rate shrinks until it falls again. A loss three standard deviations above its first values halves the rate.
+    so the rate shrinks until it falls again. Losses three standard deviations (and a thousandth) above the first ones
+    halve the rate, and are the first ones from then on.
 
     With a penalty that the rule measures (`Proximal`), the loss in all this is f + r.
 
@@ -279,12 +284,14 @@ class AutoRate(Controller):
         if len(state["first"]) == self.patience and state["wait"] == 0:
             edge = _edge(tuple(state["first"]))
             if median(state["recent"]) > edge + 1e-3 * abs(edge):
-                state["signal"], state["wait"], state["fit"] = state["signal"] / 2, self.patience, [0.0] * 7
+                state["signal"] = max(state["signal"] / 2, LEAST)
+                state["wait"], state["fit"] = self.patience, [0.0] * 7
+                state["first"] = list(state["recent"])  # a level that has risen for good must not halve for ever
                 return
         slope, error = _slope(fit)
         if error < self.resolution:
             found = self.safety * state["signal"] - slope
-            state["signal"] = min(max(found, state["signal"] / 2, 2.0**-10), 2 * state["signal"], 1.0)
+            state["signal"] = min(max(found, state["signal"] / 2, LEAST), 2 * state["signal"], 1.0)
             state["fit"] = [0.0] * 7
 
     def rate(self, state: State, step: int, q: int = 1, beta: float = 0.0, unit: float = 1.0) -> float:

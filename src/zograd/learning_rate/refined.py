@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from zograd.core.schedules import Table
 from zograd.core.vector import Array, Slot, Vector
+from zograd.laws.coordinate import Unit
+from zograd.laws.orthogonal import WalshSigns
 
 LEAST = 10
 """Steps below which a run says too little."""
@@ -19,8 +21,9 @@ def slope_norms(estimates: Iterable[Vector]) -> Array:
     """sqrt(n sum_j c_j^2) for each estimate sum_j c_j v_j of n directions: its square has mean |grad f|^2.
 
     The estimates are those of records (`record.vector`), such as those of a tape: no evaluation is needed. With
-    E[v v^T] = I an average of n slopes has c_j = slope_j / n. Raises ValueError where an estimate has a term that is no
-    random direction (gradients from the blocks of a model).
+    E[v v^T] = I an average of n slopes has c_j = slope_j / n, where the v_j are independent. Raises ValueError where an
+    estimate has a term that is no independent direction (gradients from the blocks of a model, coordinates, signs of
+    Walsh). Sums of draws that were made orthogonal (`Orthogonal`) cannot be told from draws, and give other numbers.
 
         >>> import zograd as zo
         >>> seen = []
@@ -32,10 +35,10 @@ def slope_norms(estimates: Iterable[Vector]) -> Array:
     """
     norms = []
     for vector in estimates:
-        if any(isinstance(e, Slot) for e, _ in vector.terms):
+        if any(isinstance(e, Slot | Unit | WalshSigns) for e, _ in vector.terms):
             raise ValueError(
-                "these estimates hold gradients, not slopes along random directions; take the run of a method such as "
-                "zo_sgd or mezo"
+                "these estimates hold gradients, or slopes along coordinates or orthogonal directions, not along "
+                "independent random ones; take the run of a method such as zo_sgd or mezo"
             )
         norms.append(math.sqrt(len(vector.terms) * math.fsum(c * c for _, c in vector.terms)))
     return np.array(norms)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from zograd import noise
@@ -66,6 +67,11 @@ def linear_rows(input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
 
 
 _switching = threading.Lock()
+
+
+def _transformed() -> bool:
+    """Whether the loss is inside of a transform of torch.func, such as vmap, jacrev or jvp."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class _Everywhere(TorchFunctionMode):
@@ -220,6 +226,12 @@ class Lens:
 
     def _shown(self, leaf: Leaf, dtype: torch.dtype) -> Tensor:
         """A fresh tensor with the leaf at the point."""
+        if _transformed():  # a tensor that is made inside of a transform of torch.func has no memory to write to
+            with temporarily_clear_interpreter_stack():
+                return self._written_out(leaf, dtype)
+        return self._written_out(leaf, dtype)
+
+    def _written_out(self, leaf: Leaf, dtype: torch.dtype) -> Tensor:
         if (ready := self.ready(leaf)) is not None and dtype in (leaf.dtype, ready.dtype):
             return ready.to(dtype, copy=True).view(leaf.shape)
         out = torch.empty(leaf.numel, dtype=dtype, device=leaf.tensor.device)
@@ -279,7 +291,8 @@ class Lens:
             return (y.float() + self._float32(self.leaves[id(bias)])).to(y.dtype)
         leaf = self._leaf(weight)
         # Autograd and the cache of autocast keep the weight: they need a tensor of their own.
-        if leaf is None or weight.ndim != 2 or torch.is_grad_enabled() or torch.is_autocast_enabled(weight.device.type):
+        kept = torch.is_grad_enabled() or torch.is_autocast_enabled(weight.device.type) or _transformed()
+        if leaf is None or weight.ndim != 2 or kept:
             return F.linear(*self._replace((input, weight, bias)))
         x, bias = self._replace_one(input), self._replace_one(bias)
         if len(list(self.tiles(leaf, 0, leaf.shape[0]))) == 1:
@@ -289,7 +302,7 @@ class Lens:
 
     def _linear_rows(self, input: Tensor, weight: Tensor, start: int, stop: int) -> Tensor:
         leaf = self._leaf(weight)
-        if leaf is None or torch.is_grad_enabled():
+        if leaf is None or torch.is_grad_enabled() or _transformed():
             return F.linear(self._replace_one(input), self._replace_one(weight)[start:stop])
         return self._product(self._replace_one(input), leaf, start, stop)
 
@@ -342,7 +355,8 @@ class Lens:
                 f"embedding {leaf.name!r} has max_norm, which writes to the weights in each forward; "
                 f"set max_norm=None or leave it out of the selection"
             )
-        if leaf is None or leaf.space.unit != "element" or input.numel() >= weight.shape[0]:
+        whole = leaf is None or leaf.space.unit != "element" or input.numel() >= weight.shape[0]
+        if leaf is None or whole or _transformed():
             return F.embedding(*self._replace((input, weight)), padding_idx, max_norm, *rest, **named)  # type: ignore[call-arg]
         rows = input.reshape(-1).to(torch.int64)
         if leaf.space.flat and leaf.low is None and all(of_signs(e) for e, _ in self.point.terms):

@@ -16,7 +16,9 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from zograd.core.query import Query
 from zograd.core.vector import Vector
@@ -112,6 +114,27 @@ def random_state(store: Store) -> list[Tensor]:
     return [torch.default_generator.get_state(), *map(torch.cuda.get_rng_state, _cuda_devices(store))]
 
 
+class _Masks(TorchFunctionMode):
+    """Inside, `others` tells whether random numbers are drawn by other functions than F.dropout."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.store, self.state, self.drew = store, random_state(store), False
+
+    @property
+    def others(self) -> bool:
+        """Whether the state is another one than the last mask left."""
+        return self.drew or not all(map(torch.equal, self.state, random_state(self.store)))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.dropout:
+            return func(*args, **(kwargs or {}))
+        self.drew = self.others
+        found = func(*args, **(kwargs or {}))
+        self.state = random_state(self.store)
+        return found
+
+
 def host_state() -> tuple[Any, Any]:
     """States of the generators behind `numpy.random` and `random`."""
     return np.random.get_state(), random.getstate()  # noqa: NPY002
@@ -183,10 +206,11 @@ def batched(loss: BatchedLoss, together: int | Callable[[], int] = 16, *, dtype:
 
     A point of low rank is shown in that way also where it is alone in its forward.
 
-    Values are those of one at a time to rounding. The first query is also evaluated alone and compared: a model that
-    mixes the examples of a batch (batch normalisation in train mode, capacities of experts), or reads weights in a way
-    that cannot be split, is found there. Then, and where memory does not suffice, fewer share a forward, and a warning
-    says so.
+    Values are those of one at a time to rounding. The first two queries are also evaluated alone, and they and their
+    difference are compared: a model that mixes the examples of a batch (batch normalisation in train mode, capacities
+    of experts), or reads weights in a way that cannot be split, is found there, as is one that draws random numbers by
+    other functions than F.dropout, whose masks branches share. Then, and where memory does not suffice, fewer share a
+    forward, and a warning says so. (In 16 bits differences are rounding, and values alone are compared.)
 
     together: a number, or a function that is asked in every step. Memory: the activations of `together` copies of the
     batch. dtype: that of the forward, where it is not that of the trained tensors, such as adapters in float32 on a
@@ -250,26 +274,41 @@ class Batched:
             return list(self.alone(store, queries, key))
         self.checked = True
         drawn: list[bool] = []
+        drawn_otherwise: list[bool] = []
         drawn_elsewhere: list[bool] = []
 
         def watched() -> Tensor:
             before, elsewhere = random_state(store), host_state()
-            total = self._one()
+            with _Masks(store) as masks:
+                total = self._one()
             drawn.append(not all(map(torch.equal, before, random_state(store))))
+            drawn_otherwise.append(masks.others)
             drawn_elsewhere.append(_drew(elsewhere))
             return total
 
-        (expected,) = sequential(watched)(store, queries[:1], key)
+        alone = sequential(watched)(store, queries[:2], key)
+        expected = alone[0]
         self.draws = any(drawn)
+        if any(drawn_otherwise):
+            self._give_up("it draws random numbers by other functions than F.dropout, whose masks branches can share")
+            return [*alone, *self.alone(store, queries[len(alone) :], key)]
         if any(drawn_elsewhere):  # torch's masks are shared by branches, what others draw is not
             self._give_up("its loss draws from numpy.random or random, and copies of the batch would get other numbers")
-            return [expected, *self.alone(store, queries[1:], key)]
+            return [*alone, *self.alone(store, queries[len(alone) :], key)]
         values = self._values(store, queries, key)
         if self.trusted:
             return values
         dtypes = {self.dtype, *(leaf.dtype for leaf in store.leaves)}
         tolerance = 2.0**-6 if dtypes & {torch.bfloat16, torch.float16} else 1e-4
-        same = math.isclose(expected, values[0], rel_tol=tolerance, abs_tol=tolerance)
+        same = math.isclose(expected, values[0], rel_tol=tolerance)
+        if same and tolerance < 1e-3 and len(alone) == 2:  # what mixing changes is as small as mu
+            change, found = alone[1] - alone[0], values[1] - values[0]
+            same = not (math.isfinite(change) and math.isfinite(found)) or abs(found - change) <= 0.03 * abs(
+                change
+            ) + 1e-5 * max(map(abs, alone))
+            if not same:
+                self._give_up(f"two losses differ by {change:.3g} alone and by {found:.3g} beside others")
+                return list(self.alone(store, queries, key))
         if same or not (math.isfinite(expected) or math.isfinite(values[0])):
             return values
         self._give_up(f"its loss is {expected} alone and {values[0]} beside others")

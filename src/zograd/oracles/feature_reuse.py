@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zograd.core.query import Query
 from zograd.core.vector import Vector
 from zograd.laws.coordinate import Unit
-from zograd.oracles import Oracle, as_number, seeded
+from zograd.oracles import Oracle, as_number, random_state, seeded
 from zograd.stores import Store
 
 Stage: TypeAlias = nn.Module
@@ -26,8 +26,8 @@ def reusing(stages: Sequence[Stage], features: Tensor, loss: Callable[[Tensor], 
     of the whole forward bit for bit. With coordinates spread evenly over L stages of equal cost, half the work.
 
     loss: takes the output of the last stage; trained weights that no stage owns are taken to be in there.
-    Memory: the activations between the stages. Stages that draw random numbers (dropout) are refused: begun in the
-    middle, they would draw others. Batch normalisation has to be in eval mode.
+    Memory: the activations between the stages. Stages that draw random numbers of torch (dropout) are refused: begun
+    in the middle, they would draw others. Batch normalisation has to be in eval mode.
     Raises ValueError for such stages, TypeError for a query of single terms of a sum. DeepZero (arXiv 2310.02025).
     """
     for k, stage in enumerate(stages):
@@ -61,9 +61,15 @@ def reusing(stages: Sequence[Stage], features: Tensor, loss: Callable[[Tensor], 
         values: list[float] = []
         with torch.no_grad(), seeded(store, key) as reseed:
             reseed()
+            before = random_state(store)
             # 0 times a coordinate is x, read by the same kernels as any other point: equal bits further down.
             with store.at(Vector(((Unit(0, 0), 0.0),))):
                 base = forward(inputs, 0)
+            if not all(map(torch.equal, before, random_state(store))):
+                raise ValueError(
+                    "a stage or the loss draws random numbers, and begun in the middle it would draw others; call "
+                    ".eval(), or take sequential(...)"
+                )
             if math.isfinite(base) and not store.settled():
                 with store.at(Vector(((Unit(0, 0), 0.0),))):
                     forward(inputs, 0)
