@@ -98,8 +98,6 @@ class Run(Generic[A]):
         """The points whose losses the method wants next (the same again until they are told)."""
         if self._routine is None:
             store, law = self.store, self.method.law
-            if self.step_number == 0 and (why := self.method.rule.misplaced(store)) is not None:
-                raise ValueError(f"x {why}")
             first = Draw(self.seed, self.step_number, 0, store.shapes, store.gram)
             self._own = self.rates() if rates is None else ()
             self._mu = self.mu
@@ -155,7 +153,10 @@ class Run(Generic[A]):
         """One step: ask, evaluate, tell, until the estimate is there; then move.
 
         Whatever the oracle raises passes through with the weights bit-identical, and the step can be taken again.
+        Before the first step ValueError where the rule needs a start in its set, and the weights are none.
         """
+        if self.step_number == 0 and (why := self.method.rule.misplaced(self.store)) is not None:
+            raise ValueError(f"x {why}")
         try:
             while True:
                 queries = self.ask(rates)
