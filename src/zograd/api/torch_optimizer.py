@@ -205,8 +205,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         store = Store(tensors, space=self.method.space, rounding=self.rounding, groups=groups, decays=decays)
         self.equip(store)
         decay = max(float(group["weight_decay"]) for group in self.param_groups)
-        method = self.method if self.method.weight_decay else replace(self.method, weight_decay=decay)
-        self.run = Run(store, method, self.seed)  # a controller has to know whether there is any decay
+        method = self.method
+        if method.controller.measures and not method.weight_decay:  # a controller that goes back has to know of decay
+            method = replace(method, weight_decay=decay)
+        self.run = Run(store, method, self.seed)
 
     def equip(self, store: Store) -> None:
         """Give a new store what the method needs beside the tensors: nothing, where it needs values of the loss."""
