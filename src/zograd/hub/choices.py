@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -85,17 +86,19 @@ def _joined(prompt: str, choice: str) -> str:
 
 def _place(value: Any, choices: tuple[str, ...], names: tuple[str, ...], record: Record, column: str) -> int:
     """The position of the choice that a value names."""
+    if isinstance(value, float) and value.is_integer():  # pandas has 1.0 in a column with a gap
+        value = int(value)
     number = value if isinstance(value, int) and not isinstance(value, bool) else None
     if number is None:
         text = Record({column: value}, record.place).text(column)
         for known in (choices, names):
             if text in known:
                 return known.index(text)
-        number = int(text) if text.strip().isdecimal() else None
+        number = int(float(text)) if re.fullmatch(r"\s*\d{1,9}(\.0*)?\s*", text) else None
     if number is not None and 0 <= number < len(choices):
         return number
     raise TaskError(
         f"{record.place}: the column {column!r} holds {value!r}, which is none of the choices "
         f"{json.dumps(choices, ensure_ascii=False)}; write one of them, its letter ({names[0]} to {names[-1]}), or its "
-        f"number from 0 to {len(choices) - 1}."
+        f"number from 0 to {len(choices) - 1}. To predict the column itself, say records=classification."
     )

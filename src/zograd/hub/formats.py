@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TextIO, TypeAlias
 
 from zograd.hub.errors import TaskError
-from zograd.hub.records import Record, Table, writable
+from zograd.hub.records import Record, Table, plain_values, writable
 
 __all__ = ["READERS", "SUFFIXES", "WHOLE", "Reader", "class_names", "package_missing", "read_file"]
 
@@ -72,7 +73,7 @@ def _object(values: Any, place: str) -> Record:
         raise TaskError(f'{place}: expected an object such as {{"text": "...", "label": 0}}, found a {kind}.')
     if not all(map(writable, values)):
         raise TaskError(f"{place}: the name of a column holds half of a surrogate pair; write another name.")
-    return Record(values, place)
+    return Record(plain_values(values), place)
 
 
 def _jsonl(file: Path, path: str) -> Table:
@@ -97,6 +98,8 @@ def _json(file: Path, path: str) -> Table:
         return Table([])
     form = "an array of objects, or an object of columns"
     data = _parsed(text, path, form)
+    if isinstance(data, dict) and any(_is_conversation(v) for name, v in data.items() if name != "data"):
+        data = [data]  # a record
     if isinstance(data, dict) and len(data) == 1:  # {"data": [...]}
         (only,) = data.values()
         data = only if isinstance(only, list) and only and all(isinstance(x, dict) for x in only) else data
@@ -107,6 +110,12 @@ def _json(file: Path, path: str) -> Table:
     if not isinstance(data, list):
         raise TaskError(f"{path} holds a {type(data).__name__}; write {form}.")
     return Table([_object(values, f"{path}, record {number}") for number, values in enumerate(data, start=1)])
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a value is a list of turns, and not a column of records."""
+    turns = ({"role", "content"}, {"from", "value"})
+    return isinstance(value, list) and any(isinstance(v, dict) and any(t <= set(v) for t in turns) for v in value)
 
 
 def _whole(file: Path, path: str) -> Table:
@@ -181,7 +190,7 @@ def _separated(
     file: Path, path: str, *, delimiter: str, remedy: str, quoting: int = csv.QUOTE_MINIMAL
 ) -> Iterator[Record]:
     kind = "TSV" if delimiter == "\t" else "CSV"
-    with _long_values(), file.open(encoding="utf-8-sig", newline="") as stream:
+    with _long_values(), _without_gaps(file, delimiter, quoting) as stream:
         table = csv.reader(stream, strict=True, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
         header: list[str] | None = None
         start = 1
@@ -191,8 +200,8 @@ def _separated(
                 if not row:
                     continue
                 if header is None:
-                    header = row
-                    if twice := sorted({c for c in header if header.count(c) > 1}):
+                    header = [name.strip() for name in row]
+                    if twice := sorted({c for c in header if c and header.count(c) > 1}):  # blank: behind the table
                         raise TaskError(
                             f"{place}: the column {twice[0]!r} occurs twice; give each column its own name."
                         )
@@ -204,6 +213,24 @@ def _separated(
                 yield Record(dict(zip(header, row, strict=True)), place)
         except csv.Error as error:
             raise TaskError(f"{path}, line {start}: not valid {kind} ({error}); check the quotes.") from None
+
+
+def _without_gaps(file: Path, delimiter: str, quoting: int) -> TextIO:
+    """The file, without spaces before the quotes around a value, which would make the quotes a part of it.
+
+    A text that only begins with a space and a quote is left as it is, and so are spaces before other texts.
+    """
+    stream = file.open(encoding="utf-8-sig", newline="")
+    if quoting == csv.QUOTE_NONE:
+        return stream
+    with stream:
+        text = stream.read()
+    mark = re.escape(delimiter)
+    if re.search(rf'(?:\A|[{mark}\r\n]) +"', text):
+        begins, ends = rf"(?<![^{mark}\r\n])", rf"(?=[{mark}\r\n]|\Z)"
+        quoted = rf'{begins}"[^"]*(?:""[^"]*)*"|{begins} +("[^"\r\n]*(?:""[^"\r\n]*)*"){ends}'
+        text = re.sub(quoted, lambda m: m[1] or m[0], text)
+    return io.StringIO(text, newline="")
 
 
 @contextmanager
@@ -235,7 +262,7 @@ def _parquet(file: Path, path: str) -> Table:
         rows = found.to_pylist()
     except ValueError as error:  # pyarrow.ArrowInvalid
         raise TaskError(f"{path} is not a parquet file ({error}); write it again.") from None
-    table = Table([Record(values, f"{path}, row {number}") for number, values in enumerate(rows, start=1)])
+    table = Table([Record(plain_values(row), f"{path}, row {number}") for number, row in enumerate(rows, start=1)])
     noted = (found.schema.metadata or {}).get(b"huggingface")  # what `datasets` writes beside the columns
     features = json.loads(noted).get("info", {}).get("features", {}) if noted else {}
     return table.named(class_names(features))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, TypeAlias
@@ -49,7 +49,7 @@ class Labels:
         for k, label in enumerate(self.classes):
             loose.setdefault(_canonical(label), set()).add(k)
         found = {label: next(iter(ks)) for label, ks in loose.items() if len(ks) == 1}
-        for one, other in (("true", "1"), ("false", "0"), ("1", "true"), ("0", "false")):
+        for one, other in _TRUTH.items():
             if len(self.classes) == 2 and other in loose and one not in loose and other in found:
                 found[one] = found[other]
         return exact, found
@@ -111,23 +111,36 @@ def flat_words(words: Sequence[ClassWords]) -> tuple[list[str], list[int]]:
 
 
 def labels_of(words: LabelWords, names: Sequence[str] = ()) -> Labels:
-    """The labels for which a user gave words. names: those of the numbers 0, 1, ... in the data, if it has some."""
+    """The labels for which a user gave words. names: those of the numbers 0, 1, ... in the data, if it has some.
+
+    Raises:
+        TaskError: words for fewer than two labels, or a label by two of its names.
+    """
+    if len(words) < 2:
+        raise TaskError(
+            f"Label words: {list(words)!r} is one label alone, and every answer would be right; give words for at "
+            f"least two, such as '0= terrible,1= great'."
+        )
     if not isinstance(words, Mapping):
         classes = tuple(names) if len(names) == len(words) else tuple(map(str, range(len(words))))
         return Labels(classes, tuple(map(class_words, words)))
     numbers = {str(k): name for k, name in enumerate(names)}
     texts = (str(label).lower() if isinstance(label, bool) else str(label) for label in words)
     classes = tuple(label if label in names else numbers.get(label, label) for label in texts)
+    if twice := next((c for c in classes if classes.count(c) > 1), None):
+        raise TaskError(
+            f"Label words: two of {', '.join(map(str, words))} are the label {twice!r}; give each label its words once."
+        )
     return Labels(classes, tuple(map(class_words, words.values())))
 
 
 def labels_in(records: Sequence[Record], column: str, where: str, names: Sequence[str] = ()) -> Labels:
     """Each label of the data with itself as its word, in the order of `names`, or sorted; numbers by their values.
 
-    An empty value is no label.
+    A label that is written in several ways (`_canonical`) is called as it is written first. An empty value is no label.
     """
-    given = {record.text(column).strip() for record in records if not record.lacks(column)}
-    found = names or sorted(given, key=_by_value)
+    given = dict.fromkeys(record.text(column).strip() for record in records if not record.lacks(column))
+    found = names or _in_order(_told_apart(given))
     if not 2 <= len(found) <= MOST_LABELS:
         raise TaskError(
             f"{where} has {len(found)} different labels in the column {column!r}, and 2 to {MOST_LABELS} are taken as "
@@ -141,6 +154,29 @@ def labels_in(records: Sequence[Record], column: str, where: str, names: Sequenc
                 f"or give both label words."
             )
     return Labels(tuple(found), tuple(f" {_readable(label)}" for label in found))
+
+
+def _told_apart(given: Iterable[str]) -> dict[str, str]:
+    """Canonical form -> the first way in which the label is written; 1 is true and 0 is false where that leaves two."""
+    first: dict[str, str] = {}
+    for label in given:
+        first.setdefault(_canonical(label), label)
+    folded: dict[str, str] = {}
+    for form, label in first.items():
+        other = _TRUTH.get(form)
+        folded.setdefault(other if other in folded else form, label)
+    return folded if len(folded) == 2 else first
+
+
+_TRUTH: Final = {"true": "1", "1": "true", "false": "0", "0": "false"}
+"""Canonical forms that may be the same label."""
+
+
+def _in_order(labels: Mapping[str, str]) -> list[str]:
+    """The labels of canonical forms: false before true, numbers by their values, others by the alphabet."""
+    if set(labels) in ({"false", "1"}, {"false", "true"}):
+        return [labels[form] for form in sorted(labels, key=("false", "true", "1").index)]
+    return sorted(labels.values(), key=_by_value)
 
 
 def _readable(label: str) -> str:
@@ -161,7 +197,8 @@ _FORM = "write for example '0= terrible,1= great', several words of a label as '
 def parse_label_words(text: str) -> dict[str, str | list[str]]:
     r"""`"0= terrible,1= great"` -> `{"0": " terrible", "1": " great"}`. Spaces before a word belong to it.
 
-    A label may have several words, `"0= bad| terrible"`. A backslash takes the meaning from the comma, the bar, the
+    Labels that are numbers or truth values come in the order of their values, others as they are written. A label may
+    have several words, `"0= bad| terrible"`. A backslash takes the meaning from the comma, the bar, the
     equals sign or the backslash after it; `\n` is a new line. A text that begins with { is JSON.
 
     >>> parse_label_words(r"no= No\, never| nope,yes= Yes")
@@ -171,7 +208,7 @@ def parse_label_words(text: str) -> dict[str, str | list[str]]:
         TaskError: a part without `=`, or a label given twice.
     """
     if text.lstrip().startswith("{"):
-        return _from_json(text)
+        return _ordered(_from_json(text))
     words: dict[str, str | list[str]] = {}
     for part in _cut(text, ","):
         label, *rest = _cut(part, "=", 1)
@@ -186,7 +223,15 @@ def parse_label_words(text: str) -> dict[str, str | list[str]]:
                 f"{f'{label}={first}|{found[0]}'!r}."
             )
         words[label] = found[0] if len(found) == 1 else found
-    return words
+    return _ordered(words)
+
+
+def _ordered(words: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+    """The words by the values of their labels, so that 1 is the second of two classes however they were typed."""
+    truth = {"false": 0.0, "true": 1.0}
+    values = {label: truth.get(_canonical(label), _by_value(label)[0]) for label in words}
+    known = all(map(math.isfinite, values.values()))
+    return {label: words[label] for label in sorted(words, key=values.__getitem__)} if known else words
 
 
 def _cut(text: str, mark: str, most: int = 0) -> list[str]:

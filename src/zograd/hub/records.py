@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zograd.hub.errors import TaskError
-from zograd.hub.split_rules import split_of
 
-__all__ = ["Record", "Table", "part_named", "writable"]
+__all__ = ["Record", "Table", "part_named", "plain", "plain_values", "writable"]
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -44,6 +44,42 @@ def writable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+_PLAIN = (str, int, bool, float, bytes, type(None))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON would have it: NumPy's scalars and arrays as those of Python, and NaN, NaT and NA as None.
+
+    A recording in memory (an object with array and sampling_rate) stays as it is.
+
+    >>> plain([1.0, float("nan"), (2, {3: "a"})])
+    [1.0, None, [2, {'3': 'a'}]]
+    """
+    if hasattr(value, "tolist") and hasattr(value, "dtype"):  # of NumPy or torch
+        value = value.tolist()
+    if type(value) in _PLAIN:
+        return value if value == value else None
+    if isinstance(value, Mapping):
+        return value if {"array", "sampling_rate"} <= set(value) else plain_values(value)
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if type(value).__name__ in ("NaTType", "NAType") else value
+
+
+def plain_values(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """The values of a record in plain form, by the names of their columns as texts."""
+    return {name if isinstance(name, str) else str(name): plain(value) for name, value in values.items()}
+
+
+def _composed(value: Any) -> Any:
+    """A plain value whose texts have each accented letter as one character (NFC), however they were typed."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value)
+    if isinstance(value, list):
+        return [_composed(v) for v in value]
+    return {_composed(k): _composed(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +123,18 @@ class Record:
         return value is None or (isinstance(value, str) and not value.strip())
 
     def key(self, column: str) -> str:
-        """The value of a column as a text by which the record is known: JSON of a list or object, hash of a file."""
+        """The value of a column as a text by which the record is known: JSON of a list or object, hash of a file.
+
+        A missing value is an empty text, and the two ways to write an accented letter in Unicode are one.
+        """
         value = self.values.get(column)
+        if value is None:
+            return ""
         if sha256 := getattr(value, "sha256", None):  # of an image or a recording
             return str(sha256)
-        plain = value is not None and not isinstance(value, list | dict)
-        return self.text(column) if plain else json.dumps(value, sort_keys=True, default=str)
-
-    def drawn(self, columns: Iterable[str], seed: int) -> str:
-        """The split by the hash of `columns`."""
-        return split_of((self.key(column) for column in columns), seed)
+        if isinstance(value, list | dict):
+            return json.dumps(_composed(value), sort_keys=True, default=str)
+        return str(_composed(self.text(column)))
 
     @property
     def named_split(self) -> str | None:

@@ -13,11 +13,13 @@ speech           a recording and what is said in it, which is learned
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from zograd.hub.choices import ANSWERS, CHOICES, example_of
+from zograd.hub.choices import ANSWERS, CHOICES, choices_of, example_of
 from zograd.hub.errors import TaskError, UnknownTaskError
 from zograd.hub.examples import Chat, Example
 from zograd.hub.labels import Labels, LabelWords, labels_in, labels_of
@@ -25,7 +27,7 @@ from zograd.hub.media import Media, Picture, Recording
 from zograd.hub.records import Record, Table
 from zograd.hub.template import Template
 
-__all__ = ["ASKS", "RECORDS", "Asked", "Shape", "shape_of"]
+__all__ = ["ASKS", "RECORDS", "Asked", "Shape", "check_used", "shape_of"]
 
 ASKS: Final = "\nLabel:"
 """What follows the text in a prompt where no template is given."""
@@ -54,6 +56,9 @@ BESIDE: Final = frozenset(
     ]
 )
 """Columns that may stand beside a text and are no label and no text themselves."""
+
+_INDEX: Final = re.compile(r"|Unnamed: \d+(\.\d+)?|__index_level_\d+__")
+"""Names that pandas gives to the numbers of rows in a file, and to columns without a name."""
 
 _ROLES: Final = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 
@@ -87,7 +92,8 @@ class Shape:
 
     kind: "classification", "choice", "completion" or "text". columns: those by whose hash the table is split. said: how
     records are read, for the line before training. needs: the columns that data must have. label: the column of the
-    label, or of the right choice. reads: "text", "images" or "speech".
+    label, or of the right choice. reads: "text", "images" or "speech". uses: the fields of `Asked` that have a part in
+    it. key: the text by which a column of a record is hashed.
     """
 
     kind: str
@@ -99,6 +105,8 @@ class Shape:
     labels: Labels = field(default_factory=lambda: Labels((), ()))
     label: str = ""
     reads: str = "text"
+    uses: tuple[str, ...] = ()
+    key: Callable[[Record, str], str] = Record.key
 
 
 def shape_of(table: Table, asked: Asked, where: str) -> Shape:
@@ -114,6 +122,15 @@ def shape_of(table: Table, asked: Asked, where: str) -> Shape:
         return _MAKERS[asked.records](table, asked, where)
     if (reads := _shows_media(table, asked)) is not None:
         return _MAKERS[reads](table, asked, where)
+    if _brings_choices(table, asked):
+        return _MAKERS["choice"](table, asked, where)
+    if asked.completion_column is not None and _asks_for_labels(columns, asked):
+        option = "label_words" if asked.label_column is None else "label_column"
+        raise TaskError(
+            f"{option} asks to predict labels, and completion_column={asked.completion_column} to learn an answer, "
+            f"which {where} cannot be read for at once; leave one out. For multiple choice, the one names the column "
+            f"of the right choice and the other that of the choices, which holds lists."
+        )
     name = next(name for fits, name in _RECOGNISED if fits(columns, asked))
     if name in _ELSEWHERE:
         _check_one_kind(table, _NEEDED[name], where)
@@ -133,6 +150,16 @@ def _check_one_kind(table: Table, columns: Collection[str], where: str) -> None:
     raise TaskError(f"{where} holds records of several kinds: {kinds}. Write each kind into a file of its own.")
 
 
+def check_used(shape: Shape, asked: Asked, where: str) -> None:
+    """Raise TaskError for what was asked for and has no part in a shape."""
+    names = ("prompt_template", "label_words", "text_column", "label_column", "completion_column")
+    if given := [name for name in names if getattr(asked, name) is not None and name not in shape.uses]:
+        raise TaskError(
+            f"{', '.join(given)}: of no use for {where}, where {shape.said}; what may be given for that is "
+            f"{', '.join(shape.uses)}. Leave it out, or say with records what else a record is."
+        )
+
+
 # ---- which shape -----------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +173,35 @@ def _asks_for_completion(columns: set[str], asked: Asked) -> bool:
 
 def _chooses(columns: set[str], asked: Asked) -> bool:
     return {"choices", *ANSWERS} & columns > {"choices"}
+
+
+def _brings_choices(table: Table, asked: Asked) -> bool:
+    """Whether the column of the choices holds some, and another one says which is right.
+
+    Then they are the choices, whatever names the other column: a label without them would be a number without a text.
+    """
+    column = asked.completion_column or CHOICES
+    answers = ANSWERS if asked.label_column is None else (asked.label_column,)
+    there = table.columns
+    if column not in there or not any(c in there and c != column for c in answers):
+        return False
+    first = next((r for r in table.records if not r.lacks(column)), None)
+    return first is not None and _are_choices(first, column, sure=asked.completion_column is None)
+
+
+def _are_choices(record: Record, column: str, sure: bool) -> bool:
+    """Whether a value is a list of choices, or an object, and no turns. sure: a text that begins like JSON is, too."""
+    value = record.values[column]
+    if isinstance(value, list):
+        return not any(isinstance(v, dict) and ("role" in v or "from" in v) for v in value)
+    if not isinstance(value, str):
+        return isinstance(value, dict)
+    if sure or value.lstrip()[:1] not in ("[", "{"):
+        return value.lstrip()[:1] in ("[", "{")
+    try:
+        return len(choices_of(record, column)[0]) > 1
+    except TaskError:
+        return False
 
 
 def _asks_by_template(columns: set[str], asked: Asked) -> bool:
@@ -167,7 +223,23 @@ def _shows_label(columns: set[str], asked: Asked) -> bool:
 
 def _shows_text_alone(columns: set[str], asked: Asked) -> bool:
     """A text, and nothing that could be a label."""
-    return "text" in columns and columns <= {"text", asked.text_column, *BESIDE}
+    return "text" in columns and all(c in ("text", asked.text_column) or _is_beside(c) for c in columns)
+
+
+def _is_beside(column: str) -> bool:
+    return column in BESIDE or _INDEX.fullmatch(column) is not None
+
+
+def _text_of(table: Table, asked: Asked) -> str:
+    """The column of the text: "text", which `read` makes of the named one; or that one, if there is another "text"."""
+    named = asked.text_column
+    if named in (None, "text") or all(_same(r.values.get("text"), r.values.get(named)) for r in table.records):
+        return "text"
+    return str(named)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or bool(one == other)
 
 
 def _shows_media(table: Table, asked: Asked) -> str | None:
@@ -249,6 +321,7 @@ def _classification(table: Table, asked: Asked, where: str) -> Shape:
         _template_of(table, asked, label, where) if asked.prompt_template is None else asked.prompt_template
     )
     template.check(columns, where)
+    _check_text(template, table, asked, where)
     labels = _labels(table, asked, label, where)
 
     def example(record: Record) -> Example:
@@ -257,8 +330,23 @@ def _classification(table: Table, asked: Asked, where: str) -> Shape:
 
     said = f"the column {label} is predicted from the prompt {template.text!r}"
     return Shape(
-        "classification", template.text, template.columns, example, said, (*template.columns, label), labels, label
-    )
+        "classification", template.text, template.columns, example, said, (*template.columns, label), labels, label,
+        uses=("prompt_template", "label_words", "text_column", "label_column"),
+    )  # fmt: skip
+
+
+def _check_text(template: Template, table: Table, asked: Asked, where: str) -> None:
+    """Raise TaskError where {text} may be the named column, or one that has this name."""
+    if "text" in template.columns and (column := _text_of(table, asked)) != "text":
+        raise TaskError(
+            f"{where} has a column 'text' beside {column!r}, which text_column names, so {{text}} in the prompt "
+            f"template {template.text!r} may be either: write {{{column}}}, or leave text_column out for the other."
+        )
+
+
+def _of_template(asked: Asked) -> tuple[str, ...]:
+    """What may be given for a prompt: without a template nothing says where a named text would go."""
+    return ("prompt_template",) if asked.prompt_template is None else ("prompt_template", "text_column")
 
 
 def _labels(table: Table, asked: Asked, label: str, where: str) -> Labels:
@@ -270,16 +358,20 @@ def _labels(table: Table, asked: Asked, label: str, where: str) -> Labels:
 def _template_of(table: Table, asked: Asked, label: str, where: str) -> str:
     """The prompt where none is given: the text, or each of several texts with its name, and what asks for the label."""
     columns = table.columns
-    texts = [c for c in columns if c != label and c not in BESIDE and _holds_text(table, c)]
-    if asked.text_column is not None or "text" in texts:
+    texts = [c for c in columns if c != label and not _is_beside(c) and _holds_text(table, c)]
+    if asked.text_column is not None:
+        texts = [_text_of(table, asked)]
+    elif "text" in texts:
         texts = ["text"]
+    if len(texts) > 1:
+        texts = [c for c in texts if not _holds_numbers(table, c)]
     if len(texts) == 1:
         return f"{{{texts[0]}}}{ASKS}"
     if 2 <= len(texts) <= 4:
         return "\n".join(f"{c[:1].upper()}{c[1:]}: {{{c}}}" for c in texts) + ASKS
     raise TaskError(
         f"{where} has the columns {', '.join(columns)}, and {len(texts)} of them hold texts to predict {label} from: "
-        f"give a prompt template such as '{{{(texts or columns)[0]}}} It was'."
+        f"give a prompt template such as '{{{(texts or _fields(table))[0]}}} It was'."
     )
 
 
@@ -287,6 +379,25 @@ def _holds_text(table: Table, column: str) -> bool:
     """Whether a column holds texts: braces in its name would be fields of a template."""
     first = next((r.values[column] for r in table.records if r.values.get(column) is not None), None)
     return isinstance(first, str) and not set(column) & set("{}!:.[]")
+
+
+def _holds_numbers(table: Table, column: str) -> bool:
+    """Whether the texts of a column are all numbers or truth values, as a CSV writes them."""
+    found = {r.text(column) for r in table.records if not r.lacks(column)}
+    return all(text.strip().casefold() in ("true", "false") or _is_number(text) for text in found)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _fields(table: Table) -> list[str]:
+    """The columns that a template would name."""
+    return [c for c in table.columns if not _is_beside(c)] or table.columns
 
 
 def _filled(template: Template, record: Record) -> tuple[str, tuple[tuple[int, int], ...]]:
@@ -309,7 +420,10 @@ def _images(table: Table, asked: Asked, where: str) -> Shape:
         return Example(picture.name, labels.of(record, label), media=picture)
 
     said = f"the column {label} is predicted from the image in {image}"
-    return Shape("classification", "", (image,), example, said, (image, label), labels, label, reads="images")
+    return Shape(
+        "classification", "", (image,), example, said, (image, label), labels, label, reads="images",
+        uses=("label_words", "text_column", "label_column"),
+    )  # fmt: skip
 
 
 def _speech(table: Table, asked: Asked, where: str) -> Shape:
@@ -334,30 +448,43 @@ def _speech(table: Table, asked: Asked, where: str) -> Shape:
         return Example(recording.name, -1, record.text(said).strip(), media=recording)
 
     what = f"the column {said} is learned as what is said in {sound}"
-    return Shape("completion", "", (sound,), example, what, needs=(sound, said), reads="speech")
+    uses = ("text_column", "completion_column")
+    return Shape("completion", "", (sound,), example, what, needs=(sound, said), reads="speech", uses=uses)
 
 
 def _template_hint(table: Table) -> str:
     """What to do where a column of the prompt is not there."""
-    return f"Name the columns of the prompt in a prompt template such as '{{{table.columns[0]}}}'."
+    return f"Name the columns of the prompt in a prompt template such as '{{{_fields(table)[0]}}}'."
 
 
 def _completion(table: Table, asked: Asked, where: str) -> Shape:
     completion = asked.completion_column or "completion"
     template = Template("{prompt}" if asked.prompt_template is None else asked.prompt_template)
     _check(template.columns, table, where, _template_hint(table))
+    _check_text(template, table, asked, where)
     _check([completion], table, where, "Name the right one with completion_column.")
     if asked.prompt_template is None and _holds_turns(table, "prompt"):
         return _turns(("prompt", completion), "the last turn of the conversation in prompt and completion is learned")
 
     def example(record: Record) -> Example:
         text, spans = _filled(template, record)
-        others = record.values.get("also")
-        also = tuple(map(str, others)) if isinstance(others, list) else ()
-        return Example(text, -1, _answer(record, completion), spans=spans, also=also)
+        return Example(text, -1, _answer(record, completion), spans=spans, also=_also(record))
 
     said = f"the column {completion} is learned as what follows the prompt {template.text!r}"
-    return Shape("completion", template.text, template.columns, example, said, needs=(*template.columns, completion))
+    return Shape(
+        "completion", template.text, template.columns, example, said, needs=(*template.columns, completion),
+        uses=(*_of_template(asked), "completion_column"),
+    )  # fmt: skip
+
+
+def _also(record: Record, column: str = "also") -> tuple[str, ...]:
+    """Further right answers: a list, the JSON of one as a CSV has it, or one text; what is empty is none."""
+    value = record.values.get(column)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):  # otherwise it is an answer that begins with a bracket
+            value = json.loads(value)
+    answers = [Record({column: v}, record.place) for v in (value if isinstance(value, list) else [value])]
+    return tuple(answer.text(column) for answer in answers if not answer.lacks(column))
 
 
 def _answer(record: Record, column: str) -> str:
@@ -373,6 +500,7 @@ def _choice(table: Table, asked: Asked, where: str) -> Shape:
     usual = "{prompt}" if "prompt" in table.columns and "question" not in table.columns else f"{{question}}{ANSWER}"
     template = Template(usual if asked.prompt_template is None else asked.prompt_template)
     _check(template.columns, table, where, _template_hint(table))
+    _check_text(template, table, asked, where)
     _check([choices], table, where, "Name the one with the choices with completion_column.")
     if asked.label_column is not None:
         _check([asked.label_column], table, where, "Name the right one with label_column.")
@@ -386,6 +514,7 @@ def _choice(table: Table, asked: Asked, where: str) -> Shape:
     return Shape(
         "choice", template.text, template.columns, lambda r: example_of(r, template, choices, answer), said,
         needs=(*template.columns, choices, answer), label=answer,
+        uses=(*_of_template(asked), "label_column", "completion_column"),
     )  # fmt: skip
 
 
@@ -401,7 +530,14 @@ def _turns(columns: tuple[str, ...], said: str) -> Shape:
     def example(record: Record) -> Example:
         return in_turns(tuple(turn for column in columns for turn in _conversation(record, column)), record.place)
 
-    return Shape("completion", "", columns[:1], example, said, needs=columns)
+    def key(record: Record, column: str) -> str:
+        """Without the answer where that is the last turn of a column: the same question stays in one split."""
+        if columns == (column,):
+            return Record({column: [*map(list, _conversation(record, column)[:-1])]}, record.place).key(column)
+        return record.key(column)
+
+    uses = ("text_column",) if len(columns) == 1 else ("completion_column",)
+    return Shape("completion", "", columns[:1], example, said, needs=columns, uses=uses, key=key)
 
 
 def _instruction(table: Table, asked: Asked, where: str) -> Shape:
@@ -417,13 +553,20 @@ def _instruction(table: Table, asked: Asked, where: str) -> Shape:
         return Example(prompt, -1, answer, (("user", question), ("assistant", answer)), spans)
 
     said = f"the column {output} is learned as the answer to instruction{' and input' if more else ''}"
-    return Shape("completion", "", ("instruction", *more), example, said, needs=("instruction", *more, output))
+    return Shape(
+        "completion", "", ("instruction", *more), example, said, needs=("instruction", *more, output),
+        uses=("completion_column",),
+    )  # fmt: skip
 
 
 def _text(table: Table, asked: Asked, where: str) -> Shape:
     _check(["text"], table, where, "Name the right one with text_column.")
+    column = _text_of(table, asked)
     said = f"all of the column {asked.text_column or 'text'} is learned (language modelling)"
-    return Shape("text", "{text}", ("text",), lambda r: Example("", -1, r.text("text")), said, needs=("text",))
+    return Shape(
+        "text", f"{{{column}}}", (column,), lambda r: Example("", -1, r.text(column)), said, needs=(column,),
+        uses=("text_column",),
+    )  # fmt: skip
 
 
 _MAKERS: Final[dict[str, Callable[[Table, Asked, str], Shape]]] = {

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 from zograd.hub.errors import TaskError
 from zograd.hub.formats import READERS, SUFFIXES, WHOLE, Reader, class_names, package_missing, read_file
 from zograd.hub.media import class_folders, with_media
-from zograd.hub.records import Record, Table, part_named
+from zograd.hub.records import Record, Table, part_named, plain_values
 from zograd.hub.suite import SUITE, Definition, split_name
 
 __all__ = ["KINDS", "Source", "is_source", "read", "source_name"]
@@ -39,8 +39,8 @@ def source_name(source: Source) -> str:
 def read(source: Source, text_column: str | None = None, definition: Definition | None = None) -> Table:
     """All records of a source, each with all columns (`None` if a record lacks one).
 
-    The column `text_column` is also given the name "text". definition: the task of MeZO's suite whose records
-    these are; a name may say it too, as in "copa:FILE".
+    The column `text_column` is also given the name "text", unless the data has a column of that name, which stays.
+    definition: the task of MeZO's suite whose records these are; a name may say it too, as in "copa:FILE".
 
     Raises:
         TaskError: there is nothing to read, it is malformed, it lacks `text_column`, or a package is missing.
@@ -59,7 +59,7 @@ def read(source: Source, text_column: str | None = None, definition: Definition 
     for record in table.records:
         for column in columns:
             record.values.setdefault(column, None)
-        if text_column is not None:
+        if text_column is not None and "text" not in columns:
             record.values["text"] = record.values[text_column]
     return table
 
@@ -218,7 +218,7 @@ def _rows(dataset: Any, name: str) -> Table:
     for column, feature in dataset.features.items():
         if type(feature).__name__ == "Audio":  # its bytes, which need no decoder of `datasets`
             dataset = dataset.cast_column(column, type(feature)(decode=False))
-    rows = [Record(dict(row), f"{name}, row {number}") for number, row in enumerate(dataset, start=1)]
+    rows = [Record(plain_values(row), f"{name}, row {number}") for number, row in enumerate(dataset, start=1)]
     if not rows:
         raise TaskError(f"{name} holds no records; it needs at least one.")
     return Table(rows).named(class_names(dataset.features.to_dict()))
@@ -229,6 +229,15 @@ def _is_frame(source: Source) -> bool:
 
 
 def _frame(source: Source) -> Table:
+    columns = getattr(source, "columns", None)
+    if columns is None:
+        raise TaskError(
+            f"a {type(source).__name__} of pandas is one column without a name: give a DataFrame, such as "
+            f"series.to_frame('text')."
+        )
+    if not columns.is_unique:
+        twice = columns[columns.duplicated()][0]
+        raise TaskError(f"the DataFrame has the column {twice!r} twice; give each column its own name.")
     return _records(source.to_dict("records"))
 
 
@@ -245,7 +254,7 @@ def _records(source: Source) -> Table:
     for number, row in enumerate(source, start=1):
         if not isinstance(row, Mapping):
             raise TaskError(f"record {number} is a {type(row).__name__}; give mappings from columns to values.")
-    return Table([Record(dict(row), f"record {number}") for number, row in enumerate(source, start=1)])
+    return Table([Record(plain_values(row), f"record {number}") for number, row in enumerate(source, start=1)])
 
 
 _KINDS: Final[tuple[tuple[Callable[[Source], bool], Callable[[Source], Table]], ...]] = (

@@ -20,9 +20,9 @@ from zograd.hub.formats import SUFFIXES
 from zograd.hub.labels import ClassWords, LabelWords, check_words, class_words, parse_label_words
 from zograd.hub.named_tasks import NAMED_TASKS, REGISTERED, Rows, TaskInfo, rows_of
 from zograd.hub.records import Record, Table
-from zograd.hub.shapes import Asked, Shape, shape_of
+from zograd.hub.shapes import Asked, Shape, check_used, shape_of
 from zograd.hub.sources import KINDS, Source, is_source, read, source_name
-from zograd.hub.split_rules import rank
+from zograd.hub.split_rules import rank, split_of
 from zograd.hub.suite import SUITE, Definition, split_name
 from zograd.hub.template import Template
 
@@ -78,7 +78,7 @@ def register_task(
     number of records, for `tasks()`, which reads none.
 
     Raises:
-        TaskError: a name that is taken, or label words that do not fit the classes.
+        TaskError: a name that is taken, fewer than two classes, or label words that do not fit them.
     """
 
     def register(rows: Rows) -> Rows:
@@ -98,6 +98,10 @@ def register_task(
             description,
         )
         check_words(label_words)
+        if len(classes) < 2:
+            raise TaskError(
+                f"The task {called!r} has the classes {list(classes)!r}; name at least two, or every answer is right."
+            )
         _words_of(info, label_words)
         NAMED_TASKS[called], REGISTERED[called] = info, rows
         return rows
@@ -146,9 +150,9 @@ def load_task(
     Args:
         source: a name of `tasks()`, or data.
         prompt_template: text with `{column}` fields; default the task's own; for data, see above.
-        label_words: mapping from the label in the data to its word, or the words in the order of the labels 0, 1, ...;
-            also a text, see `parse_label_words`. Words usually begin with a space. A list of words stands for one
-            label together: their probabilities are added.
+        label_words: mapping from the label in the data to its word, in the order of the classes, or the words in the
+            order of the labels 0, 1, ...; also a text, see `parse_label_words`. Words usually begin with a space. A
+            list of words stands for one label together: their probabilities are added.
         text_column: for data, the column that the field `{text}` stands for; default "text".
         label_column: for data, the column of the label; default "label".
         completion_column: for data, the column that is learned as what follows the prompt; default "completion".
@@ -317,7 +321,9 @@ def _from_data(
         table += tables[part].of_part(part)
     if extra:
         shape = shape_of(table, asked, " and ".join(names.values()))  # labels of all of them
-    parts = _divided(tables, split_by or shape.columns, seed, hold_out)
+    columns = tuple(split_by or shape.columns)
+    check_used(shape, asked, names[""])
+    parts = _divided(tables, lambda r: split_of((shape.key(r, c) for c in columns), seed), hold_out)
     splits = {split: tuple(map(shape.example, _labelled(parts[split], shape, split))) for split in SPLITS}
     return Task(
         name=_name_of(source) if definition is None else definition.name,
@@ -331,14 +337,16 @@ def _from_data(
         classes=shape.labels.classes,
         own=True,
         drawn=not extra and _names_no_splits(tables[""]),
-        split_by=tuple(split_by or shape.columns),
+        split_by=columns,
         said=shape.said,
         reads=shape.reads,
     )
 
 
-def _divided(tables: Mapping[str, Table], columns: Sequence[str], seed: int, hold_out: bool) -> dict[str, list[Record]]:
+def _divided(tables: Mapping[str, Table], drawn: Callable[[Record], str], hold_out: bool) -> dict[str, list[Record]]:
     """The records of each split: of the main table "", and of those that are a split as a whole.
+
+    drawn: the split of a record that is in none, by its hash.
 
     What has a table of its own takes none of the main one; without a split of its own, that is then for training.
     """
@@ -347,14 +355,14 @@ def _divided(tables: Mapping[str, Table], columns: Sequence[str], seed: int, hol
     for record in main.records:
         split = record.named_split
         if split is None:
-            split = "train" if "validation" in tables else record.drawn(columns, seed)
+            split = "train" if "validation" in tables else drawn(record)
             split = "train" if split in tables else split
         if split not in tables:
             parts[split].append(record)
     if hold_out and not parts["validation"] and not _names_no_splits(main):
         train, parts["train"] = parts["train"], []
         for record in train:
-            held = record.drawn(columns, seed) == "validation"
+            held = drawn(record) == "validation"
             parts["validation" if held else "train"].append(record)
     return parts
 
@@ -367,7 +375,7 @@ def _labelled(records: Sequence[Record], shape: Shape, split: str) -> Sequence[R
     """The records of a split, or none if all lack a label: public test sets often have none."""
     if not records or not shape.label or "" in shape.labels.classes or not all(r.lacks(shape.label) for r in records):
         return records
-    place = records[0].place.rpartition(", ")[0]
+    place = records[0].place.rpartition(", ")[0] or "the data"
     warnings.warn(f"{place}: none of the {len(records):,} {split} records has a label; they are left out", stacklevel=4)
     return ()
 
