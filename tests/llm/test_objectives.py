@@ -84,8 +84,9 @@ def test_rewards_of_libraries_are_theirs_from_0_to_1(monkeypatch: pytest.MonkeyP
         return SimpleNamespace(score=25.0)
 
     class Scorer:
-        def __init__(self, kinds: list[str]) -> None:
+        def __init__(self, kinds: list[str], tokenizer: rewards.AnyScript) -> None:
             assert kinds == ["rougeL"]
+            assert tokenizer.tokenize("Yes, no_1") == ["yes", "no", "1"]
 
         def score(self, wanted: str, answer: str) -> dict[str, SimpleNamespace]:
             called.append((wanted, answer))

@@ -133,7 +133,7 @@ class Losses:
     def __init__(self, first: float) -> None:
         self.first = first
         self.last: deque[float] = deque(maxlen=self.LAST)
-        self.told = False
+        self.told = self.told_of_zero = False
 
     def risen(self, loss: float) -> float | None:
         """The mean of the last losses where it is half as large again as the first one, once; None otherwise."""

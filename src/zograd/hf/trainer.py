@@ -73,7 +73,7 @@ def forward_only(trainer_class: type[Any]) -> type[Any]:
 
     Raises TypeError for a class that is no Trainer, or one that generates its training data (GRPO). The class raises
     ValueError for settings that do not fit, RunError for a checkpoint of another training, and DivergenceError after
-    10 steps in a row that were refused or changed nothing.
+    10 steps in a row that were refused, or changed nothing at a loss other than 0.
 
         Trainer = zo.hf.forward_only(transformers.Trainer)
         trainer = Trainer(model=model, args=args, train_dataset=data, method="fzoo", lr=1e-3)
@@ -308,7 +308,15 @@ class ForwardOnly(Trainer):  # type: ignore[misc]  # stands in front of a Traine
                 f"{run.refused_in_a_row} steps in a row had a non-finite loss (the last {last.loss} at step "
                 f"{last.step}): lower lr (now {lr:g}), or look for examples without a target"
             )
-        if run.flat_in_a_row >= MAX_FAILURES:
+        if run.flat_in_a_row >= MAX_FAILURES and last.loss == 0.0:  # there may be nothing left to lower
+            if not self._losses.told_of_zero:
+                warnings.warn(
+                    f"the loss was 0 at every point of {run.flat_in_a_row} steps in a row, so nothing moves: where it "
+                    f"is the best that there is, end the training here; otherwise look at what it is computed from",
+                    stacklevel=3,
+                )
+            self._losses.told_of_zero = True
+        elif run.flat_in_a_row >= MAX_FAILURES:
             raise DivergenceError(
                 f"the loss was {last.loss:g} at every point of {run.flat_in_a_row} steps in a row: no trained weight "
                 f"changes it. The loss may have the same value everywhere, the model may have saturated (lower lr, now "

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -357,6 +358,7 @@ def set_up(
     with stages.stage(f"reading {s.task}"):
         data = data_of(s, metric)
     check_of_texts(s, data.task)
+    check_parts(s, len(data.examples))
     announce(data.task, s, data.examples, data.held_out)
     loading.import_transformers(stages)
     s = with_head(s, data.task)
@@ -367,8 +369,35 @@ def set_up(
         check_compares(s, p.run)
     if p.why and first:
         print(f"zograd: {p.why}", file=sys.stderr)
+    if first and not stored:
+        warn_of_unread(s, data, p)
     with stages.stage(f"reading the weights and {len(data.all):,} examples, trying the model"):
         return _tried(p, data, folder, stored)
+
+
+def check_parts(s: TrainSettings, examples: int) -> None:
+    """Raise SettingsError for more parts of a batch than it has examples: all that there are, where they are few."""
+    size = min(s.batch_size, examples)
+    if (s.shards or 1) > size:
+        raise SettingsError(
+            f"a batch of {size} examples cannot be cut into {s.shards} parts (there are {examples} training examples, "
+            f"and --batch-size is {s.batch_size}); lower --shards or the number of processes, or give more data"
+        )
+
+
+def warn_of_unread(s: TrainSettings, data: Data, p: Prepared) -> None:
+    """Warn of settings that do nothing with this data and this model."""
+    kind, of = loading.kind_of(loading.plain_model(p.model)), dict[str, str]()
+    if s.objective != LOSS and data.task.kind in ("classification", "choice"):  # of the loss: `warn_of_unused`
+        for name in ("answer_temperature", "answer_tokens"):
+            if getattr(s, name) != TrainSettings.model_fields[name].default:
+                of[f"--{name.replace('_', '-')}"] = "answers that a model writes, and here it chooses one of several"
+    if not s.eos and data.task.kind != "completion":
+        of["--no-eos"] = "completions, and the data has none"
+    elif not s.eos and kind in ("pairs", "speech"):
+        of["--no-eos"] = "models that continue a text, and a decoder behind an encoder ends each answer"
+    for option, what in of.items():
+        warnings.warn(f"{option} does nothing here: it is for {what}", stacklevel=2)
 
 
 def check_compares(s: TrainSettings, run: Run[Any]) -> None:
@@ -420,6 +449,7 @@ def _tried(p: Prepared, of: Data, folder: Path, stored: bool) -> Work:
     )  # fmt: skip
     for example in of.all:
         scorer.encode(example)
+    scorer.check_answers(of.all if scorer.writes else of.held_out)
     if said := scorer.said(len(of.all)):
         print(f"zograd: {said}", file=sys.stderr, flush=True)
     if isinstance(p.store.inputs, InputsOfLeaves):

@@ -15,6 +15,7 @@ from zograd.hub.media import Recording
 from zograd.llm.loading import plain_model, virtual_of, vocabulary
 from zograd.llm.loading.structure import kind_of
 from zograd.llm.scoring.encoding import Encoder, Tokens
+from zograd.llm.scoring.positions import limits_of_pairs, positions_of
 from zograd.llm.scoring.spectrum import spectrum
 from zograd.llm.settings import SettingsError
 
@@ -143,11 +144,10 @@ def _example(prompt: str | Example) -> Example:
 
 def _check_lengths(base: Any, texts: Sequence[str], encoded: Sequence[Tokens], new: int, virtual: int) -> None:
     """Raise TaskError for a prompt without tokens, or more tokens than the model takes, with the virtual ones."""
-    pairs, config = kind_of(base) == "pairs", base.config.get_text_config()
-    longest = getattr(config, "max_position_embeddings", None)  # T5 has none: it knows distances alone
+    pairs = kind_of(base) == "pairs"
+    longest: int | None = positions_of(base)
     if pairs:
-        written = getattr(config, "max_decoder_position_embeddings", None) or longest
-        longest = getattr(config, "max_encoder_position_embeddings", None) or longest
+        longest, written = limits_of_pairs(base)
         if written is not None and new > written:
             raise TaskError(f"--max-new-tokens {new} is more than the {written} that the decoder writes; lower it")
     for prompt, ids in zip(texts, encoded, strict=True):

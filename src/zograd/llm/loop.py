@@ -6,13 +6,15 @@ import math
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from zograd.blockwise import Blockwise
-from zograd.core.run import Record
+from zograd.core.run import Record, is_flat
 from zograd.distributed import Peers
 from zograd.hub import Example
 from zograd.jsons import finite
@@ -37,7 +39,10 @@ METERS = ("trace", "cosine", "gap")
 """Meters that the progress bar shows if the method measures them. metrics.jsonl has all meters."""
 
 RUNAWAY = 10.0
-"""The loss has run away when it exceeds RUNAWAY (1 + the held-out loss before the first step)."""
+"""The loss has run away when it exceeds RUNAWAY (1 + |the loss before the first step|)."""
+
+MU_OF_STEPS = 0.03
+"""A radius at which answers flip, for what changes in steps (`--objective accuracy`)."""
 
 
 SAVE_STEPS = 500
@@ -49,7 +54,10 @@ the time."""
 
 
 class DivergenceError(RuntimeError):
-    """Too many steps in a row were refused, changed nothing, or had a loss far above that before the first step."""
+    """Too many steps in a row were refused, changed nothing, or had a loss far above that before the first step.
+
+    A loss of 0 that nothing changes is no failure, nor is an objective, which changes in steps: of that a run warns.
+    """
 
 
 @contextmanager
@@ -93,7 +101,8 @@ class Loop:
     run continues from the value of its last line, so neither loading nor lost work of a killed process counts.
 
     taken: the steps of the tape, if the run is resumed.
-    before: the held-out loss before the first step; None if it is unknown. The loss of the first step stands for it.
+    before: the held-out loss before the first step; None if it is unknown. Then the loss of the first step stands for
+        it, as with an objective: what training lowers is not the loss of an evaluation.
     forward: the time of a forward pass, in seconds a token; None if it is unknown.
     """
 
@@ -107,8 +116,11 @@ class Loop:
         before: float | None = None,
         forward: float | None = None,
     ) -> None:
-        if before is None and taken:
-            before = taken[0].loss
+        self.objective = work.scorer.objective
+        if self.objective is not None:
+            before = None
+        if before is None:
+            before = next((r.loss for r in taken if math.isfinite(r.loss)), None)
         self.p, self.scorer, self.batches, self.held_out = work.prepared, work.scorer, work.batches, work.held_out
         self.directory, self.quiet, self.peers = directory, quiet, peers
         self.oracles = BatchOracle(self.scorer, self.p.settings, peers, taken)
@@ -120,6 +132,8 @@ class Loop:
         self.before = math.nan if before is None else before
         self.forward = forward
         self.away_in_a_row = 0
+        self.flat_in_a_row = sum(1 for _ in takewhile(self._is_flat, reversed(taken)))
+        self.warned = False
         self.seconds = 0.0
         self.meters: dict[str, float] = {}
         self.caught: list[int] = []
@@ -151,7 +165,7 @@ class Loop:
                 self._merge(run.step_number == last_merge(s, run.step_number))
                 self.remember(batch)
                 record = self._step(batch)
-                if math.isnan(self.before):
+                if math.isnan(self.before) and math.isfinite(record.loss):
                     self.before = record.loss
                 self.directory.append(record)
                 tokens += self.scorer.tokens(batch) * record.evaluations
@@ -264,19 +278,43 @@ class Loop:
                 f"{run.refused_in_a_row} steps in a row had a non-finite loss (the last {record.loss} at step "
                 f"{record.step}); lower --lr (now {lr:g}) or --mu, and start again"
             )
-        if run.flat_in_a_row >= s.max_failures:
+        self.flat_in_a_row = self.flat_in_a_row + 1 if self._is_flat(record) else 0
+        flat = self.flat_in_a_row
+        if flat >= s.max_failures and self.objective is None:
             return (
-                f"the loss was {record.loss:g} at every point of {run.flat_in_a_row} steps in a row: no trained weight "
-                f"changes it. Either the steps were so large that the model saturated (lower --lr, now {lr:g}), or "
-                f"--mu {record.mu:g} is too small for these weights, or the model does not use them"
+                f"the loss was {record.loss:g} at every point of {flat} steps in a row: no trained weight changes it. "
+                f"Either the steps were so large that the model saturated (lower --lr, now {lr:g}), or --mu "
+                f"{record.mu:g} is too small for these weights, or the model does not use them"
             )
-        self.away_in_a_row = self.away_in_a_row + 1 if record.loss > RUNAWAY * (1.0 + self.before) else 0
+        if flat >= s.max_failures:
+            self._warn_of_steps(record)
+        self.away_in_a_row = self.away_in_a_row + 1 if record.loss > RUNAWAY * (1.0 + abs(self.before)) else 0
         if self.away_in_a_row >= s.max_failures:
+            when = "before the first step" if self.objective is None else "in the first step"
             return (
-                f"the loss has run away: it is {record.loss:g} at step {record.step}, and was {self.before:.4g} before "
-                f"the first step; the steps are too large: lower --lr (now {lr:g}), and start again"
+                f"the loss has run away: it is {record.loss:g} at step {record.step}, and was {self.before:.4g} "
+                f"{when}; the steps are too large: lower --lr (now {lr:g}), and start again"
             )
         return None
+
+    def _is_flat(self, record: Record) -> bool:
+        """Whether all points of a step had one loss, which could be lower."""
+        best = 0.0 if self.objective is None else self.objective.best
+        return not record.refused and is_flat(record.vector) and record.loss != best
+
+    def _warn_of_steps(self, record: Record) -> None:
+        """Warn once of an objective that changes in steps, which are wider than the points of a training step."""
+        if self.warned or self.peers.rank:
+            return
+        self.warned = True
+        assert self.objective is not None
+        warnings.warn(
+            f"no answer changed {self.objective.name} between the points of the last {self.flat_in_a_row} steps, so "
+            f"nothing was learned in them: it changes in steps, and --mu {record.mu:g} is too small for them, or the "
+            f"steps were too large (--lr {record.rates[0].lr:g}); start again with a larger --mu, such as "
+            f"{max(MU_OF_STEPS, 4 * record.mu):.1g}, or a larger --batch-size",
+            stacklevel=2,
+        )
 
     def _heed(self, _: float) -> None:
         """End an evaluation after a signal. With several processes it continues, since the others wait for this one."""

@@ -75,6 +75,20 @@ def build_method(s: TrainSettings, model: nn.Module | None = None) -> Method[Any
         raise SettingsError(f"method {s.method!r} does not work on positive scales: {e}") from e
 
 
+def check_given_once(s: TrainSettings) -> None:
+    """Raise SettingsError where --set and an option of its own give one setting two values.
+
+    For runs that begin: earlier releases took the value of the option, and their runs are continued and replayed so.
+    """
+    for name in ("lr", "mu", "weight_decay"):
+        of_option, of_set = getattr(s, name), s.method_settings.get(name)
+        if of_option and of_set is not None and of_option != of_set:
+            option = f"--{name.replace('_', '-')}"
+            raise SettingsError(
+                f"{option} {of_option} and --set {name}={of_set} give one setting two values; leave one of them out"
+            )
+
+
 def balanced(s: TrainSettings, method: Method[Any]) -> Method[Any]:
     """The method with its rule in `Balanced`, or in `BalancedNorms` where it keeps moments.
 

@@ -14,7 +14,7 @@ from zograd.hub.choices import CHOICES, example_of
 from zograd.hub.formats import SUFFIXES
 from zograd.hub.labels import ClassWords, LabelWords, class_words
 from zograd.hub.media import SUFFIXES_OF_MEDIA, Media, Picture, Recording, media_of, with_media
-from zograd.hub.records import Record, Table
+from zograd.hub.records import Record, Table, plain_values
 from zograd.hub.shapes import TURNS, Asked, shape_of
 from zograd.hub.sources import read
 from zograd.hub.template import Template
@@ -86,7 +86,7 @@ class Form:
         return [self._example(value, f"input {number}") for number, value in enumerate(found, 1)]
 
     def _example(self, value: str | Mapping[str, Any] | Record, place: str) -> Example:
-        record = Record(dict(value), place) if isinstance(value, Mapping) else value
+        record = Record(plain_values(value), place) if isinstance(value, Mapping) else value
         if self.records in (IMAGES, SPEECH):
             return self._of_media(record, place)
         turns = None

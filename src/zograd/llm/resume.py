@@ -10,7 +10,7 @@ from typing import Any
 from zograd.llm import loading
 from zograd.llm.build import resolve
 from zograd.llm.data import check_found
-from zograd.llm.method import check_protected
+from zograd.llm.method import check_given_once, check_protected
 from zograd.llm.recipe import chosen
 from zograd.llm.restore import fixed_settings, stored_settings
 from zograd.llm.schedule import SHAPES
@@ -87,6 +87,7 @@ def open_run(
     if not resume:
         s, why = chosen(s, world)
     if found is None:
+        check_given_once(s)
         check_free(out)
         check_writable(out)
         loading.check_device(s.device)

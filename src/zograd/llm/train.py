@@ -361,6 +361,8 @@ def _of_classes(before: Metrics | None, after: Metrics | None) -> dict[str, Any]
         f"{name}_{when}": None if m is None else getattr(m, name)
         for name in ("accuracy", "macro_f1", "mcc") for when, m in (("before", before), ("after", after))
     }  # fmt: skip
+    if either.f1_of is not None:
+        found["f1_of"] = either.f1_of
     return {**found, "classes": None if after is None else after.classes}
 
 

@@ -109,6 +109,10 @@ class SpeechScorer(PairScorer):
         super().__init__(model, processor.tokenizer, *args, **options)
         self.tokenizer = processor  # for `generate`, which reads the recordings too
 
+    def asked(self, example: Example, tokens: int) -> Example:
+        """The example itself: a recording has its own end, and `generate` writes no more than the decoder does."""
+        return example
+
     @property
     def front(self) -> Tokens:
         return tuple(self.processor.tokenizer.prefix_tokens) or super().front

@@ -43,6 +43,7 @@ class Metrics:
     accuracy, macro_f1, mcc: of a classification. F1 is the mean over the classes that occur, MCC Matthews' correlation.
     perplexity: exp of the mean loss of a token, of completions and texts.
     low, high: the ends of a 95 % confidence interval of the value, where one was asked for.
+    f1_of: the class whose F1 the value is, where the metric is that of one of two classes.
     classes: for each class its name, its examples, how often it was predicted, precision, recall and F1.
     """
 
@@ -59,6 +60,7 @@ class Metrics:
     perplexity: float | None = None
     low: float | None = None
     high: float | None = None
+    f1_of: str | None = None
     classes: Sequence[dict[str, Any]] = ()
 
 
@@ -317,9 +319,10 @@ def _of_classes(
     if interval:
         samples = 200 if metric.own else 1000
         low, high = wilson(hits, len(true)) if metric.name == "accuracy" else _bootstrap(of_rows, len(true), samples)
+    of = names[1] if metric.function is f1 and len(names) == 2 else None
     return replace(
         m, value=value, calibrated=calibrated, accuracy=hits, macro_f1=macro_f1(true, said), mcc=mcc(true, said),
-        low=low, high=high, classes=_by_class(confusion(true, said, scores.shape[1]), names),
+        low=low, high=high, f1_of=of, classes=_by_class(confusion(true, said, scores.shape[1]), names),
     )  # fmt: skip
 
 

@@ -50,6 +50,11 @@ class Objective:
     temperature: float = 0.0
     """Above 0, answers of a training step are drawn; all points of a step draw with the same random numbers."""
 
+    @property
+    def best(self) -> float | None:
+        """The lowest loss that there is: 0 of the named rewards, which end at `top`; None of a user's."""
+        return None if self.own else 0.0
+
     def rewards(self, scorer: Scorer, examples: Sequence[Example], copies: int = 1, *, drawn: bool = False) -> Tensor:
         """float32 [copies examples]: the reward of the answer to each example.
 
@@ -81,8 +86,9 @@ class Objective:
             from zograd.llm.generation import generate
 
             assert copies == 1, "answers of several points are written one point after the other"
+            prompts = [scorer.asked(e, self.tokens) for e in examples]
             found = generate(
-                scorer.model, scorer.tokenizer, examples, max_new_tokens=self.tokens, chat=scorer.chat,
+                scorer.model, scorer.tokenizer, prompts, max_new_tokens=self.tokens, chat=scorer.chat,
                 temperature=self.temperature if drawn else 0.0, seed=None,
             )  # fmt: skip
             pairs = [(g.text, [e.completion, *e.also]) for g, e in zip(found, examples, strict=True)]

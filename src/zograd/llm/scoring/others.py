@@ -14,6 +14,7 @@ from zograd.llm.loading import ModelError
 from zograd.llm.parts import without_cache
 from zograd.llm.scoring.encoding import ScoredTokens, Tokens
 from zograd.llm.scoring.packing import Layout, padded_layout
+from zograd.llm.scoring.positions import limits_of_pairs
 from zograd.llm.scoring.prefix import States
 from zograd.llm.scoring.scorer import Scorer
 
@@ -33,9 +34,13 @@ class _Unpacked(Scorer):
             raise TaskError(f"the text {text[:40]!r} has no tokens; leave the example out")
         return self.encoder.known(ids)
 
+    def _answer(self, text: str, **options: Any) -> Tokens:
+        """The tokens of a label word, or of another answer."""
+        return self._ids(text, **options)
+
     def _words(self) -> list[Tokens]:
         """The tokens of the label words. Raises TaskError for two with the same tokens."""
-        words = [self._ids(word, add_special_tokens=False) for word in self.label_words]
+        words = [self._answer(word, add_special_tokens=False) for word in self.label_words]
         for k, word in enumerate(words):
             if word in words[:k]:
                 one, two = self.label_words[words.index(word)], self.label_words[k]
@@ -79,8 +84,9 @@ class MaskedScorer(_Unpacked):
 class ClassScorer(_Unpacked):
     """A model with a head of classes: its scores are its logits, and label words have no part in them.
 
-    The classes of the head are told by the names in the model's configuration where these are the labels of the task;
-    otherwise they have its order. TaskError for another number of classes than the head has.
+    The classes of the head are told by the names in the model's configuration where these are the labels of the task.
+    Labels that are the numbers 0, 1, ..., or false and true, are the numbers of its classes; others have the order of
+    the task. TaskError for another number of classes than the head has.
     """
 
     def _ways(self, prompts: Iterable[str]) -> list[list[Tokens]]:
@@ -91,8 +97,12 @@ class ClassScorer(_Unpacked):
             raise TaskError(f"{name} has a head of {config.num_labels} classes, and the task has {what}")
         named = [str(config.id2label[k]).lower() for k in range(count)]
         asked = [label.lower() for label in self.task.classes]
-        same = sorted(named) == sorted(asked)
-        self.order = torch.tensor([named.index(label) for label in asked] if same else range(count), device=self.device)
+        if sorted(named) == sorted(asked):
+            order = [named.index(label) for label in asked]
+        else:
+            numbers = [_number(label) for label in asked]
+            order = [int(k) for k in numbers] if sorted(numbers) == list(range(count)) else list(range(count))
+        self.order = torch.tensor(order, device=self.device)
         return [[(k,) for k in range(count)]]
 
     def _sequences(self, example: Example) -> list[ScoredTokens]:
@@ -113,6 +123,14 @@ class ClassScorer(_Unpacked):
     def scores(self, examples: Sequence[Example], copies: int = 1) -> Tensor:
         logits, _ = self._hidden([s for e in examples for s in self.encode(e)], copies)
         return logits.float()[:, self.order]
+
+
+def _number(label: str) -> float:
+    """The number that a label is: of false and true 0 and 1; -1 for one that is none."""
+    try:
+        return {"false": 0.0, "true": 1.0}[label] if label in ("false", "true") else float(label)
+    except ValueError:
+        return -1.0
 
 
 class PairScorer(_Unpacked):
@@ -141,11 +159,11 @@ class PairScorer(_Unpacked):
         if self.task.kind == "classification":
             answers: Sequence[Tokens] = [()] if self.single else self.words
         elif self.task.kind == "choice":
-            answers = [self._ids(choice) for choice in example.choices]
+            answers = [self._answer(choice) for choice in example.choices]
         else:
             if not example.completion:
                 raise TaskError(f"an empty completion for the prompt {example.prompt[:40]!r}")
-            answers = [self._ids(example.completion)]
+            answers = [self._answer(example.completion)]
         return [ScoredTokens((*prompt, *answer), len(prompt)) for answer in answers]
 
     def _check(self) -> None:
@@ -158,8 +176,32 @@ class PairScorer(_Unpacked):
 
     @property
     def front(self) -> Tokens:
-        """What stands in front of an answer in the decoder."""
-        return (self.base.config.decoder_start_token_id,)
+        """What stands in front of an answer in the decoder: its start, and the token that it writes first in any case.
+
+        BART and mBART have such a token (`forced_bos_token_id`), which `generate` puts there; T5, Pegasus and Marian
+        have none.
+        """
+        own = getattr(self.base, "generation_config", None)
+        forced = getattr(own, "forced_bos_token_id", None)
+        return (self.base.config.decoder_start_token_id, *(() if forced is None else (forced,)))
+
+    def _answer(self, text: str, **options: Any) -> Tokens:
+        """The tokens of what the decoder writes behind `front`, as the tokenizer splits a target (Marian has two)."""
+        there = getattr(self.tokenizer, "tgt_lang", "") is not None  # None: of several languages, and none is chosen
+        ids = tuple(self.tokenizer(text_target=text, verbose=False, **options)["input_ids"]) if there else ()
+        ids = self.encoder.known(ids) if ids else self._ids(text, **options)
+        forced = self.front[1:]
+        return ids[len(forced) :] if ids[: len(forced)] == forced and len(ids) > len(forced) else ids
+
+    def _prompt(self, example: Example) -> Tokens:
+        return self.encoder.whole(example)
+
+    def _room(self, tokens: int) -> int | None:
+        """The encoder has positions of its own. Raises TaskError where the decoder has too few."""
+        reads, writes = limits_of_pairs(self.base)
+        if writes is not None and tokens > writes:
+            raise TaskError(f"--answer-tokens {tokens} is more than the {writes} that the decoder writes; lower it")
+        return reads
 
     def _encoded_prompts(self, prompts: Sequence[Tokens], copies: int) -> dict[str, Any]:
         """The inputs of the model that stand for these prompts: tokens, or the states that its encoder gave."""

@@ -3,7 +3,9 @@ less its word error rate."""
 
 from __future__ import annotations
 
+import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +18,10 @@ Reward: TypeAlias = Callable[[str, str, str], float]
 
 
 def same(prompt: str, answer: str, wanted: str) -> float:
-    """1 for the same text, up to case, punctuation, articles and spaces (as SQuAD has it)."""
+    """1 for the same text, up to case, punctuation, articles and spaces (as SQuAD has it).
+
+    Punctuation is that of any script, as in MLQA (Lewis et al. 2020, arXiv 1910.07475).
+    """
     return float(_words(answer) == _words(wanted))
 
 
@@ -32,7 +37,7 @@ def f1(prompt: str, answer: str, wanted: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    plain = text.lower().translate(str.maketrans("", "", string.punctuation))
+    plain = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
     return [word for word in plain.split() if word not in ("a", "an", "the")]
 
 
@@ -47,7 +52,10 @@ def chrf(prompt: str, answer: str, wanted: str) -> float:
 
 
 def rouge_l(prompt: str, answer: str, wanted: str) -> float:
-    """F score of the longest common subsequence of words, without stemming (Lin 2004); needs rouge-score."""
+    """F score of the longest common subsequence of words, without stemming (Lin 2004); needs rouge-score.
+
+    Words are those of any script (`AnyScript`).
+    """
     return float(_rouge().score(wanted, answer)["rougeL"].fmeasure)
 
 
@@ -67,9 +75,28 @@ def word_accuracy(prompt: str, answer: str, wanted: str) -> float:
 
 
 def _spoken(text: str) -> list[str]:
-    """The words of a text without case and marks, but for apostrophes."""
-    marks = string.punctuation.replace("'", "")
-    return text.lower().translate(str.maketrans(marks, " " * len(marks))).split()
+    """The words of a text without case and marks of any script, but for apostrophes inside of words."""
+    plain = unicodedata.normalize("NFKC", text).lower().translate(APOSTROPHES)
+    kept = (" " if c != "'" and unicodedata.category(c)[0] in "PS" else c for c in plain)
+    return [word for part in "".join(kept).split() if (word := part.strip("'"))]
+
+
+APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07", "'"))
+"""Typographic apostrophes, which are written for the one on a keyboard."""
+
+
+class AnyScript:
+    """The tokenizer of rouge-score for texts of any script; that of its own keeps a to z and 0 to 9 alone.
+
+    Of English texts the words are the same. Han characters and kana are words of their own, since no space parts them.
+
+    >>> AnyScript().tokenize("Don't, caf\u00e9 \u4f60\u597d")
+    ['don', 't', 'caf\u00e9', '\u4f60', '\u597d']
+    """
+
+    def tokenize(self, text: str) -> list[str]:
+        kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text.lower())
+        return re.sub(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])", r" \1 ", kept).split()
 
 
 @cache
@@ -87,7 +114,7 @@ def _rouge() -> Any:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as e:
         raise needs("ROUGE-L of answers", "rouge-score", "text-metrics") from e
-    return RougeScorer(["rougeL"])
+    return RougeScorer(["rougeL"], tokenizer=AnyScript())
 
 
 OF_TEXTS: Final[dict[str, Reward]] = {

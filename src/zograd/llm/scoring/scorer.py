@@ -33,6 +33,7 @@ from zograd.llm.scoring.loss import token_losses
 from zograd.llm.scoring.metrics import Metric, Metrics, losses_of, metric_of, metrics_of, of_rewards, why_not_finite
 from zograd.llm.scoring.objectives import Objective, objective_of
 from zograd.llm.scoring.packing import TAILS, Layout, packed_layout, padded_layout, supports_packing
+from zograd.llm.scoring.positions import NO_LIMIT, positions_of
 from zograd.llm.scoring.prefix import Prefix, first_trained_block, trained_after_attention
 from zograd.llm.scoring.shared_answers import Answers
 from zograd.llm.scoring.truncation import capped, cut, fitting
@@ -111,11 +112,14 @@ class Scorer:
         self.base = loading.plain_model(model)
         self.device = next(model.parameters()).device
         self._read_with(tokenizer, chat, eos)
-        self.limit = getattr(self.base.config, "max_position_embeddings", None) or 10**9
+        self.limit = positions_of(self.base)
         """The longest sequence that the model takes."""
-        self.max_length, self.truncate = min(max_length or 10**9, self.limit), truncate
+        self.max_length, self.truncate = min(max_length or NO_LIMIT, self.limit), truncate
         self.cut: set[Example] = set()
         """The examples that were cut."""
+        self.cut_for_answers: set[Example] = set()
+        """Those whose prompts were cut further, to leave room for an answer."""
+        self._asked: dict[tuple[Example, int], Example] = {}
         prompts = (e.prompt for examples in task.splits.values() for e in examples)
         self.label_words, owners = flat_words(task.label_words)
         ways = self._ways(prompts)
@@ -242,11 +246,19 @@ class Scorer:
         return self._encoded[example]
 
     def _encode(self, example: Example) -> list[ScoredTokens]:
+        _, sequences = self._seen(example)
+        return sequences if self._longest(sequences) <= self.max_length else [self._cut(*sequences)]
+
+    def _seen(self, example: Example) -> tuple[Example, list[ScoredTokens]]:
+        """The example with its prompt cut where it is too long, and its sequences.
+
+        They are short enough, but for a text, and for a completion that does not fit behind half as many tokens.
+        """
         sequences = self._sequences(example)
         if not sequences[0].ids[: sequences[0].scored_from]:
             raise TaskError(f"the prompt {example.prompt[:40]!r} has no tokens; leave the example out")
         if (longest := self._longest(sequences)) <= self.max_length:
-            return sequences
+            return example, sequences
         begins = repr((example.prompt or example.completion)[:40])
         if self.truncate is None:
             raise TaskError(
@@ -254,28 +266,78 @@ class Scorer:
                 f"such examples with --truncate left, middle or right, or leave them out"
             )
         self.cut.add(example)
-        shorter = fitting(example, self.truncate, lambda e: self._longest(self._sequences(e)) <= self.max_length)
-        if shorter is not None:
-            return self._sequences(shorter)
-        if self.labelled:
+        side = self.truncate
+        shorter = fitting(example, side, lambda e: self._longest(self._sequences(e)) <= self.max_length)
+        if shorter is None and self.labelled:
             raise TaskError(
                 f"the example that begins {begins} has more than {self.max_length} tokens even without its columns; "
                 f"raise --max-length, or shorten the prompt template"
             )
-        return [self._cut(example, self.truncate)]
+        if shorter is None and self.task.kind == "text":
+            return example, sequences
+        if shorter is None:
+            shorter = fitting(example, side, lambda e: self._sequences(e)[0].scored_from <= self.max_length // 2)
+        shorter = capped(example, 1, side) if shorter is None else shorter
+        return shorter, self._sequences(shorter)
 
-    def _cut(self, example: Example, side: str) -> ScoredTokens:
-        """A text cut on a side; or the beginning of a completion, after at most half as many tokens of its prompt."""
-        (sequence,) = self._sequences(example)
+    def _cut(self, sequence: ScoredTokens) -> ScoredTokens:
+        """A text cut on a side; or the beginning of a completion."""
         if self.task.kind == "text":
-            return replace(sequence, ids=cut(sequence.ids, self.max_length, side, keep=len(self.encoder.text(""))))
-        half = fitting(example, side, lambda e: self._sequences(e)[0].scored_from <= self.max_length // 2)
-        (sequence,) = self._sequences(capped(example, 1, side) if half is None else half)
+            assert self.truncate is not None
+            keep = len(self.encoder.text(""))
+            return replace(sequence, ids=cut(sequence.ids, self.max_length, self.truncate, keep=keep))
         if sequence.scored_from >= self.max_length:
             raise TaskError(
                 f"a prompt has more than {self.max_length} tokens even without its columns; raise --max-length"
             )
         return replace(sequence, ids=sequence.ids[: self.max_length])
+
+    def asked(self, example: Example, tokens: int) -> Example:
+        """The example with the prompt behind which a model writes an answer of up to `tokens` tokens.
+
+        It is cut as its sequence is, and further where the answer would not fit behind it. Raises TaskError for one
+        that leaves no room, where nothing is to be cut.
+        """
+        if (example, tokens) not in self._asked:
+            self._asked[example, tokens] = self._with_room(self._seen(example)[0], example, tokens)
+        return self._asked[example, tokens]
+
+    def _with_room(self, seen: Example, example: Example, tokens: int) -> Example:
+        """See `asked`. seen: what training sees of the example."""
+        room = self._room(tokens)
+        if room is None or len(self._prompt(seen)) <= room:
+            return seen
+        begins = (
+            f"the prompt {example.prompt[:40]!r}... has {len(self._prompt(seen))} tokens, and with --answer-tokens "
+            f"{tokens} it is longer than the {room + tokens} that the model takes"
+        )
+        if self.truncate is None:
+            raise TaskError(
+                f"{begins}: cut such prompts with --truncate left, middle or right, lower --answer-tokens, or leave "
+                f"them out"
+            )
+        shorter = fitting(seen, self.truncate, lambda e: len(self._prompt(e)) <= room)
+        if shorter is None:
+            raise TaskError(
+                f"{begins}, even without its columns; lower --answer-tokens, or shorten the prompt template"
+            )
+        self.cut_for_answers.add(example)
+        return shorter
+
+    def _prompt(self, example: Example) -> Tokens:
+        """The tokens of a prompt behind which the model writes."""
+        return self.encoder.asked(example)
+
+    def _room(self, tokens: int) -> int | None:
+        """How many tokens a prompt may have with `tokens` behind it; None for any number."""
+        virtual = 0 if self.virtual is None else self.virtual.count
+        return None if self.limit == NO_LIMIT else self.limit - virtual - tokens
+
+    def check_answers(self, examples: Iterable[Example]) -> None:
+        """Raise TaskError for an example whose answer, if the model writes one, has no room."""
+        if self.judge is not None:
+            for example in examples:
+                self.asked(example, self.judge.tokens)
 
     def _longest(self, sequences: Sequence[ScoredTokens]) -> int:
         """The number of tokens of the longest sequence, or of the prompt with the longest word behind it."""
@@ -313,6 +375,10 @@ class Scorer:
             parts.append(
                 f"{len(self.cut):,} of {count:,} examples have more than {self.max_length} tokens: {what} are cut "
                 f"({self.truncate})"
+            )
+        if self.cut_for_answers and self.judge is not None:
+            parts.append(
+                f"{len(self.cut_for_answers):,} prompts are cut to leave room for --answer-tokens {self.judge.tokens}"
             )
         if any(e.chat for e in self._encoded):
             with_template = "with the chat template of the tokenizer" if self.encoder.chat else "as plain text"
@@ -646,6 +712,7 @@ class Scorer:
         """
         if not examples:
             raise TaskError("there are no examples to evaluate; give the task more data")
+        self.check_answers(examples)
         tokens = [] if self.labelled else [self._learned(e) for e in examples]
         share = 1.0 if self.judge is None else 1.0 / (1 + self.judge.tokens)  # a token that is written is a forward
         tell = None if progress is None else lambda count: progress(share * count)
