@@ -191,6 +191,9 @@ class AutoRate(Controller):
         eta_cap = 2q (1 - beta) / (T + (q + 1) L),   T ~ tr H,   L ~ sqrt(Var(v^T H v) / 2) >= lambda_max,
 
     T (never below twice its standard error: noise makes steps smaller) and L from the last `window` measurements.
+    The variance bounds lambda_max for Gaussian v. For signs it is 2 sum_{i != j} H_ij^2, which does not see the
+    diagonal: with several directions, where single coordinates are far steeper than the others, steps are too long (the
+    run says that f rose). Take law=Gaussian() there, or `TrustRate()`, which takes such steps back.
 
     signal, in (0, 1], is the share of the measured slope |g|^2 that belongs to the loss itself and not to the noise of
     its values or batches. A step at a share c of eta_cap lowers a quadratic by (signal - c) lr |g|^2 in the mean, so
