@@ -235,10 +235,9 @@ MUTANTS = (
     Mutant(
         "a long example loses the end of its prompt",
         "src/zograd/llm/scoring/scorer.py",
-        "        if shorter is not None:\n            return self._sequences(shorter)\n",
-        "        if shorter is not None:\n"
-        "            most = self.max_length\n"
-        "            return [replace(s, ids=s.ids[:most], scored_from=most) for s in sequences]\n",
+        "        return shorter, self._sequences(shorter)\n",
+        "        most = self.max_length\n"
+        "        return example, [replace(s, ids=s.ids[:most], scored_from=most) for s in sequences]\n",
         ("tests/llm/test_truncation.py::test_the_longest_column_is_cut_as_little_as_is_needed",),
     ),
     Mutant(
