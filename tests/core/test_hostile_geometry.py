@@ -66,6 +66,31 @@ def test_a_minimum_on_the_boundary_of_a_box_is_a_success(dtype: Any) -> None:
     assert res.fun == pytest.approx(32, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("space", "x0", "lowest"),
+    [
+        (spaces.Polytope(BOX, [1.0] * 4), np.zeros(2), -3.0), (spaces.Box(-1, 1), np.zeros(2), -3.0),
+        (spaces.PositiveOrthant(), np.ones(2), 0.0), (spaces.Simplex(), np.full(2, 0.5), 1.0),
+    ],
+)  # fmt: skip
+def test_a_vertex_is_found_from_inside(space: Any, x0: Any, lowest: float) -> None:
+    res = minimize(lambda x: float(x[0] + 2 * x[1]), x0, space=space)
+    assert res.success
+    assert res.fun == pytest.approx(lowest, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("space", "x0"),
+    [(spaces.PositiveOrthant("conformal"), np.ones(2)), (spaces.Simplex(metric="conformal"), np.full(3, 1 / 3))],
+)
+def test_an_end_beside_a_wall_of_a_conformal_metric_is_no_success(space: Any, x0: Any) -> None:
+    """All moves become as short as the distance to the wall, far from the minimum elsewhere."""
+    res = minimize(lambda x: float(x @ np.arange(1, x.size + 1)), x0, space=space)
+    assert res.fun > (0.1 if x0.size == 2 else 1.1)
+    assert not res.success
+    assert "in the conformal metric a wall shortens all of them" in res.message
+
+
 def test_without_a_retraction_there_are_no_coordinates() -> None:
     rng = np.random.default_rng(0)
     shift, start = rng.normal(size=(4, 2)), np.linalg.qr(rng.normal(size=(4, 2)))[0]

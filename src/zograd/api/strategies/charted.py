@@ -29,7 +29,10 @@ WIDER = 8.0
 """How many times farther coordinates reach after a round that ended at their limit."""
 
 IDLE = 3
-"""Rounds that end at their limit and gain nothing, after which the search gives up."""
+"""Rounds that end at their limit and gain nothing, after which as far as values show nothing is lower."""
+
+SHORTER = 100.0
+"""How many times shorter moves may be than at x0 in a conformal metric, where a wall shortens all of them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Charted:
     x is x0 first, and |z_i| <= 1. Where the strategy ends, it begins again at the point that it found, with new
     coordinates, until a round gains less than a thousandth of all that was gained. A round that ends at the limit of
     its coordinates, or where the space shortens moves, has found no minimum: another one follows, with wider
-    coordinates.
+    coordinates. In a conformal metric a single wall shortens the moves along all variables: an end beside one is no
+    success.
     """
 
     strategy: Strategy
@@ -55,21 +59,48 @@ class Charted:
         trace.began(self.name)
         start = known = trace.fun
         side, rounds, idle = 1.0, 0, 0
+        free = self.reach(trace)
         while True:
             end, held = yield from self.chart(trace, side)
-            if held:
+            if held and idle < IDLE - 1:
                 trace.stationary = False
             if end.kind is not Ending.ITSELF or start is None or known is None or trace.fun is None:
                 return end
             gain, known = known - trace.fun, trace.fun
             if held:
                 side, idle = side * WIDER, 0 if gain > 0 else idle + 1
-                if idle == IDLE:
-                    return End(Ending.UNSETTLED, "every search ended at the limit of its coordinates, and none lower")
-                continue
-            rounds += 1
-            if gain <= ENOUGH * (start - known) or rounds == CHARTS:
-                return end
+            else:
+                rounds += 1
+            if idle == IDLE or (not held and (gain <= ENOUGH * (start - known) or rounds == CHARTS)):
+                return self.ended(end, free, trace)
+
+    def ended(self, end: End, free: float, trace: Trace) -> End:
+        """The end of the search; of one beside a wall in a conformal metric what that means. free: reach at x0."""
+        times = free / max(self.reach(trace), 1e-300)
+        if getattr(self.space, "metric", "") != "conformal" or times <= SHORTER:
+            return end
+        trace.stationary = False
+        return End(
+            Ending.UNSETTLED,
+            f"moves at x are {times:.2g} times shorter than at x0, since in the conformal metric a wall shortens all "
+            f"of them; take the default metric of {type(self.space).__name__}, or start elsewhere",
+        )
+
+    def reach(self, trace: Trace) -> float:
+        """How far a small move from the recommended point leads."""
+        x0 = np.array(trace.position(), copy=True)
+        z = 1e-3 * np.cos(np.arange(x0.size) + 1.0).astype(x0.dtype)
+        return float(np.abs(self.at(x0, z, trace) - x0).max(initial=0.0))
+
+    def at(self, x0: Flat, z: Flat, trace: Trace) -> Flat:
+        """The point with the coordinates z at x0."""
+        shape = trace.problem.variables.shapes[0]
+        if self.space.unit == "row":  # as the store gives it
+            shape = (-1, shape[-1] if shape else 1)
+        x, v = torch.from_numpy(x0.copy()).view(shape), torch.from_numpy(z.copy()).view(shape)
+        moved = self.space.move_(x, v if self.space.ambient else self.space.lift_(v, x, {}))
+        found: Flat = moved.reshape(-1).numpy()
+        return found
 
     def chart(self, trace: Trace, side: float) -> Generator[Points, Values, tuple[End, bool]]:
         """The strategy in the coordinates at the recommended point, |z_i| <= side; and whether these held it back."""
@@ -78,15 +109,9 @@ class Charted:
         problem = replace(trace.problem, variables=Variables(np.zeros_like(x0)), lower=-limit, upper=limit)
         values_here = trace.values_at_start if trace.fun is None else [trace.fun]
         inner = Trace(problem, trace.left, lambda: np.zeros_like(x0), trace.fun, values_here, trace.noise)
-        shape = trace.problem.variables.shapes[0]
-        if self.space.unit == "row":  # as the store gives it
-            shape = (-1, shape[-1] if shape else 1)
 
         def at(z: Flat) -> Flat:
-            x, v = torch.from_numpy(x0.copy()).view(shape), torch.from_numpy(z.copy()).view(shape)
-            moved = self.space.move_(x, v if self.space.ambient else self.space.lift_(v, x, {}))
-            found: Flat = moved.reshape(-1).numpy()
-            return found
+            return self.at(x0, z, trace)
 
         def asked(request: Points) -> Points:
             trace.fun = inner.fun
