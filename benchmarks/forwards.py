@@ -265,7 +265,8 @@ rates have been compared, and no whole run has been made. The task
 `{COMPLETIONS}` is the second halves of the sentences of mr: there the perplexity of a token stands in place of the
 accuracy, and lower is better. `residual` is with `exact=0`; `residual+4` has the exact derivative of the last four
 blocks, and so on;
-`recomputed` is `backprop` with states that are computed again, to the same bits. What is trained:
+`recomputed` is `backprop` with states that are computed again, to the same bits. Weights on the disk give the bits of
+weights in memory (`tests/offload/test_offload_train.py`), so the rows of `lora` are those of `disk` too. What is trained:
 
 {parts}
 
