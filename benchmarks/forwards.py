@@ -266,7 +266,8 @@ rates have been compared, and no whole run has been made. The task
 accuracy, and lower is better. `residual` is with `exact=0`; `residual+4` has the exact derivative of the last four
 blocks, and so on;
 `recomputed` is `backprop` with states that are computed again, to the same bits. Weights on the disk give the bits of
-weights in memory (`tests/offload/test_offload_train.py`), so the rows of `lora` are those of `disk` too. What is trained:
+weights in memory (`tests/offload/test_offload_train.py`), so the rows of `lora` are those of `disk` too. What is
+trained:
 
 {parts}
 
