@@ -319,10 +319,9 @@ class AskTell:
     @property
     def _identity(self) -> dict[str, Any]:
         """What a state belongs to, as plain data."""
-        rows = None if self.rows is None else {"names": list(self.rows.names), "digest": self.rows.digest}
         return {
-            "method": settings_of(self.strategy), "bounds": of_bounds(self.source.problem), "constraints": rows,
-            "maximize": bool(self.maximize),
+            "method": settings_of(self.strategy), "bounds": of_bounds(self.source.problem),
+            "constraints": None if self.rows is None else self.rows.digest, "maximize": bool(self.maximize),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

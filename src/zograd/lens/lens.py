@@ -228,10 +228,11 @@ class Lens:
         """A fresh tensor with the leaf at the point."""
         if _transformed():  # a tensor that is made inside of a transform of torch.func has no memory to write to
             with temporarily_clear_interpreter_stack():
-                return self._written_out(leaf, dtype)
-        return self._written_out(leaf, dtype)
+                return self._regenerated(leaf, dtype)
+        return self._regenerated(leaf, dtype)
 
-    def _written_out(self, leaf: Leaf, dtype: torch.dtype) -> Tensor:
+    def _regenerated(self, leaf: Leaf, dtype: torch.dtype) -> Tensor:
+        """The same, outside of transforms."""
         if (ready := self.ready(leaf)) is not None and dtype in (leaf.dtype, ready.dtype):
             return ready.to(dtype, copy=True).view(leaf.shape)
         out = torch.empty(leaf.numel, dtype=dtype, device=leaf.tensor.device)
@@ -355,8 +356,7 @@ class Lens:
                 f"embedding {leaf.name!r} has max_norm, which writes to the weights in each forward; "
                 f"set max_norm=None or leave it out of the selection"
             )
-        whole = leaf is None or leaf.space.unit != "element" or input.numel() >= weight.shape[0]
-        if leaf is None or whole or _transformed():
+        if leaf is None or leaf.space.unit != "element" or input.numel() >= weight.shape[0] or _transformed():
             return F.embedding(*self._replace((input, weight)), padding_idx, max_norm, *rest, **named)  # type: ignore[call-arg]
         rows = input.reshape(-1).to(torch.int64)
         if leaf.space.flat and leaf.low is None and all(of_signs(e) for e, _ in self.point.terms):

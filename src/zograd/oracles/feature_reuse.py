@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zograd.core.query import Query
 from zograd.core.vector import Vector
 from zograd.laws.coordinate import Unit
-from zograd.oracles import Oracle, as_number, random_state, seeded
+from zograd.oracles import Oracle, as_number, drawn_since, random_state, seeded
 from zograd.stores import Store
 
 Stage: TypeAlias = nn.Module
@@ -65,7 +65,7 @@ def reusing(stages: Sequence[Stage], features: Tensor, loss: Callable[[Tensor], 
             # 0 times a coordinate is x, read by the same kernels as any other point: equal bits further down.
             with store.at(Vector(((Unit(0, 0), 0.0),))):
                 base = forward(inputs, 0)
-            if not all(map(torch.equal, before, random_state(store))):
+            if drawn_since(before, store):
                 raise ValueError(
                     "a stage or the loss draws random numbers, and begun in the middle it would draw others; call "
                     ".eval(), or take sequential(...)"

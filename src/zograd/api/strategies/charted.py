@@ -29,7 +29,7 @@ WIDER = 8.0
 """How many times farther coordinates reach after a round that ended at their limit."""
 
 IDLE = 3
-"""Rounds that end at their limit and gain nothing, after which as far as values show nothing is lower."""
+"""So many rounds in a row that end at their limit without a lower value end the search as one inside of it does."""
 
 SHORTER = 100.0
 """How many times shorter moves may be than at x0 in a conformal metric, where a wall shortens all of them."""
@@ -62,22 +62,29 @@ class Charted:
         free = self.reach(trace)
         while True:
             end, held = yield from self.chart(trace, side)
-            if held and idle < IDLE - 1:
+            settled = trace.stationary
+            if held:  # beyond the limit f may be lower
                 trace.stationary = False
             if end.kind is not Ending.ITSELF or start is None or known is None or trace.fun is None:
                 return end
             gain, known = known - trace.fun, trace.fun
             if held:
                 side, idle = side * WIDER, 0 if gain > 0 else idle + 1
+                if idle < IDLE:
+                    continue
+                trace.stationary = settled
             else:
                 rounds += 1
-            if idle == IDLE or (not held and (gain <= ENOUGH * (start - known) or rounds == CHARTS)):
-                return self.ended(end, free, trace)
+                if gain > ENOUGH * (start - known) and rounds < CHARTS:
+                    continue
+            return self.ended(end, free, trace)
 
     def ended(self, end: End, free: float, trace: Trace) -> End:
         """The end of the search; of one beside a wall in a conformal metric what that means. free: reach at x0."""
+        if getattr(self.space, "metric", "") != "conformal":
+            return end
         times = free / max(self.reach(trace), 1e-300)
-        if getattr(self.space, "metric", "") != "conformal" or times <= SHORTER:
+        if times <= SHORTER:
             return end
         trace.stationary = False
         return End(
